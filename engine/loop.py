@@ -1,0 +1,544 @@
+"""The event loop that workflow code runs on: plain asyncio, in an order that any process repeats.
+
+It may not do I/O, look at a clock or start a thread, and it holds no state of its own beyond memory: time is what the
+owner of the loop sets (`now_ms`, the time of the log), timers are reported to the owner, who makes them durable and
+fires them. The owner alternates: deliver one event (resolve a future, fire a timer), then `run_until_idle`.
+
+Relied on for the same order everywhere:
+- callbacks run first in, first out;
+- `asyncio.wait`, `as_completed`, `TaskGroup` and `all_tasks` iterate sets, so tasks and futures hash by creation number;
+- whatever reaches outside (sockets, threads, processes, signals) raises `NonDeterminism` and is kept in `violations`, so
+  that the owner finds out even if the code swallows the error.
+
+The loop runs nested in the worker's loop: it becomes the running loop only while `run_until_idle` is on the stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import math
+import os
+import sys
+import zlib
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+from types import CodeType, CoroutineType, FrameType
+from typing import Any, NamedTuple, TypeVar, cast
+
+from .errors import NonDeterminism
+
+T = TypeVar("T")
+
+_getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]
+_get_running_loop = asyncio.events._get_running_loop
+_set_running_loop = asyncio.events._set_running_loop
+# From 3.14 on the current task belongs to the thread, not to the loop, and no task runs inside another one: take the
+# worker's task out for the time being. 3.11 has no such function and keeps one current task per loop.
+_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
+
+_ENGINE = str(Path(__file__).parent) + os.sep
+_STDLIB = str(Path(os.__file__).parent) + os.sep
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+
+
+class Abandoned(BaseException):
+    """Raised by an abandoned loop into code that still runs while its coroutine is closed. Never caught by `except Exception`."""
+
+
+class Unhandled(NamedTuple):
+    """An exception that no code waited for: of a callback, or of a task whose outcome nobody asked for."""
+
+    message: str
+    error: BaseException | None
+
+
+class Handle:
+    """A callback in the ready queue."""
+
+    __slots__ = ("args", "callback", "context")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
+        self.context = context
+
+    def cancel(self) -> None:
+        self.callback = None
+        self.args = ()
+
+    def cancelled(self) -> bool:
+        return self.callback is None
+
+    def get_context(self) -> contextvars.Context:
+        return self.context
+
+
+class Timer(Handle):
+    """A durable timer that the code asked for, directly or through `sleep`, `timeout`, `wait_for` and the like.
+
+    `number` counts the timers of the loop from 1; `delay_s` is relative to the loop's time when it was made, above 0.
+    """
+
+    __slots__ = ("_loop", "_when", "delay_s", "fired", "number", "reported")
+
+    def __init__(
+        self,
+        loop: DeterministicLoop,
+        number: int,
+        delay_s: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: contextvars.Context,
+    ) -> None:
+        super().__init__(callback, args, context)
+        self._loop = loop
+        self._when = loop.time() + delay_s
+        self.number = number
+        self.delay_s = delay_s
+        self.reported = False
+        self.fired = False
+
+    @property
+    def id(self) -> str:
+        """`@timer`, `@timer#2`, …"""
+        return "@timer" if self.number == 1 else f"@timer#{self.number}"
+
+    def when(self) -> float:
+        return self._when
+
+    def cancel(self) -> None:
+        # 3.11 cancels the handle of a timer that has fired, later versions do not: that must make no difference.
+        if self.callback is not None and self.reported and not self.fired:
+            self._loop.timer_cancelled(self)
+        super().cancel()
+
+
+class DeterministicFuture(asyncio.Future[T]):
+    """A future that hashes by its creation number."""
+
+    __slots__ = ("creation_hash",)
+
+    creation_hash: int
+
+    def __hash__(self) -> int:
+        return self.creation_hash
+
+
+class DeterministicTask(asyncio.Task[T]):
+    """A task that hashes by its creation number.
+
+    `shielded` counts the shields it is in; above 0 it is not to be cancelled. A task made inside a shield is born in one.
+    """
+
+    __slots__ = ("creation_hash", "shielded")
+
+    creation_hash: int
+    shielded: int
+
+    def __init__(
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        creation_hash: int,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        context: contextvars.Context | None = None,
+        shielded: int = 0,
+    ) -> None:
+        # Before the rest: asyncio puts the task into a set while it makes it.
+        self.creation_hash = creation_hash
+        self.shielded = shielded
+        super().__init__(coro, loop=loop, name=name, context=context)
+
+    def __hash__(self) -> int:
+        return self.creation_hash
+
+
+class DeterministicLoop(asyncio.AbstractEventLoop):
+    """One workflow run's event loop.
+
+    `seed` (the run id) only spreads the hashes of many runs' tasks over asyncio's process-wide set of tasks.
+    `on_timer` and `on_timer_cancelled` are called when the loop goes idle: first for every reported timer cancelled
+    since, in the order of cancelling, then for every new timer that is still wanted, in the order of creation.
+    """
+
+    def __init__(
+        self,
+        seed: str,
+        on_timer: Callable[[Timer], None],
+        on_timer_cancelled: Callable[[Timer], None],
+        *,
+        max_callbacks: int = 1_000_000,
+    ) -> None:
+        self.now_ms = 0
+        self.violations: list[NonDeterminism] = []
+        self.unhandled: list[Unhandled] = []
+        self._on_timer = on_timer
+        self._on_timer_cancelled = on_timer_cancelled
+        self._max_callbacks = max_callbacks
+        self._ready: list[Handle] = []
+        self._new_timers: list[Timer] = []
+        self._cancelled_timers: list[Timer] = []
+        self._timers_made = 0
+        # The low bits count, so that a small set iterates in the order of creation, whatever the seed.
+        self._task_hash = self._future_hash = self._hash_base = zlib.crc32(seed.encode("utf-8", "surrogatepass")) << 12
+        self._tasks: list[DeterministicTask[Any]] = []
+        self._prune_at = 16
+        self._running = False
+        self._abandoned = False
+
+    # What the owner calls.
+
+    def run_until_idle(self) -> None:
+        """Run what is ready, and what that makes ready, until nothing is; then report the timers.
+
+        Raises `NonDeterminism` after `max_callbacks` callbacks: the code spins without awaiting anything durable.
+        """
+        if self._running:
+            raise RuntimeError("this loop is already running")
+        left = self._max_callbacks
+        outside = self._enter()
+        try:
+            while batch := self._ready:
+                self._ready = []
+                left -= len(batch)
+                if left < 0:
+                    raise self._violation(
+                        f"workflow code ran {self._max_callbacks} callbacks without awaiting anything durable: it spins; "
+                        "await a step, a sleep or a signal in the loop"
+                    )
+                for handle in batch:
+                    callback = handle.callback
+                    if callback is not None:
+                        try:
+                            handle.context.run(callback, *handle.args)
+                        except KeyboardInterrupt:
+                            raise
+                        except BaseException as error:  # noqa: BLE001  # SystemExit too: a workflow may not stop its worker
+                            self._collect(f"exception in callback {callback!r}", error)
+        finally:
+            self._leave(outside)
+        self._report_timers()
+
+    def fire(self, timer: Timer) -> None:
+        """Make a timer's callback ready; nothing for one that was fired or cancelled."""
+        if timer.callback is not None and not timer.fired:
+            timer.fired = True
+            self._ready.append(timer)
+
+    def blocked_tasks(self) -> list[DeterministicTask[Any]]:
+        """The tasks that are not done, in the order of creation."""
+        self._tasks = [task for task in self._tasks if not task.done()]
+        return list(self._tasks)
+
+    def abandon(self) -> None:
+        """Drop the run from memory, quietly: nothing of it runs again, and what its `finally` blocks ask for raises `Abandoned`.
+
+        For an evicted run as for an ended one, whose memory is then freed at once. Idempotent.
+        """
+        if self._running:
+            raise RuntimeError("a loop cannot be abandoned while it runs")
+        self._abandoned = True
+        self._ready = []
+        self._new_timers = []
+        self._cancelled_timers = []
+        tasks, self._tasks = self.blocked_tasks(), []
+        outside = self._enter()
+        try:
+            for task in reversed(tasks):
+                _close(cast("Coroutine[Any, Any, Any]", task.get_coro()))
+        finally:
+            self._leave(outside)
+
+    @property
+    def abandoned(self) -> bool:
+        return self._abandoned
+
+    def timer_cancelled(self, timer: Timer) -> None:
+        """For `Timer`: a reported timer is not wanted any more."""
+        self._cancelled_timers.append(timer)
+
+    # What asyncio and the workflow call.
+
+    def time(self) -> float:
+        return self.now_ms / 1000
+
+    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # a lighter handle
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
+        if not args and type(callback).__name__ == "TaskStepMethWrapper":
+            self._look_for_foreign_await(callback)
+        handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
+        if not self._abandoned:
+            self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Handle:
+        if _get_running_loop() is not self:
+            raise self._real("call_soon_threadsafe", "another thread")
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Timer:
+        self._check_alive()
+        delay = float(delay)
+        if math.isnan(delay):
+            raise ValueError("a delay must be a number of seconds, not NaN")
+        if context is None:
+            context = contextvars.copy_context()
+        if delay <= 0:
+            timer = Timer(self, 0, 0.0, callback, args, context)
+            self.fire(timer)
+            return timer
+        self._timers_made += 1
+        timer = Timer(self, self._timers_made, delay, callback, args, context)
+        if delay != math.inf:
+            self._new_timers.append(timer)
+        return timer
+
+    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Timer:
+        # Microseconds: what is beyond them is noise of the subtraction.
+        return self.call_later(round(when - self.time(), 6) if math.isfinite(when) else when, callback, *args, context=context)
+
+    def create_future(self) -> DeterministicFuture[Any]:
+        self._check_alive()
+        future: DeterministicFuture[Any] = DeterministicFuture(loop=self)
+        self._future_hash += 1
+        future.creation_hash = self._future_hash
+        return future
+
+    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        eager_start: bool | None = None,
+    ) -> DeterministicTask[T]:
+        """As asyncio's; `eager_start` is accepted and has no effect, so that every Python version keeps the same order."""
+        self._check_alive()
+        if _getframe(1).f_code in _ENSURE_FUTURE:
+            self._refuse_as_completed(coro)
+        self._task_hash += 1
+        creator = cast("DeterministicTask[Any] | None", asyncio.current_task(self))
+        task = DeterministicTask(
+            coro,
+            creation_hash=self._task_hash,
+            loop=self,
+            name=f"Task-{self._task_hash - self._hash_base}" if name is None else str(name),
+            context=context,
+            shielded=0 if creator is None else creator.shielded,
+        )
+        self._tasks.append(task)
+        if len(self._tasks) > self._prune_at:
+            self._prune_at = max(16, 2 * len(self.blocked_tasks()))
+        return task
+
+    def get_debug(self) -> bool:
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        pass
+
+    def get_task_factory(self) -> None:
+        return None
+
+    def get_exception_handler(self) -> None:
+        return None
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._abandoned
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        self._collect(str(context.get("message", "")), context.get("exception"))
+
+    default_exception_handler = call_exception_handler
+
+    # Inside.
+
+    def _enter(self) -> tuple[Any, ...]:
+        outer = _get_running_loop()
+        outer_task = _swap_current_task(outer, None) if _swap_current_task is not None and outer is not None else None
+        hooks = sys.get_asyncgen_hooks()
+        _set_running_loop(self)
+        sys.set_asyncgen_hooks(None, self._close_generator)
+        self._running = True
+        return outer, outer_task, hooks
+
+    def _leave(self, outside: tuple[Any, ...]) -> None:
+        outer, outer_task, hooks = outside
+        self._running = False
+        sys.set_asyncgen_hooks(*hooks)
+        _set_running_loop(outer)
+        if outer_task is not None and _swap_current_task is not None:
+            _swap_current_task(outer, outer_task)
+
+    def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
+        # An async generator left half-way. Only code that runs now can have dropped it at a point that repeats.
+        if self._running and not self._abandoned:
+            self.create_task(generator.aclose())
+
+    def _report_timers(self) -> None:
+        if self._cancelled_timers:
+            cancelled, self._cancelled_timers = self._cancelled_timers, []
+            for timer in cancelled:
+                self._on_timer_cancelled(timer)
+        if self._new_timers:
+            new, self._new_timers = self._new_timers, []
+            for timer in new:
+                if timer.callback is not None:
+                    timer.reported = True
+                    self._on_timer(timer)
+
+    def _collect(self, message: str, error: BaseException | None) -> None:
+        if not self._abandoned and len(self.unhandled) < 100:
+            self.unhandled.append(Unhandled(message, error))
+
+    def _check_alive(self) -> None:
+        if self._abandoned:
+            raise Abandoned("this run has left memory; nothing of it may run any more")
+
+    def _violation(self, message: str, frames: Iterable[FrameType] | None = None, found: str = "") -> NonDeterminism:
+        source = _source(_stack() if frames is None else frames)
+        at = f" (at {source[0]})" if source else ""
+        error = NonDeterminism(message + at, found=found, source=source)
+        self.violations.append(error)
+        return error
+
+    def _real(self, call: str, what: str) -> NonDeterminism:
+        return self._violation(
+            f"workflow code called loop.{call} ({what}) outside a step; move it into `await step.run(...)`", found=f"loop.{call}"
+        )
+
+    def _look_for_foreign_await(self, step: Callable[..., object]) -> None:
+        # asyncio throws an error into a task that awaits what belongs to another loop; the step that throws it holds it.
+        referents = gc.get_referents(step)
+        for error in referents:
+            if isinstance(error, RuntimeError) and ("different loop" in str(error) or "bad yield" in str(error)):
+                frames = [f for r in referents if isinstance(r, asyncio.Task) for f in _frames_of(cast("asyncio.Task[Any]", r))]
+                violation = self._violation(
+                    "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
+                    "worker) outside a step; move it into `await step.run(...)`",
+                    reversed(frames),
+                    found="an awaitable of another event loop",
+                )
+                error.args = (str(violation),)
+                error.__cause__ = violation
+
+    def _refuse_as_completed(self, coro: Coroutine[Any, Any, Any]) -> None:
+        frame: FrameType | None = _getframe(2)
+        while frame is not None and frame.f_code.co_filename == asyncio.tasks.__file__:
+            if frame.f_code in _AS_COMPLETED:
+                coro.close()
+                raise self._violation(
+                    "asyncio.as_completed over coroutines starts them in an order that differs between processes; pass tasks: "
+                    "asyncio.as_completed([asyncio.create_task(c) for c in coroutines])",
+                    found="asyncio.as_completed over coroutines",
+                )
+            frame = frame.f_back
+
+
+def _codes(*names: str) -> frozenset[CodeType]:
+    functions = (getattr(asyncio.tasks, name, None) for name in names)
+    return frozenset(f.__init__.__code__ if isinstance(f, type) else f.__code__ for f in functions if f is not None)
+
+
+_ENSURE_FUTURE = _codes("ensure_future", "_ensure_future")
+_AS_COMPLETED = _codes("as_completed", "_AsCompletedIterator")
+
+
+def _close(coro: Coroutine[Any, Any, Any]) -> None:
+    # Code that swallows GeneratorExit and awaits again may have to be told more than once.
+    for _ in range(100):
+        try:
+            coro.close()
+        except RuntimeError:
+            continue
+        except BaseException:  # noqa: BLE001  # whatever it raises, nobody is left to hear it
+            return
+        return
+
+
+def _stack() -> Iterator[FrameType]:
+    frame: FrameType | None = _getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """The frames of a suspended task, outermost first."""
+    coro: Any = task.get_coro()
+    while isinstance(coro, CoroutineType):
+        if coro.cr_frame is not None:
+            yield coro.cr_frame
+        coro = coro.cr_await
+
+
+def _source(frames: Iterable[FrameType]) -> tuple[str, ...]:
+    """The user's lines: the innermost one, and if that is in an installed package, the innermost one that is not."""
+    lines: list[str] = []
+    for frame in frames:
+        file = frame.f_code.co_filename
+        installed = any(part in file for part in _PACKAGES)
+        if file.startswith((_ENGINE, "<frozen")) or (file.startswith(_STDLIB) and not installed):
+            continue
+        if not lines or not installed:
+            lines.append(f"{file}:{frame.f_lineno}")
+        if not installed:
+            break
+    return tuple(lines)
+
+
+_REAL = {
+    "run_in_executor": "a thread",
+    "getaddrinfo": "a name look-up",
+    "getnameinfo": "a name look-up",
+    "sendfile": "a file and a socket",
+    "start_tls": "a socket",
+    "run_forever": "another run of an event loop",
+    "run_until_complete": "another run of an event loop",
+}
+_REAL_PREFIXES = {
+    "subprocess_": "a process",
+    "sock_": "a socket",
+    "create_": "a socket",
+    "connect_": "a pipe or a socket",
+    "add_reader": "a file descriptor",
+    "add_writer": "a file descriptor",
+    "remove_reader": "a file descriptor",
+    "remove_writer": "a file descriptor",
+    "add_signal": "a signal",
+    "remove_signal": "a signal",
+}
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    what = _REAL.get(name) or next((what for prefix, what in _REAL_PREFIXES.items() if name.startswith(prefix)), None)
+
+    def refuse(self: DeterministicLoop, *args: Any, **kwargs: Any) -> Any:
+        if what is None:
+            raise self._violation(  # pyright: ignore[reportPrivateUsage]
+                f"workflow code called loop.{name}; a workflow's event loop belongs to stepfold, and real work goes into "
+                "`await step.run(...)`",
+                found=f"loop.{name}",
+            )
+        raise self._real(name, what)  # pyright: ignore[reportPrivateUsage]
+
+    refuse.__name__ = refuse.__qualname__ = name
+    return refuse
+
+
+for _name in dir(asyncio.AbstractEventLoop):
+    if not _name.startswith("_") and _name not in DeterministicLoop.__dict__:
+        setattr(DeterministicLoop, _name, _refusal(_name))
