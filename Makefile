@@ -1,0 +1,70 @@
+# Needs Python 3.11 or later, make and git; the rest is installed here, into .venv (and .uv, where there is no uv).
+#   PYTHON=python3.13 make test    uses another interpreter than the first one on PATH
+#   CI=true make test              is as strict as CI: lint and types first, coverage of the pure core, no Kafka test skipped
+
+export UV_PYTHON_DOWNLOADS ?= never
+# Trust the certificates that this machine trusts, as pip does.
+export UV_SYSTEM_CERTS ?= true
+
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(UV) pip install --quiet --python $(VENV) --constraints constraints.txt --build-constraints constraints.txt
+# The editable install links file by file, so a new or a deleted file, which its directory's date shows, needs another one.
+PACKAGE := pyproject.toml constraints.txt $(shell find engine drivers projections -type d ! -name __pycache__)
+
+ifeq ($(CI),true)
+test: lint
+COVERAGE := --cov
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench constraints clean
+
+help: ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 20
+
+setup: $(VENV)/ready-dev ## install everything into .venv
+
+demo: $(VENV)/ready ## a durable order, live: stepfold demo
+	$(BIN)/stepfold demo
+
+test: $(VENV)/ready-dev ## all tests, on a real Kafka: pytest
+	$(BIN)/pytest $(COVERAGE)
+
+lint: $(VENV)/ready-dev ## ruff and pyright
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(VENV)/ready-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
+	$(BIN)/python bench
+
+constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
+	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --group dev pyproject.toml -o constraints.txt
+
+clean: ## remove what make has made
+	rm -rf .venv .uv build dist *.egg-info .coverage .hypothesis .pytest_cache .ruff_cache
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/pip install --quiet --constraint constraints.txt uv
+
+# One file per interpreter asked for: another PYTHON begins a new .venv.
+PYTHON_CHOSEN := $(VENV)/python-$(subst /,-,$(PYTHON))
+$(PYTHON_CHOSEN): | $(UV)
+	$(UV) venv --quiet --clear $(if $(PYTHON),--python $(PYTHON)) $(VENV)
+	@touch $@
+
+$(VENV)/ready: $(PYTHON_CHOSEN) $(PACKAGE) | $(UV)
+	rm -rf build
+	$(INSTALL) --reinstall-package stepfold --editable .
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready
+	$(INSTALL) --editable '.[broker]' --group dev
+	@touch $@
