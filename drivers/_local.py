@@ -1,0 +1,127 @@
+"""What the drivers of one machine share: readers that wait for news, the check of entries, and an `ext` without anything.
+
+Nothing in here knows how records are stored. It runs on the event loop only and waits by no clock but the loop's, so that
+it works under virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
+
+from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
+from stepfold.log import Entry, Record
+
+MAX_VALUE_BYTES = 1_000_000
+"""A payload of 900 kB and the envelope around it."""
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def check_entries(log_name: str, entries: Sequence[Entry]) -> None:
+    """Raise PayloadTooLarge if a value is above MAX_VALUE_BYTES, ValueError if a key has no UTF-8."""
+    for key, value in entries:
+        if len(value) > MAX_VALUE_BYTES:
+            raise PayloadTooLarge(
+                f"a record of {key!r} has {len(value):,} bytes and {log_name} takes {MAX_VALUE_BYTES:,}; "
+                "store the payload elsewhere and pass a reference to it"
+            )
+        if not key.isascii():
+            key.encode()
+
+
+class NoExtras:
+    """`step.ext` and `ctx.ext` of a driver that adds nothing: every attribute is a ConfigError."""
+
+    def __init__(self, scheme: str, place: str) -> None:
+        self._says = f"{scheme} adds nothing to {place}"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ConfigError(f"{self._says}, so there is no {name!r}; it belongs to another driver (kafka:// adds publish)")
+
+
+class LocalReader:
+    """The port's `Reader`. It is only a position; `read` is its driver's."""
+
+    def __init__(
+        self, read: Callable[[LocalReader, int, float | None], Awaitable[Sequence[Record]]], partition: int, offset: int
+    ) -> None:
+        self.partition = partition
+        self.position = offset
+        self._read = read
+
+    async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
+        return await self._read(self, limit, wait)
+
+    def seek(self, offset: int) -> None:
+        """May be called while a read waits, too."""
+        self.position = max(self.position, offset)
+
+    async def close(self) -> None:
+        pass
+
+
+class Tail:
+    """Where one partition ends, as far as this process knows, and the reads that wait for it to go on.
+
+    A waiting read is woken in the turn after the news, and only if its position is still below the end: who appended has
+    had its answer by then and may have moved its reader past what it wrote.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: int) -> None:
+        self.end = end
+        self._loop = loop
+        self._waiting: dict[asyncio.Future[str], LocalReader] = {}
+        self._waking = False
+        self._closed = ""
+
+    def advance(self, end: int) -> None:
+        if end > self.end:
+            self.end = end
+            if self._waiting and not self._waking:
+                self._waking = True
+                self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        for future, reader in self._waiting.items():
+            if reader.position < self.end:
+                _settle(future)
+
+    def fail(self, reason: str) -> None:
+        """Whoever waits gets LogUnavailable."""
+        for future in self._waiting:
+            _settle(future, reason)
+
+    def close(self, reason: str) -> None:
+        """Whoever waits, or begins to wait, gets LogUnavailable."""
+        self._closed = reason
+        self.fail(reason)
+
+    async def beyond(self, reader: LocalReader, wait: float | None) -> None:
+        """Return when the end is beyond the reader's position, at the latest after `wait` seconds (None: never)."""
+        until = None if wait is None else self._loop.time() + wait
+        failure = self._closed
+        while not failure and self.end <= reader.position and (until is None or self._loop.time() < until):
+            future: asyncio.Future[str] = self._loop.create_future()
+            alarm = None if until is None else self._loop.call_at(until, _settle, future)
+            self._waiting[future] = reader
+            try:
+                failure = await future
+            finally:
+                del self._waiting[future]
+                if alarm is not None:
+                    alarm.cancel()
+        if failure:
+            raise LogUnavailable(failure)
+
+
+def _settle(future: asyncio.Future[str], failure: str = "") -> None:
+    if not future.done():
+        future.set_result(failure)

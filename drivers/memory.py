@@ -1,0 +1,192 @@
+"""The log in this process's memory: one partition, gone with the process, otherwise like every other log.
+
+`memory://` is a log of its own for each driver. `memory://name` is one log for all drivers of that name in the process, for
+as long as the process lives; of their members the first has the partition and the others wait.
+
+It uses no threads and nothing of the event loop but its primitives, and takes its clock as a parameter: under a virtual-time
+loop it is as deterministic as its users.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from stepfold.errors import ConfigError, LogUnavailable
+from stepfold.log import Ack, Entry, Record
+
+from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, wall_clock_ms
+
+APPENDS_PER_TURN = 64
+"""An append needs no waiting; one in so many gives the other tasks a turn nevertheless."""
+
+
+class _Store:
+    """What the drivers of one name share. The offset of a record is its index."""
+
+    def __init__(self) -> None:
+        self.id = uuid.uuid4().hex
+        self.records: list[Record] = []
+        self.timestamp = 0
+        self.checkpoints: dict[str, bytes] = {}
+        self.members: list[_Membership] = []
+        self.tails: list[Tail] = []
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._by_key: dict[str, list[Record]] = defaultdict(list)
+        self._indexed = 0
+
+    def of_key(self, key: str) -> Sequence[Record]:
+        """The records of one key; indexes what has come since the last call, so that an append pays nothing for it."""
+        for record in self.records[self._indexed :]:
+            self._by_key[record.key].append(record)
+        self._indexed = len(self.records)
+        return self._by_key.get(key, ())
+
+
+_stores: dict[str, _Store] = {}
+
+
+class MemoryDriver:
+    """`Log` in memory. `clock` gives milliseconds since 1970; timestamps never go back, even where it does."""
+
+    partitions = 1
+    max_value_bytes = MAX_VALUE_BYTES
+
+    def __init__(self, name: str = "", *, clock: Callable[[], int] = wall_clock_ms) -> None:
+        self.name = f"memory://{name}"
+        self._clock = clock
+        self._store = _stores.setdefault(name, _Store()) if name else _Store()
+        self._tail: Tail | None = None
+        self._members: list[_Membership] = []
+        self._appends = 0
+
+    @property
+    def id(self) -> str:
+        return self._store.id
+
+    def now(self) -> int:
+        return self._clock()
+
+    async def open(self) -> None:
+        if self._tail is not None:
+            return
+        store, loop = self._store, asyncio.get_running_loop()
+        if store.tails and store.loop is not loop:
+            raise ConfigError(f"{self.name} is open on another event loop; use it on one, or use sqlite:///")
+        store.loop = loop
+        self._tail = Tail(loop, len(store.records))
+        store.tails.append(self._tail)
+
+    async def close(self) -> None:
+        if self._tail is None:
+            return
+        tail, self._tail = self._tail, None
+        self._store.tails.remove(tail)
+        tail.close(f"{self.name} was closed")
+        for member in self._members[:]:
+            await member.leave()
+
+    def _opened(self, partition: int) -> Tail:
+        if self._tail is None:
+            raise LogUnavailable(f"{self.name} is not open; open it, or enter its client, first")
+        if partition != 0:
+            raise ConfigError(f"{self.name} has one partition, 0; there is no partition {partition}")
+        return self._tail
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+        self._opened(partition)
+        check_entries(self.name, entries)
+        store = self._store
+        records = store.records
+        timestamp = store.timestamp = max(self._clock(), store.timestamp)
+        acks: list[Ack] = []
+        for key, value in entries:
+            offset = len(records)
+            records.append(Record(offset, timestamp, key, value))
+            acks.append(Ack(offset, timestamp))
+        for tail in store.tails:
+            tail.advance(len(records))
+        self._appends += 1
+        if self._appends % APPENDS_PER_TURN == 0:
+            await asyncio.sleep(0)
+        return acks
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        self._opened(partition)
+        return 0, len(self._store.records)
+
+    def reader(self, partition: int, offset: int) -> LocalReader:
+        return LocalReader(self._read, partition, offset)
+
+    async def _read(self, reader: LocalReader, limit: int, wait: float | None) -> Sequence[Record]:
+        tail = self._opened(reader.partition)
+        if wait == 0 or reader.position < tail.end:
+            await asyncio.sleep(0)  # a loop of reads must let others run
+        else:
+            await tail.beyond(reader, wait)
+        records = self._store.records[reader.position : reader.position + limit]
+        reader.position += len(records)
+        return records
+
+    async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
+        self._opened(partition)
+        return sorted(record for key in set(keys) for record in self._store.of_key(key) if record.offset >= start)
+
+    async def join(self, member: str) -> _Membership:
+        self._opened(0)
+        return _Membership(member, self._store.members, self._members)
+
+    async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        self._opened(partition)
+        for key, value in items.items():
+            if value is None:
+                self._store.checkpoints.pop(key, None)
+            else:
+                self._store.checkpoints[key] = value
+
+    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+        self._opened(partition)
+        return {key: value for key, value in self._store.checkpoints.items() if key.startswith(prefix)}
+
+    def inbox(self) -> None:
+        return None
+
+    def step_ext(self, step: Any) -> NoExtras:
+        return NoExtras("memory://", "step.ext")
+
+    def ctx_ext(self, run_id: str) -> NoExtras:
+        return NoExtras("memory://", "ctx.ext")
+
+
+class _Membership:
+    """Its place in the queue for the one partition: whoever is first in `members` has it."""
+
+    def __init__(self, member: str, members: list[_Membership], of_driver: list[_Membership]) -> None:
+        self._member = member
+        self._queues = (members, of_driver)
+        self._answered: frozenset[int] | None = None
+        self._changed = asyncio.Event()
+        for queue in self._queues:
+            queue.append(self)
+
+    async def assigned(self) -> frozenset[int]:
+        members, _ = self._queues
+        while self in members:
+            assignment = frozenset({0} if members[0] is self else ())
+            if assignment != self._answered:
+                self._answered = assignment
+                return assignment
+            self._changed.clear()
+            await self._changed.wait()
+        raise LogUnavailable(f"member {self._member!r} has left; join again")
+
+    async def leave(self) -> None:
+        members, of_driver = self._queues
+        if self in members:
+            members.remove(self)
+            of_driver.remove(self)
+            for member in (self, *members):
+                member._changed.set()
