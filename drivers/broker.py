@@ -181,6 +181,8 @@ class LocalBroker:
             # After a kill the next start has to wait until the old registration has expired (9 s by default).
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
+            # A worker that was killed may be noticed sooner than by the default of 6 s.
+            "group.min.session.timeout.ms": "1000",
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 

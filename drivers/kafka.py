@@ -1,0 +1,562 @@
+"""Kafka as the log: `KafkaDriver`, and what `step.ext` and `ctx.ext` are on it.
+
+    Client("kafka://broker-1:9092,broker-2:9092/shop")          # the namespace "shop"
+    Client(driver=KafkaDriver("broker-1:9092", "shop", security_protocol="SASL_SSL", sasl_mechanism=..., ...))
+
+A namespace is four topics: `shop.history` (the log), `shop.inbox` (requests from anyone), `shop.dead-letters` (refused ones) and
+`shop.checkpoints` (compacted). `stepfold topics create` makes them; this driver never does on its own. The consumer group
+`shop.workers` says who should own what. Positions, fencing and checkpoints are the engine's, nothing here judges a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol, TypedDict, Unpack, cast
+from urllib.parse import parse_qs, urlsplit
+
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
+from pydantic_core import to_json
+
+from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
+from stepfold.log import Ack, Entry, Inbox, Membership, Record, partition_of
+
+from . import kafka_topics
+from .kafka_cluster import Cluster, TopicPartition, describe
+from .kafka_group import GroupMember, KafkaInbox
+from .kafka_producer import Message, Producer
+from .kafka_tail import Raw, Tail, offsets, raw, scan
+from .kafka_topics import Finding, Namespace, TopicDescription
+
+__all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "TopicDescription"]
+
+MAX_VALUE_BYTES: Final = 1_000_000
+"""One record must fit into a batch of Kafka's default size, with its key and the batch's header."""
+_MAX_KEY_BYTES: Final = 40_000
+_CLOSE_TIMEOUT_S: Final = 10
+_REASON, _ORIGIN, _OMITTED, _REDRIVEN = "stepfold-reason", "stepfold-origin", "stepfold-omitted-bytes", "stepfold-redriven"
+
+
+class KafkaSecurity(TypedDict, total=False):
+    """How to connect, as aiokafka's AIOKafkaClient takes it."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+    ssl_context: ssl.SSLContext
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"]
+    sasl_plain_username: str
+    sasl_plain_password: str
+    sasl_kerberos_service_name: str
+    sasl_kerberos_domain_name: str
+    sasl_oauth_token_provider: AbstractTokenProvider
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A refused record of the inbox: its original key, value and headers, why it was refused and where it had been.
+
+    `place` names it among the dead letters. `value` is None also where it was too large to be copied; `omitted` says so.
+    """
+
+    place: str
+    timestamp: int
+    reason: str
+    origin: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    omitted: bool
+    redriven: bool
+
+
+class KafkaReader:
+    """A `Reader`: one tail."""
+
+    def __init__(self, driver: KafkaDriver, partition: int, offset: int) -> None:
+        self._driver = driver
+        self._waiter: asyncio.Future[None] | None = None
+        self._closed = False
+        self._tail = driver.tail(TopicPartition(driver.namespace.history, partition), offset, self._wake)
+
+    @property
+    def position(self) -> int:
+        return self._tail.position
+
+    async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
+        if self._closed:
+            raise LogUnavailable(f"{self._driver.name}: this reader was closed")
+        tail = self._tail
+        tail.start()
+        if not tail.ready:
+            if wait == 0:
+                await asyncio.sleep(0)  # who asks again and again gives the fetch its turn
+            else:
+                await self._news(wait)
+        return tail.take(limit)
+
+    async def _news(self, wait: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = None if wait is None else loop.call_later(wait, self._wake)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def seek(self, offset: int) -> None:
+        self._tail.seek(offset)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._tail.close()
+        self._driver.forget(self._tail)
+
+
+class KafkaDriver:
+    """A `Log` on Kafka. `bootstrap` is `host:port[,host:port…]`.
+
+    `patience_s`: how long an append or a question is repeated before it raises LogUnavailable, and a silent partition before
+    its readers are told. `session_timeout_s`: how long a dead worker keeps its partitions; brokers allow from 6 s on unless
+    they are set otherwise.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        namespace: str,
+        *,
+        session_timeout_s: float = 10,
+        patience_s: float = 30,
+        **security: Unpack[KafkaSecurity],
+    ) -> None:
+        self.bootstrap = bootstrap
+        self.namespace = Namespace(namespace)
+        self.max_value_bytes = MAX_VALUE_BYTES
+        self._security = security
+        self._session_timeout_s = session_timeout_s
+        self._patience_s = patience_s
+        self._cluster: Cluster | None = None
+        self._id = ""
+        self._partitions = 0
+        self._inbox_partitions = 0
+        self._producers: dict[str, Producer] = {}
+        self._members: list[GroupMember] = []
+        self._inboxes: list[KafkaInbox] = []
+        self._tails: set[Tail[Any]] = set()
+        self._foreign_topics: dict[str, int] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def from_url(cls, url: str, **security: Unpack[KafkaSecurity]) -> KafkaDriver:
+        """`kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`."""
+        parts = urlsplit(url)
+        namespace = parts.path.strip("/")
+        if parts.scheme != "kafka" or not parts.netloc or not namespace or "@" in parts.netloc:
+            raise ConfigError(f"{url!r} is no Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
+        numbers: dict[str, float] = {}
+        for name, values in parse_qs(parts.query, keep_blank_values=True).items():
+            if name not in ("session_timeout_s", "patience_s"):
+                raise ConfigError(f"{url!r}: unknown option {name!r}; there are session_timeout_s and patience_s")
+            try:
+                numbers[name] = float(values[-1])
+            except ValueError:
+                raise ConfigError(f"{url!r}: {name} must be a number of seconds") from None
+        return cls(parts.netloc, namespace, **numbers, **security)
+
+    @property
+    def name(self) -> str:
+        return f"kafka://{self.bootstrap}/{self.namespace.name}"
+
+    @property
+    def id(self) -> str:
+        """The id that the cluster gave the history topic when it was made (KIP-516)."""
+        return self._id
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def now(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    # Opening and closing.
+
+    async def open(self) -> None:
+        if self._cluster is not None:
+            return
+        cluster = self._connection()
+        try:
+            await cluster.start()
+            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
+            wrong = [finding for finding in kafka_topics.check(cluster, self.name, self.namespace, topics) if finding.fatal]
+            if wrong:
+                raise ConfigError(f"{self.name} cannot be used. " + " ".join(str(finding) for finding in wrong))
+            history = topics[self.namespace.history]
+            self._id, self._partitions = history.id, history.partitions
+            self._inbox_partitions = topics[self.namespace.inbox].partitions
+            await cluster.start(self.namespace.topics)
+        except BaseException:
+            await cluster.close()
+            raise
+        self._cluster = cluster
+
+    async def close(self) -> None:
+        cluster, self._cluster = self._cluster, None
+        if cluster is None:
+            return
+        await asyncio.gather(*(member.leave() for member in self._members))
+        await asyncio.gather(*(producer.close(_CLOSE_TIMEOUT_S) for producer in self._producers.values()))
+        for inbox in self._inboxes:
+            inbox.close()
+        closed = LogUnavailable(f"{self.name} was closed")
+        await asyncio.gather(*(tail.stop(closed) for tail in self._tails), *self._endings)
+        self._producers.clear()
+        self._inboxes.clear()
+        self._tails.clear()
+        self._foreign_topics.clear()
+        await cluster.close()
+
+    def _connection(self) -> Cluster:
+        return Cluster(self.bootstrap, cast(Mapping[str, Any], self._security))
+
+    def _opened(self) -> Cluster:
+        if self._cluster is None:
+            raise LogUnavailable(f"{self.name} is not open")
+        return self._cluster
+
+    def _producer(self, purpose: str) -> Producer:
+        """The session for this purpose, a new one after a failure: a large checkpoint does not delay an append."""
+        producer = self._producers.get(purpose)
+        if producer is None or producer.failed:
+            if producer is not None:
+                ending = asyncio.create_task(producer.close())
+                self._endings.add(ending)
+                ending.add_done_callback(self._endings.discard)
+            producer = self._producers[purpose] = Producer(self._opened(), self._patience_s)
+        return producer
+
+    # The history.
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+        self._opened()
+        messages: list[Message] = []
+        for key, value in entries:
+            key_bytes = key.encode("utf-8", "surrogatepass")
+            if len(value) > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
+                raise _too_large(key, value)
+            messages.append(Message(key_bytes, value))
+        return await self._producer("history").send(TopicPartition(self.namespace.history, partition), messages)
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        return await offsets(self._opened(), TopicPartition(self.namespace.history, partition), self._patience_s)
+
+    def reader(self, partition: int, offset: int) -> KafkaReader:
+        return KafkaReader(self, partition, offset)
+
+    def tail(self, place: TopicPartition, offset: int, news: Callable[[], None]) -> Tail[Record]:
+        """A tail of history records that `close` ends."""
+        tail = Tail(self._opened(), place, offset, _record, _offset_of, news, self._patience_s)
+        self._tails.add(tail)
+        return tail
+
+    def forget(self, tail: Tail[Any]) -> None:
+        self._tails.discard(tail)
+
+    async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
+        cluster = self._opened()
+        wanted = {key.encode("utf-8", "surrogatepass") for key in keys}
+        place = TopicPartition(self.namespace.history, partition)
+        first, end = await offsets(cluster, place, self._patience_s)
+        found: list[Record] = []
+        if wanted:
+
+            def make(record: Any) -> Record | None:
+                return _record(record) if record.key in wanted else None
+
+            async for portion in scan(cluster, place, max(first, start), end, make, self._patience_s):
+                found += portion
+        return found
+
+    # Members and the inbox.
+
+    async def join(self, member: str) -> Membership:
+        cluster = self._opened()
+        joined = GroupMember(
+            self.bootstrap,
+            cast(Mapping[str, Any], self._security),
+            self.namespace,
+            self._partitions,
+            member,
+            self._session_timeout_s,
+            lambda: self._members.remove(joined),
+        )
+        self._members.append(joined)
+        self._inboxes.append(
+            KafkaInbox(
+                cluster,
+                lambda: self._producer("other"),
+                joined,
+                self.namespace,
+                self._partitions,
+                self._inbox_partitions,
+                self._patience_s,
+            )
+        )
+        return joined
+
+    def inbox(self) -> Inbox | None:
+        """The inbox of the member that joined last."""
+        if not self._inboxes:
+            raise LogUnavailable(f"{self.name}: the inbox is for members; join first")
+        return self._inboxes[-1]
+
+    # Checkpoints.
+
+    async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        self._opened()
+        messages: list[Message] = []
+        for key, value in items.items():
+            key_bytes = key.encode("utf-8", "surrogatepass")
+            if len(value or b"") > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
+                raise _too_large(key, value or b"")
+            messages.append(Message(key_bytes, value))
+        await self._producer("other").send(TopicPartition(self.namespace.checkpoints, partition), messages)
+
+    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+        cluster = self._opened()
+        place = TopicPartition(self.namespace.checkpoints, partition)
+        start, end = await offsets(cluster, place, self._patience_s)
+        wanted = prefix.encode("utf-8", "surrogatepass")
+
+        def make(record: Any) -> tuple[bytes, bytes | None] | None:
+            key = record.key or b""
+            return (key, record.value) if key.startswith(wanted) else None
+
+        found: dict[str, bytes] = {}
+        async for portion in scan(cluster, place, start, end, make, self._patience_s):
+            for key, value in portion:
+                name = _text(key)
+                if value is None:
+                    found.pop(name, None)
+                else:
+                    found[name] = value
+        return found
+
+    # What users get.
+
+    def step_ext(self, step: Any) -> KafkaStep:
+        return KafkaStep(self, step)
+
+    def ctx_ext(self, run_id: str) -> KafkaContext:
+        return KafkaContext(self.namespace.name, partition_of(run_id, self._partitions))
+
+    async def publish(
+        self, topic: str, value: bytes, key: bytes | None, headers: Sequence[tuple[str, bytes]], spread_by: bytes
+    ) -> tuple[int, int]:
+        """Produce to any topic; the partition is the Java client's choice for `key`, or for `spread_by` without one.
+
+        Returns partition and offset. Raises ConfigError where the topic does not exist, LogUnavailable, PayloadTooLarge.
+        """
+        cluster = self._opened()
+        if len(value) > MAX_VALUE_BYTES:
+            raise _too_large(topic, value)
+        partitions = self._foreign_topics.get(topic)
+        if partitions is None:
+            found = await describe(cluster, [topic], self._patience_s)
+            if topic not in found:
+                raise ConfigError(f"topic {topic!r} does not exist at {self.bootstrap}: make it, or name another")
+            partitions = self._foreign_topics[topic] = len(found[topic].replicas)
+            await cluster.start([topic])
+        partition = (murmur2(spread_by if key is None else key) & 0x7FFF_FFFF) % partitions
+        [ack] = await self._producer("other").send(TopicPartition(topic, partition), [Message(key, value, headers)])
+        return partition, ack.offset
+
+    # What the command line uses. None of these needs the driver to be open.
+
+    async def create_topics(self, partitions: int, replication: int) -> None:
+        """Make the namespace's topics, as far as they are missing. Raises ConfigError where one exists and is different."""
+        async with self._administering() as cluster:
+            await kafka_topics.create(cluster, self.name, self.namespace, partitions, replication, self._patience_s)
+
+    async def check_topics(self) -> list[Finding]:
+        """What is not as it should be and how to mend it, the fatal first. Empty: all is well."""
+        async with self._administering() as cluster:
+            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
+            return kafka_topics.check(cluster, self.name, self.namespace, topics)
+
+    async def describe(self) -> list[TopicDescription]:
+        """The namespace's topics that exist, as they are."""
+        async with self._administering() as cluster:
+            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
+            return [topics[name] for name in self.namespace.topics if name in topics]
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The last `limit` refused records, the oldest first. Reads the whole topic."""
+        async with self._administering() as cluster:
+            await cluster.start([self.namespace.dead_letters])
+            letters: deque[Raw] = deque(maxlen=limit)
+            redriven = await self._read_dead_letters(cluster, letters.append)
+            return [_letter(self.namespace, record, redriven) for record in letters]
+
+    async def redrive(self, places: Sequence[str] | None = None) -> int:
+        """Send refused records to the inbox again as they were: those at `places`, or all that were not sent again yet.
+
+        Returns how many. What was sent again is marked afterwards, so a crash between the two may send it twice.
+        """
+        wanted = None if places is None else set(places)
+        async with self._administering() as cluster:
+            await cluster.start([self.namespace.dead_letters, self.namespace.inbox])
+            letters: list[Raw] = []
+            redriven = await self._read_dead_letters(cluster, letters.append)
+            all_letters = [_letter(self.namespace, record, redriven) for record in letters]
+            if wanted is None:
+                chosen = [letter for letter in all_letters if not letter.redriven and not letter.omitted]
+            else:
+                chosen = [letter for letter in all_letters if letter.place in wanted]
+            if wanted is not None:
+                missing = wanted - {letter.place for letter in chosen}
+                omitted = {letter.place for letter in chosen if letter.omitted}
+                if missing or omitted:
+                    raise ConfigError(
+                        f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
+                        "see `stepfold inbox dead-letters` for what can"
+                    )
+            producer = Producer(cluster, self._patience_s)
+            try:
+                for letter in chosen:
+                    _, origin, _ = letter.origin.rsplit("/", 2)
+                    message = Message(letter.key, letter.value, letter.headers)
+                    await producer.send(TopicPartition(self.namespace.inbox, int(origin)), [message])
+                    marker = Message(None, None, [(_REDRIVEN, letter.place.encode())])
+                    await producer.send(TopicPartition(self.namespace.dead_letters, 0), [marker])
+            finally:
+                await producer.close()
+            return len(chosen)
+
+    async def _read_dead_letters(self, cluster: Cluster, keep: Callable[[Raw], None]) -> set[str]:
+        """Hands over every refused record; returns the places of those that were sent again."""
+        place = TopicPartition(self.namespace.dead_letters, 0)
+        start, end = await offsets(cluster, place, self._patience_s)
+        redriven: set[str] = set()
+        async for portion in scan(cluster, place, start, end, raw, self._patience_s):
+            for record in portion:
+                headers = dict(record.headers)
+                if _REDRIVEN in headers and _REASON not in headers:
+                    redriven.add(_text(headers[_REDRIVEN] or b""))
+                else:
+                    keep(record)
+        return redriven
+
+    @contextlib.asynccontextmanager
+    async def _administering(self) -> AsyncGenerator[Cluster, None]:
+        if self._cluster is not None:
+            yield self._cluster
+            return
+        cluster = self._connection()
+        try:
+            await cluster.start()
+            yield cluster
+        finally:
+            await cluster.close()
+
+
+class _Runs(Protocol):
+    """What is needed of a Step."""
+
+    def run(self, id: str, fn: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+
+
+class KafkaStep:
+    """`step.ext` on Kafka."""
+
+    def __init__(self, driver: KafkaDriver, step: _Runs) -> None:
+        self._driver = driver
+        self._step = step
+
+    async def publish(
+        self, topic: str, value: object, key: str | bytes | None = None, headers: Mapping[str, str | bytes] | None = None
+    ) -> None:
+        """Produce one record to `topic`, as the step `publish/<topic>`: delivered at least once.
+
+        `value` is bytes, a str, or anything that pydantic can write as JSON. The header `stepfold-id` is the step's
+        idempotency key: the same on every attempt, so that a consumer can tell a repetition.
+        """
+
+        async def produce() -> None:
+            from stepfold import current_step
+
+            stable_id = current_step().idempotency_key.encode()
+            sent = [(name, _bytes(text)) for name, text in (headers or {}).items()]
+            data = _bytes(value) if isinstance(value, str | bytes) else to_json(value)
+            key_bytes = None if key is None else _bytes(key)
+            await self._driver.publish(topic, data, key_bytes, [*sent, ("stepfold-id", stable_id)], stable_id)
+
+        await self._step.run(f"publish/{topic}", produce)
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaContext:
+    """`ctx.ext` on Kafka: where the run lives."""
+
+    namespace: str
+    partition: int
+
+
+def _record(record: Any) -> Record:
+    """Total: what foreign hands wrote into the history becomes a record as well, for the fold to reject."""
+    key: bytes | None = record.key
+    return Record(record.offset, record.timestamp, _text(key) if key else "", record.value or b"")
+
+
+def _offset_of(record: Record) -> int:
+    return record.offset
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "replace")
+
+
+def _too_large(key: str, value: bytes) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"a record of {len(value)} bytes for {key[:200]!r} is above the limit of {MAX_VALUE_BYTES}: "
+        "keep large payloads elsewhere and pass a reference"
+    )
+
+
+def _letter(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLetter:
+    # Ours were appended behind the original headers, which may have the same names.
+    ours: dict[str, bytes] = {}
+    headers = list(record.headers)
+    while headers and headers[-1][0] in (_REASON, _ORIGIN, _OMITTED) and headers[-1][0] not in ours:
+        name, value = headers.pop()
+        ours[name] = value or b""
+    place = f"{namespace.dead_letters}/0/{record.offset}"
+    return DeadLetter(
+        place,
+        record.timestamp,
+        _text(ours.get(_REASON, b"unknown")),
+        _text(ours.get(_ORIGIN, b"unknown/0/0")),
+        record.key,
+        record.value,
+        tuple(headers),
+        omitted=_OMITTED in ours,
+        redriven=place in redriven,
+    )

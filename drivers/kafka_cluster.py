@@ -1,0 +1,315 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# aiokafka ships no types; nothing of it leaves this module untyped.
+"""The Kafka driver's connections, and what a cluster says of its topics. Knows nothing of runs, claims or the engine.
+
+aiokafka gives the connections, the protocol's structures and the record format. Its producer and consumer are not used: a
+batch of theirs never expires, so what was given up may land much later; one fetch serves all partitions of a node, so a
+slow reader delays the others; and an entry costs several times as much. See `kafka_producer` and `kafka_tail`.
+
+A *lane* is one connection per node. A broker answers a connection's requests one after another, so whatever may wait there
+(a fetch, a rebalance) has a lane of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
+from typing import Any, Final, NamedTuple, TypeVar
+
+from aiokafka import AIOKafkaClient, TopicPartition
+from aiokafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    NoError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
+from aiokafka.protocol.abstract import AbstractType
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+
+from stepfold.errors import ConfigError, LogUnavailable
+
+T = TypeVar("T")
+log = logging.getLogger("stepfold.kafka")
+
+REQUEST_TIMEOUT_S: Final = 15.0
+BACKOFF_S: Final = 0.1
+_MAX_BACKOFF_S: Final = 1.0
+
+
+class Topic(NamedTuple):
+    """A topic as the cluster describes it: its id (another one after it was made again) and each partition's replica count."""
+
+    id: str
+    replicas: Mapping[int, int]
+    ready: bool  # every partition has a leader
+
+
+class Cluster:
+    """Connections to one Kafka cluster. `options` are those of AIOKafkaClient for security."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        options: Mapping[str, Any],
+        *,
+        client_id: str = "stepfold",
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self._options = dict(options)
+        self._client_id = client_id
+        self._request_timeout_ms = int(request_timeout_s * 1000)
+        self._client: Any = None
+        self._topics: set[str] = set()
+        self._lanes: set[int] = set()
+        self._refreshing: asyncio.Task[None] | None = None
+        self._lost_since: float | None = None
+
+    async def start(self, topics: Sequence[str] = ()) -> None:
+        """Connect and follow the leaders of `topics`, which exist: a broker may create what is named to it."""
+        if self._client is None:
+            self._client = await self._connect()
+        if topics:
+            self._topics.update(topics)
+            await self._client.set_topics(sorted(self._topics))
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        if client is not None:
+            await _quietly(client.close(), "closing connections")
+
+    async def ask(self, node: int | None, request: Any, lane: object = "main") -> Any:
+        """The answer of a node (None: any). Raises KafkaError, whatever goes wrong on the way."""
+        client = self._client
+        if client is None:
+            raise KafkaConnectionError("closed")
+        if node is None:
+            node = client.get_random_node()
+        try:
+            return await client.send(node, request, group=lane)
+        except KafkaError:
+            raise
+        except NotImplementedError as error:
+            raise ConfigError(f"Kafka at {self.bootstrap} is too old for stepfold ({error}); it needs 3.1 or later") from None
+        except Exception as error:  # the client has unguarded corners when a connection goes while it is used
+            raise KafkaConnectionError(repr(error)) from error
+
+    def leader(self, place: TopicPartition) -> int | None:
+        """The node that leads the partition, as far as is known."""
+        if self._client is None:
+            return None
+        node = self._client.cluster.leader_for_partition(place)
+        return None if node is None or node < 0 else node
+
+    async def refresh(self) -> None:
+        """Learn the leaders anew. Never raises; callers at the same time share one refresh."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._refresh())
+        await asyncio.wait([self._refreshing])
+
+    async def _refresh(self) -> None:
+        client = self._client
+        if client is None:
+            return
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                known = await client.force_metadata_update()
+        except (KafkaError, TimeoutError):
+            known = False
+        now = time.monotonic()
+        if known:
+            self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        elif now - self._lost_since > REQUEST_TIMEOUT_S:
+            # Every node it knew is gone; the bootstrap address may lead to others by now.
+            with suppress(LogUnavailable):
+                fresh = await self._connect()
+                if self._topics:
+                    fresh.set_topics(sorted(self._topics))
+                if self._client is client:
+                    self._client, self._lost_since = fresh, None
+                else:
+                    client = fresh
+                await _quietly(client.close(), "closing connections")
+
+    async def _connect(self) -> Any:
+        client = AIOKafkaClient(
+            bootstrap_servers=self.bootstrap,
+            client_id=self._client_id,
+            request_timeout_ms=self._request_timeout_ms,
+            **self._options,
+        )
+        try:
+            await client.bootstrap()
+        except KafkaError as error:
+            await _quietly(client.close(), "closing connections")
+            raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap}: {error}") from None
+        return client
+
+    @property
+    def controller(self) -> int | None:
+        """The node that takes changes of topics."""
+        node = None if self._client is None else self._client.cluster.controller
+        return None if node is None else node.nodeId
+
+    @property
+    def brokers(self) -> int:
+        return 0 if self._client is None else len(self._client.cluster.brokers())
+
+    def take_lane(self) -> int:
+        """A lane that nobody uses. Give it back only when no request is on it."""
+        lane = next(number for number in range(len(self._lanes) + 1) if number not in self._lanes)
+        self._lanes.add(lane)
+        return lane
+
+    def give_lane(self, lane: int) -> None:
+        self._lanes.discard(lane)
+
+
+async def _quietly(awaitable: Awaitable[object], what: str) -> None:
+    """The client's own endings may hang or fail; neither may hold up ours."""
+    try:
+        async with asyncio.timeout(5):
+            await awaitable
+    except Exception as error:  # noqa: BLE001 - nothing depends on it any more
+        log.debug("%s: %r", what, error)
+
+
+class Backoff:
+    def __init__(self) -> None:
+        self._next_s = BACKOFF_S
+
+    async def sleep(self) -> None:
+        await asyncio.sleep(self._next_s)
+        self._next_s = min(self._next_s * 2, _MAX_BACKOFF_S)
+
+    def reset(self) -> None:
+        self._next_s = BACKOFF_S
+
+
+async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: TopicPartition | str, patience_s: float) -> T:
+    """Repeat `call` until it succeeds. Raises LogUnavailable when patience is exhausted or repeating cannot help."""
+    started = time.monotonic()
+    backoff = Backoff()
+    while True:
+        try:
+            return await call()
+        except KafkaError as error:
+            if not error.retriable or time.monotonic() - started > patience_s:
+                name = place if isinstance(place, str) else name_of(place)
+                raise LogUnavailable(f"Kafka does not answer for {name}: {error!r}") from None
+        await cluster.refresh()
+        await backoff.sleep()
+
+
+def name_of(place: TopicPartition) -> str:
+    return f"{place.topic}/{place.partition}"
+
+
+def copy_of(error: LogUnavailable) -> LogUnavailable:
+    """A copy: an exception raised in several tasks would collect all their tracebacks."""
+    return LogUnavailable(str(error))
+
+
+# Describing. aiokafka's own metadata request is too old to give topic ids (KIP-516).
+
+
+class _Uuid(AbstractType[str]):
+    @classmethod
+    def encode(cls, value: str) -> bytes:
+        return uuid.UUID(value).bytes
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> str:
+        return str(uuid.UUID(bytes=data.read(16)))
+
+
+class _MetadataResponse(Response):
+    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - declared as a property, used as a constant
+    API_VERSION = 12  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32), ("host", CompactString()), ("port", Int32), ("rack", CompactString()), ("tags", TaggedFields)
+            ),
+        ),
+        ("cluster_id", CompactString()),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString()),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataStruct(RequestStruct):
+    API_KEY = 3
+    API_VERSION = 12
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataRequest(Request[_MetadataStruct]):
+    API_KEY = 3
+
+    def __init__(self, topics: Sequence[str]) -> None:
+        self._topics = topics
+
+    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
+        no_id = str(uuid.UUID(int=0))
+        return request_struct_class([(no_id, topic, {}) for topic in self._topics], False, False, {})
+
+
+async def describe(cluster: Cluster, topics: Sequence[str], patience_s: float) -> dict[str, Topic]:
+    """Those of the topics that exist. Creates none, whatever the brokers' settings."""
+    answer = await patiently(cluster, lambda: cluster.ask(None, _MetadataRequest(topics)), "topic metadata", patience_s)
+    found: dict[str, Topic] = {}
+    for code, name, topic_id, _internal, partitions, *_ in answer.topics:
+        error = for_code(code)
+        if error is UnknownTopicOrPartitionError:
+            continue
+        if error not in (NoError, LeaderNotAvailableError):
+            raise LogUnavailable(f"Kafka does not describe topic {name}: {error()!r}")
+        replicas = {partition: len(nodes) for _, partition, _, _, nodes, *_ in partitions}
+        found[name] = Topic(topic_id, replicas, bool(replicas) and all(leader >= 0 for _, _, leader, *_ in partitions))
+    return found

@@ -1,0 +1,228 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# aiokafka ships no types; nothing of it leaves this module untyped.
+"""A namespace's topics: how they must be, making them so, and saying what is wrong with them and how to mend it.
+
+Topics are made only on request, never on the way. What may not differ is in `_required`; a difference that would lose
+records or make every append fail is `fatal`, and the driver does not open on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka.errors import NoError, NotControllerError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
+
+from stepfold.errors import ConfigError, LogUnavailable
+
+from .kafka_cluster import Cluster, Topic, describe, patiently
+
+MIN_MESSAGE_BYTES: Final = 1_048_588
+"""What the topics must take in one batch: Kafka's own default."""
+DEAD_LETTER_BYTES: Final = 2 * MIN_MESSAGE_BYTES
+"""Dead letters hold a record of the inbox and the reason."""
+_TOPIC_RESOURCE: Final = 2
+_READY_TIMEOUT_S: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a topic that is not as it should be. `fatal`: the driver refuses to work with it."""
+
+    topic: str
+    problem: str
+    mend: str
+    fatal: bool
+
+    def __str__(self) -> str:
+        return f"{self.topic}: {self.problem}. {self.mend}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicDescription:
+    """A topic as it is. `settings` are all its configuration entries, defaults included."""
+
+    name: str
+    id: str
+    partitions: int
+    replication: int
+    settings: Mapping[str, str]
+
+
+class Namespace:
+    """The names that belong to one namespace."""
+
+    def __init__(self, name: str) -> None:
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name):
+            raise ConfigError(f"{name!r} is no Kafka namespace: 1 to 200 letters, digits, dots, hyphens and underscores")
+        self.name = name
+        self.history = f"{name}.history"
+        self.inbox = f"{name}.inbox"
+        self.dead_letters = f"{name}.dead-letters"
+        self.checkpoints = f"{name}.checkpoints"
+        self.group = f"{name}.workers"
+        self.topics = (self.history, self.inbox, self.dead_letters, self.checkpoints)
+
+
+def _required(namespace: Namespace) -> dict[str, dict[str, str]]:
+    """The settings without which the engine's promises do not hold."""
+    return {
+        namespace.history: {
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+            "retention.bytes": "-1",
+            "message.timestamp.type": "LogAppendTime",
+        },
+        namespace.checkpoints: {"cleanup.policy": "compact"},
+        namespace.inbox: {"cleanup.policy": "delete"},
+        namespace.dead_letters: {"cleanup.policy": "delete"},
+    }
+
+
+def _wanted(namespace: Namespace, replication: int) -> dict[str, dict[str, str]]:
+    """What new topics get: what is required, and what is sensible."""
+    wanted = _required(namespace)
+    for topic, settings in wanted.items():
+        settings["min.insync.replicas"] = str(max(1, replication - 1))
+        settings["max.message.bytes"] = str(DEAD_LETTER_BYTES if topic == namespace.dead_letters else MIN_MESSAGE_BYTES)
+    # Compaction leaves the active segment alone: small segments keep what a start has to read near what is alive.
+    wanted[namespace.checkpoints] |= {"segment.bytes": str(32 * 1024 * 1024), "min.cleanable.dirty.ratio": "0.2"}
+    return wanted
+
+
+async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: int, replication: int, patience_s: float) -> None:
+    """Make the topics that are missing. Raises ConfigError, before it makes any, where one that exists is different."""
+    if partitions < 1 or replication < 1:
+        raise ConfigError(f"partitions ({partitions}) and replication ({replication}) must be at least 1")
+    existing = await look(cluster, namespace, patience_s)
+    wrong = [finding for finding in check(cluster, url, namespace, existing) if finding.topic in existing and finding.fatal]
+    for name in (namespace.history, namespace.checkpoints):
+        found = existing.get(name)
+        if found is not None and found.partitions != partitions:
+            wrong.append(_resized(url, namespace, name, f"has {found.partitions} partitions, not {partitions}"))
+    if wrong:
+        raise ConfigError("topics exist and are different: " + "; ".join(str(finding) for finding in wrong))
+    counts = {namespace.dead_letters: 1}  # few, and read as one list
+    requests: list[Any] = [
+        (name, counts.get(name, partitions), replication, [], list(settings.items()))
+        for name, settings in _wanted(namespace, replication).items()
+        if name not in existing
+    ]
+    if not requests:
+        return
+
+    async def ask() -> Any:
+        answer = await cluster.ask(cluster.controller, CreateTopicsRequest(requests, 15_000, validate_only=False))
+        for name, code, message in answer.topic_errors:
+            error = for_code(code)
+            if error is NotControllerError:
+                raise NotControllerError
+            if error not in (NoError, TopicAlreadyExistsError):
+                raise ConfigError(f"topic {name} could not be made: {message or error.__name__}")
+
+    await patiently(cluster, ask, "making topics", patience_s)
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_S):
+            while True:
+                found = await describe(cluster, namespace.topics, patience_s)
+                if len(found) == len(namespace.topics) and all(topic.ready for topic in found.values()):
+                    return
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise LogUnavailable(f"the topics of {namespace.name} were made but have no leaders after {_READY_TIMEOUT_S} s") from None
+
+
+async def look(cluster: Cluster, namespace: Namespace, patience_s: float) -> dict[str, TopicDescription]:
+    """Those topics of the namespace that exist, by name."""
+    topics: dict[str, Topic] = await describe(cluster, namespace.topics, patience_s)
+    if not topics:
+        return {}
+    resources = [(_TOPIC_RESOURCE, name, None) for name in topics]
+    answer = await patiently(cluster, lambda: cluster.ask(None, DescribeConfigsRequest(resources)), "topic settings", patience_s)
+    settings: dict[str, dict[str, str]] = {}
+    for code, message, _type, name, entries in answer.resources:
+        if code:
+            raise LogUnavailable(f"Kafka does not tell the settings of {name}: {message or for_code(code).__name__}")
+        settings[name] = {key: value for key, value, *_ in entries if value is not None}
+    return {
+        name: TopicDescription(name, topic.id, len(topic.replicas), min(topic.replicas.values(), default=0), settings[name])
+        for name, topic in topics.items()
+    }
+
+
+def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription]) -> list[Finding]:
+    """Everything about the topics as `look` found them that is not as it should be, the fatal first."""
+    findings: list[Finding] = []
+    history = topics.get(namespace.history)
+    for name, required in _required(namespace).items():
+        topic = topics.get(name)
+        if topic is None:
+            partitions, replication = (history.partitions, history.replication) if history else ("N", "R")
+            mend = f"Run: stepfold topics create --url {url} --partitions {partitions} --replication {replication}"
+            findings.append(Finding(name, "does not exist", mend, fatal=True))
+            continue
+        findings += _check_settings(cluster, namespace, topic, required)
+        findings += _check_replication(cluster, topic)
+    checkpoints = topics.get(namespace.checkpoints)
+    if history and checkpoints and history.partitions != checkpoints.partitions:
+        counts = f"has {history.partitions} partitions and {namespace.checkpoints} {checkpoints.partitions}"
+        findings.append(_resized(url, namespace, namespace.history, counts))
+    return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+def _check_settings(
+    cluster: Cluster, namespace: Namespace, topic: TopicDescription, required: Mapping[str, str]
+) -> Sequence[Finding]:
+    findings: list[Finding] = []
+    for key, value in required.items():
+        found = topic.settings.get(key)
+        if found != value:
+            findings.append(Finding(topic.name, f"{key} is {found}, not {value}", _alter(cluster, topic, key, value), fatal=True))
+    least = MIN_MESSAGE_BYTES
+    if topic.name == namespace.dead_letters:
+        least = DEAD_LETTER_BYTES
+    size = int(topic.settings.get("max.message.bytes", least))
+    if size < least:
+        mend = _alter(cluster, topic, "max.message.bytes", str(least))
+        findings.append(Finding(topic.name, f"max.message.bytes is {size}, below {least}", mend, fatal=True))
+    return findings
+
+
+def _check_replication(cluster: Cluster, topic: TopicDescription) -> Sequence[Finding]:
+    in_sync = int(topic.settings.get("min.insync.replicas", 1))
+    if in_sync > topic.replication:
+        problem = f"min.insync.replicas is {in_sync} with {topic.replication} replicas, so nothing can be appended"
+        return [Finding(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", str(topic.replication)), fatal=True)]
+    if in_sync == topic.replication > 1:
+        problem = f"min.insync.replicas is {in_sync} with {topic.replication} replicas, so one lost broker stops every append"
+        mend = _alter(cluster, topic, "min.insync.replicas", str(topic.replication - 1))
+        return [Finding(topic.name, problem, mend, fatal=False)]
+    if topic.replication >= 3 and in_sync < 2:
+        problem = f"min.insync.replicas is {in_sync}, so one lost broker may lose what was acknowledged"
+        return [Finding(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", "2"), fatal=False)]
+    if topic.replication < 3 <= cluster.brokers:
+        problem = f"has {topic.replication} replicas where {cluster.brokers} brokers could keep 3"
+        mend = f"Give its partitions 3 replicas: kafka-reassign-partitions.sh --bootstrap-server {cluster.bootstrap} --execute"
+        return [Finding(topic.name, problem, mend, fatal=False)]
+    return []
+
+
+def _alter(cluster: Cluster, topic: TopicDescription, key: str, value: str) -> str:
+    return (
+        f"Run: kafka-configs.sh --bootstrap-server {cluster.bootstrap} --alter --entity-type topics "
+        f"--entity-name {topic.name} --add-config {key}={value}"
+    )
+
+
+def _resized(url: str, namespace: Namespace, name: str, problem: str) -> Finding:
+    other = url.replace(namespace.name, f"{namespace.name}-2")
+    mend = (
+        "The partitions of a history are fixed when it is made, since they say where each run is. Start a new namespace "
+        f"(stepfold topics create --url {other} --partitions N --replication R), or, if only {namespace.checkpoints} was made "
+        "differently, delete it and create it again: it is rebuilt from the history"
+    )
+    return Finding(name, problem, mend, fatal=True)

@@ -1,0 +1,83 @@
+"""What all tests share: the strictness of CI, and a real Kafka.
+
+    STEPFOLD_TEST_KAFKA=host:port[,host:port]   use these brokers
+    --broker docker                             start apache/kafka in a container
+    --broker local                              start one out of PyPI packages (the default)
+
+A namespace is fresh for each test that asks for one. A broker that a test may kill is that test's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Protocol
+from uuid import uuid4
+
+import pytest
+from kafka_container import KafkaContainer
+
+from stepfold.drivers.broker import LocalBroker
+from stepfold.drivers.kafka import KafkaDriver
+from stepfold.errors import ConfigError
+
+pytest_plugins = ["ci_policy"]
+
+PARTITIONS = 4
+
+
+class Broker(Protocol):
+    """A broker that a test may kill and start again on the same address and data."""
+
+    @property
+    def bootstrap(self) -> str: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--broker", choices=["local", "docker"], default="local", help="which Kafka to start for the tests")
+
+
+@pytest.fixture(scope="session")
+def new_broker(pytestconfig: pytest.Config) -> Callable[[], Broker]:
+    return KafkaContainer if pytestconfig.getoption("broker") == "docker" else LocalBroker
+
+
+@pytest.fixture(scope="session")
+def kafka_bootstrap(new_broker: Callable[[], Broker]) -> Iterator[str]:
+    """The `host:port` of a Kafka that the whole session shares."""
+    given = os.environ.get("STEPFOLD_TEST_KAFKA")
+    if given:
+        yield given
+        return
+    broker = started(new_broker)
+    yield broker.bootstrap
+    broker.stop()
+
+
+@pytest.fixture
+def kafka_broker(new_broker: Callable[[], Broker]) -> Iterator[Broker]:
+    """A broker of the test's own, to kill."""
+    broker = started(new_broker)
+    yield broker
+    broker.stop()
+
+
+def started(new_broker: Callable[[], Broker]) -> Broker:
+    broker = new_broker()
+    try:
+        broker.start()
+    except ConfigError as error:  # CI makes a failure of it, see ci_policy.py
+        broker.stop()
+        pytest.skip(f"no Kafka: {error}")
+    return broker
+
+
+@pytest.fixture
+async def kafka_namespace(kafka_bootstrap: str) -> AsyncIterator[str]:
+    """The URL of a fresh namespace with its topics."""
+    url = f"kafka://{kafka_bootstrap}/test-{uuid4().hex[:12]}"
+    await KafkaDriver.from_url(url).create_topics(PARTITIONS, 1)
+    yield url
