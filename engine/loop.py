@@ -42,6 +42,9 @@ _ENGINE = str(Path(__file__).parent) + os.sep
 _STDLIB = str(Path(os.__file__).parent) + os.sep
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
+_KEPT = 100
+"""So many violations and unhandled errors of one run are kept; the first says it all."""
+
 
 class Abandoned(BaseException):
     """Raised by an abandoned loop into code that still runs while its coroutine is closed. Never caught by `except Exception`."""
@@ -194,12 +197,18 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def run_until_idle(self) -> None:
         """Run what is ready, and what that makes ready, until nothing is; then report the timers.
 
-        Raises `NonDeterminism` after `max_callbacks` callbacks: the code spins without awaiting anything durable.
+        Raises `NonDeterminism` after `max_callbacks` callbacks: the code spins without awaiting anything durable. After
+        that, and after a KeyboardInterrupt, the run can only be abandoned.
         """
         if self._running:
             raise RuntimeError("this loop is already running")
         left = self._max_callbacks
-        outside = self._enter()
+        outer = _get_running_loop()
+        outer_task = _swap_current_task(outer, None) if _swap_current_task is not None and outer is not None else None
+        outer_hooks = sys.get_asyncgen_hooks()
+        _set_running_loop(self)
+        sys.set_asyncgen_hooks(None, self._close_generator)
+        self._running = True
         try:
             while batch := self._ready:
                 self._ready = []
@@ -219,12 +228,17 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                         except BaseException as error:  # noqa: BLE001  # SystemExit too: a workflow may not stop its worker
                             self._collect(f"exception in callback {callback!r}", error)
         finally:
-            self._leave(outside)
-        self._report_timers()
+            self._running = False
+            sys.set_asyncgen_hooks(*outer_hooks)
+            _set_running_loop(outer)
+            if outer_task is not None and _swap_current_task is not None:
+                _swap_current_task(outer, outer_task)
+        if self._cancelled_timers or self._new_timers:
+            self._report_timers()
 
     def fire(self, timer: Timer) -> None:
         """Make a timer's callback ready; nothing for one that was fired or cancelled."""
-        if timer.callback is not None and not timer.fired:
+        if timer.callback is not None and not timer.fired and not self._abandoned:
             timer.fired = True
             self._ready.append(timer)
 
@@ -234,23 +248,21 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return list(self._tasks)
 
     def abandon(self) -> None:
-        """Drop the run from memory, quietly: nothing of it runs again, and what its `finally` blocks ask for raises `Abandoned`.
+        """Drop the run from memory, quietly. Nothing of it goes on; what its `finally` blocks ask of the loop raises `Abandoned`.
 
-        For an evicted run as for an ended one, whose memory is then freed at once. Idempotent.
+        For an ended run too: it frees the memory without waiting for the garbage collector. Idempotent.
         """
         if self._running:
             raise RuntimeError("a loop cannot be abandoned while it runs")
+        tasks = self.blocked_tasks()
         self._abandoned = True
-        self._ready = []
+        self._tasks = []
         self._new_timers = []
         self._cancelled_timers = []
-        tasks, self._tasks = self.blocked_tasks(), []
-        outside = self._enter()
-        try:
-            for task in reversed(tasks):
-                _close(cast("Coroutine[Any, Any, Any]", task.get_coro()))
-        finally:
-            self._leave(outside)
+        context = contextvars.copy_context()
+        self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
+        if tasks:
+            self.run_until_idle()
 
     @property
     def abandoned(self) -> bool:
@@ -314,6 +326,11 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         future.creation_hash = self._future_hash
         return future
 
+    def next_future_hash(self) -> int:
+        """For futures that asyncio makes itself."""
+        self._future_hash += 1
+        return self._future_hash
+
     def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         coro: Coroutine[Any, Any, T],
@@ -324,7 +341,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     ) -> DeterministicTask[T]:
         """As asyncio's; `eager_start` is accepted and has no effect, so that every Python version keeps the same order."""
         self._check_alive()
-        if _getframe(1).f_code in _ENSURE_FUTURE:
+        caller = _getframe(1).f_code
+        if caller is _ENSURE_FUTURE or caller is _ENSURE_FUTURE_311:
             self._refuse_as_completed(coro)
         self._task_hash += 1
         creator = cast("DeterministicTask[Any] | None", asyncio.current_task(self))
@@ -366,23 +384,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     # Inside.
 
-    def _enter(self) -> tuple[Any, ...]:
-        outer = _get_running_loop()
-        outer_task = _swap_current_task(outer, None) if _swap_current_task is not None and outer is not None else None
-        hooks = sys.get_asyncgen_hooks()
-        _set_running_loop(self)
-        sys.set_asyncgen_hooks(None, self._close_generator)
-        self._running = True
-        return outer, outer_task, hooks
-
-    def _leave(self, outside: tuple[Any, ...]) -> None:
-        outer, outer_task, hooks = outside
-        self._running = False
-        sys.set_asyncgen_hooks(*hooks)
-        _set_running_loop(outer)
-        if outer_task is not None and _swap_current_task is not None:
-            _swap_current_task(outer, outer_task)
-
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
         # An async generator left half-way. Only code that runs now can have dropped it at a point that repeats.
         if self._running and not self._abandoned:
@@ -401,7 +402,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                     self._on_timer(timer)
 
     def _collect(self, message: str, error: BaseException | None) -> None:
-        if not self._abandoned and len(self.unhandled) < 100:
+        if not self._abandoned and len(self.unhandled) < _KEPT:
             self.unhandled.append(Unhandled(message, error))
 
     def _check_alive(self) -> None:
@@ -412,7 +413,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         source = _source(_stack() if frames is None else frames)
         at = f" (at {source[0]})" if source else ""
         error = NonDeterminism(message + at, found=found, source=source)
-        self.violations.append(error)
+        if len(self.violations) < _KEPT:
+            self.violations.append(error)
         return error
 
     def _real(self, call: str, what: str) -> NonDeterminism:
@@ -425,7 +427,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         referents = gc.get_referents(step)
         for error in referents:
             if isinstance(error, RuntimeError) and ("different loop" in str(error) or "bad yield" in str(error)):
-                frames = [f for r in referents if isinstance(r, asyncio.Task) for f in _frames_of(cast("asyncio.Task[Any]", r))]
+                frames = [f for r in referents if isinstance(r, asyncio.Task) for f in frames_of(cast("asyncio.Task[Any]", r))]
                 violation = self._violation(
                     "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
                     "worker) outside a step; move it into `await step.run(...)`",
@@ -448,25 +450,31 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             frame = frame.f_back
 
 
-def _codes(*names: str) -> frozenset[CodeType]:
-    functions = (getattr(asyncio.tasks, name, None) for name in names)
-    return frozenset(f.__init__.__code__ if isinstance(f, type) else f.__code__ for f in functions if f is not None)
+def _code(name: str) -> CodeType | None:
+    function = getattr(asyncio.tasks, name, None)
+    return getattr(function.__init__ if isinstance(function, type) else function, "__code__", None)
 
 
-_ENSURE_FUTURE = _codes("ensure_future", "_ensure_future")
-_AS_COMPLETED = _codes("as_completed", "_AsCompletedIterator")
+_ENSURE_FUTURE = _code("ensure_future")
+_ENSURE_FUTURE_311 = _code("_ensure_future")
+_AS_COMPLETED = (_code("as_completed"), _code("_AsCompletedIterator"))
 
 
-def _close(coro: Coroutine[Any, Any, Any]) -> None:
-    # Code that swallows GeneratorExit and awaits again may have to be told more than once.
+def _close(task: asyncio.Task[Any]) -> None:
+    coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
+    # Code that swallows GeneratorExit and awaits again has to be told more than once.
     for _ in range(100):
         try:
             coro.close()
         except RuntimeError:
             continue
         except BaseException:  # noqa: BLE001  # whatever it raises, nobody is left to hear it
-            return
-        return
+            break
+        break
+    # The future knows the task and the task the future: only one of them lets go.
+    waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+    if waiter is not None:
+        waiter.cancel()
 
 
 def _stack() -> Iterator[FrameType]:
@@ -476,7 +484,7 @@ def _stack() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+def frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of a suspended task, outermost first."""
     coro: Any = task.get_coro()
     while isinstance(coro, CoroutineType):
@@ -542,3 +550,17 @@ def _refusal(name: str) -> Callable[..., Any]:
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in DeterministicLoop.__dict__:
         setattr(DeterministicLoop, _name, _refusal(_name))
+
+
+def _gathering_hash(future: Any) -> int:
+    # The future of `asyncio.gather` is made past `create_future`; in the set of an `asyncio.wait` it would be in a random place.
+    found: int | None = getattr(future, "creation_hash", None)
+    if found is None:
+        number: Callable[[], int] | None = getattr(future.get_loop(), "next_future_hash", None)
+        found = future.creation_hash = object.__hash__(future) if number is None else number()
+    return found
+
+
+_gathering_future: Any = getattr(asyncio.tasks, "_GatheringFuture", None)
+if _gathering_future is not None:
+    _gathering_future.__hash__ = _gathering_hash

@@ -1,0 +1,136 @@
+"""Virtual time: an asyncio event loop that jumps to the next timer instead of waiting for it.
+
+The whole engine runs on it, with the memory log, in one thread: years of timers pass in seconds, and the same program
+does the same things in the same order each time (tasks and futures hash by creation number, as in a workflow).
+It has no sockets; functions for other threads run inline. A program in which nothing can happen any more gets a
+`VirtualDeadlock` that says where each task waits, instead of waiting for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import math
+import os
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from ..loop import DeterministicFuture, DeterministicTask, frames_of
+
+T = TypeVar("T")
+
+_ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
+
+START_MS = 1_893_456_000_000
+"""2030-01-01T00:00Z, in milliseconds since 1970."""
+
+
+class VirtualDeadlock(RuntimeError):
+    """Nothing is ready, no timer is set, and yet the program has not ended."""
+
+
+class _Timer(asyncio.TimerHandle):
+    """Timers of the same time run in the order of creation."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int, *args: Any) -> None:
+        super().__init__(*args)
+        self.number = number
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        return (self.when(), self.number) < (other.when(), cast("_Timer", other).number)
+
+
+class VirtualTimeLoop(asyncio.BaseEventLoop):
+    """An event loop whose `time()` starts at 0 and moves only when nothing is ready, straight to the next timer.
+
+    `start_ms` is what `clock()` says at time 0: milliseconds since 1970, UTC.
+    """
+
+    _scheduled: list[asyncio.TimerHandle]  # BaseEventLoop's heap
+
+    def __init__(self, start_ms: int = START_MS) -> None:
+        super().__init__()
+        self.start_ms = start_ms
+        self._now = 0.0
+        self._timers_made = 0
+        self._futures_made = 0
+        self._tasks_made = 0
+        self._selector = self  # what BaseEventLoop waits on between two rounds
+
+    def time(self) -> float:
+        return self._now
+
+    def clock(self) -> int:
+        """The virtual date: milliseconds since 1970, UTC."""
+        # A microsecond of tolerance: 0.3 s made of 0.1 s and 0.2 s is 300 ms.
+        return self.start_ms + math.floor(self._now * 1000 + 0.001)
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """Wait for the next timer, without waiting."""
+        if timeout is None:
+            raise VirtualDeadlock(self._where_tasks_wait())
+        if timeout > 0:
+            self._now = max(self._now, self._scheduled[0].when())
+        return []
+
+    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        self._timers_made += 1
+        timer = _Timer(self._timers_made, when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True
+        return timer
+
+    def create_future(self) -> DeterministicFuture[Any]:
+        future: DeterministicFuture[Any] = DeterministicFuture(loop=self)
+        future.creation_hash = self.next_future_hash()
+        return future
+
+    def next_future_hash(self) -> int:
+        """For futures that asyncio makes itself."""
+        self._futures_made += 1
+        return self._futures_made
+
+    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, coro: Coroutine[Any, Any, T], *, name: object = None, context: contextvars.Context | None = None, **_: object
+    ) -> DeterministicTask[T]:
+        self._tasks_made += 1
+        name = f"Task-{self._tasks_made}" if name is None else str(name)
+        return DeterministicTask(coro, creation_hash=self._tasks_made, loop=self, name=name, context=context)
+
+    def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, executor: Executor | None, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """Run the function now, in this thread."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001  # as a thread would hand it back
+            future.set_exception(error)
+        return future
+
+    def _process_events(self, event_list: list[Any]) -> None: ...
+
+    def _write_to_self(self) -> None: ...
+
+    def _where_tasks_wait(self) -> str:
+        waits = "".join(f"\n  {task.get_name()} at {_line(task)}" for task in sorted(asyncio.all_tasks(self), key=hash))
+        return f"nothing is ready and no timer is set, so nothing can happen any more; these tasks wait:{waits}"
+
+
+def _line(task: asyncio.Task[Any]) -> str:
+    """Where a task waits: the innermost line that is not asyncio's."""
+    lines = [f"{f.f_code.co_filename}:{f.f_lineno}" for f in frames_of(task) if not f.f_code.co_filename.startswith(_ASYNCIO)]
+    return lines[-1] if lines else "its beginning"
+
+
+def run_virtual(main: Coroutine[Any, Any, T], *, start_ms: int = START_MS) -> T:
+    """As `asyncio.run`, in virtual time. Raises `VirtualDeadlock` when nothing can happen any more."""
+    with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start_ms)) as runner:
+        return runner.run(main)
