@@ -61,6 +61,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._futures_made = 0
         self._tasks_made = 0
         self._selector = self  # what BaseEventLoop waits on between two rounds
+        self._clock_resolution = 1e-6  # the default of a nanosecond is below what a float of years can tell apart
 
     def time(self) -> float:
         return self._now
