@@ -345,7 +345,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if caller is _ENSURE_FUTURE or caller is _ENSURE_FUTURE_311:
             self._refuse_as_completed(coro)
         self._task_hash += 1
-        creator = cast("DeterministicTask[Any] | None", asyncio.current_task(self))
+        creator = cast("DeterministicTask[Any] | None", asyncio.current_task(self)) if self._running else None
         task = DeterministicTask(
             coro,
             creation_hash=self._task_hash,

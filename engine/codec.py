@@ -1,0 +1,132 @@
+"""Values in the log: JSON, typed by annotations through pydantic. Nothing is pickled.
+
+A `Codec` belongs to one annotation. Without an annotation a value is plain JSON.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import orjson
+from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
+
+from .errors import ConfigError
+
+_PLAIN: frozenset[Any] = frozenset({None, type(None), bool, str, Any, inspect.Parameter.empty})
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", arbitrary_types_allowed=False)
+
+
+class Codec:
+    """Encodes values of one annotation as JSON and back.
+
+    Raises ConfigError when made for an annotation that pydantic cannot validate; `what` names the place in the message.
+    """
+
+    __slots__ = ("_adapter", "annotation")
+
+    def __init__(self, annotation: Any, what: str) -> None:
+        self.annotation = annotation
+        self._adapter: TypeAdapter[Any] | None = None
+        if _hashable(annotation) and annotation in _PLAIN:
+            return
+        try:
+            self._adapter = _adapter(annotation)
+        except (PydanticSchemaGenerationError, PydanticUserError) as error:
+            raise ConfigError(f"{what}: pydantic cannot validate {annotation!r}: {str(error).splitlines()[0]}") from error
+
+    def encode(self, value: Any) -> bytes:
+        """JSON bytes. Raises TypeError or ValueError, whose message names what cannot be encoded."""
+        if self._adapter is not None:
+            return self._adapter.dump_json(value, warnings="error", by_alias=True)
+        return orjson.dumps(value)
+
+    def decode(self, value: Any) -> Any:
+        """The typed value for JSON as `orjson.loads` gives it. Raises pydantic's ValidationError."""
+        if self._adapter is None:
+            return value
+        return self._adapter.validate_json(orjson.dumps(value))
+
+    def accept(self, value: Any) -> bytes:
+        """JSON bytes for a value that a caller gives: an instance, or data that validates. Raises ValidationError, TypeError."""
+        if self._adapter is None:
+            return orjson.dumps(value)
+        return self._adapter.dump_json(self._adapter.validate_python(value), by_alias=True)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=_CONFIG)
+    except PydanticUserError:  # models and others that carry a configuration of their own
+        return TypeAdapter(annotation)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+ANY = Codec(Any, "Any")
+"""Plain JSON."""
+
+_results: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
+
+
+def result_codec(fn: Callable[..., Any]) -> Codec:
+    """The codec for what a function returns, by its annotation. Raises ConfigError."""
+    target = inspect.unwrap(fn)
+    key = getattr(target, "__func__", target)
+    try:
+        found = _results.get(key)
+    except TypeError:  # not weakly referable: a builtin, a partial
+        return Codec(_return_annotation(target), _name(target))
+    if found is None:
+        found = Codec(_return_annotation(target), _name(target))
+        _results[key] = found
+    return found
+
+
+@lru_cache(maxsize=1000)
+def codec_for(annotation: Any) -> Codec:
+    """The codec for a hashable annotation."""
+    return Codec(annotation, str(annotation))
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    return f"the annotations of {getattr(fn, '__qualname__', repr(fn))}"
+
+
+def _return_annotation(fn: Callable[..., Any]) -> Any:
+    if not hasattr(fn, "__annotations__") and not isinstance(fn, type):
+        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # a partial, or an object with __call__
+    return annotations_of(fn).get("return", Any)
+
+
+def annotations_of(fn: Callable[..., Any]) -> dict[str, Any]:
+    """A function's annotations, evaluated where it was defined. Raises ConfigError for a name that is not there at run time."""
+    raw = cast(dict[str, Any], getattr(fn, "__annotations__", {}))
+    if not any(isinstance(annotation, str) for annotation in raw.values()):
+        return raw
+    cells = getattr(fn, "__closure__", None) or ()
+    names: tuple[str, ...] = getattr(getattr(fn, "__code__", None), "co_freevars", ())
+    enclosing = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
+    holder = type("annotations", (), {"__annotations__": raw})
+    try:
+        return typing.get_type_hints(holder, getattr(fn, "__globals__", {}), enclosing, include_extras=True)
+    except NameError as error:
+        raise ConfigError(f"{_name(fn)}: {error}; types must be importable at run time, not only under TYPE_CHECKING") from error
+
+
+def describe(error: ValidationError) -> str:
+    """One line for a person."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{place + ': ' if place else ''}{first['msg']}{more}"

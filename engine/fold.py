@@ -1,0 +1,623 @@
+"""The fold: from the records of one partition, in order, to the state of its runs.
+
+Pure, total and the same for every reader: no I/O, no clock, no randomness, no exception whatever the record holds. A
+record is accepted iff
+
+1. a decision was written under the claim that is current at its offset, and
+2. its precondition holds: the step has no result yet and the attempt is the next one, the wait is open, the run is
+   unknown (`started`) or not ended.
+
+Everything else changes nothing. That alone makes duplicates, zombies and races harmless.
+
+The fold does not know the user's code: whether a step was wanted is replay's question. What replay needs is the run's
+`journal`: what was delivered to the code, in the log's order. A run depends on nothing but the claims and its own
+records, so folding only those gives the same run; that is how clients read one run.
+
+State is changed in place (a run of 10,000 steps costs 10,000 times the same); `RunState.pack` and `PartitionState.pack`
+give values that can be kept and compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import orjson
+
+from .events import FORMAT, SHAPES, decode
+from .log import CLAIM_KEY, Record, partition_of
+
+REMEMBER_MS = 24 * 3600 * 1000
+"""How long after its end a run's id cannot be used again, by the log's time."""
+
+
+class Kind(StrEnum):
+    """What an entry of the journal brings to the code."""
+
+    RESULT = "result"  # (step_id, RESULT, now, result)
+    ERROR = "error"  # (step_id, ERROR, now, [attempts, error])
+    WOKEN = "woken"  # (step_id, WOKEN, now, None)
+    SIGNAL = "signal"  # (step_id, SIGNAL, now, [signal, data, request])
+    TIMEOUT = "timeout"  # (step_id, TIMEOUT, now, None)
+    CANCEL = "cancel"  # ("", CANCEL, now, reason)
+
+
+class Delivery(NamedTuple):
+    """One entry of the journal. `now`: the run's time, ms."""
+
+    step_id: str
+    kind: str
+    now: int
+    value: Any
+
+
+class OpenStep:
+    """A step with a failed, lost or announced attempt behind it and no result yet."""
+
+    __slots__ = ("attempts", "error", "failures", "heartbeat", "lost", "next_at", "started")
+    kind = "step"
+
+    def __init__(self) -> None:
+        self.attempts = 0  # attempts that are over
+        self.failures = 0  # of these, how many count against max_attempts
+        self.lost = 0  # how many were lost with their worker, in a row, up to now
+        self.started = False  # the next attempt was announced (at_most_once)
+        self.next_at: int | None = None
+        self.error: Any = None
+        self.heartbeat: Any = None
+
+
+class OpenSleep:
+    """A sleep that has not ended."""
+
+    __slots__ = ("wake_at",)
+    kind = "sleep"
+
+    def __init__(self, wake_at: int) -> None:
+        self.wake_at = wake_at
+
+
+class OpenWait:
+    """A wait for a signal that has not come."""
+
+    __slots__ = ("signal", "timeout_at")
+    kind = "wait"
+
+    def __init__(self, signal: str, timeout_at: int | None) -> None:
+        self.signal = signal
+        self.timeout_at = timeout_at
+
+
+Open = OpenStep | OpenSleep | OpenWait
+_OPEN: dict[str, Callable[[], Open]] = {"step": OpenStep, "sleep": lambda: OpenSleep(0), "wait": lambda: OpenWait("", None)}
+
+
+class RunState:
+    """One run, as its events tell it."""
+
+    __slots__ = (
+        "awaits_worker",
+        "cancel_requested",
+        "decided",
+        "done",
+        "ended_at",
+        "error",
+        "executed",
+        "folded",
+        "id",
+        "idle",
+        "input",
+        "journal",
+        "now",
+        "open",
+        "phase",
+        "reason",
+        "requests",
+        "result",
+        "signals",
+        "start",
+        "started_at",
+        "trigger",
+        "version",
+        "workflow",
+    )
+
+    def __init__(self, run_id: str, workflow: str, version: str | None, input: Any, start: int, now: int) -> None:
+        self.id = run_id
+        self.workflow = workflow
+        self.version = version
+        self.input = input
+        self.trigger: Any = None
+        self.start = start  # offset of `started`
+        self.started_at = now
+        self.now = now
+        self.phase = "open"  # open | quarantined | completed | failed | cancelled
+        self.decided = False  # some worker has decided something
+        self.awaits_worker = False  # the last owner did not know the workflow
+        self.cancel_requested = False
+        self.journal: list[Delivery] = []
+        self.done: set[str] = set()  # steps, sleeps and waits that are over
+        self.open: dict[str, Open] = {}  # those that have begun, in that order
+        self.signals: dict[str, list[list[Any]]] = {}  # not yet taken: signal -> [[data, request], ...]
+        self.requests: set[str] = set()  # ids of the requests that were accepted
+        self.result: Any = None
+        self.error: Any = None
+        self.reason: str | None = None
+        self.ended_at: int | None = None
+        # What an owner knows besides; no part of the packed value.
+        self.folded = start + 1  # records of this run below this offset are in a snapshot it was made from
+        self.idle = False  # its code has run as far as the journal goes and waits only for what is open
+        self.executed = -1  # how many entries of the journal its code is known to have seen
+
+    @property
+    def ended(self) -> bool:
+        return self.ended_at is not None
+
+    def pack(self) -> bytes:
+        """A compact value from which `unpack` makes an equal run."""
+        return orjson.dumps(
+            [
+                self.id,
+                self.workflow,
+                self.version,
+                self.input,
+                self.trigger,
+                self.start,
+                self.started_at,
+                self.now,
+                self.phase,
+                self.decided,
+                self.awaits_worker,
+                self.cancel_requested,
+                [tuple(delivery) for delivery in self.journal],
+                sorted(self.done - {delivery.step_id for delivery in self.journal}),
+                [[step_id, op.kind, *(getattr(op, name) for name in op.__slots__)] for step_id, op in self.open.items()],
+                [[name, waiting] for name, waiting in self.signals.items()],
+                sorted(self.requests),
+                self.result,
+                self.error,
+                self.reason,
+                self.ended_at,
+            ]
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> RunState:
+        """The run that was packed. Raises ValueError and the like on anything else."""
+        fields = orjson.loads(data)
+        run = cls(fields[0], fields[1], fields[2], fields[3], fields[5], fields[6])
+        (run.trigger, run.now, run.phase, run.decided, run.awaits_worker, run.cancel_requested) = (fields[4], *fields[7:12])
+        run.journal = [Delivery(*entry) for entry in fields[12]]
+        run.done = {delivery.step_id for delivery in run.journal if delivery.step_id}
+        run.done.update(fields[13])
+        for step_id, kind, *values in fields[14]:
+            op = run.open[step_id] = _OPEN[kind]()
+            for name, value in zip(op.__slots__, values, strict=True):
+                setattr(op, name, value)
+        run.signals = dict(fields[15])
+        run.requests = set(fields[16])
+        (run.result, run.error, run.reason, run.ended_at) = fields[17:21]
+        return run
+
+
+def fingerprint(run_id: str) -> int:
+    """128 bits that stand for a run id."""
+    return int.from_bytes(hashlib.blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+
+
+class Ended:
+    """The ids of ended runs, remembered for `REMEMBER_MS`: fingerprints with the time of the end.
+
+    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows.
+    """
+
+    ENTRY = struct.Struct(">16sq")
+    CHUNK_ENTRIES = 4096
+
+    def __init__(self) -> None:
+        self.chunks: dict[int, bytearray] = {}
+        self._ended_at: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ended_at)
+
+    def add(self, run_id: str, ended_at: int) -> None:
+        mark = fingerprint(run_id)
+        self._ended_at[mark] = ended_at
+        last = next(reversed(self.chunks), 0)
+        if len(self.chunks.get(last, b"")) >= self.CHUNK_ENTRIES * self.ENTRY.size:
+            last += 1
+        self.chunks.setdefault(last, bytearray()).extend(self.ENTRY.pack(mark.to_bytes(16), ended_at))
+
+    def remembers(self, run_id: str, now: int) -> bool:
+        """Whether the run ended less than `REMEMBER_MS` before `now`."""
+        ended_at = self._ended_at.get(fingerprint(run_id))
+        return ended_at is not None and now < ended_at + REMEMBER_MS
+
+    def forget(self, now: int) -> list[int]:
+        """Drop the chunks of which every entry is past remembering; gives their numbers. The growing chunk stays."""
+        dropped: list[int] = []
+        for number in list(self.chunks)[:-1]:
+            entries = list(self.ENTRY.iter_unpack(self.chunks[number]))
+            if max(ended_at for _, ended_at in entries) + REMEMBER_MS > now:
+                break
+            for mark, ended_at in entries:
+                key = int.from_bytes(mark)
+                if self._ended_at.get(key) == ended_at:
+                    del self._ended_at[key]
+            del self.chunks[number]
+            dropped.append(number)
+        return dropped
+
+    def load(self, number: int, chunk: bytes) -> None:
+        """Take back a chunk; chunks come in the order of their numbers."""
+        self.chunks[number] = bytearray(chunk)
+        for mark, ended_at in self.ENTRY.iter_unpack(chunk):
+            self._ended_at[int.from_bytes(mark)] = ended_at
+
+
+class PartitionState:
+    """What the records of one partition amount to."""
+
+    __slots__ = ("claim", "ended", "format", "needs_format", "offset", "open_mark", "owner", "partition", "partitions", "runs")
+
+    def __init__(self, partition: int = 0, partitions: int = 1) -> None:
+        self.partition = partition
+        self.partitions = partitions
+        self.offset = 0  # the next record to fold is at this offset or above
+        self.claim = -1  # offset of the current claim
+        self.owner: str | None = None  # None: nobody, or the last owner left in good order
+        self.format = FORMAT  # what the owner can judge
+        self.needs_format = FORMAT  # above FORMAT: this code must not go on
+        self.runs: dict[str, RunState] = {}  # open and quarantined ones
+        self.ended = Ended()
+        self.open_mark = 0  # exclusive or of the fingerprints of `runs`
+
+    def pack(self) -> bytes:
+        """A value that is equal for equal states."""
+        return orjson.dumps(
+            [
+                self.offset,
+                self.claim,
+                self.owner,
+                self.format,
+                [self.runs[run_id].pack().decode() for run_id in sorted(self.runs)],
+                [[number, chunk.hex()] for number, chunk in self.ended.chunks.items()],
+            ]
+        )
+
+
+class Change(NamedTuple):
+    """An accepted record: its event, and the run as it is now (None for a claim)."""
+
+    event: dict[str, Any]
+    run: RunState | None
+
+
+def fold(state: PartitionState, record: Record) -> Change | None:
+    """Fold one record into `state`. Gives what changed, or None where the record is not accepted.
+
+    Records below `state.offset` have been folded before and are passed over.
+    """
+    offset = record.offset
+    if offset < state.offset:
+        return None
+    state.offset = offset + 1
+    event = decode(record.value)
+    if event is None:
+        return None
+    kind = event["type"]
+    if kind == "claim":
+        return _claim(state, record, event)
+    if event["v"] > state.format or event["run_id"] != record.key:
+        return None
+    if SHAPES[kind].decision and event["claim"] != state.claim:
+        return None
+    run = state.runs.get(record.key)
+    if run is None:
+        return _started(state, record, event) if kind == "started" else None
+    if offset < run.folded:
+        return None
+    before = run.now
+    if record.timestamp > before:
+        run.now = record.timestamp
+    if not _RULES[kind](run, event):
+        run.now = before
+        return None
+    if kind in _DECIDES:
+        run.decided = True
+        run.awaits_worker = False
+        if run.version is None:
+            run.version = event.get("version")
+    if run.phase in _ENDED:
+        run.ended_at = run.now
+        del state.runs[run.id]
+        state.open_mark ^= fingerprint(run.id)
+        state.ended.add(run.id, run.now)
+    return Change(event, run)
+
+
+def _claim(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:
+    if event["prev"] != state.claim or record.key != CLAIM_KEY:
+        return None
+    state.claim = record.offset
+    state.owner = event["owner"]
+    state.format = event["v"]
+    state.needs_format = max(FORMAT, event["v"])
+    return Change(event, None)
+
+
+def _started(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:
+    run_id = record.key
+    if not valid_run_id(run_id) or partition_of(run_id, state.partitions) != state.partition:
+        return None
+    if state.ended.remembers(run_id, record.timestamp):
+        return None
+    run = RunState(run_id, event["workflow"], event.get("version"), event["input"], record.offset, record.timestamp)
+    run.trigger = event.get("trigger")
+    run.requests.add(event["request"])
+    state.runs[run_id] = run
+    state.open_mark ^= fingerprint(run_id)
+    return Change(event, run)
+
+
+def valid_run_id(run_id: str) -> bool:
+    """1 to 200 printable characters, not beginning with "@"."""
+    return 0 < len(run_id) <= 200 and run_id.isprintable() and run_id[0] != "@"
+
+
+# One rule per event of a run that is open or quarantined: checks the precondition, changes the run, says if it accepted.
+
+
+def _deliver(run: RunState, step_id: str, kind: Kind, value: Any) -> None:
+    run.journal.append(Delivery(step_id, kind.value, run.now, value))
+    if step_id:
+        run.done.add(step_id)
+
+
+def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
+    """The open step whose next attempt the event speaks of; a step without a past is opened."""
+    step_id = event["step_id"]
+    found = run.open.get(step_id)
+    if found is None:
+        if step_id in run.done or not step_id or event["attempt"] != 1:
+            return None
+        found = run.open[step_id] = OpenStep()
+        return found
+    if not isinstance(found, OpenStep) or event["attempt"] != found.attempts + 1:
+        return None
+    return found
+
+
+def _step_completed(run: RunState, event: dict[str, Any]) -> bool:
+    step_id = event["step_id"]
+    if step_id not in run.open:
+        if step_id in run.done or not step_id or event["attempt"] != 1:
+            return False
+    elif _attempt(run, event) is None:
+        return False
+    else:
+        del run.open[step_id]
+    run.journal.append(Delivery(step_id, "result", run.now, event["result"]))
+    run.done.add(step_id)
+    return True
+
+
+def _step_failed(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None:
+        return False
+    step.attempts += 1
+    step.failures += 1
+    step.lost = 0
+    step.started = False
+    step.error = event["error"]
+    step.next_at = event["next_at"]
+    if event.get("heartbeat") is not None:
+        step.heartbeat = event["heartbeat"]
+    if step.next_at is None:
+        del run.open[event["step_id"]]
+        _deliver(run, event["step_id"], Kind.ERROR, [step.attempts, step.error])
+    return True
+
+
+def _attempt_started(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None or step.started:
+        return False
+    step.started = True
+    return True
+
+
+def _attempt_lost(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None:
+        return False
+    step.attempts += 1
+    step.lost += 1
+    step.started = False
+    step.next_at = None
+    return True
+
+
+def _step_heartbeat(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None:
+        return False
+    step.heartbeat = event["details"]
+    return True
+
+
+def _new(run: RunState, step_id: str) -> bool:
+    return bool(step_id) and step_id not in run.open and step_id not in run.done
+
+
+def _sleep_scheduled(run: RunState, event: dict[str, Any]) -> bool:
+    if not _new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = OpenSleep(event["wake_at"])
+    return True
+
+
+def _sleep_completed(run: RunState, event: dict[str, Any]) -> bool:
+    sleep = run.open.get(event["step_id"])
+    if not isinstance(sleep, OpenSleep) or event["at"] < sleep.wake_at:
+        return False
+    del run.open[event["step_id"]]
+    _deliver(run, event["step_id"], Kind.WOKEN, None)
+    return True
+
+
+def _wait_started(run: RunState, event: dict[str, Any]) -> bool:
+    if not _new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = OpenWait(event["signal"], event["timeout_at"])
+    _match(run, event["signal"])
+    return True
+
+
+def _wait_timed_out(run: RunState, event: dict[str, Any]) -> bool:
+    wait = run.open.get(event["step_id"])
+    if not isinstance(wait, OpenWait) or wait.timeout_at is None or event["at"] < wait.timeout_at:
+        return False
+    del run.open[event["step_id"]]
+    _deliver(run, event["step_id"], Kind.TIMEOUT, None)
+    return True
+
+
+def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
+    step_id = event["step_id"]
+    if run.open.pop(step_id, None) is not None:
+        run.done.add(step_id)
+        return True
+    given = next((d for d in reversed(run.journal) if d.step_id == step_id and d.kind == "signal"), None)
+    if given is None or f"@returned/{step_id}" in run.done:
+        return False
+    run.done.add(f"@returned/{step_id}")
+    name, data, request = given.value
+    run.signals.setdefault(name, []).insert(0, [data, request])
+    _match(run, name)
+    return True
+
+
+def _signal_received(run: RunState, event: dict[str, Any]) -> bool:
+    if event["request"] in run.requests:
+        return False
+    run.requests.add(event["request"])
+    run.signals.setdefault(event["signal"], []).append([event["data"], event["request"]])
+    _match(run, event["signal"])
+    return True
+
+
+def _match(run: RunState, name: str) -> None:
+    """Give the oldest signal of this name to the oldest wait for it."""
+    waiting = run.signals.get(name)
+    if not waiting:
+        return
+    for step_id, wait in run.open.items():
+        if isinstance(wait, OpenWait) and wait.signal == name:
+            data, request = waiting.pop(0)
+            if not waiting:
+                del run.signals[name]
+            del run.open[step_id]
+            _deliver(run, step_id, Kind.SIGNAL, [name, data, request])
+            return
+
+
+def _cancel_requested(run: RunState, event: dict[str, Any]) -> bool:
+    if run.cancel_requested or event["request"] in run.requests:
+        return False
+    run.requests.add(event["request"])
+    run.cancel_requested = True
+    run.reason = event.get("reason")
+    _deliver(run, "", Kind.CANCEL, run.reason)
+    return True
+
+
+def _workflow_unknown(run: RunState, event: dict[str, Any]) -> bool:
+    if run.awaits_worker:
+        return False
+    run.awaits_worker = True
+    return True
+
+
+def _quarantined(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "quarantined"
+    run.error = event["error"]
+    return True
+
+
+def _resumed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "quarantined":
+        return False
+    run.phase = "open"
+    run.error = None
+    for step in run.open.values():
+        if isinstance(step, OpenStep):
+            step.lost = 0
+    return True
+
+
+def _completed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "completed"
+    run.result = event["result"]
+    return True
+
+
+def _failed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "failed"
+    run.error = event["error"]
+    return True
+
+
+def _cancelled(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open" or not run.cancel_requested:
+        return False
+    run.phase = "cancelled"
+    return True
+
+
+def _repeated(run: RunState, event: dict[str, Any]) -> bool:
+    return False
+
+
+_RULES: dict[str, Callable[[RunState, dict[str, Any]], bool]] = {
+    "started": _repeated,
+    "signal-received": _signal_received,
+    "cancel-requested": _cancel_requested,
+    "step-completed": _step_completed,
+    "step-failed": _step_failed,
+    "attempt-started": _attempt_started,
+    "attempt-lost": _attempt_lost,
+    "step-heartbeat": _step_heartbeat,
+    "step-cancelled": _step_cancelled,
+    "sleep-scheduled": _sleep_scheduled,
+    "sleep-completed": _sleep_completed,
+    "wait-started": _wait_started,
+    "wait-timed-out": _wait_timed_out,
+    "workflow-unknown": _workflow_unknown,
+    "quarantined": _quarantined,
+    "resumed": _resumed,
+    "completed": _completed,
+    "failed": _failed,
+    "cancelled": _cancelled,
+}
+_ENDED = frozenset({"completed", "failed", "cancelled"})
+_DECIDES = frozenset(kind for kind, shape in SHAPES.items() if shape.decision and kind != "workflow-unknown")
+
+
+def fold_all(state: PartitionState, records: Iterable[Record]) -> Iterator[Change]:
+    """Fold records in order; gives the accepted ones."""
+    for record in records:
+        change = fold(state, record)
+        if change is not None:
+            yield change

@@ -1,0 +1,763 @@
+"""The owner of one partition: folds what is in the log, runs the code over it, and appends what follows from that.
+
+The walk of one step:
+
+1. `_take` folds a record (`started`, or the result before) and `_advance` delivers it: the code runs until it is idle.
+2. `_begin` turns what the code asked for into work: a sleep or wait is recorded, a step is dispatched to the worker.
+3. The step ends (`_attempt`), and `_emit` puts `step-completed` into the outbox.
+4. `_appending` appends what is in the outbox, all of it at once, while the next fills.
+5. The acknowledged record follows directly on what has been folded, or the reader brings it; back to 1.
+
+Nothing acts on a result that has not come back through the fold. Whoever owns the partition is decided there too: the
+owner writes under its claim and stops as soon as the fold has seen another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+import orjson
+
+from .checkpoint import Checkpoint
+from .duration import words
+from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
+from .events import FORMAT
+from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
+from .fold import Change, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
+from .log import CLAIM_KEY, Entry, Log, Reader, Record
+from .step import StepPorts
+from .workflow import Workflow
+
+logger = logging.getLogger("stepfold.worker")
+
+LOST_LIMIT = 5
+"""A run is quarantined when one of its steps has been lost with its worker this often in a row."""
+TIMER_CHECK_S = 60.0
+"""The clock may jump: a timer is looked at again at least this often."""
+CATCH_UP_WAIT_S = 0.5
+RESUME_RUNS = 100
+READ_RECORDS = 2000
+
+
+MAX_PAYLOAD_BYTES = 900_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker may tune."""
+
+    concurrency: int = 100
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    live_runs: int = 10_000
+    checkpoint_records: int = 20_000
+    checkpoint_s: float = 30.0
+
+
+class Attempt:
+    """One attempt of one step, on its way through the worker."""
+
+    __slots__ = ("beat", "beaten", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
+
+    def __init__(self, owner: Owner, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
+        self.owner = owner
+        self.run = run
+        self.op = op
+        self.call = call
+        self.number = known.attempts + 1 if known else 1
+        self.failures = known.failures if known else 0
+        self.heartbeat: Any = known.heartbeat if known else None
+        self.beat: Any = None
+        self.beaten = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Worker(Protocol):
+    """What an owner needs of its worker."""
+
+    name: str
+    settings: Settings
+    ports: StepPorts
+    random: Random
+    ids: Callable[[], str]
+
+    def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
+    def ctx_ext(self, run_id: str) -> object: ...
+    def dispatch(self, attempt: Attempt) -> None: ...
+    def withdraw(self, attempt: Attempt) -> None: ...
+
+
+class Live:
+    """A run whose code is in memory."""
+
+    __slots__ = ("attempts", "execution", "finished", "run", "workflow")
+
+    def __init__(self, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> None:
+        self.run = run
+        self.workflow = workflow
+        self.execution = execution
+        self.finished = False
+        self.attempts: dict[str, Attempt] = {}  # by step id: waiting for a place, running, or their result is on its way
+
+
+class Owner:
+    """One partition in one worker. `run` owns it until `stop`, another claim, or a log that fails."""
+
+    def __init__(self, log: Log, partition: int, worker: Worker) -> None:
+        self.log = log
+        self.partition = partition
+        self.worker = worker
+        self.state: PartitionState | None = None
+        self.claim = -1
+        self.active = False
+        self.caught_up = asyncio.Event()
+        self.live: dict[str, Live] = {}
+        self.waiting: set[str] = set()  # runs whose workflow is not known here
+        self._checkpoint = Checkpoint(log, partition, self._is_idle)
+        self._outbox: list[Entry] = []
+        self._appending_now = False
+        self._wake_append = asyncio.Event()
+        self._timers: list[tuple[int, str, str]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._since_checkpoint = 0
+        self._checkpoint_due = asyncio.Event()
+        self._resumes: list[str] = []
+        self._ended: asyncio.Future[None] | None = None
+        self._reader: Reader | None = None
+        self._stopping = False
+        self._evict_above = worker.settings.live_runs
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Claim the partition, recover its runs, and serve them.
+
+        Returns when another worker's claim is seen. Raises LogUnavailable and ConfigError. Cancel it to stop at once;
+        call `leave` first to stop in good order.
+        """
+        self._stopping = False
+        if self.state is None:
+            self.state = await self._checkpoint.load()
+        reader = self._reader = self.log.reader(self.partition, self.state.offset)
+        self._ended = asyncio.get_running_loop().create_future()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            previous = await self._acquire(self.state, reader)
+            crashed = previous is not None and previous != self.worker.name
+            self.active = True
+            tasks = [
+                asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
+                for name, part, *args in (
+                    ("read", self._reading, reader),
+                    ("append", self._appending, reader),
+                    ("recover", self._recovering, self.state, crashed),
+                    ("checkpoint", self._checkpointing, self.state),
+                )
+            ]
+            await asyncio.shield(self._ended)
+        finally:
+            self._down()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await reader.close()
+
+    async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """What fails in one part ends the owner."""
+        try:
+            await part(*args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._end(error)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        self.active = False
+        if self._ended is not None and not self._ended.done():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    def _down(self) -> None:
+        """Stop acting. The folded state stays: it is a true prefix of the log, whoever owns the partition."""
+        self.active = False
+        self.caught_up.clear()
+        if self._ended is not None and not self._ended.done():
+            self._ended.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for live in list(self.live.values()):
+            self._close(live)
+        self._outbox.clear()
+        self._timers.clear()
+        self._resumes.clear()
+        self.waiting.clear()
+
+    async def leave(self, grace_s: float) -> None:
+        """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up."""
+        if not self.active or self.state is None:
+            return
+        self._stopping = True
+        for live in self.live.values():
+            for attempt in live.attempts.values():
+                if attempt.task is None:
+                    self.worker.withdraw(attempt)
+        running = [a.task for live in self.live.values() for a in live.attempts.values() if a.task is not None]
+        if running:
+            await asyncio.wait(running, timeout=grace_s)
+        await self._flushed()
+        if not self.active:
+            return
+        release = {
+            "type": "claim",
+            "v": FORMAT,
+            "at": self.log.now(),
+            "prev": self.claim,
+            "owner": None,
+            "nonce": self.worker.ids(),
+        }
+        for live in list(self.live.values()):
+            self._close(live)
+        await self._write_checkpoint(self.state)
+        await self.log.append(self.partition, [Entry(CLAIM_KEY, orjson.dumps(release))])
+        self._end()
+
+    async def _flushed(self) -> None:
+        """Until everything in the outbox is durable."""
+        while self.active and (self._outbox or self._appending_now):
+            await asyncio.sleep(0.001)
+
+    async def _acquire(self, state: PartitionState, reader: Reader) -> str | None:
+        """Read to the end, then claim until the fold accepts it; gives the owner before."""
+        _, end = await self.log.bounds(self.partition)
+        while state.offset < end:
+            records = await reader.read(READ_RECORDS, CATCH_UP_WAIT_S)
+            if not records:
+                break
+            self._fold_only(state, records)
+            await asyncio.sleep(0)
+        while True:
+            self._check_format(state)
+            previous = state.owner
+            nonce = self.worker.ids()
+            claim = {
+                "type": "claim",
+                "v": FORMAT,
+                "at": self.log.now(),
+                "prev": state.claim,
+                "owner": self.worker.name,
+                "nonce": nonce,
+            }
+            await self.log.append(self.partition, [Entry(CLAIM_KEY, orjson.dumps(claim))])
+            accepted = None
+            while accepted is None:
+                records = await reader.read(READ_RECORDS, None)
+                for index, record in enumerate(records):
+                    change = self._fold_one(state, record)
+                    if record.key == CLAIM_KEY and nonce.encode() in record.value:
+                        accepted = change is not None
+                        self.claim = state.claim
+                        self._fold_only(state, records[index + 1 :])
+                        break
+                    if change is not None and change.run is None:
+                        previous = state.owner
+            if accepted and state.claim == self.claim:
+                return previous
+
+    def _check_format(self, state: PartitionState) -> None:
+        if state.needs_format > FORMAT:
+            raise ConfigError(
+                f"{self.log.name} partition {self.partition} is written in format {state.needs_format} by {state.owner}; "
+                f"this version of stepfold knows format {FORMAT}. Upgrade this worker"
+            )
+
+    def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
+        self._checkpoint.touch(record.key, state)
+        self._since_checkpoint += 1
+        change = fold(state, record)
+        if change is not None and change.run is not None:
+            change.run.idle = False
+        return change
+
+    def _fold_only(self, state: PartitionState, records: Iterable[Record]) -> None:
+        for record in records:
+            self._fold_one(state, record)
+
+    # -- the log comes in
+
+    async def _reading(self, reader: Reader) -> None:
+        while True:
+            self._take(await reader.read(READ_RECORDS, None))
+
+    def _take(self, records: Iterable[Record]) -> None:
+        """Fold records and do what follows from each."""
+        state = self.state
+        assert state is not None
+        for record in records:
+            change = self._fold_one(state, record)
+            if change is None or not self.active:
+                continue
+            if change.run is None:
+                if state.claim != self.claim:
+                    logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
+                    self._end()
+                continue
+            self._react(change.event, change.run)
+        if self._since_checkpoint >= self.worker.settings.checkpoint_records:
+            self._checkpoint_due.set()
+
+    def _react(self, event: dict[str, Any], run: RunState) -> None:
+        live = self.live.get(run.id)
+        if run.ended:
+            if live is not None:
+                self._close(live)
+            self.waiting.discard(run.id)
+            return
+        kind = event["type"]
+        if live is None:
+            if kind == "cancel-requested" and run.phase == "quarantined":
+                self._emit(run, "cancelled", reason=run.reason)
+            elif run.phase == "open" and not self._stopping and (kind in _WAKES or len(run.journal) > run.executed):
+                self._revive(run)
+            self._arm(run, event.get("step_id"))
+            return
+        if kind in ("attempt-lost", "attempt-started", "step-failed"):
+            step_id = event["step_id"]
+            attempt = live.attempts.get(step_id)
+            if kind == "attempt-started" and attempt is not None:
+                self.worker.dispatch(attempt)
+                return
+            live.attempts.pop(step_id, None)
+            op = live.execution.ops.get(step_id)
+            if kind == "attempt-lost" and op is not None:
+                self._dispatch(live, op)
+        elif kind == "step-completed":
+            live.attempts.pop(event["step_id"], None)
+        elif kind == "quarantined":
+            self._close(live)
+            return
+        self._arm(run, event.get("step_id"))
+        if len(run.journal) > live.execution.position:
+            self._advance(live)
+
+    # -- the code runs
+
+    def _revive(self, run: RunState, crashed: bool = False) -> Live | None:
+        """Bring a run's code into memory: replay it, and see to what it waits for."""
+        workflow = self.worker.find(run.workflow, run.version)
+        if workflow is None:
+            self.waiting.add(run.id)
+            if not run.awaits_worker:
+                self._emit(run, "workflow-unknown")
+            return None
+        self.waiting.discard(run.id)
+        worker = self.worker
+
+        def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
+            return workflow.start(execution, worker.ports, worker.ctx_ext)
+
+        execution = Execution(run, handler, run.executed)
+        live = Live(run, workflow, execution)
+        self.live[run.id] = live
+        self._advance(live, crashed)
+        self._evict()
+        return live
+
+    def _advance(self, live: Live, crashed: bool = False) -> None:
+        execution = live.execution
+        try:
+            execution.advance()
+        except NonDeterminism as error:
+            self._quarantine(live, error)
+            return
+        for op in execution.take_dropped():
+            attempt = live.attempts.pop(op.id, None)
+            if attempt is not None:
+                self.worker.withdraw(attempt)
+            if op.recorded and execution.outcome is None:
+                self._emit(live.run, "step-cancelled", step_id=op.id)
+        for op in execution.take_requested():
+            self._begin(live, op, crashed)
+        if execution.outcome is not None and not live.finished:
+            live.finished = True
+            self._finish(live, execution.outcome)
+
+    def _begin(self, live: Live, op: Op, crashed: bool) -> None:
+        """See to what the code asked for. `op.recorded`: the log knows of it already."""
+        call = op.call
+        run = live.run
+        if isinstance(call, StepCall):
+            known = run.open.get(op.id)
+            step = known if isinstance(known, OpenStep) else None
+            now = self.log.now()
+            if step is not None and step.next_at is not None and step.next_at > now:
+                heapq.heappush(self._timers, (step.next_at, run.id, op.id))
+                self._set_timer()
+            elif step is not None and step.started:
+                self._interrupted(live, op, call, step)
+            elif crashed:
+                self._lost(live, op, step)
+            else:
+                self._dispatch(live, op)
+        elif op.recorded:
+            return
+        elif isinstance(call, SleepCall):
+            op.recorded = True
+            now = max(run.now, self.log.now())
+            wake_at = now + call.delay_ms if call.delay_ms is not None else call.wake_at
+            self._emit(run, "sleep-scheduled", step_id=op.id, wake_at=wake_at)
+        elif isinstance(call, WaitCall):  # pyright: ignore[reportUnnecessaryIsInstance]
+            op.recorded = True
+            timeout_at = None if call.timeout_ms is None else max(run.now, self.log.now()) + call.timeout_ms
+            self._emit(run, "wait-started", step_id=op.id, signal=call.signal, timeout_at=timeout_at)
+
+    def _lost(self, live: Live, op: Op, step: OpenStep | None) -> None:
+        """The attempt was under way, for all we know, when the last owner died."""
+        lost = step.lost if step is not None else 0
+        if lost + 1 >= LOST_LIMIT:
+            message = (
+                f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be what kills it. "
+                f"Mend the step, then resume or cancel the run"
+            )
+            self._stand_still(live, ErrorInfo("StepInterrupted", message, step_id=op.id))
+            return
+        op.recorded = True
+        self._emit(live.run, "attempt-lost", step_id=op.id, attempt=(step.attempts if step else 0) + 1)
+
+    def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
+        """An at_most_once attempt was announced and has no result: it counts as failed."""
+        error = StepInterrupted(
+            f"the worker died while attempt {step.attempts + 1} of step {op.id!r} ran; whether it had an effect is unknown"
+        )
+        pause = call.retry.pause_ms(error, step.failures + 1, self.worker.random)
+        info = ErrorInfo("StepInterrupted", str(error), step_id=op.id)
+        next_at = None if pause is None else self.log.now() + pause
+        self._emit(live.run, "step-failed", step_id=op.id, attempt=step.attempts + 1, error=info.to_json(), next_at=next_at)
+
+    def _dispatch(self, live: Live, op: Op) -> None:
+        """Hand an attempt to the worker."""
+        if self._stopping or op.id in live.attempts:
+            return
+        call = op.call
+        assert isinstance(call, StepCall)
+        known = live.run.open.get(op.id)
+        attempt = Attempt(self, live.run, op, call, known if isinstance(known, OpenStep) else None)
+        live.attempts[op.id] = attempt
+        if call.at_most_once:
+            op.recorded = True
+            self._emit(live.run, "attempt-started", step_id=op.id, attempt=attempt.number)
+        else:
+            self.worker.dispatch(attempt)
+
+    def _finish(self, live: Live, outcome: Outcome) -> None:
+        """The code has ended."""
+        for attempt in live.attempts.values():
+            self.worker.withdraw(attempt)
+        live.attempts.clear()
+        run = live.run
+        if outcome.kind == "completed":
+            try:
+                result = live.workflow.output.encode(outcome.value)
+                if len(result) > self.worker.settings.max_payload_bytes:
+                    raise PayloadTooLarge(
+                        f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {self.worker.settings.max_payload_bytes:,}"
+                    )
+            except Exception as error:
+                self._emit(run, "failed", error=ErrorInfo.of(error).to_json())
+            else:
+                self._emit(run, "completed", result=orjson.Fragment(result))
+        elif outcome.kind == "cancelled":
+            self._emit(run, "cancelled", reason=run.reason)
+        else:
+            assert outcome.error is not None
+            self._emit(run, "failed", error=ErrorInfo.of(outcome.error).to_json())
+
+    def _quarantine(self, live: Live, error: NonDeterminism) -> None:
+        info = ErrorInfo("NonDeterminism", str(error)).to_json()
+        info.update(expected=error.expected, found=error.found, source=list(error.source))
+        if live.run.phase == "quarantined":
+            self._close(live)
+            return
+        logger.error("run %s is quarantined: %s", live.run.id, error, extra={"run_id": live.run.id})
+        self._close(live)
+        self._emit(live.run, "quarantined", error=info)
+
+    def _stand_still(self, live: Live, info: ErrorInfo) -> None:
+        logger.error("run %s is quarantined: %s", live.run.id, info.message, extra={"run_id": live.run.id})
+        self._close(live)
+        self._emit(live.run, "quarantined", error=info.to_json())
+
+    def _close(self, live: Live) -> None:
+        """Take a run's code out of memory."""
+        live.run.idle = self._is_idle(live.run)
+        for attempt in live.attempts.values():
+            self.worker.withdraw(attempt)
+        live.attempts.clear()
+        live.run.executed = max(live.run.executed, live.execution.position)
+        self.live.pop(live.run.id, None)
+        live.execution.close()
+
+    def _is_idle(self, run: RunState) -> bool:
+        """Whether the run's code has run as far as it can and waits only for what the folded state tells of."""
+        live = self.live.get(run.id)
+        if live is None:
+            return run.idle
+        execution = live.execution
+        if run.phase != "open" or live.attempts or execution.has_news or execution.position != len(run.journal):
+            return False
+        for op_id in execution.ops:
+            known = run.open.get(op_id)
+            if known is None or (isinstance(known, OpenStep) and known.next_at is None):
+                return False
+        return True
+
+    def _evict(self) -> None:
+        """Beyond the bound, idle runs leave memory, those brought in first."""
+        if len(self.live) <= self._evict_above:
+            return
+        bound = self.worker.settings.live_runs
+        wanted = len(self.live) - bound + bound // 10
+        idle: list[Live] = []
+        for live in self.live.values():
+            if self._is_idle(live.run):
+                idle.append(live)
+                if len(idle) >= wanted:
+                    break
+        for live in idle:
+            self._close(live)
+        self._evict_above = max(bound, len(self.live) * 11 // 10)
+
+    # -- what steps report
+
+    def completed(self, attempt: Attempt, result: bytes) -> None:
+        """An attempt succeeded with this JSON."""
+        if self._expects(attempt):
+            self._emit(
+                attempt.run, "step-completed", step_id=attempt.op.id, attempt=attempt.number, result=orjson.Fragment(result)
+            )
+
+    def failed(self, attempt: Attempt, error: BaseException) -> None:
+        """An attempt failed."""
+        if not self._expects(attempt):
+            return
+        pause = attempt.call.retry.pause_ms(error, attempt.failures + 1, self.worker.random)
+        info = ErrorInfo.of(error, attempt.op.id)
+        fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
+        fields["next_at"] = None if pause is None else self.log.now() + pause
+        if attempt.beaten:
+            fields["heartbeat"] = attempt.beat
+        attempt.op.recorded = True
+        self._emit(attempt.run, "step-failed", **fields)
+        if pause is not None:
+            logger.warning(
+                "step %s of run %s failed (attempt %d), next in %s: %s",
+                attempt.op.id,
+                attempt.run.id,
+                attempt.number,
+                words(pause),
+                info,
+                extra={"run_id": attempt.run.id, "step_id": attempt.op.id, "attempt": attempt.number},
+            )
+
+    def heartbeat(self, attempt: Attempt) -> None:
+        """Record an attempt's latest details."""
+        if self._expects(attempt) and attempt.beaten:
+            attempt.beaten = False
+            attempt.op.recorded = True
+            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=attempt.beat)
+
+    def _expects(self, attempt: Attempt) -> bool:
+        live = self.live.get(attempt.run.id)
+        return self.active and live is not None and live.attempts.get(attempt.op.id) is attempt
+
+    # -- the log goes out
+
+    def _emit(self, run: RunState, kind: str, **fields: Any) -> None:
+        """Decide: `fields` may name another `at` than now."""
+        event: dict[str, Any] = {"type": kind, "v": FORMAT, "run_id": run.id, "at": self.log.now(), "claim": self.claim}
+        event.update(fields)
+        if run.version is None and kind != "workflow-unknown":
+            live = self.live.get(run.id)
+            if live is not None:
+                event["version"] = live.workflow.version
+        self._outbox.append(Entry(run.id, orjson.dumps(event)))
+        self._wake_append.set()
+
+    async def _appending(self, reader: Reader) -> None:
+        while True:
+            await self._wake_append.wait()
+            self._wake_append.clear()
+            while self._outbox:
+                entries, self._outbox = self._outbox, []
+                self._appending_now = True
+                try:
+                    acks = await self.log.append(self.partition, entries)
+                finally:
+                    self._appending_now = False
+                self._take_own(reader, entries, acks)
+
+    def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Any]) -> None:
+        """Fold what was appended where nothing lies between it and what has been folded; the reader brings the rest."""
+        state = self.state
+        assert state is not None
+        offset = state.offset
+        known: list[Record] = []
+        for entry, ack in zip(entries, acks, strict=True):
+            if ack.offset != offset:
+                break
+            known.append(Record(offset, ack.timestamp, entry.key, entry.value))
+            offset += 1
+        if known:
+            reader.seek(offset)
+            self._take(known)
+
+    # -- time
+
+    def _arm(self, run: RunState, step_id: str | None) -> None:
+        """Set the timer of what is open."""
+        op = run.open.get(step_id) if step_id else None
+        if isinstance(op, OpenSleep):
+            at = op.wake_at
+        elif isinstance(op, OpenWait):
+            at = op.timeout_at
+        elif isinstance(op, OpenStep):
+            at = op.next_at
+        else:
+            return
+        if at is not None:
+            assert step_id is not None
+            heapq.heappush(self._timers, (at, run.id, step_id))
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        if not self.active or not self._timers:
+            return
+        delay_s = min(max((self._timers[0][0] - self.log.now()) / 1000, 0.0), TIMER_CHECK_S)
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + delay_s:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_later(delay_s, self._timers_due)
+
+    def _timers_due(self) -> None:
+        self._timer = None
+        state = self.state
+        if not self.active or state is None:
+            return
+        now = self.log.now()
+        for _ in range(RESUME_RUNS):
+            if not self._timers or self._timers[0][0] > now:
+                break
+            at, run_id, step_id = heapq.heappop(self._timers)
+            run = state.runs.get(run_id)
+            op = run.open.get(step_id) if run is not None else None
+            if run is None or op is None or run.phase != "open":
+                continue
+            if isinstance(op, OpenSleep):
+                self._emit(run, "sleep-completed", step_id=step_id, at=now)
+            elif isinstance(op, OpenWait):
+                if op.timeout_at == at:
+                    self._emit(run, "wait-timed-out", step_id=step_id, at=now)
+            elif op.next_at == at:
+                self._retry(run, step_id)
+        self._set_timer()
+
+    def _retry(self, run: RunState, step_id: str) -> None:
+        live = self.live.get(run.id)
+        if live is None:
+            if not self._stopping:
+                self._revive(run)
+            return
+        op = live.execution.ops.get(step_id)
+        if op is not None:
+            self._dispatch(live, op)
+
+    # -- recovery and checkpoints
+
+    async def _recovering(self, state: PartitionState, crashed: bool) -> None:
+        """See to every open run, some at a time: arm its timers, and replay those that may have work to do."""
+        self._resumes = list(state.runs)
+        while self._resumes and self.active:
+            batch, self._resumes = self._resumes[:RESUME_RUNS], self._resumes[RESUME_RUNS:]
+            for run_id in batch:
+                run = state.runs.get(run_id)
+                if run is None or not self.active:
+                    continue
+                self._recover(run, crashed)
+            await asyncio.sleep(0)
+        self.caught_up.set()
+
+    def _recover(self, run: RunState, crashed: bool) -> None:
+        for step_id in run.open:
+            self._arm(run, step_id)
+        if run.id in self.live:
+            return
+        if run.phase == "quarantined":
+            self._try_resume(run)
+            return
+        run.executed = len(run.journal) if run.decided else -1
+        if not run.idle:
+            self._revive(run, crashed)
+
+    def _try_resume(self, run: RunState) -> None:
+        """A run that was quarantined for its code goes on when the code agrees with the history again."""
+        if run.error.get("type") != "NonDeterminism":
+            if run.cancel_requested:
+                self._emit(run, "cancelled", reason=run.reason)
+            return
+        workflow = self.worker.find(run.workflow, run.version)
+        if workflow is None:
+            return
+        worker = self.worker
+        trial = Execution(run, lambda execution: workflow.start(execution, worker.ports, worker.ctx_ext), len(run.journal))
+        try:
+            trial.advance()
+        except NonDeterminism:
+            return
+        finally:
+            trial.close()
+        run.executed = len(run.journal)
+        self._emit(run, "resumed")
+
+    def workflows_changed(self) -> None:
+        """Another workflow was registered: runs that waited for it go on."""
+        state = self.state
+        if state is None or not self.active:
+            return
+        for run_id in list(self.waiting):
+            run = state.runs.get(run_id)
+            if run is not None and self.worker.find(run.workflow, run.version) is not None:
+                self._revive(run)
+
+    async def _checkpointing(self, state: PartitionState) -> None:
+        await self.caught_up.wait()
+        while True:
+            try:
+                await asyncio.wait_for(self._checkpoint_due.wait(), self.worker.settings.checkpoint_s)
+            except TimeoutError:
+                pass
+            self._checkpoint_due.clear()
+            if self._since_checkpoint:
+                await self._write_checkpoint(state)
+
+    async def _write_checkpoint(self, state: PartitionState) -> None:
+        self._since_checkpoint = 0
+        self._checkpoint.begin(state, self.claim)
+        while self._checkpoint.pack_some(state):
+            await asyncio.sleep(0)
+        try:
+            await self._checkpoint.commit()
+        except PayloadTooLarge as error:
+            logger.error("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
+
+
+_WAKES = frozenset({"started", "resumed"})
+"""Events that call for a run's code although its journal has not grown."""

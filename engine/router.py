@@ -1,0 +1,86 @@
+"""The inbox router: turns what anyone put into the inbox into records of the history, or into dead letters.
+
+A good request becomes one history record with an id that repeats on a re-read, so a router may die anywhere. A start of
+a workflow that is known here is checked against its model; one that is not known is passed on and waits for a worker
+that knows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import orjson
+
+from .errors import ConfigError, InputInvalid, LogUnavailable
+from .inbox import Refused, Request, parse
+from .log import Entry, Inbox, InboxRecord, Log, partition_of
+from .requests import cancel_requested, signal_received, started
+from .workflow import Registry
+
+logger = logging.getLogger("stepfold.worker")
+
+PAUSE_S = 1.0
+
+
+class Router:
+    """Serves one member's share of the inbox until cancelled."""
+
+    def __init__(self, log: Log, inbox: Inbox, registry: Registry, max_payload_bytes: int) -> None:
+        self._log = log
+        self._inbox = inbox
+        self._registry = registry
+        self._max_payload_bytes = max_payload_bytes
+
+    async def run(self) -> None:
+        while True:
+            try:
+                records = await self._inbox.receive()
+                await self._route(records)
+                await self._inbox.done(records)
+            except LogUnavailable as error:
+                logger.warning("%s: the inbox: %s; trying again", self._log.name, error)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _route(self, records: Sequence[InboxRecord]) -> None:
+        entries: dict[int, list[Entry]] = defaultdict(list)
+        for record in records:
+            try:
+                entry = self._entry(record)
+            except Refused as refusal:
+                logger.warning("inbox record %s goes to the dead letters: %s", record.place, refusal)
+                await self._inbox.refuse(record, str(refusal))
+            else:
+                entries[partition_of(entry.key, self._log.partitions)].append(entry)
+        await asyncio.gather(*(self._log.append(partition, batch) for partition, batch in entries.items()))
+
+    def _entry(self, record: InboxRecord) -> Entry:
+        """The history record for an inbox record. Raises Refused."""
+        request = parse(record)
+        try:
+            return self._checked(request, self._log.now())
+        except (InputInvalid, ConfigError) as error:
+            raise Refused(str(error)) from error
+
+    def _checked(self, request: Request, at: int) -> Entry:
+        data = orjson.dumps(request.data)
+        if len(data) > self._max_payload_bytes:
+            raise Refused(f"its data is {len(data):,} bytes; the limit is {self._max_payload_bytes:,}")
+        if request.kind == "start":
+            assert request.workflow is not None and request.run_id is not None
+            workflow = self._registry.find(request.workflow, request.version)
+            if workflow is not None:
+                workflow.decode_input(request.data)
+            return started(
+                request.run_id, request.workflow, request.version, data, request=request.id, at=at, reply_to=request.reply_to
+            )
+        if request.kind == "signal":
+            if request.run_id is None or request.signal is None:
+                raise Refused("a signal without `run_id`: named signals are not served yet; address the signal to a run")
+            return signal_received(request.run_id, request.signal, data, request=request.id, at=at)
+        if request.kind == "cancel":
+            assert request.run_id is not None
+            return cancel_requested(request.run_id, request.reason, request=request.id, at=at)
+        raise Refused(f"event {request.event!r}: events trigger no workflows yet; send a start")

@@ -1,0 +1,334 @@
+"""The worker: owns the partitions it is given, and runs the steps that their owners dispatch.
+
+It reads as: join, own what is assigned, route the inbox where there is one, leave. Steps run on the worker's loop, plain
+functions in threads; at most `concurrency` at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import os
+import socket
+import sys
+import uuid
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from random import Random
+from typing import Any
+
+import orjson
+from typing_extensions import TypeVarTuple, Unpack
+
+from .context import RunLog
+from .context import logger as run_logger
+from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
+from .log import Log, Membership
+from .owner import Attempt, Owner, Settings
+from .step import RunningStep, StepPorts, _current  # pyright: ignore[reportPrivateUsage]  # set here, read there
+from .workflow import Registry, Workflow
+
+logger = logging.getLogger("stepfold.worker")
+
+HEARTBEAT_S = 1.0
+RETRY_S = (0.2, 5.0)
+"""First and longest pause before a partition is tried again after an error."""
+
+Ts = TypeVarTuple("Ts")
+RunInThread = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
+
+
+class Worker:
+    """Executes the workflows of a registry until `stop`.
+
+    `run_in_thread` runs a plain step function; `random` and `ids` are the sources of jitter and of nonces and names.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        settings: Settings,
+        send_signal: Callable[[str, str, Any, str], Coroutine[Any, Any, None]],
+        *,
+        random: Random | None = None,
+        ids: Callable[[], str] | None = None,
+        run_in_thread: RunInThread | None = None,
+    ) -> None:
+        self.log = log
+        self.registry = registry
+        self.settings = settings
+        self.random = random or Random()
+        self.ids = ids or (lambda: uuid.uuid4().hex)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{self.ids()[:8]}"
+        self.ports = StepPorts(log.step_ext, send_signal)
+        self.ctx_ext = log.ctx_ext
+        self.owners: dict[int, Owner] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._membership: Membership | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._queue: deque[Attempt] = deque()
+        self._running = 0
+        self._threads: ThreadPoolExecutor | None = None
+        self._run_in_thread = run_in_thread or self._thread
+        self._stopped = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    # -- its life
+
+    async def start(self) -> None:
+        """Join and begin to serve. Raises LogUnavailable and ConfigError."""
+        self._membership = await self.log.join(self.name)
+        self.registry.on_change.append(self._workflows_changed)
+        self._tasks = [asyncio.create_task(self._guard(self._owning, self._membership), name="stepfold-assignments")]
+        inbox = self.log.inbox()
+        if inbox is not None:
+            from .router import Router
+
+            router = Router(self.log, inbox, self.registry, self.settings.max_payload_bytes)
+            self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
+
+    async def stop(self, grace_s: float) -> None:
+        """Leave in good order; steps still running after `grace_s` are abandoned to the next worker. Idempotent."""
+        membership, self._membership = self._membership, None
+        if membership is None:
+            return
+        self.registry.on_change.remove(self._workflows_changed)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        outcomes = await asyncio.gather(*(owner.leave(grace_s) for owner in self.owners.values()), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                logger.warning("leaving: %s", outcome)
+        for task in self._serving.values():
+            task.cancel()
+        await asyncio.gather(*self._serving.values(), return_exceptions=True)
+        self._serving.clear()
+        try:
+            await membership.leave()
+        finally:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+            self._stopped.set()
+
+    async def wait(self) -> None:
+        """Until the worker stops. Raises what it cannot go on with."""
+        await self._stopped.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _guard(self, part: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+        try:
+            await part(*args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+            logger.error("the worker cannot go on: %s", error, exc_info=not isinstance(error, StepfoldError))
+        self._stopped.set()
+
+    async def _owning(self, membership: Membership) -> None:
+        """Own what is assigned, as it comes and goes. An owner's folded state is kept for when it comes back."""
+        while True:
+            assigned = await membership.assigned()
+            logger.info("%s: partitions %s", self.log.name, sorted(assigned))
+            for partition in self._serving.keys() - assigned:
+                task = self._serving.pop(partition)
+                await self.owners[partition].leave(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            for partition in sorted(assigned - self._serving.keys()):
+                owner = self.owners.get(partition) or Owner(self.log, partition, self)
+                self.owners[partition] = owner
+                self._serving[partition] = asyncio.create_task(self._serve(owner), name=f"stepfold-owner-{partition}")
+
+    async def _serve(self, owner: Owner) -> None:
+        """Own one partition, again after every loss, as long as it is assigned to us."""
+        pause_s = RETRY_S[0]
+        while True:
+            try:
+                await owner.run()
+                pause_s = RETRY_S[0]
+            except asyncio.CancelledError:
+                raise
+            except LogUnavailable as error:
+                logger.warning("%s partition %d: %s; trying again in %.1f s", self.log.name, owner.partition, error, pause_s)
+            except ConfigError as error:
+                self._fail(error)
+                return
+            except Exception as error:
+                owner.state = None  # do not trust what led here: fold again
+                logger.exception("%s partition %d: %s; recovering in %.1f s", self.log.name, owner.partition, error, pause_s)
+            await asyncio.sleep(pause_s * (0.5 + self.random.random()))
+            pause_s = min(pause_s * 2, RETRY_S[1])
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition assigned to this worker is owned and recovered."""
+        return all(self.owners[partition].caught_up.is_set() for partition in self._serving)
+
+    def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
+        return self.registry.find(workflow_id, version)
+
+    def _workflows_changed(self) -> None:
+        for owner in self.owners.values():
+            owner.workflows_changed()
+
+    # -- steps
+
+    def dispatch(self, attempt: Attempt) -> None:
+        """Run an attempt, now or when there is a place."""
+        if self._running < self.settings.concurrency:
+            self._start(attempt)
+        else:
+            self._queue.append(attempt)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """The attempt's result is of no interest any more."""
+        if attempt.task is not None:
+            attempt.task.cancel()
+        else:
+            try:
+                self._queue.remove(attempt)
+            except ValueError:
+                pass
+
+    def _start(self, attempt: Attempt) -> None:
+        self._running += 1
+        task = attempt.task = _create_task(self._attempt(attempt))
+        if task.done():
+            self._running -= 1
+        else:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running -= 1
+        while self._queue and self._running < self.settings.concurrency:
+            self._start(self._queue.popleft())
+
+    async def _attempt(self, attempt: Attempt) -> None:
+        """Run one attempt and report how it ended; a cancelled one reports nothing."""
+        call = attempt.call
+        owner = attempt.owner
+        beats = Heartbeats(attempt)
+        _current.set(
+            RunningStep(attempt.run.id, attempt.op.id, attempt.number, attempt.heartbeat, beats.beat, _step_log(attempt))
+        )
+        try:
+            if call.timeout_ms is None:
+                value = await self._call(call.fn, call.args)
+            else:
+                timeout = asyncio.timeout(call.timeout_ms / 1000)
+                try:
+                    async with timeout:
+                        value = await self._call(call.fn, call.args)
+                except TimeoutError as error:
+                    if not timeout.expired():
+                        raise
+                    raise TimeoutError(
+                        f"attempt {attempt.number} of step {attempt.op.id!r} took longer than {call.timeout_ms / 1000:g} s"
+                    ) from error
+            try:
+                result = call.codec.encode(value)
+            except Exception as error:
+                raise TypeError(f"the result of step {attempt.op.id!r} cannot be recorded as JSON: {error}") from error
+            if len(result) > self.settings.max_payload_bytes:
+                raise PayloadTooLarge(
+                    f"the result of step {attempt.op.id!r} is {len(result):,} bytes; the limit is {self.settings.max_payload_bytes:,}. "
+                    f"Store it elsewhere and return a reference to it"
+                )
+        except asyncio.CancelledError:
+            if attempt.task is not None and attempt.task.cancelling():
+                raise
+            owner.failed(attempt, RuntimeError(f"step {attempt.op.id!r} cancelled itself"))
+        except (Exception, SystemExit) as error:
+            owner.failed(attempt, error)
+        else:
+            owner.completed(attempt, result)
+        finally:
+            beats.stop()
+
+    async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        if inspect.iscoroutinefunction(fn):
+            return await fn(*args)
+        if _is_async_callable(fn):
+            return await fn(*args)
+        value = await self._run_in_thread(partial(fn, *args))
+        return await value if inspect.isawaitable(value) else value
+
+    async def _thread(self, call: Callable[[], Any]) -> Any:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.settings.concurrency, "stepfold-step")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, contextvars.copy_context().run, call)
+
+
+def _is_async_callable(fn: Any) -> bool:
+    """A partial of, or an object whose __call__ is, an async function."""
+    while isinstance(fn, partial):
+        fn = fn.func  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
+def _step_log(attempt: Attempt) -> RunLog:
+    return RunLog(run_logger, {"run_id": attempt.run.id, "step_id": attempt.op.id, "attempt": attempt.number})
+
+
+if sys.version_info >= (3, 12):
+
+    def _create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that runs at once, up to its first wait: a step that waits for nothing costs no turn of the loop."""
+        return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)
+
+else:
+
+    def _create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coro)
+
+
+class Heartbeats:
+    """What an attempt reports, about once a second; what is not recorded by its end goes along with a failure."""
+
+    __slots__ = ("_attempt", "_loop", "_timer")
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def beat(self, details: Any) -> None:
+        size = len(orjson.dumps(details))
+        if size > 100_000:
+            raise PayloadTooLarge(f"heartbeat details of step {self._attempt.op.id!r} are {size:,} bytes; the limit is 100,000")
+        self._attempt.beat = details
+        self._attempt.beaten = True
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            self._record()
+        else:
+            self._loop.call_soon_threadsafe(self._record)
+
+    def _record(self) -> None:
+        if self._timer is None:
+            self._attempt.owner.heartbeat(self._attempt)
+            self._timer = self._loop.call_later(HEARTBEAT_S, self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        if self._attempt.beaten:
+            self._record()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
