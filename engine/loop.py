@@ -34,9 +34,10 @@ T = TypeVar("T")
 _getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]
 _get_running_loop = asyncio.events._get_running_loop
 _set_running_loop = asyncio.events._set_running_loop
-# From 3.14 on the current task belongs to the thread, not to the loop, and no task runs inside another one: take the
-# worker's task out for the time being. 3.11 has no such function and keeps one current task per loop.
-_swap_current_task: Callable[[Any, Any], Any] | None = getattr(asyncio.tasks, "_swap_current_task", None)
+# From 3.14 on the current task belongs to the thread, not to the loop: the worker's is taken out for the time being.
+_swap_current_task: Callable[[Any, Any], Any] = (
+    getattr(asyncio.tasks, "_swap_current_task") if sys.version_info >= (3, 14) else lambda loop, task: None  # noqa: B009
+)
 
 _ENGINE = str(Path(__file__).parent) + os.sep
 _STDLIB = str(Path(os.__file__).parent) + os.sep
@@ -204,7 +205,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise RuntimeError("this loop is already running")
         left = self._max_callbacks
         outer = _get_running_loop()
-        outer_task = _swap_current_task(outer, None) if _swap_current_task is not None and outer is not None else None
+        outer_task = _swap_current_task(outer, None) if outer is not None else None
         outer_hooks = sys.get_asyncgen_hooks()
         _set_running_loop(self)
         sys.set_asyncgen_hooks(None, self._close_generator)
@@ -231,7 +232,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._running = False
             sys.set_asyncgen_hooks(*outer_hooks)
             _set_running_loop(outer)
-            if outer_task is not None and _swap_current_task is not None:
+            if outer is not None:
                 _swap_current_task(outer, outer_task)
         if self._cancelled_timers or self._new_timers:
             self._report_timers()
