@@ -63,6 +63,14 @@ class MemoryDriver:
         self._members: list[_Membership] = []
         self._appends = 0
 
+    @classmethod
+    def from_url(cls, url: str) -> MemoryDriver:
+        """`memory://` or `memory://name`."""
+        name = url.removeprefix("memory://")
+        if name == url or any(mark in name for mark in "/?#"):
+            raise ConfigError(f"{url!r} is no memory log: memory://, or memory://name for one that is shared in the process")
+        return cls(name)
+
     @property
     def id(self) -> str:
         return self._store.id
@@ -105,8 +113,8 @@ class MemoryDriver:
         acks: list[Ack] = []
         for key, value in entries:
             offset = len(records)
-            records.append(Record(offset, timestamp, key, value))
-            acks.append(Ack(offset, timestamp))
+            records.append(Record._make((offset, timestamp, key, value)))
+            acks.append(Ack._make((offset, timestamp)))
         for tail in store.tails:
             tail.advance(len(records))
         self._appends += 1

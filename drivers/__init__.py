@@ -1,0 +1,43 @@
+"""The logs that stepfold runs on, and the URLs that name them. A driver is loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from stepfold.errors import ConfigError
+from stepfold.log import Log
+
+if TYPE_CHECKING:
+    from .kafka import KafkaDriver
+    from .memory import MemoryDriver
+    from .sqlite import SQLiteDriver
+
+__all__ = ["KafkaDriver", "MemoryDriver", "SQLiteDriver", "open_driver"]
+
+_HOMES = {"KafkaDriver": ".kafka", "MemoryDriver": ".memory", "SQLiteDriver": ".sqlite"}
+_SCHEMES = {"kafka": "KafkaDriver", "memory": "MemoryDriver", "sqlite": "SQLiteDriver"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name], __name__), name)
+
+
+def open_driver(url: str) -> Log:
+    """The driver that the URL names; nothing is opened yet. Raises ConfigError, which says what is expected.
+
+    memory://                                                  a log of its own, in this process
+    memory://name                                              one log for all in this process that use the name
+    sqlite:///orders.db, sqlite:////var/lib/orders.db          a file, by a relative or an absolute path
+        ?durability=normal&partitions=8                        see SQLiteDriver
+    kafka://host:port[,host:port]/namespace                    see KafkaDriver.from_url
+    """
+    scheme, mark, _ = url.partition("://")
+    if not mark or scheme not in _SCHEMES:
+        raise ConfigError(
+            f"{url!r} names no log; expected memory://, memory://name, sqlite:///path/to/file.db or kafka://host:port/namespace"
+        )
+    driver: Log = __getattr__(_SCHEMES[scheme]).from_url(url)
+    return driver

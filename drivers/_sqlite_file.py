@@ -1,0 +1,358 @@
+"""The SQLite file: its tables, and what is asked of them. Synchronous; one thread uses one object.
+
+    records(place, timestamp, key, value)   place = partition << 40 | offset: appending to it is the cheapest SQLite can do
+    record_keys(key, place)                 an index of the records below `indexed`; the few behind are scanned. It is made
+                                            some thousand records at a time, because an index that is kept up with every
+                                            commit writes a page for each run in it (28,000 appends/s instead of 65,000)
+    indexed(partition, end)
+    checkpoints(partition, key, value)
+    meta(name, value)                       id, partitions
+    history                                 a view of the records for people: partition, offset, timestamp, key, value
+
+`application_id` says that it is ours, `user_version` is the format. Offsets count from 0 without gaps. The file is in WAL
+mode, so readers never wait for the writer. Every error leaves as a StepfoldError that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
+from stepfold.log import Ack, Entry, Record
+
+T = TypeVar("T")
+
+APPLICATION_ID = int.from_bytes(b"stpf")
+FORMAT = 1
+DEFAULT_PARTITIONS = 4
+
+OFFSET_BITS = 40
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+
+INDEX_EVERY = 2048
+"""So many records may be without an index; a find scans them in about a millisecond."""
+
+WAL_PAGES = 4000
+"""How large the write-ahead log grows before it is folded into the file, in pages of 4 KiB."""
+
+PORTION_BYTES = 8_000_000
+"""About as much as one fetch takes into memory."""
+
+KEYS_PER_QUERY = 500
+
+LOCKED_S = 10.0
+"""How long other processes may hold the file before it counts as unavailable."""
+
+SCHEMA = f"""
+CREATE TABLE records (place INTEGER PRIMARY KEY, timestamp INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL);
+CREATE TABLE record_keys (key TEXT NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (key, place)) WITHOUT ROWID;
+CREATE TABLE indexed (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL);
+CREATE TABLE checkpoints (partition INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (partition, key));
+CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
+CREATE VIEW history AS SELECT place >> {OFFSET_BITS} AS partition, place & {OFFSET_MASK} AS offset, timestamp, key, value
+    FROM records;
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {FORMAT};
+"""  # noqa: S608 - constants only
+
+
+def explained(path: Path, error: sqlite3.Error) -> StepfoldError:
+    """What a person should know and do about it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LogUnavailable(f"{path} was locked by other processes for {LOCKED_S:g} s; end what keeps a transaction open on it")
+    if code == sqlite3.SQLITE_FULL:
+        return LogUnavailable(f"there is no space left to write {path}; make room, then try again")
+    if code == sqlite3.SQLITE_NOTADB:
+        return ConfigError(f"{path} is not an SQLite database; choose another path")
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return ConfigError(f"{path} cannot be written ({error}); this user needs to write both the file and its directory")
+    if code == sqlite3.SQLITE_CORRUPT:
+        return LogUnavailable(f"{path} is damaged ({error}); restore it from a backup")
+    return LogUnavailable(f"{path} could not be used: {error}")
+
+
+@contextlib.contextmanager
+def explaining(path: Path) -> Generator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explained(path, error) from error
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat `call` while others have the file locked. SQLite's own waiting sleeps so long that a busy neighbour starves it."""
+    until = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            return call()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(random.uniform(0.0002, 0.001))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Connections do not wait for locks by themselves, begin no transactions and check their thread."""
+    return sqlite3.connect(path, timeout=0, isolation_level=None)
+
+
+class Writer:
+    """Everything that changes the file, and the news of what others changed. Opens the file, makes it where there is none."""
+
+    def __init__(self, path: Path, *, synchronous: str, partitions: int | None, clock: Callable[[], int]) -> None:
+        self._path = path
+        self._clock = clock
+        if path.is_dir():
+            raise ConfigError(f"{path} is a directory; the path of a log names a file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"{path.parent} does not exist; create the directory first, or choose another path")
+        with explaining(path):
+            self._connection = connect(path)
+            try:
+                patiently(lambda: self._prepare(synchronous, partitions))
+            except BaseException:
+                self._connection.close()
+                raise
+        self._file = path.stat()
+        self.ends: list[int] = []
+        self._timestamps: list[int] = []
+        self._unindexed = 0
+        self._version: int | None = None
+        self.look()
+
+    def _prepare(self, synchronous: str, partitions: int | None) -> None:
+        ours = self._is_ours()
+        self._one("PRAGMA journal_mode = WAL")
+        self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        if not ours:
+            with self._transaction():
+                if not self._is_ours():  # another process may have been faster
+                    self._create(partitions or DEFAULT_PARTITIONS)
+        self.id = str(self._one("SELECT value FROM meta WHERE name = 'id'"))
+        self.partitions = int(self._one("SELECT value FROM meta WHERE name = 'partitions'"))
+        if partitions not in (None, self.partitions):
+            raise ConfigError(
+                f"{self._path} was created with {self.partitions} partitions, which is fixed; "
+                f"leave out partitions={partitions}, or choose another path"
+            )
+
+    def _is_ours(self) -> bool:
+        application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
+        if application == APPLICATION_ID:
+            if version != FORMAT:
+                raise ConfigError(f"{self._path} has format {version} and this stepfold reads {FORMAT}; use a version that fits")
+            return True
+        if application or version or self._one("SELECT count(*) FROM sqlite_master"):
+            raise ConfigError(f"{self._path} is an SQLite database of something else; choose another path")
+        return False
+
+    def _create(self, partitions: int) -> None:
+        for statement in SCHEMA.split(";"):
+            self._connection.execute(statement)
+        self._connection.execute("INSERT INTO meta VALUES ('id', ?), ('partitions', ?)", (uuid.uuid4().hex, partitions))
+        self._connection.executemany("INSERT INTO indexed VALUES (?, 0)", ((partition,) for partition in range(partitions)))
+
+    def _one(self, query: str, parameters: Sequence[object] = ()) -> int | str:
+        return self._connection.execute(query, parameters).fetchone()[0]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Generator[None]:
+        patiently(lambda: self._connection.execute("BEGIN IMMEDIATE"))
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def changing(self) -> Generator[None]:
+        """A block whose changes become durable together, or not at all."""
+        self._check_file()
+        with explaining(self._path):
+            try:
+                with self._transaction():
+                    self._refresh()
+                    yield
+            except BaseException:
+                self._version = None
+                raise
+
+    def look(self) -> None:
+        """Bring `ends` up to date with what others have committed."""
+        self._check_file()
+        with explaining(self._path):
+            patiently(self._refresh)
+
+    def _check_file(self) -> None:
+        try:
+            if os.path.samestat(self._file, self._path.stat()):
+                return
+        except FileNotFoundError:
+            pass
+        raise LogUnavailable(f"{self._path} was removed or replaced while it was open; restart everything that uses it")
+
+    def _refresh(self) -> None:
+        version = int(self._one("PRAGMA data_version"))
+        if version == self._version:
+            return
+        last = [
+            self._connection.execute(
+                "SELECT place, timestamp FROM records WHERE place >= ? AND place < ? ORDER BY place DESC LIMIT 1",
+                (partition << OFFSET_BITS, partition + 1 << OFFSET_BITS),
+            ).fetchone()
+            for partition in range(self.partitions)
+        ]
+        self.ends = [(row[0] & OFFSET_MASK) + 1 if row else 0 for row in last]
+        self._timestamps = [row[1] if row else 0 for row in last]
+        self._unindexed = sum(self.ends) - int(self._one("SELECT sum(end) FROM indexed"))
+        self._version = version
+
+    def append(self, batches: Iterable[tuple[int, Sequence[Entry]]]) -> list[list[Ack]]:
+        """Within `changing`: append, each batch to its partition. No timestamp is below the one before it."""
+        now = self._clock()
+        rows: list[tuple[int, int, str, bytes]] = []
+        answers: list[list[Ack]] = []
+        for partition, entries in batches:
+            offset = self.ends[partition]
+            timestamp = self._timestamps[partition] = max(now, self._timestamps[partition])
+            place = partition << OFFSET_BITS | offset
+            acks: list[Ack] = []
+            for key, value in entries:
+                rows.append((place, timestamp, key, value))
+                acks.append(Ack._make((offset, timestamp)))
+                place += 1
+                offset += 1
+            self.ends[partition] = offset
+            answers.append(acks)
+        self._connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+        self._unindexed += len(rows)
+        if self._unindexed >= INDEX_EVERY:
+            self._index()
+        return answers
+
+    def _index(self) -> None:
+        for partition, end in enumerate(self.ends):
+            start = int(self._one("SELECT end FROM indexed WHERE partition = ?", (partition,)))
+            self._connection.execute(
+                "INSERT INTO record_keys SELECT key, place FROM records WHERE place >= ? AND place < ? ORDER BY key, place",
+                (partition << OFFSET_BITS | start, partition << OFFSET_BITS | end),
+            )
+            self._connection.execute("UPDATE indexed SET end = ? WHERE partition = ?", (end, partition))
+        self._unindexed = 0
+
+    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        """Within `changing`: store, or delete where the value is None."""
+        self._connection.executemany(
+            "INSERT INTO checkpoints VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            [(partition, key, value) for key, value in items.items() if value is not None],
+        )
+        self._connection.executemany(
+            "DELETE FROM checkpoints WHERE partition = ? AND key = ?",
+            [(partition, key) for key, value in items.items() if value is None],
+        )
+
+    def close(self) -> None:
+        with explaining(self._path):
+            self._connection.close()
+
+
+class Queries:
+    """What only reads. Connects at the first question, so that it may be made on another thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        with explaining(self._path):
+            if self._connection is None:
+                self._connection = connect(self._path)
+                self._connection.execute("PRAGMA query_only = ON")
+            connection = self._connection
+            return patiently(lambda: question(connection))
+
+    def end(self, partition: int) -> int:
+        """The offset behind the last record."""
+        span = {"base": partition << OFFSET_BITS, "behind": partition + 1 << OFFSET_BITS}
+        query = "SELECT ifnull(max(place) + 1 - :base, 0) FROM records WHERE place >= :base AND place < :behind"
+        return self._ask(lambda connection: connection.execute(query, span).fetchone()[0])
+
+    def fetch(self, partition: int, start: int, limit: int) -> list[Record]:
+        """At most `limit` records, and not much more than PORTION_BYTES."""
+        span = {"base": partition << OFFSET_BITS, "behind": partition + 1 << OFFSET_BITS, "start": start, "limit": limit}
+        query = (
+            "SELECT place - :base, timestamp, key, value FROM records"
+            " WHERE place >= :base + :start AND place < :behind ORDER BY place LIMIT :limit"
+        )
+
+        def ask(connection: sqlite3.Connection) -> list[Record]:
+            cursor = connection.execute(query, span)
+            records: list[Record] = []
+            size = 0
+            while size < PORTION_BYTES and (rows := cursor.fetchmany(100)):
+                size += sum(len(row[3]) for row in rows)
+                records += map(Record._make, rows)
+            cursor.close()
+            return records
+
+        return self._ask(ask)
+
+    def find(self, partition: int, keys: Iterable[str], start: int) -> list[Record]:
+        """All records of the keys, in order."""
+        base = partition << OFFSET_BITS
+        wanted = list(set(keys))
+
+        def ask(connection: sqlite3.Connection) -> list[Record]:
+            found: list[Record] = []
+            connection.execute("BEGIN")  # the index and what is behind it must be of one moment
+            try:
+                [indexed] = connection.execute("SELECT end FROM indexed WHERE partition = ?", (partition,)).fetchone()
+                for some in (wanted[at : at + KEYS_PER_QUERY] for at in range(0, len(wanted), KEYS_PER_QUERY)):
+                    marks = ", ".join("?" * len(some))
+                    by_index = (
+                        "SELECT place - ?, timestamp, records.key, value"  # noqa: S608 - question marks only
+                        " FROM record_keys CROSS JOIN records USING (place)"
+                        f" WHERE record_keys.key IN ({marks}) AND place >= ? AND place < ?"
+                    )
+                    behind = (
+                        "SELECT place - ?, timestamp, key, value FROM records"  # noqa: S608 - question marks only
+                        f" WHERE key IN ({marks}) AND place >= ? AND place < ?"
+                    )
+                    for query, first, end in (by_index, start, indexed), (behind, max(start, indexed), 1 << OFFSET_BITS):
+                        found += map(Record._make, connection.execute(query, (base, *some, base + first, base + end)))
+            finally:
+                connection.execute("COMMIT")
+            return sorted(found)
+
+        return self._ask(ask)
+
+    def checkpoints(self, partition: int, prefix: str) -> dict[str, bytes]:
+        def ask(connection: sqlite3.Connection) -> dict[str, bytes]:
+            found: dict[str, bytes] = {}
+            cursor = connection.execute(
+                "SELECT key, value FROM checkpoints WHERE partition = ? AND key >= ? ORDER BY key", (partition, prefix)
+            )
+            for key, value in cursor:  # keys with one prefix stand together
+                if not key.startswith(prefix):
+                    break
+                found[key] = value
+            cursor.close()
+            return found
+
+        return self._ask(ask)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
