@@ -10,7 +10,6 @@ import typing
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import orjson
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -76,21 +75,12 @@ def _hashable(value: Any) -> bool:
 ANY = Codec(Any, "Any")
 """Plain JSON."""
 
-_results: WeakKeyDictionary[Callable[..., Any], Codec] = WeakKeyDictionary()
-
-
+@lru_cache(maxsize=4096)
 def result_codec(fn: Callable[..., Any]) -> Codec:
     """The codec for what a function returns, by its annotation. Raises ConfigError."""
     target = inspect.unwrap(fn)
-    key = getattr(target, "__func__", target)
-    try:
-        found = _results.get(key)
-    except TypeError:  # not weakly referable: a builtin, a partial
-        return Codec(_return_annotation(target), _name(target))
-    if found is None:
-        found = Codec(_return_annotation(target), _name(target))
-        _results[key] = found
-    return found
+    annotation = _return_annotation(target)
+    return ANY if annotation is Any else Codec(annotation, _name(target))
 
 
 @lru_cache(maxsize=1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
 from datetime import datetime, timezone
 from random import Random
 from typing import Any, Generic, cast
@@ -12,18 +11,9 @@ from uuid import UUID
 from typing_extensions import TypeVar
 
 from .execution import Execution
+from .step import RunLog, logger
 
 In = TypeVar("In", default=Any)
-
-logger = logging.getLogger("stepfold.run")
-
-
-class RunLog(logging.LoggerAdapter[logging.Logger]):
-    """The run's logger: `stepfold.run` with run, workflow and step as extra fields."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
-        return msg, kwargs
 
 
 class ReplayLog(RunLog):

@@ -31,12 +31,12 @@ from .errors import NonDeterminism
 
 T = TypeVar("T")
 
-_getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]
+_getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented for this; inspect's takes longer
 _get_running_loop = asyncio.events._get_running_loop
 _set_running_loop = asyncio.events._set_running_loop
 # From 3.14 on the current task belongs to the thread, not to the loop: the worker's is taken out for the time being.
 _swap_current_task: Callable[[Any, Any], Any] = (
-    getattr(asyncio.tasks, "_swap_current_task") if sys.version_info >= (3, 14) else lambda loop, task: None  # noqa: B009
+    vars(asyncio.tasks)["_swap_current_task"] if sys.version_info >= (3, 14) else lambda loop, task: None
 )
 
 _ENGINE = str(Path(__file__).parent) + os.sep
@@ -215,6 +215,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 self._ready = []
                 left -= len(batch)
                 if left < 0:
+                    batch.clear()
                     raise self._violation(
                         f"workflow code ran {self._max_callbacks} callbacks without awaiting anything durable: it spins; "
                         "await a step, a sleep or a signal in the loop"
@@ -227,7 +228,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                         except KeyboardInterrupt:
                             raise
                         except BaseException as error:  # noqa: BLE001  # SystemExit too: a workflow may not stop its worker
-                            self._collect(f"exception in callback {callback!r}", error)
+                            # Without the frame of this method, which holds everything that was ready.
+                            traceback = error.__traceback__
+                            self._collect("exception in a callback", error.with_traceback(traceback and traceback.tb_next))
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*outer_hooks)
@@ -278,7 +281,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.now_ms / 1000
 
-    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # a lighter handle
+    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
         if not args and type(callback).__name__ == "TaskStepMethWrapper":
@@ -288,14 +291,14 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._ready.append(handle)
         return handle
 
-    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
         if _get_running_loop() is not self:
-            raise self._real("call_soon_threadsafe", "another thread")
+            raise self.refusal("call_soon_threadsafe")
         return self.call_soon(callback, *args, context=context)
 
-    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
         self._check_alive()
@@ -314,7 +317,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._new_timers.append(timer)
         return timer
 
-    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
         # Microseconds: what is beyond them is noise of the subtraction.
@@ -332,7 +335,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._future_hash += 1
         return self._future_hash
 
-    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]  # one signature for all versions
         self,
         coro: Coroutine[Any, Any, T],
         *,
@@ -383,6 +386,17 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     default_exception_handler = call_exception_handler
 
+    def refusal(self, call: str) -> NonDeterminism:
+        """The error for a call that a workflow's loop does not serve. It is among the violations from now on."""
+        what = next((what for prefix, what in _REAL.items() if call.startswith(prefix)), None)
+        if what is None:
+            message = (
+                f"workflow code called loop.{call}; its event loop is stepfold's, and real work goes into `await step.run(...)`"
+            )
+        else:
+            message = f"workflow code called loop.{call} ({what}) outside a step; move it into `await step.run(...)`"
+        return self._violation(message, found=f"loop.{call}")
+
     # Inside.
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
@@ -417,11 +431,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if len(self.violations) < _KEPT:
             self.violations.append(error)
         return error
-
-    def _real(self, call: str, what: str) -> NonDeterminism:
-        return self._violation(
-            f"workflow code called loop.{call} ({what}) outside a step; move it into `await step.run(...)`", found=f"loop.{call}"
-        )
 
     def _look_for_foreign_await(self, step: Callable[..., object]) -> None:
         # asyncio throws an error into a task that awaits what belongs to another loop; the step that throws it holds it.
@@ -509,48 +518,36 @@ def _source(frames: Iterable[FrameType]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+# By the beginnings of names, so that what a later version adds is in it.
 _REAL = {
-    "run_in_executor": "a thread",
-    "getaddrinfo": "a name look-up",
-    "getnameinfo": "a name look-up",
-    "sendfile": "a file and a socket",
-    "start_tls": "a socket",
-    "run_forever": "another run of an event loop",
-    "run_until_complete": "another run of an event loop",
-}
-_REAL_PREFIXES = {
-    "subprocess_": "a process",
-    "sock_": "a socket",
-    "create_": "a socket",
-    "connect_": "a pipe or a socket",
-    "add_reader": "a file descriptor",
-    "add_writer": "a file descriptor",
-    "remove_reader": "a file descriptor",
-    "remove_writer": "a file descriptor",
     "add_signal": "a signal",
     "remove_signal": "a signal",
+    "add_": "a file descriptor",
+    "remove_": "a file descriptor",
+    "call_soon_threadsafe": "from another thread",
+    "connect_": "a pipe",
+    "create_": "a socket",
+    "getaddrinfo": "a name look-up",
+    "getnameinfo": "a name look-up",
+    "run_in_executor": "a thread",
+    "run_": "another run of an event loop",
+    "sendfile": "a file and a socket",
+    "sock_": "a socket",
+    "start_tls": "a socket",
+    "subprocess_": "a process",
 }
 
 
-def _refusal(name: str) -> Callable[..., Any]:
-    what = _REAL.get(name) or next((what for prefix, what in _REAL_PREFIXES.items() if name.startswith(prefix)), None)
+def _refusing(name: str) -> Callable[..., Any]:
+    def refuse(self: DeterministicLoop, *args: Any, **options: Any) -> Any:
+        raise self.refusal(name)
 
-    def refuse(self: DeterministicLoop, *args: Any, **kwargs: Any) -> Any:
-        if what is None:
-            raise self._violation(  # pyright: ignore[reportPrivateUsage]
-                f"workflow code called loop.{name}; a workflow's event loop belongs to stepfold, and real work goes into "
-                "`await step.run(...)`",
-                found=f"loop.{name}",
-            )
-        raise self._real(name, what)  # pyright: ignore[reportPrivateUsage]
-
-    refuse.__name__ = refuse.__qualname__ = name
     return refuse
 
 
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in DeterministicLoop.__dict__:
-        setattr(DeterministicLoop, _name, _refusal(_name))
+        setattr(DeterministicLoop, _name, _refusing(_name))
 
 
 def _gathering_hash(future: Any) -> int:

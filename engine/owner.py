@@ -46,6 +46,8 @@ READ_RECORDS = 2000
 
 
 MAX_PAYLOAD_BYTES = 900_000
+MAX_HEARTBEAT_BYTES = 100_000
+HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +64,80 @@ class Settings:
 class Attempt:
     """One attempt of one step, on its way through the worker."""
 
-    __slots__ = ("beat", "beaten", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
+    __slots__ = ("beats", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
 
     def __init__(self, owner: Owner, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
         self.owner = owner
         self.run = run
         self.op = op
         self.call = call
-        self.number = known.attempts + 1 if known else 1
-        self.failures = known.failures if known else 0
-        self.heartbeat: Any = known.heartbeat if known else None
-        self.beat: Any = None
-        self.beaten = False
         self.task: asyncio.Task[None] | None = None
+        self.beats: Heartbeats | None = None
+        if known is None:
+            self.number = 1
+            self.failures = 0
+            self.heartbeat: Any = None
+        else:
+            self.number = known.attempts + 1
+            self.failures = known.failures
+            self.heartbeat = known.heartbeat
+
+    @property
+    def run_id(self) -> str:
+        return self.run.id
+
+    @property
+    def step_id(self) -> str:
+        return self.op.id
+
+    def beat(self, details: Any) -> None:
+        """A heartbeat of the step function; may come from its thread."""
+        size = len(orjson.dumps(details))
+        if size > MAX_HEARTBEAT_BYTES:
+            raise PayloadTooLarge(f"heartbeat of step {self.op.id!r}: {size:,} bytes; the limit is {MAX_HEARTBEAT_BYTES:,}")
+        if self.beats is None:
+            self.beats = Heartbeats(self)
+        self.beats.beat(details)
+
+
+class Heartbeats:
+    """The latest details that an attempt reported, on their way to the log about once a second."""
+
+    __slots__ = ("_attempt", "_timer", "details", "fresh")
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._timer: asyncio.TimerHandle | None = None
+        self.details: Any = None
+        self.fresh = False
+
+    def beat(self, details: Any) -> None:
+        self.details = details
+        self.fresh = True
+        loop = self._attempt.owner.loop
+        try:
+            here = asyncio.get_running_loop() is loop
+        except RuntimeError:
+            here = False
+        if here:
+            self._record()
+        else:
+            loop.call_soon_threadsafe(self._record)
+
+    def _record(self) -> None:
+        if self._timer is None and self.fresh:
+            self.fresh = False
+            self._attempt.owner.heartbeat(self._attempt, self.details)
+            self._timer = self._attempt.owner.loop.call_later(HEARTBEAT_S, self._again)
+
+    def _again(self) -> None:
+        self._timer = None
+        self._record()
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self.fresh = False
 
 
 class Worker(Protocol):
@@ -130,6 +193,7 @@ class Owner:
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
         self._stopping = False
+        self.loop = asyncio.get_running_loop()
         self._evict_above = worker.settings.live_runs
 
     # -- its life
@@ -551,8 +615,8 @@ class Owner:
         info = ErrorInfo.of(error, attempt.op.id)
         fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
         fields["next_at"] = None if pause is None else self.log.now() + pause
-        if attempt.beaten:
-            fields["heartbeat"] = attempt.beat
+        if attempt.beats is not None and attempt.beats.fresh:
+            fields["heartbeat"] = attempt.beats.details
         attempt.op.recorded = True
         self._emit(attempt.run, "step-failed", **fields)
         if pause is not None:
@@ -566,12 +630,11 @@ class Owner:
                 extra={"run_id": attempt.run.id, "step_id": attempt.op.id, "attempt": attempt.number},
             )
 
-    def heartbeat(self, attempt: Attempt) -> None:
+    def heartbeat(self, attempt: Attempt, details: Any) -> None:
         """Record an attempt's latest details."""
-        if self._expects(attempt) and attempt.beaten:
-            attempt.beaten = False
+        if self._expects(attempt):
             attempt.op.recorded = True
-            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=attempt.beat)
+            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details)
 
     def _expects(self, attempt: Attempt) -> bool:
         live = self.live.get(attempt.run.id)

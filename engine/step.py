@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, cast, overload
 
 from pydantic import ValidationError
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -25,12 +25,22 @@ from .execution import Call, Execution, SleepCall, Source, StepCall, WaitCall
 from .loop import DeterministicTask
 from .retry import Retry
 
+logger = logging.getLogger("stepfold.run")
+
 T = TypeVar("T")
 Ext = TypeVar("Ext", default=Any)
 Ts = TypeVarTuple("Ts")
 
 _DEFAULT_RETRY = Retry()
 _ONCE = Retry(1)
+
+
+class RunLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger of `stepfold.run` with extra fields of its own."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        return msg, kwargs
 
 
 class Signal(NamedTuple, Generic[T]):
@@ -204,7 +214,7 @@ class Step(Generic[Ext]):
             task.shielded -= 1
 
     def _ask(self, step_id: str, call: Call, source: Source) -> Coroutine[Any, Any, Any]:
-        running = _current.get()
+        running = current_step_var.get()
         if running is not None:
             raise RuntimeError(
                 f"step {step_id!r} was called inside step {running.step_id!r}; steps do not nest: call it from the workflow"
@@ -243,24 +253,55 @@ def _named(name: str, what: str) -> str:
     return name
 
 
+class AttemptInfo(Protocol):
+    """What a running attempt knows; the worker's object."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def step_id(self) -> str: ...
+
+    number: int
+    heartbeat: Any
+
+    def beat(self, details: Any) -> None: ...
+
+
 class RunningStep:
-    """The attempt that is running: what `current_step()` gives.
+    """The attempt that is running: what `current_step()` gives."""
 
-    `idempotency_key` is the same for every attempt of the step: give it to the services the step calls.
-    """
+    __slots__ = ("_attempt",)
 
-    __slots__ = ("_beat", "attempt", "idempotency_key", "last_heartbeat", "log", "run_id", "step_id")
+    def __init__(self, attempt: AttemptInfo) -> None:
+        self._attempt = attempt
 
-    def __init__(
-        self, run_id: str, step_id: str, attempt: int, last_heartbeat: Any, beat: Callable[[Any], None], log: Any
-    ) -> None:
-        self.run_id = run_id
-        self.step_id = step_id
-        self.attempt = attempt
-        self.idempotency_key = f"{run_id}/{step_id}"
-        self.last_heartbeat = last_heartbeat
-        self.log: logging.LoggerAdapter[logging.Logger] = log
-        self._beat = beat
+    @property
+    def run_id(self) -> str:
+        return self._attempt.run_id
+
+    @property
+    def step_id(self) -> str:
+        return self._attempt.step_id
+
+    @property
+    def attempt(self) -> int:
+        """Counts from 1."""
+        return self._attempt.number
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of the step: give it to the services the step calls."""
+        return f"{self._attempt.run_id}/{self._attempt.step_id}"
+
+    @property
+    def last_heartbeat(self) -> Any:
+        """What the attempts before recorded last; None if nothing."""
+        return self._attempt.heartbeat
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The logger `stepfold.run` with run, step and attempt as extra fields."""
+        return RunLog(logger, {"run_id": self.run_id, "step_id": self.step_id, "attempt": self.attempt})
 
     def heartbeat(self, details: Any = None) -> None:
         """Record how far this attempt is (JSON); should it fail or be lost, the next one finds it in `last_heartbeat`.
@@ -268,15 +309,15 @@ class RunningStep:
         Cheap to call often: the latest details are recorded about once a second. Raises TypeError for what is not JSON.
         May be called from the step's thread.
         """
-        self._beat(details)
+        self._attempt.beat(details)
 
 
-_current: ContextVar[RunningStep | None] = ContextVar("stepfold_current_step", default=None)
+current_step_var: ContextVar[RunningStep | None] = ContextVar("stepfold_current_step", default=None)
 
 
 def current_step() -> RunningStep:
     """The running attempt, inside a step function. Raises RuntimeError elsewhere."""
-    found = _current.get()
+    found = current_step_var.get()
     if found is None:
         raise RuntimeError("current_step() was called outside a step function")
     return found

@@ -17,24 +17,20 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from random import Random
 from typing import Any
 
-import orjson
 from typing_extensions import TypeVarTuple, Unpack
 
-from .context import RunLog
-from .context import logger as run_logger
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
 from .log import Log, Membership
 from .owner import Attempt, Owner, Settings
-from .step import RunningStep, StepPorts, _current  # pyright: ignore[reportPrivateUsage]  # set here, read there
+from .step import RunningStep, StepPorts, current_step_var
 from .workflow import Registry, Workflow
 
 logger = logging.getLogger("stepfold.worker")
 
-HEARTBEAT_S = 1.0
 RETRY_S = (0.2, 5.0)
 """First and longest pause before a partition is tried again after an error."""
 
@@ -219,10 +215,7 @@ class Worker:
         """Run one attempt and report how it ended; a cancelled one reports nothing."""
         call = attempt.call
         owner = attempt.owner
-        beats = Heartbeats(attempt)
-        _current.set(
-            RunningStep(attempt.run.id, attempt.op.id, attempt.number, attempt.heartbeat, beats.beat, _step_log(attempt))
-        )
+        current_step_var.set(RunningStep(attempt))
         try:
             if call.timeout_ms is None:
                 value = await self._call(call.fn, call.args)
@@ -255,12 +248,11 @@ class Worker:
         else:
             owner.completed(attempt, result)
         finally:
-            beats.stop()
+            if attempt.beats is not None:
+                attempt.beats.stop()
 
     async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        if inspect.iscoroutinefunction(fn):
-            return await fn(*args)
-        if _is_async_callable(fn):
+        if is_async(fn):
             return await fn(*args)
         value = await self._run_in_thread(partial(fn, *args))
         return await value if inspect.isawaitable(value) else value
@@ -271,15 +263,12 @@ class Worker:
         return await asyncio.get_running_loop().run_in_executor(self._threads, contextvars.copy_context().run, call)
 
 
-def _is_async_callable(fn: Any) -> bool:
-    """A partial of, or an object whose __call__ is, an async function."""
+@lru_cache(maxsize=4096)
+def is_async(fn: Callable[..., Any]) -> bool:
+    """Whether a call gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
     while isinstance(fn, partial):
         fn = fn.func  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
-
-
-def _step_log(attempt: Attempt) -> RunLog:
-    return RunLog(run_logger, {"run_id": attempt.run.id, "step_id": attempt.op.id, "attempt": attempt.number})
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004  # the method itself is wanted
 
 
 if sys.version_info >= (3, 12):
@@ -292,43 +281,3 @@ else:
 
     def _create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coro)
-
-
-class Heartbeats:
-    """What an attempt reports, about once a second; what is not recorded by its end goes along with a failure."""
-
-    __slots__ = ("_attempt", "_loop", "_timer")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def beat(self, details: Any) -> None:
-        size = len(orjson.dumps(details))
-        if size > 100_000:
-            raise PayloadTooLarge(f"heartbeat details of step {self._attempt.op.id!r} are {size:,} bytes; the limit is 100,000")
-        self._attempt.beat = details
-        self._attempt.beaten = True
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is self._loop:
-            self._record()
-        else:
-            self._loop.call_soon_threadsafe(self._record)
-
-    def _record(self) -> None:
-        if self._timer is None:
-            self._attempt.owner.heartbeat(self._attempt)
-            self._timer = self._loop.call_later(HEARTBEAT_S, self._again)
-
-    def _again(self) -> None:
-        self._timer = None
-        if self._attempt.beaten:
-            self._record()
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()

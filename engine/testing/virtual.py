@@ -79,7 +79,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
             self._now = max(self._now, self._scheduled[0].when())
         return []
 
-    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         self._timers_made += 1
@@ -98,16 +98,14 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._futures_made += 1
         return self._futures_made
 
-    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def create_task(
         self, coro: Coroutine[Any, Any, T], *, name: object = None, context: contextvars.Context | None = None, **_: object
     ) -> DeterministicTask[T]:
         self._tasks_made += 1
         name = f"Task-{self._tasks_made}" if name is None else str(name)
         return DeterministicTask(coro, creation_hash=self._tasks_made, loop=self, name=name, context=context)
 
-    def run_in_executor(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
-    ) -> asyncio.Future[T]:
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run the function now, in this thread."""
         future = self.create_future()
         try:
