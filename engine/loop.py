@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import zlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple, TypeVar, cast
@@ -143,7 +143,7 @@ class DeterministicTask(asyncio.Task[T]):
 
     def __init__(
         self,
-        coro: Coroutine[Any, Any, T],
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
         *,
         creation_hash: int,
         loop: asyncio.AbstractEventLoop,
@@ -215,7 +215,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 self._ready = []
                 left -= len(batch)
                 if left < 0:
-                    batch.clear()
+                    batch.clear()  # as below
                     raise self._violation(
                         f"workflow code ran {self._max_callbacks} callbacks without awaiting anything durable: it spins; "
                         "await a step, a sleep or a signal in the loop"
@@ -228,9 +228,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                         except KeyboardInterrupt:
                             raise
                         except BaseException as error:  # noqa: BLE001  # SystemExit too: a workflow may not stop its worker
-                            # Without the frame of this method, which holds everything that was ready.
-                            traceback = error.__traceback__
-                            self._collect("exception in a callback", error.with_traceback(traceback and traceback.tb_next))
+                            self._collect("exception in a callback", error)
+                handle = callback = None  # an error's traceback keeps this frame
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*outer_hooks)
@@ -274,7 +273,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def timer_cancelled(self, timer: Timer) -> None:
         """For `Timer`: a reported timer is not wanted any more."""
-        self._cancelled_timers.append(timer)
+        if not self._abandoned:
+            self._cancelled_timers.append(timer)
 
     # What asyncio and the workflow call.
 
@@ -285,7 +285,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
         if not args and type(callback).__name__ == "TaskStepMethWrapper":
-            self._look_for_foreign_await(callback)
+            self._check_step(callback)
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
         if not self._abandoned:
             self._ready.append(handle)
@@ -301,7 +301,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
-        self._check_alive()
+        if self._abandoned:
+            raise Abandoned
         delay = float(delay)
         if math.isnan(delay):
             raise ValueError("a delay must be a number of seconds, not NaN")
@@ -324,7 +325,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return self.call_later(round(when - self.time(), 6) if math.isfinite(when) else when, callback, *args, context=context)
 
     def create_future(self) -> DeterministicFuture[Any]:
-        self._check_alive()
+        if self._abandoned:
+            raise Abandoned
         future: DeterministicFuture[Any] = DeterministicFuture(loop=self)
         self._future_hash += 1
         future.creation_hash = self._future_hash
@@ -335,28 +337,29 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._future_hash += 1
         return self._future_hash
 
-    def create_task(  # pyright: ignore[reportIncompatibleMethodOverride]  # one signature for all versions
+    def create_task(
         self,
-        coro: Coroutine[Any, Any, T],
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
         *,
         name: object = None,
         context: contextvars.Context | None = None,
         eager_start: bool | None = None,
     ) -> DeterministicTask[T]:
         """As asyncio's; `eager_start` is accepted and has no effect, so that every Python version keeps the same order."""
-        self._check_alive()
+        if self._abandoned:
+            coro.close()
+            raise Abandoned
         caller = _getframe(1).f_code
         if caller is _ENSURE_FUTURE or caller is _ENSURE_FUTURE_311:
             self._refuse_as_completed(coro)
         self._task_hash += 1
-        creator = cast("DeterministicTask[Any] | None", asyncio.current_task(self)) if self._running else None
         task = DeterministicTask(
             coro,
             creation_hash=self._task_hash,
             loop=self,
             name=f"Task-{self._task_hash - self._hash_base}" if name is None else str(name),
             context=context,
-            shielded=0 if creator is None else creator.shielded,
+            shielded=getattr(asyncio.current_task(self), "shielded", 0) if self._running else 0,
         )
         self._tasks.append(task)
         if len(self._tasks) > self._prune_at:
@@ -420,10 +423,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if not self._abandoned and len(self.unhandled) < _KEPT:
             self.unhandled.append(Unhandled(message, error))
 
-    def _check_alive(self) -> None:
-        if self._abandoned:
-            raise Abandoned("this run has left memory; nothing of it may run any more")
-
     def _violation(self, message: str, frames: Iterable[FrameType] | None = None, found: str = "") -> NonDeterminism:
         source = _source(_stack() if frames is None else frames)
         at = f" (at {source[0]})" if source else ""
@@ -432,22 +431,26 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self.violations.append(error)
         return error
 
-    def _look_for_foreign_await(self, step: Callable[..., object]) -> None:
-        # asyncio throws an error into a task that awaits what belongs to another loop; the step that throws it holds it.
+    def _check_step(self, step: Callable[..., object]) -> None:
+        # What a task does next, as asyncio's C code hands it over; it holds the task and the error to throw into it, if any.
         referents = gc.get_referents(step)
+        tasks = [cast("asyncio.Task[Any]", held) for held in referents if isinstance(held, asyncio.Task)]
+        if not all(isinstance(task, DeterministicTask) for task in tasks):
+            raise self._violation(
+                "workflow code called asyncio.Task; such a task cannot be ordered: use asyncio.create_task", found="asyncio.Task"
+            )
         for error in referents:
             if isinstance(error, RuntimeError) and ("different loop" in str(error) or "bad yield" in str(error)):
-                frames = [f for r in referents if isinstance(r, asyncio.Task) for f in frames_of(cast("asyncio.Task[Any]", r))]
                 violation = self._violation(
                     "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
                     "worker) outside a step; move it into `await step.run(...)`",
-                    reversed(frames),
+                    reversed([frame for task in tasks for frame in frames_of(task)]),
                     found="an awaitable of another event loop",
                 )
                 error.args = (str(violation),)
                 error.__cause__ = violation
 
-    def _refuse_as_completed(self, coro: Coroutine[Any, Any, Any]) -> None:
+    def _refuse_as_completed(self, coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any]) -> None:
         frame: FrameType | None = _getframe(2)
         while frame is not None and frame.f_code.co_filename == asyncio.tasks.__file__:
             if frame.f_code in _AS_COMPLETED:

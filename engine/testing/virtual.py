@@ -13,7 +13,7 @@ import contextvars
 import heapq
 import math
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -33,8 +33,6 @@ class VirtualDeadlock(RuntimeError):
 
 
 class _Timer(asyncio.TimerHandle):
-    """Timers of the same time run in the order of creation."""
-
     __slots__ = ("number",)
 
     def __init__(self, number: int, *args: Any) -> None:
@@ -64,6 +62,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 1e-6  # the default of a nanosecond is below what a float of years can tell apart
 
     def time(self) -> float:
+        """Virtual seconds since the loop was made."""
         return self._now
 
     def clock(self) -> int:
@@ -82,6 +81,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        """As asyncio's; timers of the same time run in the order of these calls."""
         self._timers_made += 1
         timer = _Timer(self._timers_made, when, callback, args, self, context)
         heapq.heappush(self._scheduled, timer)
@@ -89,6 +89,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return timer
 
     def create_future(self) -> DeterministicFuture[Any]:
+        """As asyncio's; it hashes by creation number."""
         future: DeterministicFuture[Any] = DeterministicFuture(loop=self)
         future.creation_hash = self.next_future_hash()
         return future
@@ -99,8 +100,14 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return self._futures_made
 
     def create_task(
-        self, coro: Coroutine[Any, Any, T], *, name: object = None, context: contextvars.Context | None = None, **_: object
+        self,
+        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
+        *,
+        name: object = None,
+        context: contextvars.Context | None = None,
+        **_: object,
     ) -> DeterministicTask[T]:
+        """As asyncio's; it never starts eagerly."""
         self._tasks_made += 1
         name = f"Task-{self._tasks_made}" if name is None else str(name)
         return DeterministicTask(coro, creation_hash=self._tasks_made, loop=self, name=name, context=context)
