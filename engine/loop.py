@@ -215,7 +215,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 self._ready = []
                 left -= len(batch)
                 if left < 0:
-                    batch.clear()  # as below
+                    batch.clear()
                     raise self._violation(
                         f"workflow code ran {self._max_callbacks} callbacks without awaiting anything durable: it spins; "
                         "await a step, a sleep or a signal in the loop"
@@ -229,7 +229,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                             raise
                         except BaseException as error:  # noqa: BLE001  # SystemExit too: a workflow may not stop its worker
                             self._collect("exception in a callback", error)
-                handle = callback = None  # an error's traceback keeps this frame
+                # The traceback of an error that is kept keeps this frame.
+                batch.clear()
+                handle = callback = None
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*outer_hooks)
