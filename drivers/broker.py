@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from stepfold.errors import ConfigError
 
@@ -68,6 +68,8 @@ class LocalBroker:
         self._say = say
         self._port, self._controller_port = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
+        self._in_use: IO[str] | None = None
+        self._has_served = False
 
     @property
     def bootstrap(self) -> str:
@@ -85,16 +87,19 @@ class LocalBroker:
             return
         java, classpath = _runtime(self._say)
         self._dir.mkdir(parents=True, exist_ok=True)
+        self._in_use = (self._dir / "lock").open("w")
+        try:
+            fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._in_use.close()
+            raise ConfigError(f"another local Kafka broker runs on {self._dir}") from None
         atexit.unregister(self.stop)
         atexit.register(self.stop)
-        for attempt in range(3):
-            try:
-                self._launch(java, classpath)
-                break
-            except _PortTaken:
-                if attempt == 2:
-                    raise
-                self._port, self._controller_port = _free_ports(2)
+        try:
+            self._launch_somewhere(java, classpath)
+        except BaseException:
+            self._end(signal.SIGKILL)
+            raise
 
     def stop(self) -> None:
         """Stop in good order and remove a temporary data directory. Idempotent."""
@@ -118,6 +123,17 @@ class LocalBroker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+    def _launch_somewhere(self, java: Path, classpath: str) -> None:
+        """On other ports where another process has just taken ours, as long as nobody knows them."""
+        for _ in range(2):
+            try:
+                return self._launch(java, classpath)
+            except _PortTaken:
+                if self._has_served:
+                    raise
+                self._port, self._controller_port = _free_ports(2)
+        return self._launch(java, classpath)
 
     def _launch(self, java: Path, classpath: str) -> None:
         settings = self._dir / "server.properties"
@@ -144,12 +160,14 @@ class LocalBroker:
                 taken = "Address already in use" in text
                 raise (_PortTaken if taken else ConfigError)(f"the local Kafka broker did not start: {_tail(text)}")
             if time.monotonic() > deadline:
-                self._end(signal.SIGKILL)
                 raise ConfigError(f"the local Kafka broker did not start within {_START_TIMEOUT_S} s: {_tail(text)}")
             time.sleep(0.05)
+        self._has_served = True
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
+        if self._in_use is not None:
+            self._in_use.close()
         if process is None:
             return
         with suppress(ProcessLookupError):
@@ -259,4 +277,5 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _tail(text: str) -> str:
-    return " | ".join(text.strip().splitlines()[-5:])
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
+    return " | ".join(lines[-5:])

@@ -56,6 +56,13 @@ class KafkaSecurity(TypedDict, total=False):
     sasl_oauth_token_provider: AbstractTokenProvider
 
 
+class KafkaOptions(KafkaSecurity, total=False):
+    """The keyword options of KafkaDriver."""
+
+    session_timeout_s: float
+    patience_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A refused record of the inbox: its original key, value and headers, why it was refused and where it had been.
@@ -158,21 +165,22 @@ class KafkaDriver:
         self._endings: set[asyncio.Task[None]] = set()
 
     @classmethod
-    def from_url(cls, url: str, **security: Unpack[KafkaSecurity]) -> KafkaDriver:
-        """`kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`."""
+    def from_url(cls, url: str, **options: Unpack[KafkaOptions]) -> KafkaDriver:
+        """`kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL's."""
         parts = urlsplit(url)
         namespace = parts.path.strip("/")
         if parts.scheme != "kafka" or not parts.netloc or not namespace or "@" in parts.netloc:
             raise ConfigError(f"{url!r} is no Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
-        numbers: dict[str, float] = {}
+        given: KafkaOptions = {}
         for name, values in parse_qs(parts.query, keep_blank_values=True).items():
             if name not in ("session_timeout_s", "patience_s"):
                 raise ConfigError(f"{url!r}: unknown option {name!r}; there are session_timeout_s and patience_s")
             try:
-                numbers[name] = float(values[-1])
+                given[name] = float(values[-1])
             except ValueError:
                 raise ConfigError(f"{url!r}: {name} must be a number of seconds") from None
-        return cls(parts.netloc, namespace, **numbers, **security)
+        given.update(options)
+        return cls(parts.netloc, namespace, **given)
 
     @property
     def name(self) -> str:

@@ -10,12 +10,12 @@ A namespace is fresh for each test that asks for one. A broker that a test may k
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
 from kafka_container import KafkaContainer
+from kafka_suite import Broker
 
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
@@ -24,16 +24,6 @@ from stepfold.errors import ConfigError
 pytest_plugins = ["ci_policy"]
 
 PARTITIONS = 4
-
-
-class Broker(Protocol):
-    """A broker that a test may kill and start again on the same address and data."""
-
-    @property
-    def bootstrap(self) -> str: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -76,8 +66,8 @@ def started(new_broker: Callable[[], Broker]) -> Broker:
 
 
 @pytest.fixture
-async def kafka_namespace(kafka_bootstrap: str) -> AsyncIterator[str]:
+async def kafka_namespace(kafka_bootstrap: str) -> str:
     """The URL of a fresh namespace with its topics."""
     url = f"kafka://{kafka_bootstrap}/test-{uuid4().hex[:12]}"
     await KafkaDriver.from_url(url).create_topics(PARTITIONS, 1)
-    yield url
+    return url
