@@ -1,0 +1,60 @@
+"""What users install: a wheel, built from what git would publish, with nothing of this repository around it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from repository import ROOT, tracked
+from uv import find_uv_bin
+
+PACKAGES = ("stepfold", "stepfold.cli", "stepfold.drivers", "stepfold.projections", "stepfold.testing")
+
+# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed.
+IMPORT_EVERYTHING = """
+import importlib, pkgutil, stepfold
+assert "site-packages" in stepfold.__file__, stepfold.__file__
+names = [module.name for module in pkgutil.walk_packages(stepfold.__path__, "stepfold.")]
+for name in names:
+    importlib.import_module(name)
+print(*names)
+"""
+
+
+def uv(*arguments: str | Path, cwd: Path = ROOT) -> None:
+    pins = {"UV_CONSTRAINT": str(ROOT / "constraints.txt"), "UV_BUILD_CONSTRAINT": str(ROOT / "constraints.txt")}
+    subprocess.run([find_uv_bin(), "--quiet", *arguments], cwd=cwd, env={**os.environ, **pins}, check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for file in tracked():
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        (source / file).write_bytes((ROOT / file).read_bytes())
+    uv("build", "--wheel", "--out-dir", out, source)
+    return next(out.glob("*.whl"))
+
+
+def test_it_holds_every_module_and_the_marker_for_type_checkers(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {path.relative_to(ROOT / "engine") for path in (ROOT / "engine").rglob("*.py")}
+    sources |= {path.relative_to(ROOT) for room in ("drivers", "projections") for path in (ROOT / room).rglob("*.py")}
+    assert {f"stepfold/{path}" for path in sources} == {name for name in names if name.endswith(".py")}
+    assert "stepfold/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_it_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    uv("venv", "--python", sys.executable, "env", cwd=tmp_path)
+    uv("pip", "install", "--python", "env", wheel, cwd=tmp_path)
+    bin_ = tmp_path / "env" / "bin"
+    ran = subprocess.run(
+        [bin_ / "python", "-I", "-c", IMPORT_EVERYTHING], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert set(PACKAGES[1:]) <= set(ran.stdout.split())
+    helped = subprocess.run([bin_ / "stepfold", "--help"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    assert "demo" in helped.stdout
