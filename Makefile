@@ -42,7 +42,7 @@ format: $(VENV)/ready-dev ## let ruff mend what it can
 	$(BIN)/ruff format
 
 bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
-	$(BIN)/python bench
+	$(BIN)/python tests/bench
 
 constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
 	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --group dev pyproject.toml -o constraints.txt
