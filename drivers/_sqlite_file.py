@@ -1,13 +1,15 @@
+# ruff: noqa: S608 - what is put into statements are numbers of partitions and question marks
 """The SQLite file: its tables, and what is asked of them. Synchronous; one thread uses one object.
 
-    records(place, timestamp, key, value)   place = partition << 40 | offset: appending to it is the cheapest SQLite can do
-    record_keys(key, place)                 an index of the records below `indexed`; the few behind are scanned. It is made
-                                            some thousand records at a time, because an index that is kept up with every
-                                            commit writes a page for each run in it (28,000 appends/s instead of 65,000)
+    records_0(offset, timestamp, key, value)    one table for each partition: appending to the end of a table is the
+    records_1 ...                               cheapest that SQLite can do
+    record_keys(partition, key, offset)         an index of the records below `indexed`; the few behind it are scanned. It is
+                                                made some thousand records at a time: an index that keeps up with every
+                                                commit writes a page for every run in it and halves the throughput
     indexed(partition, end)
     checkpoints(partition, key, value)
-    meta(name, value)                       id, partitions
-    history                                 a view of the records for people: partition, offset, timestamp, key, value
+    meta(name, value)                           id, partitions
+    history                                     a view for people: partition, offset, timestamp, key, value
 
 `application_id` says that it is ours, `user_version` is the format. Offsets count from 0 without gaps. The file is in WAL
 mode, so readers never wait for the writer. Every error leaves as a StepfoldError that names the file.
@@ -30,18 +32,15 @@ from stepfold.log import Ack, Entry, Record
 
 T = TypeVar("T")
 
+Row = tuple[int, int, str, bytes]
+"""What a Record is made of."""
+
 APPLICATION_ID = int.from_bytes(b"stpf")
 FORMAT = 1
 DEFAULT_PARTITIONS = 4
 
-OFFSET_BITS = 40
-OFFSET_MASK = (1 << OFFSET_BITS) - 1
-
 INDEX_EVERY = 2048
 """So many records may be without an index; a find scans them in about a millisecond."""
-
-WAL_PAGES = 4000
-"""How large the write-ahead log grows before it is folded into the file, in pages of 4 KiB."""
 
 PORTION_BYTES = 8_000_000
 """About as much as one fetch takes into memory."""
@@ -52,16 +51,13 @@ LOCKED_S = 10.0
 """How long other processes may hold the file before it counts as unavailable."""
 
 SCHEMA = f"""
-CREATE TABLE records (place INTEGER PRIMARY KEY, timestamp INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL);
-CREATE TABLE record_keys (key TEXT NOT NULL, place INTEGER NOT NULL, PRIMARY KEY (key, place)) WITHOUT ROWID;
+CREATE TABLE record_keys (partition INTEGER, key TEXT, offset INTEGER, PRIMARY KEY (partition, key, offset)) WITHOUT ROWID;
 CREATE TABLE indexed (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL);
 CREATE TABLE checkpoints (partition INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (partition, key));
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
-CREATE VIEW history AS SELECT place >> {OFFSET_BITS} AS partition, place & {OFFSET_MASK} AS offset, timestamp, key, value
-    FROM records;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT};
-"""  # noqa: S608 - constants only
+"""
 
 
 def explained(path: Path, error: sqlite3.Error) -> StepfoldError:
@@ -109,31 +105,30 @@ class Writer:
     """Everything that changes the file, and the news of what others changed. Opens the file, makes it where there is none."""
 
     def __init__(self, path: Path, *, synchronous: str, partitions: int | None, clock: Callable[[], int]) -> None:
-        self._path = path
-        self._clock = clock
         if path.is_dir():
             raise ConfigError(f"{path} is a directory; the path of a log names a file")
         if not path.parent.is_dir():
             raise ConfigError(f"{path.parent} does not exist; create the directory first, or choose another path")
-        with explaining(path):
-            self._connection = connect(path)
-            try:
-                patiently(lambda: self._prepare(synchronous, partitions))
-            except BaseException:
-                self._connection.close()
-                raise
-        self._file = path.stat()
+        self._path = path
+        self._clock = clock
         self.ends: list[int] = []
         self._timestamps: list[int] = []
         self._unindexed = 0
         self._version: int | None = None
-        self.look()
+        with explaining(path):
+            self._connection = connect(path)
+            try:
+                patiently(lambda: self._prepare(synchronous, partitions))
+                self._file = path.stat()
+                patiently(self._refresh)
+            except BaseException:
+                self._connection.close()
+                raise
 
     def _prepare(self, synchronous: str, partitions: int | None) -> None:
         ours = self._is_ours()
         self._one("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-        self._connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
         if not ours:
             with self._transaction():
                 if not self._is_ours():  # another process may have been faster
@@ -157,10 +152,20 @@ class Writer:
         return False
 
     def _create(self, partitions: int) -> None:
+        execute = self._connection.execute
         for statement in SCHEMA.split(";"):
-            self._connection.execute(statement)
-        self._connection.execute("INSERT INTO meta VALUES ('id', ?), ('partitions', ?)", (uuid.uuid4().hex, partitions))
-        self._connection.executemany("INSERT INTO indexed VALUES (?, 0)", ((partition,) for partition in range(partitions)))
+            execute(statement)
+        for partition in range(partitions):
+            execute(
+                f"CREATE TABLE records_{partition}"
+                " (offset INTEGER PRIMARY KEY, timestamp INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL)"
+            )
+            execute("INSERT INTO indexed VALUES (?, 0)", (partition,))
+        parts = (
+            f"SELECT {number} AS partition, offset, timestamp, key, value FROM records_{number}" for number in range(partitions)
+        )
+        execute(f"CREATE VIEW history AS {' UNION ALL '.join(parts)}")
+        execute("INSERT INTO meta VALUES ('id', ?), ('partitions', ?)", (uuid.uuid4().hex, partitions))
 
     def _one(self, query: str, parameters: Sequence[object] = ()) -> int | str:
         return self._connection.execute(query, parameters).fetchone()[0]
@@ -176,24 +181,33 @@ class Writer:
                 self._connection.execute("ROLLBACK")
             raise
 
-    @contextlib.contextmanager
-    def changing(self) -> Generator[None]:
-        """A block whose changes become durable together, or not at all."""
-        self._check_file()
-        with explaining(self._path):
-            try:
-                with self._transaction():
-                    self._refresh()
-                    yield
-            except BaseException:
-                self._version = None
-                raise
-
     def look(self) -> None:
         """Bring `ends` up to date with what others have committed."""
         self._check_file()
         with explaining(self._path):
             patiently(self._refresh)
+
+    def commit(
+        self,
+        appends: Sequence[tuple[int, Sequence[Entry]]],
+        checkpoints: Sequence[tuple[int, Mapping[str, bytes | None]]] = (),
+    ) -> tuple[list[list[Ack]], dict[int, list[Row]]]:
+        """One transaction: append entries to partitions, store checkpoints (None: delete).
+
+        Returns the acks of each append, and what each partition was given, which stands there without a gap.
+        """
+        self._check_file()
+        with explaining(self._path):
+            try:
+                with self._transaction():
+                    self._refresh()
+                    done = self._append(appends)
+                    for partition, items in checkpoints:
+                        self._checkpoint(partition, items)
+            except BaseException:
+                self._version = None  # what is remembered of the file may be wrong now
+                raise
+        return done
 
     def _check_file(self) -> None:
         try:
@@ -204,56 +218,57 @@ class Writer:
         raise LogUnavailable(f"{self._path} was removed or replaced while it was open; restart everything that uses it")
 
     def _refresh(self) -> None:
+        """Forget and read again what is remembered of the partitions' ends, if another connection has committed since."""
         version = int(self._one("PRAGMA data_version"))
         if version == self._version:
             return
         last = [
             self._connection.execute(
-                "SELECT place, timestamp FROM records WHERE place >= ? AND place < ? ORDER BY place DESC LIMIT 1",
-                (partition << OFFSET_BITS, partition + 1 << OFFSET_BITS),
+                f"SELECT offset + 1, timestamp FROM records_{partition} ORDER BY offset DESC LIMIT 1"
             ).fetchone()
+            or (0, 0)
             for partition in range(self.partitions)
         ]
-        self.ends = [(row[0] & OFFSET_MASK) + 1 if row else 0 for row in last]
-        self._timestamps = [row[1] if row else 0 for row in last]
+        self.ends = [end for end, _ in last]
+        self._timestamps = [timestamp for _, timestamp in last]
         self._unindexed = sum(self.ends) - int(self._one("SELECT sum(end) FROM indexed"))
         self._version = version
 
-    def append(self, batches: Iterable[tuple[int, Sequence[Entry]]]) -> list[list[Ack]]:
-        """Within `changing`: append, each batch to its partition. No timestamp is below the one before it."""
+    def _append(self, appends: Sequence[tuple[int, Sequence[Entry]]]) -> tuple[list[list[Ack]], dict[int, list[Row]]]:
         now = self._clock()
-        rows: list[tuple[int, int, str, bytes]] = []
+        rows: dict[int, list[Row]] = {}
         answers: list[list[Ack]] = []
-        for partition, entries in batches:
-            offset = self.ends[partition]
-            timestamp = self._timestamps[partition] = max(now, self._timestamps[partition])
-            place = partition << OFFSET_BITS | offset
+        for partition, entries in appends:
+            of_partition = rows.get(partition)
+            if of_partition is None:
+                of_partition = rows[partition] = []
+                self._timestamps[partition] = max(now, self._timestamps[partition])  # no timestamp is below the one before it
+            offset, timestamp = self.ends[partition], self._timestamps[partition]
             acks: list[Ack] = []
             for key, value in entries:
-                rows.append((place, timestamp, key, value))
+                of_partition.append((offset, timestamp, key, value))
                 acks.append(Ack._make((offset, timestamp)))
-                place += 1
                 offset += 1
             self.ends[partition] = offset
             answers.append(acks)
-        self._connection.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
-        self._unindexed += len(rows)
+        for partition, of_partition in rows.items():
+            self._connection.executemany(f"INSERT INTO records_{partition} VALUES (?, ?, ?, ?)", of_partition)
+            self._unindexed += len(of_partition)
         if self._unindexed >= INDEX_EVERY:
             self._index()
-        return answers
+        return answers, rows
 
     def _index(self) -> None:
         for partition, end in enumerate(self.ends):
-            start = int(self._one("SELECT end FROM indexed WHERE partition = ?", (partition,)))
             self._connection.execute(
-                "INSERT INTO record_keys SELECT key, place FROM records WHERE place >= ? AND place < ? ORDER BY key, place",
-                (partition << OFFSET_BITS | start, partition << OFFSET_BITS | end),
+                f"INSERT INTO record_keys SELECT {partition}, key, offset FROM records_{partition}"
+                " WHERE offset >= (SELECT end FROM indexed WHERE partition = ?) ORDER BY key, offset",
+                (partition,),
             )
             self._connection.execute("UPDATE indexed SET end = ? WHERE partition = ?", (end, partition))
         self._unindexed = 0
 
-    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        """Within `changing`: store, or delete where the value is None."""
+    def _checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
         self._connection.executemany(
             "INSERT INTO checkpoints VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
             [(partition, key, value) for key, value in items.items() if value is not None],
@@ -285,20 +300,15 @@ class Queries:
 
     def end(self, partition: int) -> int:
         """The offset behind the last record."""
-        span = {"base": partition << OFFSET_BITS, "behind": partition + 1 << OFFSET_BITS}
-        query = "SELECT ifnull(max(place) + 1 - :base, 0) FROM records WHERE place >= :base AND place < :behind"
-        return self._ask(lambda connection: connection.execute(query, span).fetchone()[0])
+        query = f"SELECT ifnull(max(offset) + 1, 0) FROM records_{partition}"
+        return self._ask(lambda connection: connection.execute(query).fetchone()[0])
 
     def fetch(self, partition: int, start: int, limit: int) -> list[Record]:
         """At most `limit` records, and not much more than PORTION_BYTES."""
-        span = {"base": partition << OFFSET_BITS, "behind": partition + 1 << OFFSET_BITS, "start": start, "limit": limit}
-        query = (
-            "SELECT place - :base, timestamp, key, value FROM records"
-            " WHERE place >= :base + :start AND place < :behind ORDER BY place LIMIT :limit"
-        )
+        query = f"SELECT offset, timestamp, key, value FROM records_{partition} WHERE offset >= ? ORDER BY offset LIMIT ?"
 
         def ask(connection: sqlite3.Connection) -> list[Record]:
-            cursor = connection.execute(query, span)
+            cursor = connection.execute(query, (start, limit))
             records: list[Record] = []
             size = 0
             while size < PORTION_BYTES and (rows := cursor.fetchmany(100)):
@@ -311,27 +321,25 @@ class Queries:
 
     def find(self, partition: int, keys: Iterable[str], start: int) -> list[Record]:
         """All records of the keys, in order."""
-        base = partition << OFFSET_BITS
         wanted = list(set(keys))
 
         def ask(connection: sqlite3.Connection) -> list[Record]:
             found: list[Record] = []
             connection.execute("BEGIN")  # the index and what is behind it must be of one moment
             try:
-                [indexed] = connection.execute("SELECT end FROM indexed WHERE partition = ?", (partition,)).fetchone()
+                [end] = connection.execute("SELECT end FROM indexed WHERE partition = ?", (partition,)).fetchone()
                 for some in (wanted[at : at + KEYS_PER_QUERY] for at in range(0, len(wanted), KEYS_PER_QUERY)):
                     marks = ", ".join("?" * len(some))
                     by_index = (
-                        "SELECT place - ?, timestamp, records.key, value"  # noqa: S608 - question marks only
-                        " FROM record_keys CROSS JOIN records USING (place)"
-                        f" WHERE record_keys.key IN ({marks}) AND place >= ? AND place < ?"
+                        f"SELECT offset, timestamp, records_{partition}.key, value"
+                        f" FROM record_keys CROSS JOIN records_{partition} USING (offset)"
+                        f" WHERE record_keys.key IN ({marks}) AND partition = {partition} AND offset >= ?"
                     )
                     behind = (
-                        "SELECT place - ?, timestamp, key, value FROM records"  # noqa: S608 - question marks only
-                        f" WHERE key IN ({marks}) AND place >= ? AND place < ?"
+                        f"SELECT offset, timestamp, key, value FROM records_{partition} WHERE key IN ({marks}) AND offset >= ?"
                     )
-                    for query, first, end in (by_index, start, indexed), (behind, max(start, indexed), 1 << OFFSET_BITS):
-                        found += map(Record._make, connection.execute(query, (base, *some, base + first, base + end)))
+                    for query, first in (by_index, start), (behind, max(start, end)):
+                        found += map(Record._make, connection.execute(query, (*some, first)))
             finally:
                 connection.execute("COMMIT")
             return sorted(found)

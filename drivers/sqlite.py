@@ -21,8 +21,10 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -32,11 +34,11 @@ from stepfold.log import Ack, Entry, Record
 
 from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, wall_clock_ms
 from ._members import Roll, assign
-from ._sqlite_file import Queries, Writer
+from ._sqlite_file import Queries, Row, Writer
 
 T = TypeVar("T")
 
-MAX_PARTITIONS = 1024
+MAX_PARTITIONS = 256
 
 LOOK_FIRST_S, LOOK_LAST_S = 0.002, 0.05
 """How often to look for news of other processes: right after there was some, and after a while of silence."""
@@ -46,6 +48,9 @@ ROLL_CALL_S = 0.1
 
 GIVE_WAY_S = 0.002
 """See `_Session._give_way`."""
+
+RECENT_BYTES = 1_000_000
+"""How much of what it has just appended a process keeps in memory for its readers, for each partition."""
 
 CLOSE_S = 15.0
 """How long `close` waits for what is under way."""
@@ -155,7 +160,9 @@ class SQLiteDriver:
                 if reader.position >= tail.end:
                     return ()
             start, end = reader.position, tail.end
-            records = await session.ask(session.queries.fetch, reader.partition, start, limit)
+            records = session.recent[reader.partition].since(start, limit)
+            if not records:
+                records = await session.ask(session.queries.fetch, reader.partition, start, limit)
             if records:
                 tail.advance(records[-1].offset + 1)
             if (records and records[-1].offset != start + len(records) - 1) or (not records and start < end):
@@ -191,6 +198,39 @@ class SQLiteDriver:
         return NoExtras("sqlite:///", "ctx.ext")
 
 
+class _Recent:
+    """What this process has just appended to one partition, so that its own readers at the end need not ask the file."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[tuple[Sequence[Row], int]] = deque()
+        self._end = 0
+        self._bytes = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        if rows[0][0] != self._end:  # others have appended in between
+            self._blocks.clear()
+            self._bytes = 0
+        size = sum(len(value) for _, _, _, value in rows)
+        self._blocks.append((rows, size))
+        self._end = rows[-1][0] + 1
+        self._bytes += size
+        while self._bytes > RECENT_BYTES:
+            _, size = self._blocks.popleft()
+            self._bytes -= size
+
+    def since(self, start: int, limit: int) -> list[Record]:
+        """Up to `limit` records from `start` on; nothing where it does not have that one any more."""
+        if not self._blocks or not self._blocks[0][0][0][0] <= start < self._end:
+            return []
+        found: list[Sequence[Row]] = []
+        for rows, _ in reversed(self._blocks):
+            first = rows[0][0]
+            found.append(rows[max(start - first, 0) :])
+            if first <= start:
+                break
+        return [Record._make(row) for row in islice(chain.from_iterable(reversed(found)), limit)]
+
+
 class _Append(NamedTuple):
     partition: int
     entries: Sequence[Entry]
@@ -218,6 +258,7 @@ class _Session:
 
     def __init__(self, name: str, path: Path) -> None:
         self.tails: list[Tail] = []
+        self.recent: list[_Recent] = []
         self.queries = Queries(path)
         self._name = name
         self._loop = asyncio.get_running_loop()
@@ -248,6 +289,7 @@ class _Session:
             self._stop()
             raise
         self.tails = [Tail(self._loop, end) for end in ends]
+        self.recent = [_Recent() for _ in ends]
         return log_id, len(ends)
 
     async def close(self) -> None:
@@ -306,11 +348,18 @@ class _Session:
             time.sleep(0)
             self._giving_way = self._loop.call_later(GIVE_WAY_S, self._give_way)
 
-    def _answer(self, works: Sequence[_Work], answers: Sequence[object], ends: Sequence[int]) -> None:
+    def _answer(self, works: Sequence[_Work], answers: Sequence[object]) -> None:
         self._under_way -= len(works)
         for work, answer in zip(works, answers, strict=True):
             if not work.answer.done():
                 work.answer.set_result(answer)
+
+    def _committed(
+        self, works: Sequence[_Work], answers: Sequence[object], rows: Mapping[int, Sequence[Row]], ends: Sequence[int]
+    ) -> None:
+        self._answer(works, answers)  # first: whoever appended may move its reader past what it wrote
+        for partition, of_partition in rows.items():
+            self.recent[partition].add(of_partition)
         self._advance(ends)
 
     def _refuse(self, works: Sequence[_Work], error: StepfoldError) -> None:
@@ -336,7 +385,7 @@ class _Session:
             self._watchers -= 1
 
     def _advance(self, ends: Sequence[int]) -> None:
-        for tail, end in zip(self.tails, ends, strict=False):
+        for tail, end in zip(self.tails, ends, strict=True):
             tail.advance(end)
 
     def _lose(self, error: StepfoldError) -> None:
@@ -421,16 +470,16 @@ class _Session:
         """One transaction for all of them."""
         self._look_s = LOOK_FIRST_S
         try:
-            with writer.changing():
-                acks = iter(writer.append((work.partition, work.entries) for work in works if isinstance(work, _Append)))
-                for work in works:
-                    if isinstance(work, _Checkpoint):
-                        writer.checkpoint(work.partition, work.items)
+            acks, rows = writer.commit(
+                [(work.partition, work.entries) for work in works if isinstance(work, _Append)],
+                [(work.partition, work.items) for work in works if isinstance(work, _Checkpoint)],
+            )
         except StepfoldError as error:
             self._on_tell(self._refuse, works, error)
         else:
-            answers = [next(acks) if isinstance(work, _Append) else None for work in works]
-            self._on_tell(self._answer, works, answers, tuple(writer.ends))
+            each = iter(acks)
+            answers = [next(each) if isinstance(work, _Append) else None for work in works]
+            self._on_tell(self._committed, works, answers, rows, tuple(writer.ends))
 
     def _on_look(self, writer: Writer) -> None:
         before = writer.ends
@@ -450,7 +499,7 @@ class _Session:
         except OSError as error:
             self._on_tell(self._refuse, [call], ConfigError(f"{self._name} needs a directory for its members: {error}"))
         else:
-            self._on_tell(self._answer, [call], [None], ())
+            self._on_tell(self._answer, [call], [None])
 
     def _on_roll_call(self) -> None:
         self._roll_call_due = time.monotonic() + ROLL_CALL_S
