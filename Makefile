@@ -63,6 +63,7 @@ $(PYTHON_CHOSEN): | $(UV)
 $(VENV)/ready: $(PYTHON_CHOSEN) $(PACKAGE) | $(UV)
 	rm -rf build
 	$(INSTALL) --reinstall-package stepfold --editable .
+	ln -s $$(basename build/__editable__.*) build/types # for pyright, which looks into nothing that is called __editable__
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
