@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+import struct
 import time
 
 from docker.errors import DockerException
@@ -13,7 +15,12 @@ from testcontainers.core.container import DockerContainer
 from stepfold.errors import ConfigError
 
 IMAGE = "apache/kafka:4.1.0"
-READY = b"Kafka Server started"
+DATA = "/tmp/kraft-combined-logs"  # inside the container
+# The image formats its data at every start, which fails for a container that was killed and is started again.
+COMMAND = f"""
+[ -f {DATA}/meta.properties ] || exec /etc/kafka/docker/run
+exec java -Xmx512m -cp '/opt/kafka/libs/*' kafka.Kafka /opt/kafka/config/server.properties
+"""
 START_TIMEOUT_S = 90
 
 
@@ -30,22 +37,28 @@ class KafkaContainer:
 
     def start(self) -> None:
         if self._container is None:
-            container = DockerContainer(IMAGE).with_bind_ports(self._port, self._port).with_envs(**self._settings())
+            container = DockerContainer(IMAGE).with_command(["bash", "-c", COMMAND]).with_bind_ports(self._port, self._port)
             try:
-                container.start()
+                container.with_envs(**self._settings()).start()
             except DockerException as error:
                 raise ConfigError(f"no container of {IMAGE}: {error}") from error
             self._container = container.get_wrapped_container()
-            ready_lines = 1
         else:
-            ready_lines = self._container.logs().count(READY) + 1
             self._container.start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._container.logs().count(READY) < ready_lines:
+        while not self._answers():
             self._container.reload()
             if self._container.status == "exited" or time.monotonic() > deadline:
                 raise ConfigError(f"{IMAGE} did not start: {self._container.logs(tail=5).decode(errors='replace')}")
             time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        """Whether the broker serves: Docker accepts connections before it does."""
+        api_versions = struct.pack(">ihhih", 10, 18, 0, 1, -1)
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
+            connection.sendall(api_versions)
+            return len(connection.recv(4)) == 4
+        return False
 
     def stop(self) -> None:
         if self._container is not None:
@@ -78,7 +91,7 @@ class KafkaContainer:
             "KAFKA_AUTO_CREATE_TOPICS_ENABLE": "false",
             "KAFKA_BROKER_SESSION_TIMEOUT_MS": "3000",
             "KAFKA_BROKER_HEARTBEAT_INTERVAL_MS": "500",
-            "KAFKA_LOG_DIRS": "/tmp/kraft-combined-logs",
+            "KAFKA_LOG_DIRS": DATA,
         }
 
 

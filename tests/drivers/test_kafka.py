@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import TopicPartition
-from kafka_suite import Broker, KafkaSuite, survives_a_killed_broker
+from kafka_suite import Broker, KafkaSuite, connections_may_leak, survives_a_killed_broker
 
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
@@ -62,14 +62,17 @@ async def foreigner(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
 # Outages and errors.
 
 
+@connections_may_leak
 async def test_an_append_outlasts_a_killed_broker(kafka_broker: Broker) -> None:
     assert await survives_a_killed_broker(kafka_broker, patience_s=60) == 0
 
 
+@connections_may_leak
 async def test_without_patience_an_append_fails_and_the_next_ones_recover(kafka_broker: Broker) -> None:
     assert await survives_a_killed_broker(kafka_broker, patience_s=0.5) > 0
 
 
+@connections_may_leak
 async def test_members_come_back_after_a_killed_broker(kafka_broker: Broker) -> None:
     driver = KafkaDriver(kafka_broker.bootstrap, "group-outage", session_timeout_s=6)
     await driver.create_topics(4, 1)

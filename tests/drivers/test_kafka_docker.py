@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from kafka_container import KafkaContainer
-from kafka_suite import KafkaSuite, survives_a_killed_broker
+from kafka_suite import KafkaSuite, connections_may_leak, survives_a_killed_broker
 
 from stepfold.errors import ConfigError
 
@@ -30,5 +30,6 @@ class TestSuite(KafkaSuite):
         self.bootstrap = container.bootstrap
 
 
+@connections_may_leak
 async def test_an_append_outlasts_a_killed_broker(container: KafkaContainer) -> None:
     assert await survives_a_killed_broker(container, patience_s=60) == 0
