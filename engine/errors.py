@@ -11,6 +11,7 @@ StepfoldError
 ├── WorkflowUnknown         no workflow is registered under this id and version
 ├── WorkflowFailed          the awaited run failed (.error)
 ├── WorkflowCancelled       the awaited run was cancelled (.reason)
+├── ProjectionFailed        a projection could not apply an event (.projection, .partition, .offset)
 ├── NonDeterminism          the code asked for other steps than the history holds (.expected, .found)
 └── StepError               what a step may raise or be raised for
     ├── StepFailed          a step is still failing after its last attempt (.step_id, .attempts, .error)
@@ -146,6 +147,19 @@ class NonDeterminism(StepfoldError):
         self.expected = expected
         self.found = found
         self.source = source
+
+
+class ProjectionFailed(StepfoldError):
+    """A projection could not apply an event, and stands before it. Nothing behind it was applied.
+
+    `offset` is that of the event, or of the next record where no single event is to blame.
+    """
+
+    def __init__(self, message: str, *, projection: str, partition: int, offset: int) -> None:
+        super().__init__(message)
+        self.projection = projection
+        self.partition = partition
+        self.offset = offset
 
 
 class StepError(StepfoldError):

@@ -211,7 +211,7 @@ class Cancelled(Decision):
     reason: str | None = None
 
 
-Event = (
+RunEvent = (
     Started
     | SignalReceived
     | CancelRequested
@@ -231,8 +231,10 @@ Event = (
     | Completed
     | Failed
     | Cancelled
-    | Claim
 )
+"""One event of a run, told apart by `type`."""
+
+Event = RunEvent | Claim
 """One event, told apart by `type`."""
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
@@ -256,22 +258,35 @@ def _kinds(annotation: Any) -> frozenset[type] | None:
 
 
 class Shape:
-    """What `decode` checks of one event type: fields that must be there, and those that may be."""
+    """What `decode` checks of one event type: fields that must be there, those that may be, and objects inside."""
 
-    __slots__ = ("decision", "optional", "required")
+    __slots__ = ("decision", "inner", "optional", "required")
 
-    def __init__(self, model: type[Base]) -> None:
+    def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
         self.required: list[tuple[str, frozenset[type] | None]] = []
         self.optional: list[tuple[str, frozenset[type]]] = []
+        self.inner: list[tuple[str, Shape]] = []
         for name, field in model.model_fields.items():
-            if name in ("type", "offset", "timestamp"):
+            if field.exclude or get_origin(field.annotation) is Literal:
                 continue
             kinds = _kinds(field.annotation)
             if field.is_required() or name == "v":
                 self.required.append((name, kinds))
             elif kinds:
                 self.optional.append((name, kinds))
+            if field.annotation is ErrorModel:
+                self.inner.append((name, Shape(ErrorModel)))
+
+    def fits(self, fields: dict[str, Any]) -> bool:
+        """Whether these fields have the shape."""
+        for name, kinds in self.required:
+            if name not in fields or (kinds is not None and type(fields[name]) not in kinds):
+                return False
+        for name, kinds in self.optional:
+            if name in fields and type(fields[name]) not in kinds:
+                return False
+        return not self.inner or all(shape.fits(fields[name]) for name, shape in self.inner)
 
 
 SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for model in get_args(Event)}
@@ -288,15 +303,7 @@ def decode(value: bytes) -> dict[str, Any] | None:
     event = cast(dict[str, Any], parsed)
     kind = event.get("type")
     shape = SHAPES.get(kind) if type(kind) is str else None
-    if shape is None:
-        return None
-    for name, kinds in shape.required:
-        if name not in event or (kinds is not None and type(event[name]) not in kinds):
-            return None
-    for name, kinds in shape.optional:
-        if name in event and type(event[name]) not in kinds:
-            return None
-    return event
+    return event if shape is not None and shape.fits(event) else None
 
 
 def encode(event: dict[str, Any]) -> bytes:
@@ -306,10 +313,7 @@ def encode(event: dict[str, Any]) -> bytes:
 
 def parse(event: dict[str, Any], offset: int | None = None, timestamp: int | None = None) -> Event:
     """The event as an object with attributes; `event` has passed `decode`."""
-    found = _adapter.validate_python(event)
-    found.offset = offset
-    found.timestamp = timestamp
-    return found
+    return _adapter.validate_python({**event, "offset": offset, "timestamp": timestamp})
 
 
 def json_schema() -> dict[str, Any]:

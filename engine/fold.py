@@ -20,6 +20,7 @@ give values that can be kept and compared.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -364,9 +365,15 @@ def _started(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     return Change(event, run)
 
 
+_RUN_ID = re.compile(r"(?!@)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
+
+
 def valid_run_id(run_id: str) -> bool:
-    """1 to 200 printable characters, not beginning with "@"."""
-    return 0 < len(run_id) <= 200 and run_id.isprintable() and run_id[0] != "@"
+    """1 to 200 printable characters, not beginning with "@".
+
+    Not `str.isprintable`: that depends on the Unicode version of this Python, and every reader must decide the same.
+    """
+    return _RUN_ID.fullmatch(run_id) is not None
 
 
 # One rule per event of a run that is open or quarantined: checks the precondition, changes the run, says if it accepted.
@@ -580,7 +587,7 @@ def _failed(run: RunState, event: dict[str, Any]) -> bool:
 
 
 def _cancelled(run: RunState, event: dict[str, Any]) -> bool:
-    if run.phase != "open" or not run.cancel_requested:
+    if not run.cancel_requested:
         return False
     run.phase = "cancelled"
     return True
