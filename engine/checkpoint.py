@@ -43,6 +43,7 @@ class Checkpoint:
         self._stored: dict[str, set[str]] = {}  # run id -> the keys under which it is stored
         self._others: set[str] = set()  # markers and chunks of other claims
         self.dirty: set[str] = set()  # runs that changed since the last marker began
+        self._incomplete = False
         self._packing: set[str] = set()
         self._gone: set[str] = set()
         self._forgotten: set[str] = set()
@@ -112,6 +113,10 @@ class Checkpoint:
 
     def begin(self, state: PartitionState, claim: int) -> None:
         """Begin a checkpoint of `state` as it is now; runs are packed before they next change."""
+        if self._incomplete:  # the last one was given up: nobody knows what of it is there
+            self.dirty.update(state.runs, self._stored)
+            self._chunks.clear()
+        self._incomplete = True
         self._prefix = f"{claim}/"
         self._offset = state.offset
         self._items = {}
@@ -164,13 +169,14 @@ class Checkpoint:
         written = {key.partition("/")[2] for key in items}
         for key in list(self._others):
             rest = key.partition("/")[2]
-            if key != marker and (rest == "m" or rest in written or f"/{rest}" in self._forgotten):
+            if key != marker and key not in items and (rest == "m" or rest in written or f"/{rest}" in self._forgotten):
                 gone[key] = None
                 self._others.discard(key)
         self._others.update(key for key in items if "/e/" in key)
         self._others.add(marker)
         if gone:
             await self._log.checkpoint_put(self._partition, gone)
+        self._incomplete = False
 
 
 def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionState | None:

@@ -189,6 +189,7 @@ class Owner:
         self._timer: asyncio.TimerHandle | None = None
         self._since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
+        self._checkpoint_lock = asyncio.Lock()
         self._resumes: list[str] = []
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
@@ -812,6 +813,10 @@ class Owner:
                 await self._write_checkpoint(state)
 
     async def _write_checkpoint(self, state: PartitionState) -> None:
+        async with self._checkpoint_lock:
+            await self._write_checkpoint_now(state)
+
+    async def _write_checkpoint_now(self, state: PartitionState) -> None:
         self._since_checkpoint = 0
         self._checkpoint.begin(state, self.claim)
         while self._checkpoint.pack_some(state):

@@ -124,9 +124,12 @@ class Tail:
             reader = self._log.reader(self._partition, end)
             try:
                 ready.set_result(None)
-                while self._wanted():
-                    for record in await reader.read(READ_RECORDS, LINGER_S):
+                while True:
+                    records = await reader.read(READ_RECORDS, LINGER_S)
+                    for record in records:
                         self._take(record)
+                    if not records and not self._wanted():
+                        return
             finally:
                 await reader.close()
         except Exception as error:
@@ -148,8 +151,12 @@ class Tail:
                 for watch in watches:
                     watch.take(record)
         elif key in self._watches and not record.value.startswith(_NO_END):
+            waiting = False
             for watch in self._watches[key]:
                 watch.take(record)
+                waiting = waiting or not watch.ended.done()
+            if not waiting:
+                del self._watches[key]
 
     def _wanted(self) -> bool:
         """Drop what nobody waits for any more; whether anybody does."""
