@@ -1,0 +1,102 @@
+"""Histories as tests write them down: records of one partition, folded as they are written.
+
+`Ledger.accepts` and `Ledger.rejects` are the "when" and "then" of the fold's tests; what was written before is the "given".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from stepfold.events import FORMAT
+from stepfold.fold import Change, PartitionState, RunState, fold
+from stepfold.log import CLAIM_KEY, Record
+
+START_MS = 1_900_000_000_000
+RUN = "order-42"
+
+
+def record(offset: int, key: str, event: Any, timestamp: int = START_MS) -> Record:
+    """`event`: a JSON value, or the very bytes."""
+    return Record(offset, timestamp, key, event if isinstance(event, bytes) else orjson.dumps(event))
+
+
+def facts(state: PartitionState) -> Any:
+    """What a state says, but for how far it has read."""
+    kept = orjson.loads(state.pack())[1:]
+    return [*kept, state.needs_format, state.open_mark, len(state.ended)]
+
+
+class Ledger:
+    """One partition. `now_ms` is the log's clock and the writers'; a test moves it."""
+
+    def __init__(self, *, partition: int = 0, partitions: int = 1) -> None:
+        self.state = PartitionState(partition, partitions)
+        self.records: list[Record] = []
+        self.now_ms = START_MS
+
+    def write(self, event: Any, *, key: str) -> Change | None:
+        """Append and fold whatever it is. Offsets leave gaps, as a log's may."""
+        self.records.append(record(3 * len(self.records), key, event, self.now_ms))
+        return fold(self.state, self.records[-1])
+
+    def event(self, type: str, run_id: str = RUN, **fields: Any) -> dict[str, Any]:
+        """An event of a run as its writer would make it now; a decision is under the current claim."""
+        base: dict[str, Any] = {"type": type, "v": FORMAT, "run_id": run_id, "at": self.now_ms}
+        if type in ("started", "signal-received", "cancel-requested"):
+            base["request"] = f"request-{len(self.records)}"
+        else:
+            base["claim"] = self.state.claim
+        return base | fields
+
+    def accepts(self, type: str, run_id: str = RUN, **fields: Any) -> RunState:
+        """Write an event that must be accepted; gives its run."""
+        change = self.write(self.event(type, run_id, **fields), key=run_id)
+        assert change is not None, f"{type} was rejected"
+        assert change.run is not None
+        return change.run
+
+    def rejects(self, type: str, run_id: str = RUN, **fields: Any) -> None:
+        """Write an event that must be rejected, and so change nothing."""
+        self.rejects_value(self.event(type, run_id, **fields), key=run_id)
+
+    def rejects_value(self, value: Any, *, key: str = RUN) -> None:
+        before = facts(self.state)
+        assert self.write(value, key=key) is None, f"{value!r} was accepted"
+        assert facts(self.state) == before
+        assert self.state.offset == self.records[-1].offset + 1
+
+    def claim(self, owner: str | None = "worker-a", *, prev: int | None = None, v: int = FORMAT) -> Change | None:
+        """Write a claim; it follows the current one unless said otherwise."""
+        event = {
+            "type": "claim",
+            "v": v,
+            "at": self.now_ms,
+            "prev": self.state.claim if prev is None else prev,
+            "owner": owner,
+            "nonce": f"nonce-{len(self.records)}",
+        }
+        return self.write(event, key=CLAIM_KEY)
+
+    def start(self, run_id: str = RUN, **fields: Any) -> RunState:
+        """A run that has begun."""
+        return self.accepts("started", run_id, **{"workflow": "process-order", "version": "1", "input": {"n": 1}, **fields})
+
+    @property
+    def run(self) -> RunState:
+        return self.state.runs[RUN]
+
+
+def owned() -> Ledger:
+    """A partition that `worker-a` owns."""
+    ledger = Ledger()
+    assert ledger.claim() is not None
+    return ledger
+
+
+def begun() -> Ledger:
+    """An owned partition in which `order-42` has begun."""
+    ledger = owned()
+    ledger.start()
+    return ledger

@@ -1,0 +1,149 @@
+"""The events: what `decode` takes and what it refuses, and that the published models say the same."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import orjson
+import pytest
+from histories import START_MS
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stepfold import events
+from stepfold.events import SHAPES, decode, encode, json_schema, parse
+
+ERROR = {"type": "ValueError", "message": "no", "traceback": "line 1", "step_id": "charge"}
+REQUEST = {"v": 1, "at": START_MS, "run_id": "r", "request": "q"}
+DECISION = {"v": 1, "at": START_MS, "run_id": "r", "claim": 0}
+
+WHOLE: dict[str, dict[str, Any]] = {
+    "claim": {"v": 1, "at": START_MS, "prev": -1, "owner": None, "nonce": "n"},
+    "started": REQUEST | {"workflow": "w", "version": None, "input": [1], "trigger": {"type": "cron"}, "reply_to": "answers"},
+    "signal-received": REQUEST | {"signal": "s", "data": None},
+    "cancel-requested": REQUEST | {"reason": None},
+    "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None},
+    "step-failed": DECISION | {"step_id": "a", "attempt": 1, "error": ERROR, "next_at": None, "heartbeat": [3]},
+    "attempt-started": DECISION | {"step_id": "a", "attempt": 1},
+    "attempt-lost": DECISION | {"step_id": "a", "attempt": 1},
+    "step-heartbeat": DECISION | {"step_id": "a", "attempt": 1, "details": {}},
+    "step-cancelled": DECISION | {"step_id": "a"},
+    "sleep-scheduled": DECISION | {"step_id": "a", "wake_at": START_MS},
+    "sleep-completed": DECISION | {"step_id": "a"},
+    "wait-started": DECISION | {"step_id": "a", "signal": "s", "timeout_at": None},
+    "wait-timed-out": DECISION | {"step_id": "a"},
+    "workflow-unknown": DECISION,
+    "quarantined": DECISION | {"error": ERROR},
+    "resumed": DECISION,
+    "completed": DECISION | {"result": 1.5},
+    "failed": DECISION | {"error": {"type": "ValueError", "message": "no"}},
+    "cancelled": DECISION | {"reason": "why"},
+}
+OPTIONAL = {"version", "trigger", "reply_to", "reason", "heartbeat"}
+TYPES = sorted(WHOLE)
+
+
+def test_every_type_has_an_example_here() -> None:
+    assert set(TYPES) == set(SHAPES)
+    assert {kind for kind, shape in SHAPES.items() if not shape.decision} == {
+        "claim",
+        "started",
+        "signal-received",
+        "cancel-requested",
+    }
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_whole_event_is_decoded_as_it_is(kind: str) -> None:
+    event = {"type": kind} | WHOLE[kind]
+    assert decode(encode(event)) == event
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_fields_of_tomorrow_are_kept(kind: str) -> None:
+    event = {"type": kind, "of_tomorrow": [1]} | WHOLE[kind]
+    assert decode(encode(event)) == event
+
+
+@pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in TYPES for field in WHOLE[kind]])
+def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, field: str) -> None:
+    event = {"type": kind} | WHOLE[kind]
+    free = event.keys() & {"input", "data", "result", "details", "heartbeat"}
+    if field not in free:
+        assert decode(encode(event | {field: 1.5})) is None
+        assert decode(encode(event | {field: True})) is None
+    without = {name: value for name, value in event.items() if name != field}
+    assert decode(encode(without)) == (without if field in OPTIONAL else None)
+
+
+@pytest.mark.parametrize("kind", ["step-failed", "quarantined", "failed"])
+@pytest.mark.parametrize("error", [{}, {"type": "T"}, {"type": 1, "message": ""}, {"type": "T", "message": "", "traceback": 7}])
+def test_an_error_inside_an_event_has_a_form_too(kind: str, error: Any) -> None:
+    assert decode(encode({"type": kind} | WHOLE[kind] | {"error": error})) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b"null",
+        b"{}",
+        b'{"type":5}',
+        b'{"type":["claim"]}',
+        b'{"type":"unheard-of"}',
+        b"\xff",
+        b"[" * 9999,
+    ],
+)
+def test_what_is_no_event(value: bytes) -> None:
+    assert decode(value) is None
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_event_as_an_object(kind: str) -> None:
+    found = parse({"type": kind} | WHOLE[kind], 7, START_MS + 1)
+    assert (found.type, found.v, found.at, found.offset, found.timestamp) == (kind, 1, START_MS, 7, START_MS + 1)
+    dumped = found.model_dump(exclude_unset=True)
+    assert dumped == {"type": kind} | WHOLE[kind], "the record's place is no part of its value"
+
+
+def test_the_schema_knows_every_type() -> None:
+    schema = json_schema()
+    assert set(schema["discriminator"]["mapping"]) == set(TYPES)
+    assert len(schema["oneOf"]) == len(get_args(events.Event))
+    orjson.dumps(schema)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def variations(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+    whole = {"type": kind} | WHOLE[kind]
+    changes = st.dictionaries(st.sampled_from([*whole, "offset", "timestamp"]) | st.text(), JSON_VALUES, max_size=2)
+    dropped = st.sets(st.sampled_from([*whole]), max_size=1)
+    return st.tuples(changes, dropped).map(lambda v: {name: x for name, x in (whole | v[0]).items() if name not in v[1]})
+
+
+EVENTS = st.sampled_from(TYPES).flatmap(variations)
+
+
+@given(EVENTS)
+@example({"type": "step-completed", "offset": "nowhere", "timestamp": []} | WHOLE["step-completed"])
+@example({"type": "completed"} | WHOLE["completed"] | {"result": 2**64 - 1})
+def test_what_decode_takes_the_models_take(event: dict[str, Any]) -> None:
+    found = decode(orjson.dumps(event))
+    if found is not None:
+        assert parse(found, 1, 2).offset == 1
+
+
+@given(st.binary() | JSON_VALUES.map(orjson.dumps))
+def test_any_bytes_are_an_event_or_none(value: bytes) -> None:
+    found = decode(value)
+    assert found is None or found["type"] in SHAPES
