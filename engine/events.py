@@ -16,6 +16,8 @@ languages and the documentation.
 from __future__ import annotations
 
 import types
+from itertools import product
+from operator import itemgetter
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import orjson
@@ -260,28 +262,40 @@ def _kinds(annotation: Any) -> frozenset[type] | None:
 class Shape:
     """What `decode` checks of one event type: fields that must be there, those that may be, and objects inside."""
 
-    __slots__ = ("decision", "inner", "optional", "required")
+    __slots__ = ("_allowed", "_present", "_typed", "decision", "inner", "optional")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
-        self.required: list[tuple[str, frozenset[type] | None]] = []
         self.optional: list[tuple[str, frozenset[type]]] = []
         self.inner: list[tuple[str, Shape]] = []
+        typed: dict[str, frozenset[type]] = {}
+        present: list[str] = []
         for name, field in model.model_fields.items():
             if field.exclude or get_origin(field.annotation) is Literal:
                 continue
             kinds = _kinds(field.annotation)
             if field.is_required() or name == "v":
-                self.required.append((name, kinds))
+                if kinds is None:
+                    present.append(name)
+                else:
+                    typed[name] = kinds
             elif kinds:
                 self.optional.append((name, kinds))
             if field.annotation is ErrorModel:
                 self.inner.append((name, Shape(ErrorModel)))
+        self._present = tuple(present)
+        self._typed = itemgetter(*typed)
+        self._allowed = frozenset(product(*typed.values()))
 
     def fits(self, fields: dict[str, Any]) -> bool:
-        """Whether these fields have the shape."""
-        for name, kinds in self.required:
-            if name not in fields or (kinds is not None and type(fields[name]) not in kinds):
+        """Whether these fields have the shape. On the hot path: one look-up for all that must be there and have a type."""
+        try:
+            if tuple(map(type, self._typed(fields))) not in self._allowed:
+                return False
+        except KeyError:
+            return False
+        for name in self._present:
+            if name not in fields:
                 return False
         for name, kinds in self.optional:
             if name in fields and type(fields[name]) not in kinds:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Gene
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Generic, NamedTuple, Protocol, cast, overload
 
 from pydantic import ValidationError
@@ -235,6 +236,7 @@ def _source() -> Source:
     return frame.f_code, frame.f_lineno
 
 
+@lru_cache(maxsize=4096)
 def _checked(step_id: str) -> str:
     if (
         type(step_id) is not str
