@@ -47,8 +47,12 @@ _KEPT = 100
 """So many violations and unhandled errors of one run are kept; the first says it all."""
 
 
+_DEAF: list[Coroutine[Any, Any, Any]] = []
+"""Code of abandoned runs that never stopped. Kept, because Python asks code to stop once more before it frees it."""
+
+
 class Abandoned(BaseException):
-    """Raised by an abandoned loop into code that still runs while its coroutine is closed. Never caught by `except Exception`."""
+    """For the owner to raise into code that may not go on; `except Exception` does not catch it."""
 
 
 class Unhandled(NamedTuple):
@@ -238,7 +242,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             _set_running_loop(outer)
             if outer is not None:
                 _swap_current_task(outer, outer_task)
-        if self._cancelled_timers or self._new_timers:
+        if (self._cancelled_timers or self._new_timers) and not self._abandoned:
             self._report_timers()
 
     def fire(self, timer: Timer) -> None:
@@ -253,7 +257,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return list(self._tasks)
 
     def abandon(self) -> None:
-        """Drop the run from memory, quietly. Nothing of it goes on; what its `finally` blocks ask of the loop raises `Abandoned`.
+        """Drop the run from memory, quietly. Nothing of it goes on: what its `finally` blocks ask of the loop never comes.
 
         For an ended run too: it frees the memory without waiting for the garbage collector. Idempotent.
         """
@@ -262,8 +266,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         tasks = self.blocked_tasks()
         self._abandoned = True
         self._tasks = []
-        self._new_timers = []
-        self._cancelled_timers = []
         context = contextvars.copy_context()
         self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
         if tasks:
@@ -275,8 +277,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def timer_cancelled(self, timer: Timer) -> None:
         """For `Timer`: a reported timer is not wanted any more."""
-        if not self._abandoned:
-            self._cancelled_timers.append(timer)
+        self._cancelled_timers.append(timer)
 
     # What asyncio and the workflow call.
 
@@ -286,10 +287,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
-        if not args and type(callback).__name__ == "TaskStepMethWrapper":
-            self._check_step(callback)
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
         if not self._abandoned:
+            if not args and type(callback).__name__ == "TaskStepMethWrapper":
+                self._check_step(callback)
             self._ready.append(handle)
         return handle
 
@@ -303,8 +304,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
-        if self._abandoned:
-            raise Abandoned
         delay = float(delay)
         if math.isnan(delay):
             raise ValueError("a delay must be a number of seconds, not NaN")
@@ -327,8 +326,6 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return self.call_later(round(when - self.time(), 6) if math.isfinite(when) else when, callback, *args, context=context)
 
     def create_future(self) -> DeterministicFuture[Any]:
-        if self._abandoned:
-            raise Abandoned
         future: DeterministicFuture[Any] = DeterministicFuture(loop=self)
         self._future_hash += 1
         future.creation_hash = self._future_hash
@@ -348,11 +345,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         eager_start: bool | None = None,
     ) -> DeterministicTask[T]:
         """As asyncio's; `eager_start` is accepted and has no effect, so that every Python version keeps the same order."""
+        caller = _getframe(1).f_code
         if self._abandoned:
             coro.close()
-            raise Abandoned
-        caller = _getframe(1).f_code
-        if caller is _ENSURE_FUTURE or caller is _ENSURE_FUTURE_311:
+        elif caller is _ENSURE_FUTURE or caller is _ENSURE_FUTURE_311:
             self._refuse_as_completed(coro)
         self._task_hash += 1
         task = DeterministicTask(
@@ -477,19 +473,19 @@ _AS_COMPLETED = (_code("as_completed"), _code("_AsCompletedIterator"))
 
 def _close(task: asyncio.Task[Any]) -> None:
     coro = cast("Coroutine[Any, Any, Any]", task.get_coro())
-    # Code that swallows GeneratorExit and awaits again has to be told more than once.
+    # Code that catches everything and awaits again has to be told more than once.
     for _ in range(100):
         try:
-            coro.close()
-        except RuntimeError:
-            continue
-        except BaseException:  # noqa: BLE001  # whatever it raises, nobody is left to hear it
-            break
-        break
-    # The future knows the task and the task the future: only one of them lets go.
-    waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
-    if waiter is not None:
-        waiter.cancel()
+            awaited: Any = coro.throw(GeneratorExit)
+        except BaseException:  # noqa: BLE001  # stopped; whatever it raises, nobody is left to hear it
+            # The future knows the task and the task the future: only one of them lets go.
+            waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
+            if waiter is not None:
+                waiter.cancel()
+            return
+        if isinstance(awaited, asyncio.Future):
+            awaited._asyncio_future_blocking = False  # what a task does, so that it can be awaited again
+    _DEAF.append(coro)
 
 
 def _stack() -> Iterator[FrameType]:
@@ -502,9 +498,8 @@ def _stack() -> Iterator[FrameType]:
 def frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
     """The frames of a suspended task, outermost first."""
     coro: Any = task.get_coro()
-    while isinstance(coro, CoroutineType):
-        if coro.cr_frame is not None:
-            yield coro.cr_frame
+    while isinstance(coro, CoroutineType) and coro.cr_frame is not None:
+        yield coro.cr_frame
         coro = coro.cr_await
 
 
@@ -545,6 +540,9 @@ _REAL = {
 
 def _refusing(name: str) -> Callable[..., Any]:
     def refuse(self: DeterministicLoop, *args: Any, **options: Any) -> Any:
+        # Code that catches the error and tries again, for ever, waits for ever.
+        if self.abandoned or len(self.violations) >= _KEPT:
+            return self.create_future()
         raise self.refusal(name)
 
     return refuse
@@ -564,6 +562,4 @@ def _gathering_hash(future: Any) -> int:
     return found
 
 
-_gathering_future: Any = getattr(asyncio.tasks, "_GatheringFuture", None)
-if _gathering_future is not None:
-    _gathering_future.__hash__ = _gathering_hash
+vars(asyncio.tasks)["_GatheringFuture"].__hash__ = _gathering_hash

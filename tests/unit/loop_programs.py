@@ -51,8 +51,8 @@ class Drive:
 
     def ask(self, name: str) -> asyncio.Future[Any]:
         """An awaitable that ends with its name, or, where that ends with "!", with a ValueError."""
-        self.log("ask", name)
         self.events[name] = future = self.loop.create_future()
+        self.log("ask", name)
         return future
 
     async def step(self, name: str) -> str:
