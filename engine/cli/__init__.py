@@ -1,0 +1,1 @@
+"""The command line. `app` holds the commands; everything heavy is imported by the command that needs it."""

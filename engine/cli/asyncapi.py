@@ -1,0 +1,225 @@
+"""The contract of a namespace's topics for those who use them without stepfold: JSON Schema and AsyncAPI 3. Pure.
+
+The history's part comes from the event models; the inbox's is written here and a test holds it against what
+`stepfold.inbox` takes. What the router refuses for now (events, signals to nobody in particular) is not in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from ..events import FORMAT, json_schema
+
+if TYPE_CHECKING:
+    from stepfold.drivers.kafka_topics import Namespace
+
+JSON_SCHEMA = "http://json-schema.org/draft-07/schema#"  # what AsyncAPI 3 builds on
+BINDING = "0.5.0"
+
+_ACCEPTANCE = """\
+One partition holds the whole history of each of its runs; key = run id, partition = CRC-32 of the key modulo their count.
+A record counts only if every reader of the partition, in the order of offsets, accepts it:
+
+- `claim` (key `@claim`): its `prev` is the offset of the last accepted claim (-1: there is none). It is then the current one.
+- a record with a field `claim`: that is the offset of the current claim, and its precondition holds: the step has no result
+  and its attempt is the next one, the sleep or wait is open, the run has not ended.
+- `started`: the run id is neither open nor was it until less than 24 hours ago, by the log's time.
+- `signal-received`, `cancel-requested`: the run is open and no accepted record of it has this `request`.
+- the run id is the key, and `v` is not above that of the current claim.
+
+Whatever else is there (duplicates, late records of a worker that lost its partition, garbage) changes nothing."""
+
+_INBOX = """\
+Requests from anyone, in any language: one JSON object per record, with any key, from any partitioner. Or a CloudEvent of
+version 1 in the Kafka binding, structured or binary, of type `stepfold.start`, `stepfold.signal` or `stepfold.cancel`, with that
+object (without its `type`) as JSON data. What cannot be served goes to the dead letters with the reason."""
+
+_DEAD_LETTERS = """\
+Requests that could not be served: the original key, value and headers, and behind them the headers named here.
+A record with only the header `stepfold-redriven` says that the one at that place was sent to the inbox again."""
+
+
+def history_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 7) of the value of one history record."""
+    schemas = _event_schemas("#/definitions/")
+    kinds = sorted(name for name, schema in schemas.items() if "type" in schema["required"] and _kind(schema))
+    return {
+        "$schema": JSON_SCHEMA,
+        "title": f"A record of a stepfold history, format {FORMAT}",
+        "oneOf": [{"$ref": f"#/definitions/{name}"} for name in kinds],
+        "definitions": schemas,
+    }
+
+
+def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
+    """The AsyncAPI 3 document of a namespace, as JSON. `bootstrap`: `host:port[,host:port…]`."""
+    events = _event_schemas("#/components/schemas/")
+    history = {kind: name for name, schema in events.items() if (kind := _kind(schema))}
+    requests = _request_schemas()
+    messages: dict[str, Any] = {
+        kind: _message(kind, events[name], f"#/components/schemas/{name}") for kind, name in history.items()
+    }
+    messages |= {f"request-{kind}": _message(kind, schema, f"#/components/schemas/{kind}") for kind, schema in requests.items()}
+    messages["request-cloud-event"] = {
+        "name": "request-cloud-event",
+        "title": "A request as a structured CloudEvent",
+        "contentType": "application/cloudevents+json",
+        "payload": {"$ref": "#/components/schemas/cloud-event"},
+        "bindings": {"kafka": {"bindingVersion": BINDING}},
+    }
+    messages["dead-letter"] = {
+        "name": "dead-letter",
+        "title": "A request that was refused, as it was",
+        "contentType": "application/octet-stream",
+        "headers": {
+            "type": "object",
+            "required": ["stepfold-reason", "stepfold-origin"],
+            "properties": {
+                "stepfold-reason": {"type": "string", "description": "Why it was refused."},
+                "stepfold-origin": {"type": "string", "description": "Where it had been: topic/partition/offset."},
+                "stepfold-omitted-bytes": {"type": "string", "description": "Its size, where it was too large to be kept."},
+            },
+        },
+        "payload": {"description": "The bytes of the request."},
+        "bindings": {"kafka": {"bindingVersion": BINDING}},
+    }
+    for_ever = {"cleanup.policy": ["delete"], "retention.ms": -1, "retention.bytes": -1}
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": f"stepfold namespace {namespace.name}",
+            "version": f"{FORMAT}.0.0",
+            "description": "Durable workflow runs. The history is the only state; through the inbox anyone asks for something.",
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": "application/json",
+        "servers": {f"broker-{n}": {"host": host, "protocol": "kafka"} for n, host in enumerate(bootstrap.split(","), 1)},
+        "channels": {
+            "history": _channel(namespace.history, _ACCEPTANCE, sorted(history), topicConfiguration=for_ever),
+            "inbox": _channel(namespace.inbox, _INBOX, [*(f"request-{kind}" for kind in requests), "request-cloud-event"]),
+            "dead-letters": _channel(namespace.dead_letters, _DEAD_LETTERS, ["dead-letter"]),
+        },
+        "operations": {
+            "record": _operation("send", "history", "What happened to each run, for any reader."),
+            "request": _operation("receive", "inbox", "Start a run, send one a signal, or cancel it."),
+            "refuse": _operation("send", "dead-letters", "Requests that could not be served."),
+        },
+        "components": {"messages": messages, "schemas": {**events, **requests, "cloud-event": _cloud_event(list(requests))}},
+    }
+
+
+def _channel(topic: str, description: str, messages: list[str], **binding: Any) -> dict[str, Any]:
+    return {
+        "address": topic,
+        "description": description,
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+        "bindings": {"kafka": {"topic": topic, **binding, "bindingVersion": BINDING}},
+    }
+
+
+def _operation(action: str, channel: str, summary: str) -> dict[str, Any]:
+    return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
+
+
+def _message(kind: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
+    key: dict[str, Any] = {"type": "string", "description": "Any; it does not matter."}
+    if "claim" in schema["properties"] or "request" in schema["properties"]:
+        key = {"type": "string", "description": "The run id."}
+    elif kind == "claim":
+        key = {"type": "string", "const": "@claim"}
+    return {
+        "name": kind,
+        "title": kind,
+        "summary": schema.get("description", kind),
+        "payload": {"$ref": f"#/components/schemas/{name}"},
+        "bindings": {"kafka": {"key": key, "bindingVersion": BINDING}},
+    }
+
+
+def _kind(schema: dict[str, Any]) -> str | None:
+    """The event type that a schema is for."""
+    return cast("str | None", schema["properties"]["type"].get("const"))
+
+
+def _event_schemas(refs: str) -> dict[str, dict[str, Any]]:
+    """The schemas of the event models by name: of the value alone, with what every record must have as required."""
+    found: dict[str, dict[str, Any]] = _mended(json_schema()["$defs"], refs)
+    for schema in found.values():
+        properties = schema["properties"]
+        if _kind(schema):
+            del properties["offset"], properties["timestamp"]
+            del properties["type"]["default"], properties["v"]["default"]
+            schema["required"] = ["type", "v", *(name for name in schema["required"] if name not in ("type", "v"))]
+    return found
+
+
+def _mended(value: Any, refs: str) -> Any:
+    """References that lead to `refs`, and no titles that only repeat a name."""
+    if isinstance(value, list):
+        return [_mended(one, refs) for one in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for name, inner in cast("dict[str, Any]", value).items():
+        if name == "$ref":
+            found[name] = refs + str(inner).rpartition("/")[2]
+        elif name != "title" or not isinstance(inner, str):
+            found[name] = _mended(inner, refs)
+    return found
+
+
+_RUN_ID = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 200,
+    "pattern": "^[^@]",
+    "description": "Printable, not beginning with @.",
+}
+
+
+def _request_schemas() -> dict[str, dict[str, Any]]:
+    data: dict[str, Any] = {"description": "Any JSON value; null where it is left out."}
+
+    def request(kind: str, description: str, required: list[str], **properties: Any) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "description": description,
+            "required": ["type", *required],
+            "properties": {"type": {"type": "string", "const": kind}, **properties},
+        }
+
+    text = {"type": "string", "minLength": 1}
+    return {
+        "start": request(
+            "start",
+            "Start a run. The same `run_id` again starts nothing; without one it is derived from the record's place or CloudEvent.",
+            ["workflow"],
+            workflow={**text, "description": "The workflow's id."},
+            version={**text, "description": "Of the workflow; without it the newest that the worker knows."},
+            run_id=_RUN_ID,
+            data={"description": "The workflow's input."},
+            reply_to={**text, "description": "Kept in the history. Outcomes are not published there yet."},
+        ),
+        "signal": request(
+            "signal", "Send a run a signal.", ["run_id", "signal"], run_id=_RUN_ID, signal={**text, "maxLength": 200}, data=data
+        ),
+        "cancel": request(
+            "cancel", "Ask a run to end.", ["run_id"], run_id=_RUN_ID, reason={**text, "description": "For people."}
+        ),
+    }
+
+
+def _cloud_event(kinds: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "description": "`source` and `id` together make a repeat harmless.",
+        "required": ["specversion", "type", "source", "id", "data"],
+        "properties": {
+            "specversion": {"type": "string", "pattern": "^1\\."},
+            "type": {"type": "string", "enum": [f"stepfold.{kind}" for kind in kinds]},
+            "source": {"type": "string", "minLength": 1},
+            "id": {"type": "string", "minLength": 1},
+            "datacontenttype": {"type": "string"},
+            "data": {"type": "object", "description": "The request; its `type` may be left out."},
+        },
+    }

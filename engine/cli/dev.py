@@ -1,0 +1,163 @@
+"""`stepfold dev`: a worker that starts again whenever a Python file changes, and everything its runs do as it happens.
+
+The worker is a process of its own, the command that users start in production, so that each start imports the code anew.
+This process watches files and the log, and never executes workflows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ..client import DEFAULT_URL, Client
+from ..events import parse
+from ..fold import PartitionState, fold
+from ..log import Log
+from .output import console, local, remark
+from .picture import event_row
+from .target import App, UrlOption, connected, load, run_async
+
+LOOK_S = 0.4
+STOP_S = 5.0
+_SKIPPED = {"node_modules", "site-packages", "__pycache__", "venv", "env", "build", "dist"}
+
+
+def dev(
+    app: App,
+    url: UrlOption = None,
+    kafka: Annotated[
+        bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine; nothing to install.")
+    ] = False,
+) -> None:
+    """Develop: a worker that starts again when a Python file changes, and the events of its runs as they happen.
+
+    Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db. With [bold]--kafka[/] on a
+    broker of its own, whose data are gone afterwards. A dashboard is not part of this version.
+    """
+    client = load(app)
+    if kafka:
+        with local_kafka("dev") as broker_url:
+            run_async(_develop(app, Client(broker_url)))
+        return
+    if url is not None:
+        client = Client(url)
+    elif not client.log.name.startswith("sqlite://"):
+        remark(f"{app} is made for {client.log.name}; dev works on {DEFAULT_URL} instead (or on --url, or --kafka)")
+        client = Client(DEFAULT_URL)
+    run_async(_develop(app, client))
+
+
+@contextlib.contextmanager
+def local_kafka(namespace: str, options: str = "") -> Generator[str]:
+    """A local broker while the block runs: gives the URL of a namespace with its topics on it. Raises ConfigError."""
+    from stepfold.drivers.broker import LocalBroker
+    from stepfold.drivers.kafka import KafkaDriver
+
+    remark("starting a local Kafka broker")
+    with LocalBroker(say=remark) as broker:
+        url = f"kafka://{broker.bootstrap}/{namespace}{options}"
+        run_async(KafkaDriver.from_url(url).create_topics(partitions=4, replication=1))
+        yield url
+
+
+def start_worker(app: str, url: str, *options: str, quiet: bool = False) -> subprocess.Popen[bytes]:
+    """`stepfold worker` as a child that ends with this process, but not with this terminal's Ctrl-C: that is for us to handle."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stepfold.cli.app", "worker", app, "--url", url, "--with-parent", *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL if quiet else None,
+        stderr=subprocess.DEVNULL if quiet else None,
+        start_new_session=True,
+    )
+
+
+def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) -> None:
+    """In good order, else by force. Idempotent."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+async def _develop(app: str, client: Client) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    out = console()
+    async with connected(client, may_create=True):
+        remark(f"log {client.log.name}; start a run with: stepfold run start WORKFLOW --data JSON --url {client.log.name}")
+        ends = asyncio.create_task(stop.wait())
+        printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
+        work = asyncio.gather(_keep_running(app, client.log.name), *printing)
+        await asyncio.wait([ends, work], return_when=asyncio.FIRST_COMPLETED)
+        ends.cancel()
+        if work.done():
+            work.result()
+        work.cancel()
+        await asyncio.gather(work, ends, return_exceptions=True)
+
+
+async def _keep_running(app: str, url: str) -> None:
+    """A worker, and another one after each change."""
+    while True:
+        seen = _python_files(Path.cwd())
+        process = start_worker(app, url, "--grace", "1s")
+        try:
+            ended = False
+            while (now := await asyncio.to_thread(_python_files, Path.cwd())) == seen:
+                if not ended and process.poll() is not None:
+                    ended = True
+                    remark(f"the worker ended (exit code {process.returncode}); it starts again when a file changes")
+                await asyncio.sleep(LOOK_S)
+            changed = min(path for path in now.keys() | seen.keys() if now.get(path) != seen.get(path))
+            remark(f"{changed} changed: starting again")
+        finally:
+            await asyncio.shield(asyncio.to_thread(stop_worker, process))
+
+
+def _python_files(folder: Path) -> dict[Path, int]:
+    """The Python files below the folder, by their paths in it, and when each was changed last (ns)."""
+    found: dict[Path, int] = {}
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        for name in files:
+            if name.endswith(".py"):
+                path = Path(root, name)
+                with contextlib.suppress(OSError):
+                    found[path.relative_to(folder)] = path.stat().st_mtime_ns
+    return found
+
+
+async def _print_events(log: Log, partition: int, out: Console) -> None:
+    """The accepted events of all runs of a partition, from now on."""
+    _, end = await log.bounds(partition)
+    state = PartitionState(partition, log.partitions)
+    reader = log.reader(partition, 0)
+    try:
+        while True:
+            for record in await reader.read(1000, None):
+                change = fold(state, record)
+                if change is None or change.run is None or record.offset < end:
+                    continue
+                kind, step_id, said = event_row(parse(change.event, record.offset, record.timestamp))
+                kind.pad_right(18 - len(kind.plain))
+                time = (local(record.timestamp, date=False), "dim")
+                out.print(Text.assemble(time, "  ", (change.run.id, "bold"), "  ", kind, f"{step_id} ", (said.plain, "dim")))
+    finally:
+        await reader.close()

@@ -1,0 +1,84 @@
+"""One run as anyone may read it: by the fold, from the claims and the run's own records, and never through a worker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from typing import NamedTuple
+
+from ..errors import RunNotFound
+from ..events import Event, parse
+from ..fold import PartitionState, RunState, fold
+from ..log import CLAIM_KEY, Log, Record, partition_of
+
+NEWS_S = 1.0
+
+
+class News(NamedTuple):
+    """What has come. `event`: None for another owner; `run`: as it is now; `owner`: who owns its partition (None: nobody)."""
+
+    event: Event | None
+    run: RunState
+    owner: str | None
+
+
+class _Story:
+    """Folds the records of one run, and the claims of its partition, into news."""
+
+    def __init__(self, log: Log, run_id: str) -> None:
+        self.run_id = run_id
+        self.partition = partition_of(run_id, log.partitions)
+        self.state = PartitionState(self.partition, log.partitions)
+        self.run: RunState | None = None
+
+    def take(self, records: Iterable[Record]) -> list[News]:
+        found: list[News] = []
+        for record in records:
+            if record.key not in (self.run_id, CLAIM_KEY):
+                continue
+            change = fold(self.state, record)
+            if change is None:
+                continue
+            if change.run is not None:
+                self.run = change.run
+                found.append(News(parse(change.event, record.offset, record.timestamp), self.run, self.state.owner))
+            elif self.run is not None:
+                found.append(News(None, self.run, self.state.owner))
+        return [news for news in found if news.run is self.run]  # an earlier run under this id is long ended
+
+
+class Sight(NamedTuple):
+    """A run as it stands now, its accepted events, and who owns its partition (None: nobody)."""
+
+    run: RunState
+    events: list[Event]
+    owner: str | None
+
+
+async def look(log: Log, run_id: str) -> Sight:
+    """The run now. Raises RunNotFound and LogUnavailable."""
+    story = _Story(log, run_id)
+    news = story.take(await log.find(story.partition, (run_id, CLAIM_KEY)))
+    if story.run is None:
+        raise RunNotFound(f"{log.name} has no run {run_id!r}")
+    return Sight(story.run, [one.event for one in news if one.event is not None], story.state.owner)
+
+
+async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> AsyncGenerator[News]:
+    """Everything about the run from its start on, as it comes; ends with the event that ends the run.
+
+    Raises RunNotFound, unless it shall `wait_for_start`, and LogUnavailable.
+    """
+    story = _Story(log, run_id)
+    _, end = await log.bounds(story.partition)
+    past = story.take(await log.find(story.partition, (run_id, CLAIM_KEY)))
+    if story.run is None and not wait_for_start:
+        raise RunNotFound(f"{log.name} has no run {run_id!r}")
+    for news in past:
+        yield news
+    reader = log.reader(story.partition, end)
+    try:
+        while story.run is None or not story.run.ended:
+            for news in story.take(await reader.read(1000, NEWS_S)):
+                yield news
+    finally:
+        await reader.close()

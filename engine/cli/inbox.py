@@ -1,0 +1,82 @@
+"""`stepfold inbox …`: the records of the inbox that were refused, and sending them again."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from ..errors import ConfigError
+from .output import Format, OutputOption, local, print_rows, table, utc, zone
+from .problems import Exit, Problem
+from .target import AppOption, UrlOption, run_async
+from .topics import kafka_of
+
+if TYPE_CHECKING:
+    from stepfold.drivers.kafka import DeadLetter
+
+app = typer.Typer(no_args_is_help=True, help="Look at what the inbox refused, and send it again (Kafka).")
+
+
+@app.command("dead-letters")
+def dead_letters(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The last so many.")] = 100,
+    app: AppOption = None,
+    url: UrlOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """The requests that could not be served, each with the reason, the oldest first."""
+    log = kafka_of(app, url)
+    letters = run_async(log.dead_letters(limit))
+    made = table("place", f"time ({zone()})", "reason", "value")
+    for letter in letters:
+        value = "too large, not kept" if letter.omitted else _text(letter.value)
+        style = "dim" if letter.redriven else ""
+        reason = f"{letter.reason} (sent again)" if letter.redriven else letter.reason
+        made.add_row(letter.place, local(letter.timestamp), Text(reason), Text(value[:200]), style=style)
+    print_rows(output, [_json(letter) for letter in letters], made, nothing=f"{log.name} has no dead letters")
+
+
+@app.command()
+def redrive(
+    places: Annotated[
+        list[str] | None, typer.Argument(metavar="[PLACE]...", help="Those at these places; without any, all not sent again yet.")
+    ] = None,
+    app: AppOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Send refused requests to the inbox again as they were, after what refused them has been mended. Prints how many."""
+    log = kafka_of(app, url)
+    try:
+        print(run_async(log.redrive(places or None)))
+    except ConfigError as error:
+        raise Problem(str(error), Exit.NOT_FOUND) from None
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode("utf-8", "replace")
+
+
+def _json(letter: DeadLetter) -> dict[str, Any]:
+    """Bytes that are no UTF-8 are given as Base64, under a name that says so."""
+    found: dict[str, Any] = {
+        "place": letter.place,
+        "time": utc(letter.timestamp),
+        "reason": letter.reason,
+        "origin": letter.origin,
+        "omitted": letter.omitted,
+        "redriven": letter.redriven,
+        **_bytes("key", letter.key),
+        **_bytes("value", letter.value),
+    }
+    found["headers"] = [{"name": name, **_bytes("value", value)} for name, value in letter.headers]
+    return found
+
+
+def _bytes(name: str, value: bytes | None) -> dict[str, str | None]:
+    try:
+        return {name: None if value is None else value.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value or b"").decode()}

@@ -1,0 +1,180 @@
+"""What commands print. Data go to stdout, in the form that `-o` asks for; remarks for a person go to stderr.
+
+To a terminal tables have colour and fit its width; into a pipe or a file they have neither, nor any padding or wrapping.
+Times in tables are local and say so (TZ=UTC in the environment makes them UTC); in JSON they are UTC.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import orjson
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from ..events import Event
+
+_PIPE_WIDTH = 10_000
+
+
+class Format(StrEnum):
+    """The forms that data may be printed in."""
+
+    TABLE = "table"
+    JSON = "json"
+    JSONL = "jsonl"
+
+
+OutputOption = Annotated[
+    Format, typer.Option("--output", "-o", help="Tables for people, JSON for programs, JSON lines for streams.")
+]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """The console of stdout or stderr, as wide as what it is."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def show(*what: RenderableType) -> None:
+    """Print for people on stdout."""
+    out = console()
+    if out.is_terminal:
+        out.print(*what, sep="\n")
+        return
+    with out.capture() as text:
+        out.print(*what, sep="\n")
+    for line in text.get().splitlines():
+        print(line.rstrip())
+
+
+def remark(text: str) -> None:
+    """Say something to whoever sits there; programs that read stdout are not disturbed."""
+    console(stderr=True).print(Text.from_markup(text), style="dim")
+
+
+def print_json(value: Any) -> None:
+    """One JSON value, indented."""
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_jsonl(values: Iterable[Any]) -> None:
+    """One JSON value per line."""
+    for value in values:
+        print(orjson.dumps(value).decode(), flush=True)
+
+
+def print_rows(form: Format, rows: Sequence[Mapping[str, Any]], picture: RenderableType, *, nothing: str = "nothing") -> None:
+    """Rows as JSON, or their picture; `nothing` is what to tell a person when there are none."""
+    if form is Format.JSON:
+        print_json(rows)
+    elif form is Format.JSONL:
+        print_jsonl(rows)
+    elif rows:
+        show(picture)
+    else:
+        remark(nothing)
+
+
+def print_object(form: Format, value: Mapping[str, Any], picture: RenderableType) -> None:
+    """One object as JSON, or its picture."""
+    if form is Format.JSON:
+        print_json(value)
+    elif form is Format.JSONL:
+        print_jsonl([value])
+    else:
+        show(picture)
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table without lines: columns that say what they hold. Those in `right` are numbers."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def zone() -> str:
+    """The name of the local time zone, for the head of a column."""
+    return datetime.now().astimezone().tzname() or "local"
+
+
+def local(ms: int | None, *, date: bool = True) -> str:
+    """A time for people: local, to the millisecond."""
+    if ms is None:
+        return ""
+    when = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
+    return when.strftime("%Y-%m-%d %H:%M:%S" if date else "%H:%M:%S") + f".{ms % 1000:03}"
+
+
+def utc(ms: int | None) -> str | None:
+    """A time for programs: ISO 8601, UTC."""
+    if ms is None:
+        return None
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03}Z"
+
+
+def took(ms: int) -> str:
+    """A span for people."""
+    if ms < 1000:
+        return f"{ms} ms"
+    if ms < 60_000:
+        return f"{ms / 1000:.2f} s"
+    minutes, seconds = divmod(ms // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def short(value: Any, limit: int = 60) -> str:
+    """JSON on one line, cut where it gets long."""
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """An event as it is on the wire, with its place (`offset`) and the log's time (`timestamp`, ms)."""
+    fields = event.model_dump(mode="json", exclude_unset=True)
+    return {"offset": event.offset, "timestamp": event.timestamp, "type": event.type, **fields}
+
+
+class Status:
+    """While it is entered: one line at the foot of the terminal that says what is being waited for. Elsewhere, nothing."""
+
+    def __init__(self) -> None:
+        self._console = console(stderr=True)
+        self._live: Live | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and sys.stdout.isatty():
+            self._live = Live(console=self._console, transient=True, refresh_per_second=10)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, words: str) -> None:
+        """Show this from now on."""
+        if self._live is not None:
+            self._live.update(Spinner("dots", Text(words, "dim", no_wrap=True, overflow="ellipsis")))
+
+    def print(self, what: RenderableType) -> None:
+        """Print a line on stdout, above the foot."""
+        if self._live is not None:
+            self._console.print(what)
+        else:
+            show(what)

@@ -1,0 +1,56 @@
+"""How a command ends when it cannot do what was asked: one line on stderr and an exit code, never a traceback.
+
+Exit codes, the same for every command (docs/cli.md):
+
+    0  done
+    1  done, and the answer is no: the run failed, the file was altered, the topics are wrong
+    2  the command cannot be understood: an option, JSON, APP, a URL
+    3  there is no such run, workflow or dead letter
+    4  the log cannot be used: no answer, no such file, topics missing
+    130  interrupted (Ctrl-C)
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ..errors import (
+    ConfigError,
+    InputInvalid,
+    LogUnavailable,
+    NotOwner,
+    PayloadTooLarge,
+    RunNotFound,
+    StepfoldError,
+    WorkflowUnknown,
+)
+
+
+class Exit(IntEnum):
+    """The exit codes."""
+
+    OK = 0
+    NO = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    LOG = 4
+    INTERRUPTED = 130
+
+
+class Problem(Exception):
+    """What to tell the user: what went wrong, where, and what to do about it."""
+
+    def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def code_of(error: StepfoldError) -> Exit:
+    """The exit code for an error of the library's."""
+    if isinstance(error, RunNotFound | WorkflowUnknown):
+        return Exit.NOT_FOUND
+    if isinstance(error, LogUnavailable | NotOwner):
+        return Exit.LOG
+    if isinstance(error, ConfigError | InputInvalid | PayloadTooLarge):
+        return Exit.USAGE
+    return Exit.NO
