@@ -16,7 +16,7 @@ from repository import ROOT, tracked
 ROOMS = ("engine", "drivers", "projections")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-MAX_LINES = 900
+MAX_LINES = 850
 
 # The modules of which coverage asks every branch: pure, as is whatever they import.
 PURE_CORE: list[str] = PYPROJECT["tool"]["coverage"]["run"]["include"]
