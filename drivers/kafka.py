@@ -31,7 +31,7 @@ from . import kafka_topics
 from .kafka_cluster import Cluster, TopicPartition, describe
 from .kafka_group import GroupMember, KafkaInbox
 from .kafka_producer import Message, Producer
-from .kafka_tail import Raw, Tail, offsets, raw, scan
+from .kafka_tail import Fetcher, Raw, Tail, offsets, raw, scan
 from .kafka_topics import Finding, Namespace, TopicDescription
 
 __all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "TopicDescription"]
@@ -154,13 +154,14 @@ class KafkaDriver:
         self._session_timeout_s = session_timeout_s
         self._patience_s = patience_s
         self._cluster: Cluster | None = None
+        self._fetcher: Fetcher | None = None
         self._id = ""
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
         self._members: list[GroupMember] = []
         self._inboxes: list[KafkaInbox] = []
-        self._tails: set[Tail[Any]] = set()
+        self._tails: set[Tail[Record]] = set()
         self._foreign_topics: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -218,17 +219,22 @@ class KafkaDriver:
             await cluster.close()
             raise
         self._cluster = cluster
+        self._fetcher = Fetcher(cluster, self._patience_s)
 
     async def close(self) -> None:
         cluster, self._cluster = self._cluster, None
-        if cluster is None:
+        fetcher, self._fetcher = self._fetcher, None
+        if cluster is None or fetcher is None:
             return
         await asyncio.gather(*(member.leave() for member in self._members))
         await asyncio.gather(*(producer.close(_CLOSE_TIMEOUT_S) for producer in self._producers.values()))
         for inbox in self._inboxes:
             inbox.close()
         closed = LogUnavailable(f"{self.name} was closed")
-        await asyncio.gather(*(tail.stop(closed) for tail in self._tails), *self._endings)
+        for tail in self._tails:
+            tail.end(closed)
+        await fetcher.close()
+        await asyncio.gather(*self._endings)
         self._producers.clear()
         self._inboxes.clear()
         self._tails.clear()
@@ -274,11 +280,13 @@ class KafkaDriver:
 
     def tail(self, place: TopicPartition, offset: int, news: Callable[[], None]) -> Tail[Record]:
         """A tail of history records that `close` ends."""
-        tail = Tail(self._opened(), place, offset, _record, _offset_of, news, self._patience_s)
+        self._opened()
+        assert self._fetcher is not None
+        tail = Tail(self._fetcher, place, offset, _record, news)
         self._tails.add(tail)
         return tail
 
-    def forget(self, tail: Tail[Any]) -> None:
+    def forget(self, tail: Tail[Record]) -> None:
         self._tails.discard(tail)
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
@@ -300,6 +308,7 @@ class KafkaDriver:
 
     async def join(self, member: str) -> Membership:
         cluster = self._opened()
+        assert self._fetcher is not None
         joined = GroupMember(
             self.bootstrap,
             cast(Mapping[str, Any], self._security),
@@ -313,6 +322,7 @@ class KafkaDriver:
         self._inboxes.append(
             KafkaInbox(
                 cluster,
+                self._fetcher,
                 lambda: self._producer("other"),
                 joined,
                 self.namespace,
@@ -525,10 +535,6 @@ def _record(record: Any) -> Record:
     """Total: what foreign hands wrote into the history becomes a record as well, for the fold to reject."""
     key: bytes | None = record.key
     return Record(record.offset, record.timestamp, _text(key) if key else "", record.value or b"")
-
-
-def _offset_of(record: Record) -> int:
-    return record.offset
 
 
 def _bytes(value: str | bytes) -> bytes:

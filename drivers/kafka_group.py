@@ -40,7 +40,7 @@ from stepfold.log import InboxRecord
 
 from .kafka_cluster import Backoff, Cluster, log, patiently
 from .kafka_producer import Message, Producer
-from .kafka_tail import Tail, offsets
+from .kafka_tail import Fetcher, Raw, Tail, offsets, raw
 from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
 
 HEARTBEAT_S: Final = 0.15
@@ -253,17 +253,25 @@ class KafkaInbox:
     """The inbox partitions of one member. What was received and is not done comes again, here or at the next owner."""
 
     def __init__(
-        self, cluster: Cluster, producer: Callable[[], Producer], member: GroupMember, namespace: Namespace,
-        history_partitions: int, inbox_partitions: int, patience_s: float,
-    ) -> None:  # fmt: skip
+        self,
+        cluster: Cluster,
+        fetcher: Fetcher,
+        producer: Callable[[], Producer],
+        member: GroupMember,
+        namespace: Namespace,
+        history_partitions: int,
+        inbox_partitions: int,
+        patience_s: float,
+    ) -> None:
         self._cluster = cluster
+        self._fetcher = fetcher
         self._producer = producer
         self._member = member
         self._namespace = namespace
         self._history_partitions = history_partitions
         self._inbox_partitions = inbox_partitions
         self._patience_s = patience_s
-        self._tails: dict[int, Tail[InboxRecord]] = {}
+        self._tails: dict[int, Tail[Raw]] = {}
         self._received: Sequence[InboxRecord] = ()
         self._done: dict[int, int] = {}
         self._news = asyncio.Event()
@@ -278,7 +286,7 @@ class KafkaInbox:
             records: list[InboxRecord] = []
             for partition, tail in list(self._tails.items()):
                 try:
-                    records += tail.take(1000)
+                    records += (_record(tail.place, taken) for taken in tail.take(1000))
                 except LogUnavailable:
                     tail.close()
                     del self._tails[partition]
@@ -304,20 +312,9 @@ class KafkaInbox:
             start = committed.get(partition, earliest)
             if start < earliest:
                 log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
-            tail = Tail(
-                self._cluster, place, max(start, earliest), self._record(place), _offset_of, self._news.set, self._patience_s
-            )
+            tail = Tail(self._fetcher, place, max(start, earliest), raw, self._news.set)
             tail.start()
             self._tails[partition] = tail
-
-    def _record(self, place: TopicPartition) -> Callable[[Any], InboxRecord]:
-        prefix = f"{place.topic}/{place.partition}/"
-
-        def record(raw: Any) -> InboxRecord:
-            headers = tuple((name, value or b"") for name, value in raw.headers)
-            return InboxRecord(f"{prefix}{raw.offset}", raw.timestamp, raw.key, raw.value, headers)
-
-        return record
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         self._received = ()
@@ -351,10 +348,11 @@ class KafkaInbox:
         self._tails.clear()
 
 
+def _record(place: TopicPartition, record: Raw) -> InboxRecord:
+    headers = tuple((name, value or b"") for name, value in record.headers)
+    return InboxRecord(f"{place.topic}/{place.partition}/{record.offset}", record.timestamp, record.key, record.value, headers)
+
+
 def _place_of(record: InboxRecord) -> tuple[int, int]:
     _, partition, offset = record.place.rsplit("/", 2)
     return int(partition), int(offset)
-
-
-def _offset_of(record: InboxRecord) -> int:
-    return _place_of(record)[1]

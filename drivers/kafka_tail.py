@@ -1,22 +1,29 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Reading: a tail that follows one partition from an offset, a scan of what is there, and where a partition begins and ends."""
+"""Reading: tails that follow partitions, a scan of what is there, and where a partition begins and ends.
+
+A `Tail` is a position in one partition and the records fetched ahead of whoever takes them. The `Fetcher` asks for all tails
+that have no request under way, per node in as few requests as their number allows: a busy machine with several partitions
+spends a request on all of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the
+same position share what is fetched and decoded. One that nobody reads takes part no more, once it is far enough ahead.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from functools import partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
+    CorruptRecordException,
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
     UnknownTopicOrPartitionError,
+    UnsupportedCodecError,
     for_code,
 )
 from aiokafka.protocol.fetch import FetchRequest
@@ -27,15 +34,17 @@ from stepfold.errors import LogUnavailable
 
 from .kafka_cluster import Backoff, Cluster, copy_of, log, name_of, patiently
 
-T = TypeVar("T")
-
 _LONG_POLL_MS: Final = 1_000
-_FETCH_BYTES: Final = 2_000_000
-_AHEAD_BYTES: Final = 8_000_000
+_PARTITION_BYTES: Final = 1_000_000
+_SCAN_BYTES: Final = 4_000_000
+_REQUEST_BYTES: Final = 8_000_000
+_REQUEST_PARTITIONS: Final = 16
+"""A request costs what its partitions cost, also those without news."""
+_AHEAD_BYTES: Final = 4_000_000
 
 
 class Raw(NamedTuple):
-    """What is fetched."""
+    """A record as it is."""
 
     offset: int
     timestamp: int
@@ -44,89 +53,62 @@ class Raw(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...]
 
 
-async def _fetch(cluster: Cluster, place: TopicPartition, offset: int, lane: object, wait_ms: int) -> bytes:
-    """Record batches from `offset` on. Raises KafkaError."""
-    node = cluster.leader(place)
-    if node is None:
-        raise LeaderNotAvailableError
-    request = FetchRequest(wait_ms, 1, _FETCH_BYTES, 0, [(place.topic, [(place.partition, offset, _FETCH_BYTES)])])
-    answer = await cluster.ask(node, request, lane)
-    for _topic, partitions in answer.topics:
-        for _partition, code, *_, data in partitions:
-            if code:
-                raise for_code(code)
-            return data or b""
-    raise UnknownTopicOrPartitionError
+class Placed(Protocol):
+    """Whatever a tail gives knows its offset."""
+
+    @property
+    def offset(self) -> int: ...
 
 
-def _decode(data: bytes, offset: int, make: Callable[[Any], T | None]) -> tuple[list[T], int]:
-    """What `make` makes of each record from `offset` on, and the offset behind all of them."""
-    found: list[T] = []
-    batches = MemoryRecords(data)
-    while batches.has_next():
-        batch: Any = batches.next_batch()
-        if not batch.validate_crc():
-            raise KafkaError(f"a record batch near offset {offset} is damaged")
-        if not batch.is_control_batch:
-            for record in batch:
-                if record.offset >= offset:
-                    made = make(record)
-                    if made is not None:
-                        found.append(made)
-        offset = max(offset, batch.next_offset)
-    return found, offset
+T = TypeVar("T")
+P = TypeVar("P", bound=Placed)
 
 
 def raw(record: Any) -> Raw:
     return Raw(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
 
 
-class Tail(Generic[T]):
-    """The records of one partition from `offset` on, fetched ahead of whoever takes them.
+class Tail(Generic[P]):
+    """The records of one partition from `offset` on.
 
-    `make` turns a record into what is taken (None: left out), `offset_of` gives the offset of such a thing. `news` is called
-    whenever `ready` may have become true. Nothing is fetched before `start`.
+    `make` turns a fetched record into what is taken; `news` is called when `ready` may have become true. Nothing is fetched
+    before `start`.
     """
 
     def __init__(
-        self,
-        cluster: Cluster,
-        place: TopicPartition,
-        offset: int,
-        make: Callable[[Any], T | None],
-        offset_of: Callable[[T], int],
-        news: Callable[[], None],
-        patience_s: float,
+        self, fetcher: Fetcher, place: TopicPartition, offset: int, make: Callable[[Any], P], news: Callable[[], None]
     ) -> None:
         self.place = place
-        self._cluster = cluster
-        self._offset = offset  # of the next fetch; everything below is in the buffer, taken or unwanted
-        self._make = make
-        self._offset_of = offset_of
+        self.make = make
+        self.offset = offset
+        """Where the next fetch begins: what is below is in the buffer, was taken, or is not wanted."""
+        self.closed = False
+        self.backoff = Backoff()
+        self.failing_since: float | None = None
+        self._fetcher = fetcher
         self._news = news
-        self._patience_s = patience_s
-        self._buffer: deque[T] = deque()
+        self._buffer: deque[P] = deque()
         self._buffered_bytes = 0
-        self._room = asyncio.Event()
+        self._waits_for_room = False
         self._error: LogUnavailable | None = None
-        self._closed = False
-        self._task: asyncio.Task[None] | None = None
+        self._started = False
 
     @property
     def position(self) -> int:
-        return self._offset_of(self._buffer[0]) if self._buffer else self._offset
+        return self._buffer[0].offset if self._buffer else self.offset
 
     @property
     def ready(self) -> bool:
         return bool(self._buffer) or self._error is not None
 
     def start(self) -> None:
-        if self._task is None and not self._closed:
-            self._task = asyncio.create_task(self._run())
+        if not self._started:
+            self._started = True
+            self._fetcher.want([self])
 
-    def take(self, limit: int) -> list[T]:
-        """What is there, at most `limit`. Raises LogUnavailable once if the log has not answered for too long, and every time
-        if it no longer has what comes next."""
+    def take(self, limit: int) -> list[P]:
+        """What is there, at most `limit`. Raises LogUnavailable: once if the log has not answered for too long, always if it
+        no longer has what comes next."""
         buffer = self._buffer
         if not buffer:
             error = self._error
@@ -135,82 +117,74 @@ class Tail(Generic[T]):
                     self._error = None
                 raise copy_of(error)
             return []
-        if len(buffer) <= limit:
-            taken = list(buffer)
-            buffer.clear()
-            self._buffered_bytes = 0
-            self._room.set()
-        else:
-            taken = [buffer.popleft() for _ in range(limit)]
+        if len(buffer) > limit:
+            return [buffer.popleft() for _ in range(limit)]
+        taken = list(buffer)
+        buffer.clear()
+        self._make_room()
         return taken
 
     def seek(self, offset: int) -> None:
         """Leave out what is below `offset`."""
         buffer = self._buffer
-        while buffer and self._offset_of(buffer[0]) < offset:
+        while buffer and buffer[0].offset < offset:
             buffer.popleft()
+        self.offset = max(self.offset, offset)
         if not buffer:
-            self._buffered_bytes = 0
-            self._room.set()
-        self._offset = max(self._offset, offset)
+            self._make_room()
 
     def close(self) -> None:
-        """Fetch no more. A fetch that is waiting at the broker ends by itself; only then is its lane free again."""
-        self._closed = True
+        """Fetch no more. A request that is waiting at the broker ends by itself."""
+        self.closed = True
         self._buffer.clear()
-        self._room.set()
 
-    async def stop(self, error: LogUnavailable) -> None:
-        """As `close`, when the connections go as well; who still waits gets the error."""
+    def end(self, error: LogUnavailable) -> None:
+        """Close it and tell whoever waits."""
         self.close()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
         self._fail(_Gone(str(error)))
 
-    async def _run(self) -> None:
-        lane = self._cluster.take_lane()
-        backoff = Backoff()
-        failing_since: float | None = None
-        try:
-            while not self._closed:
-                if self._buffered_bytes >= _AHEAD_BYTES:
-                    self._room.clear()
-                    await self._room.wait()
-                    continue
-                try:
-                    data = await _fetch(self._cluster, self.place, self._offset, ("fetch", lane), _LONG_POLL_MS)
-                    if data:
-                        found, self._offset = _decode(data, self._offset, self._make)
-                        if found and not self._closed:
-                            self._buffer.extend(found)
-                            self._buffered_bytes += len(data)
-                            self._error = None
-                            self._news()
-                    if failing_since is not None:
-                        failing_since, self._error = None, None
-                        backoff.reset()
-                except OffsetOutOfRangeError:
-                    where = f"{name_of(self.place)} has no offset {self._offset}"
-                    self._fail(_Gone(f"{where}: records were deleted or the topic was made again; see `stepfold topics check`"))
-                    return
-                except KafkaError as error:
-                    now = time.monotonic()
-                    if failing_since is None:
-                        failing_since = now
-                    elif now - failing_since > self._patience_s:
-                        waited = f"{now - failing_since:.0f} s"
-                        self._fail(LogUnavailable(f"{name_of(self.place)} could not be read for {waited}: {error!r}"))
-                        failing_since = now
-                    await self._cluster.refresh()
-                    await backoff.sleep()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a background task does not die silently
-            log.exception("reading %s failed", name_of(self.place))
-            self._fail(_Gone(f"reading {name_of(self.place)} failed: {error!r}"))
-        finally:
-            self._cluster.give_lane(lane)
+    def _make_room(self) -> None:
+        self._buffered_bytes = 0
+        if self._waits_for_room:
+            self._waits_for_room = False
+            self._fetcher.want([self])
+
+    # What follows is for the fetcher.
+
+    def wants_more(self) -> bool:
+        if self.closed or isinstance(self._error, _Gone):
+            return False
+        self._waits_for_room = self._buffered_bytes >= _AHEAD_BYTES
+        return not self._waits_for_room
+
+    def receive(self, items: Sequence[P], next_offset: int, size_bytes: int) -> None:
+        if self.failing_since is not None:
+            self.failing_since, self._error = None, None
+            self.backoff.reset()
+        if items and items[0].offset < self.offset:
+            items = [item for item in items if item.offset >= self.offset]
+        self.offset = max(self.offset, next_offset)
+        if items and not self.closed:
+            self._buffer.extend(items)
+            self._buffered_bytes += size_bytes
+            self._news()
+
+    def fail(self, error: KafkaError, patience_s: float) -> bool:
+        """Whether to try again."""
+        if isinstance(error, OffsetOutOfRangeError):
+            where = f"{name_of(self.place)} has no offset {self.offset}"
+            self._fail(_Gone(f"{where}: records were deleted or the topic was made again; see `stepfold topics check`"))
+            return False
+        if isinstance(error, UnsupportedCodecError):
+            self._fail(_Gone(f"{name_of(self.place)} at {self.offset}: {error}; run: pip install cramjam"))
+            return False
+        now = time.monotonic()
+        if self.failing_since is None:
+            self.failing_since = now
+        elif now - self.failing_since > patience_s:
+            self.failing_since = now
+            self._fail(LogUnavailable(f"{name_of(self.place)} could not be read for {patience_s:g} s: {error!r}"))
+        return True
 
     def _fail(self, error: LogUnavailable) -> None:
         self._error = error
@@ -221,24 +195,169 @@ class _Gone(LogUnavailable):
     """Reading on from here will never work."""
 
 
+class _Flight(NamedTuple):
+    """What one entry of a request asks for; the tails that want just that are served by it."""
+
+    place: TopicPartition
+    offset: int
+    make: Callable[[Any], Placed]
+
+
+class Fetcher:
+    """Keeps every tail that wants more in exactly one request."""
+
+    def __init__(self, cluster: Cluster, patience_s: float) -> None:
+        self._cluster = cluster
+        self._patience_s = patience_s
+        self._loop = asyncio.get_running_loop()
+        self._wanting: list[Tail[Any]] = []
+        self._scheduled = False
+        self._flights: dict[_Flight, list[Tail[Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def want(self, tails: Iterable[Tail[Any]]) -> None:
+        """These have no request under way and want one. Those of one turn of the loop travel together."""
+        self._wanting += tails
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._flights.clear()
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        tails, self._wanting = self._wanting, []
+        requests: dict[int, list[dict[TopicPartition, _Flight]]] = {}
+        leaderless: list[Tail[Any]] = []
+        for tail in tails:
+            if not tail.wants_more():
+                continue
+            flight = _Flight(tail.place, tail.offset, tail.make)
+            shared = self._flights.get(flight)
+            if shared is not None:
+                shared.append(tail)
+                continue
+            node = self._cluster.leader(tail.place)
+            if node is None:
+                leaderless.append(tail)
+                continue
+            self._flights[flight] = [tail]
+            of_node = requests.setdefault(node, [])
+            for request in of_node:
+                if len(request) < _REQUEST_PARTITIONS and tail.place not in request:
+                    request[tail.place] = flight
+                    break
+            else:
+                of_node.append({tail.place: flight})
+        for node, of_node in requests.items():
+            for request in of_node:
+                self._run(self._fetch(node, request))
+        if leaderless:
+            self._run(self._retry([(tail, LeaderNotAvailableError()) for tail in leaderless]))
+
+    def _run(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, node: int, request: dict[TopicPartition, _Flight]) -> None:
+        lane = self._cluster.take_lane()
+        by_topic: dict[str, list[tuple[int, int, int]]] = {}
+        for place, flight in request.items():
+            by_topic.setdefault(place.topic, []).append((place.partition, flight.offset, _PARTITION_BYTES))
+        retry: list[tuple[Tail[Any], KafkaError]] = []
+        again: list[Tail[Any]] = []
+        try:
+            question = FetchRequest(_LONG_POLL_MS, 1, _REQUEST_BYTES, 0, list(by_topic.items()))
+            answer = await self._cluster.ask(node, question, ("fetch", lane))
+            for topic, partitions in answer.topics:
+                for partition, code, *_, data in partitions:
+                    flight = request.pop(TopicPartition(topic, partition))
+                    tails = self._flights.pop(flight)
+                    try:
+                        if code:
+                            raise for_code(code)
+                        self._deliver(flight, tails, data)
+                        again += tails
+                    except KafkaError as error:
+                        retry += ((tail, error) for tail in tails)
+        except KafkaError as error:
+            retry += ((tail, error) for flight in request.values() for tail in self._flights.pop(flight))
+        except Exception as error:  # noqa: BLE001 - a background task does not die silently
+            log.exception("reading failed")
+            for flight in request.values():
+                for tail in self._flights.pop(flight, ()):
+                    tail.end(LogUnavailable(f"reading {name_of(flight.place)} failed: {error!r}"))
+        self._cluster.give_lane(lane)
+        if again:
+            self.want(again)
+        if retry:
+            await self._retry(retry)
+
+    def _deliver(self, flight: _Flight, tails: list[Tail[Any]], data: bytes | None) -> None:
+        items: list[Any] = []
+        next_offset = flight.offset
+        if data:
+            items, next_offset = _decode(data, flight.offset, flight.make)
+        for tail in tails:
+            tail.receive(items, next_offset, len(data or b""))
+
+    async def _retry(self, failed: list[tuple[Tail[Any], KafkaError]]) -> None:
+        tails = [tail for tail, error in failed if tail.fail(error, self._patience_s)]
+        if tails:
+            await self._cluster.refresh()
+            await asyncio.gather(*(tail.backoff.sleep() for tail in tails))
+            self.want(tails)
+
+
+def _decode(data: bytes, offset: int, make: Callable[[Any], T]) -> tuple[list[T], int]:
+    """What `make` makes of each record from `offset` on, and the offset behind all of them."""
+    found: list[T] = []
+    append = found.append
+    batches = MemoryRecords(data)
+    while batches.has_next():
+        batch: Any = batches.next_batch()
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"a record batch near offset {offset} is damaged")
+        if not batch.is_control_batch:
+            for record in batch:
+                if record.offset >= offset:
+                    append(make(record))
+        offset = max(offset, batch.next_offset)
+    return found, offset
+
+
 async def scan(
     cluster: Cluster, place: TopicPartition, start: int, end: int, make: Callable[[Any], T | None], patience_s: float
 ) -> AsyncGenerator[list[T], None]:
-    """What `make` makes of the records from `start` to below `end`, portion by portion."""
+    """What `make` makes of the records from `start` to below `end`, portion by portion; None is left out."""
     lane = cluster.take_lane()
-    clean = False
-    try:
-        while start < end:
-            data = await patiently(cluster, partial(_fetch, cluster, place, start, ("fetch", lane), 0), place, patience_s)
-            found, start = _decode(data, start, lambda record: make(record) if record.offset < end else None)
-            if found:
-                clean = True
-                yield found
-                clean = False
-        clean = True
-    finally:
-        if clean:
-            cluster.give_lane(lane)
+
+    async def fetch() -> bytes:
+        node = cluster.leader(place)
+        if node is None:
+            raise LeaderNotAvailableError
+        question = FetchRequest(0, 1, _SCAN_BYTES, 0, [(place.topic, [(place.partition, start, _SCAN_BYTES)])])
+        answer = await cluster.ask(node, question, ("fetch", lane))
+        for _topic, partitions in answer.topics:
+            for _partition, code, *_, data in partitions:
+                if code:
+                    raise for_code(code)
+                return data or b""
+        raise UnknownTopicOrPartitionError
+
+    def wanted(record: Any) -> T | None:
+        return make(record) if record.offset < end else None
+
+    while start < end:
+        data = await patiently(cluster, fetch, place, patience_s)
+        found, start = _decode(data, start, wanted)
+        yield [one for one in found if one is not None]
+    cluster.give_lane(lane)
 
 
 async def offsets(cluster: Cluster, place: TopicPartition, patience_s: float) -> tuple[int, int]:

@@ -94,9 +94,13 @@ async def test_nobody_listening_is_log_unavailable() -> None:
 
 
 async def test_a_refused_append_fails_and_the_next_one_works(driver: KafkaDriver, admin: AIOKafkaAdminClient) -> None:
+    async def append_large_ones() -> None:
+        while True:  # a setting takes effect a little later
+            await driver.append(0, [Entry("large", b"x" * 2000)])
+
     await configure(admin, driver.namespace.history, {"max.message.bytes": "1000"})
     with pytest.raises(LogUnavailable, match=r"refused to append to .*\.history/0: MessageSizeTooLargeError"):
-        await driver.append(0, [Entry("run", b"x" * 2000)])
+        await append_large_ones()
     [ack] = await driver.append(0, [Entry("run", b"small")])
     assert [record.offset for record in await driver.find(0, ["run"])] == [ack.offset]
 
@@ -252,6 +256,8 @@ async def test_a_wrong_setting_is_found_and_its_command_mends_it(
 async def test_a_history_that_was_enlarged_is_refused(kafka_namespace: str, admin: AIOKafkaAdminClient) -> None:
     driver = KafkaDriver.from_url(kafka_namespace)
     await admin.create_partitions({driver.namespace.history: NewPartitions(8)})
+    while (await driver.describe())[0].partitions != 8:
+        pass
     with pytest.raises(ConfigError, match=r"has 8 partitions and .*\.checkpoints 4\. The partitions of a history are fixed"):
         await driver.open()
 
@@ -454,6 +460,8 @@ async def test_publish_is_a_step_and_carries_its_idempotency_key(
 ) -> None:
     topic = f"{driver.namespace.name}.orders"
     await admin.create_topics([NewTopic(topic, 3, 1)])
+    while topic not in await admin.list_topics():
+        pass
     ran: list[str] = []
 
     class Running:
@@ -496,13 +504,20 @@ async def test_a_context_says_where_the_run_lives(driver: KafkaDriver) -> None:
 
 async def configure(admin: AIOKafkaAdminClient, topic: str, settings: dict[str, str]) -> None:
     """Change these settings and keep the others, as kafka-configs.sh does."""
+    own = await settings_of(admin, topic) | settings
+    answer: Any
+    [answer] = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, own)])
+    assert answer.resources[0][0] == 0, answer
+    while not settings.items() <= (await settings_of(admin, topic)).items():
+        pass
+
+
+async def settings_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    """Those set on the topic itself."""
     described: Any
     [described] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
     [(_, _, _, _, entries)] = described.resources
-    own = {name: value for name, value, _, source, *_ in entries if source == 1}  # 1: set on the topic itself
-    answer: Any
-    [answer] = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, own | settings)])
-    assert answer.resources[0][0] == 0, answer
+    return {name: value for name, value, _, source, *_ in entries if source == 1}
 
 
 async def delete(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> None:
