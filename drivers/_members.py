@@ -43,6 +43,8 @@ class Roll:
         if descriptor is not None:
             (self._directory / name).unlink(missing_ok=True)
             self._close(descriptor)
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()  # if it was the last
 
     def close(self) -> None:
         for name in [*self._mine]:
@@ -51,7 +53,7 @@ class Roll:
     def live(self) -> list[str]:
         """The names of all living members, sorted. Removes the dead."""
         self._directory.mkdir(exist_ok=True)
-        found = {path.name for path in self._directory.iterdir()}
+        found = {path.name for path in self._directory.iterdir() if path.is_file()}
         names = {name for name in found if name in self._mine or self._is_alive(name)}
         for name in self._mine.keys() - names:  # somebody cleaned up too well
             self._close(self._mine[name])
@@ -59,10 +61,13 @@ class Roll:
         return sorted(names | self._mine.keys())
 
     def _locked(self, name: str) -> int:
-        self._directory.mkdir(exist_ok=True)
         path = self._directory / name
         while True:
-            descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            self._directory.mkdir(exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+            except FileNotFoundError:  # the last member of before has just removed the directory
+                continue
             _held.add(descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             # Between open and lock it was a file without a lock, which anybody may have removed.

@@ -27,7 +27,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
+from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack, Entry, Record
 
 T = TypeVar("T")
@@ -60,28 +60,31 @@ PRAGMA user_version = {FORMAT};
 """
 
 
-def explained(path: Path, error: sqlite3.Error) -> StepfoldError:
-    """What a person should know and do about it."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LogUnavailable(f"{path} was locked by other processes for {LOCKED_S:g} s; end what keeps a transaction open on it")
-    if code == sqlite3.SQLITE_FULL:
-        return LogUnavailable(f"there is no space left to write {path}; make room, then try again")
-    if code == sqlite3.SQLITE_NOTADB:
-        return ConfigError(f"{path} is not an SQLite database; choose another path")
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-        return ConfigError(f"{path} cannot be written ({error}); this user needs to write both the file and its directory")
-    if code == sqlite3.SQLITE_CORRUPT:
-        return LogUnavailable(f"{path} is damaged ({error}); restore it from a backup")
-    return LogUnavailable(f"{path} could not be used: {error}")
-
-
 @contextlib.contextmanager
-def explaining(path: Path) -> Generator[None]:
+def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
+    """Turn SQLite's errors into ours, which say what to do: LogUnavailable, or ConfigError where opening can never succeed."""
     try:
         yield
     except sqlite3.Error as error:
-        raise explained(path, error) from error
+        code = _code(error)
+        kind = LogUnavailable
+        if code == sqlite3.SQLITE_BUSY:
+            says = f"{path} was locked by other processes for {LOCKED_S:g} s; end what keeps a transaction open on it"
+        elif code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            says = f"{path} could not be written or read ({error}); see whether its disk is full or failing"
+        elif code == sqlite3.SQLITE_CORRUPT:
+            says = f"{path} is damaged ({error}); restore it from a backup"
+        elif code == sqlite3.SQLITE_NOTADB:
+            kind, says = ConfigError, f"{path} is not an SQLite database; choose another path"
+        elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            kind, says = ConfigError, f"{path} cannot be written ({error}); it and its directory must be writable for this user"
+        else:
+            says = f"{path} could not be used: {error}"
+        raise (kind if opening else LogUnavailable)(says) from error
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -91,7 +94,7 @@ def patiently(call: Callable[[], T]) -> T:
         try:
             return call()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
         time.sleep(random.uniform(0.0002, 0.001))
 
@@ -108,14 +111,14 @@ class Writer:
         if path.is_dir():
             raise ConfigError(f"{path} is a directory; the path of a log names a file")
         if not path.parent.is_dir():
-            raise ConfigError(f"{path.parent} does not exist; create the directory first, or choose another path")
+            raise ConfigError(f"{path}: there is no directory {path.parent}; create it first, or choose another path")
         self._path = path
         self._clock = clock
         self.ends: list[int] = []
         self._timestamps: list[int] = []
         self._unindexed = 0
         self._version: int | None = None
-        with explaining(path):
+        with explaining(path, opening=True):
             self._connection = connect(path)
             try:
                 patiently(lambda: self._prepare(synchronous, partitions))
@@ -311,7 +314,7 @@ class Queries:
             cursor = connection.execute(query, (start, limit))
             records: list[Record] = []
             size = 0
-            while size < PORTION_BYTES and (rows := cursor.fetchmany(100)):
+            while size < PORTION_BYTES and (rows := cursor.fetchmany(20)):
                 size += sum(len(row[3]) for row in rows)
                 records += map(Record._make, rows)
             cursor.close()

@@ -1,0 +1,404 @@
+"""From one `open` of a SQLite log to its `close`: the two threads, and what the event loop knows of the file.
+
+    event loop ──▶ queue ──▶ writer thread: all that waits becomes one transaction (group commit), one call back with all acks
+                             between commits it looks for what other processes have committed, while somebody waits for it
+    event loop ──▶ executor of one thread: fetch, find, load checkpoints
+
+It may not know SQL, nor hold state that another process could change. Methods that begin with `_on_` run on the writer
+thread and reach the event loop by `_on_tell` alone; all others run on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
+from stepfold.log import Ack, Entry, Record
+
+from ._local import LocalReader, Tail
+from ._members import Roll, assign
+from ._sqlite_file import Queries, Row, Writer
+
+T = TypeVar("T")
+
+LOOK_FIRST_S, LOOK_LAST_S = 0.002, 0.05
+"""How often to look for news of other processes: right after there was some, and after a while of silence."""
+
+ROLL_CALL_S = 0.1
+"""How often a member looks who else is alive."""
+
+GIVE_WAY_S = 0.002
+"""See `Session._give_way`."""
+
+RECENT_BYTES = 1_000_000
+"""How much of what it has just appended a process keeps in memory for its readers, for each partition."""
+
+CLOSE_S = 15.0
+"""How long `close` waits for what is under way; longer than the writer waits for a locked file."""
+
+
+class _Append(NamedTuple):
+    partition: int
+    entries: Sequence[Entry]
+    answer: asyncio.Future[Any]
+
+
+class _Checkpoint(NamedTuple):
+    partition: int
+    items: Mapping[str, bytes | None]
+    answer: asyncio.Future[Any]
+
+
+class _Call(NamedTuple):
+    """Something for the writer thread that is no transaction."""
+
+    function: Callable[[], object]
+    answer: asyncio.Future[Any]
+
+
+_Work = _Append | _Checkpoint | _Call
+
+
+class Session:
+    def __init__(self, name: str, path: Path) -> None:
+        self.queries = Queries(path)
+        self.tails: list[Tail] = []
+        self.recent: list[Recent] = []
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name} reader")
+        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()  # None only wakes the thread
+        self._closing = False
+        self._ended: asyncio.Future[Any] = self._loop.create_future()
+
+        self._under_way = 0
+        self._giving_way: asyncio.TimerHandle | None = None
+
+        self._watchers = 0
+        self._asleep = False
+        self._look_s = LOOK_FIRST_S
+
+        self._roll = Roll(path.with_name(f"{path.name}.members"))
+        self._roll_call_due = 0.0
+        self._members: dict[str, Membership] = {}
+        self._shares: Mapping[str, frozenset[int]] = {}
+
+    async def start(self, make: Callable[[], Writer]) -> tuple[str, int]:
+        """Open the file by `make`, on the thread that will use it. Returns the log's id and its number of partitions."""
+        started: asyncio.Future[Any] = self._loop.create_future()
+        threading.Thread(target=self._on_thread, args=(make, started), name=f"{self._name} writer", daemon=True).start()
+        try:
+            log_id, ends = await started
+        except BaseException:
+            self._stop()
+            raise
+        self.tails = [Tail(self._loop, end) for end in ends]
+        self.recent = [Recent() for _ in ends]
+        return log_id, len(ends)
+
+    async def close(self) -> None:
+        self._stop()
+        closed = self._executor.submit(self.queries.close)
+        self._executor.shutdown(wait=False)
+        _, unfinished = await asyncio.wait([self._ended, asyncio.wrap_future(closed)], timeout=CLOSE_S)
+        for tail in self.tails:
+            tail.close(f"{self._name} was closed")
+        for member in [*self._members]:
+            self._members.pop(member).changed.set()
+        if self._giving_way is not None:
+            self._giving_way.cancel()
+        if unfinished:
+            raise LogUnavailable(f"{self._name} was still busy {CLOSE_S:g} s after it was told to close")
+
+    def _stop(self) -> None:
+        self._closing = True
+        self._queue.put(None)
+
+    # Questions and answers.
+
+    def append(self, partition: int, entries: Sequence[Entry]) -> asyncio.Future[Sequence[Ack]]:
+        return self._submit(_Append(partition, entries, self._loop.create_future()))
+
+    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> asyncio.Future[None]:
+        return self._submit(_Checkpoint(partition, items, self._loop.create_future()))
+
+    def _call(self, function: Callable[[], object]) -> asyncio.Future[None]:
+        return self._submit(_Call(function, self._loop.create_future()))
+
+    def _submit(self, work: _Work) -> asyncio.Future[Any]:
+        self._begin()
+        self._queue.put(work)
+        return work.answer
+
+    async def ask(self, question: Callable[..., T], *arguments: object) -> T:
+        """Put one of `queries` to the file."""
+        self._begin()
+        try:
+            return await self._loop.run_in_executor(self._executor, question, *arguments)
+        finally:
+            self._under_way -= 1
+
+    def _begin(self) -> None:
+        if self._closing:
+            raise LogUnavailable(f"{self._name} was closed")
+        self._under_way += 1
+        if self._giving_way is None:
+            self._giving_way = self._loop.call_later(GIVE_WAY_S, self._give_way)
+
+    def _give_way(self) -> None:
+        """Let the threads have the interpreter while something is under way.
+
+        A busy event loop releases the interpreter's lock only for the moment of a `select` that does not wait, and takes it
+        again before a thread that waits for it has woken: beside such a loop a thread had it 3 times a second without this,
+        400 times with it.
+        """
+        self._giving_way = None
+        if self._under_way:
+            time.sleep(0)
+            self._giving_way = self._loop.call_later(GIVE_WAY_S, self._give_way)
+
+    def _answer(self, works: Sequence[_Work], answers: Sequence[object]) -> None:
+        self._under_way -= len(works)
+        for work, answer in zip(works, answers, strict=True):
+            if not work.answer.done():
+                work.answer.set_result(answer)
+
+    def _refuse(self, works: Sequence[_Work], error: StepfoldError) -> None:
+        self._under_way -= len(works)
+        for work in works:
+            if not work.answer.done():
+                work.answer.set_exception(type(error)(*error.args))
+
+    # News of the partitions.
+
+    def _committed(
+        self, works: Sequence[_Work], answers: Sequence[object], rows: Mapping[int, Sequence[Row]], ends: Sequence[int]
+    ) -> None:
+        self._answer(works, answers)  # first: whoever appended may move its reader past what it wrote
+        for partition, of_partition in rows.items():
+            self.recent[partition].add(of_partition)
+        self._advance(ends)
+
+    def _advance(self, ends: Sequence[int]) -> None:
+        for tail, end in zip(self.tails, ends, strict=True):
+            tail.advance(end)
+
+    def _lose(self, error: StepfoldError) -> None:
+        for tail in self.tails:
+            tail.fail(str(error))
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether the known ends are kept up to date with other processes."""
+        return self._watchers > 0
+
+    async def beyond(self, reader: LocalReader, wait: float | None) -> None:
+        """Return when the reader's partition ends beyond its position, at the latest after `wait` seconds (None: never)."""
+        self._watchers += 1
+        if self._asleep:
+            self._queue.put(None)
+        try:
+            await self.tails[reader.partition].beyond(reader, wait)
+        finally:
+            self._watchers -= 1
+
+    # Members.
+
+    async def join(self, member: str) -> Membership:
+        name = uuid.uuid4().hex
+        membership = self._members[name] = Membership(self, name, member)
+        try:
+            await self._call(lambda: self._roll.enter(name, member))
+            await self._call(self._on_roll_call)
+        except BaseException:
+            self._forget(name)
+            raise
+        return membership
+
+    async def leave(self, name: str) -> None:
+        left = self._forget(name)
+        if left is not None:
+            await left
+
+    def _forget(self, name: str) -> asyncio.Future[None] | None:
+        """The end of a closing thread leaves for all."""
+        if name not in self._members or self._closing:
+            return None
+        self._members.pop(name).changed.set()
+        return self._call(lambda: self._roll.leave(name))
+
+    def share(self, name: str) -> frozenset[int] | None:
+        """What a member should own; None if it is none."""
+        return self._shares.get(name, frozenset()) if name in self._members else None
+
+    def _share_out(self, live: Sequence[str]) -> None:
+        self._shares = assign(live, len(self.tails))
+        for member in self._members.values():
+            member.changed.set()
+
+    # The writer thread.
+
+    def _on_thread(self, make: Callable[[], Writer], started: asyncio.Future[Any]) -> None:
+        try:
+            writer = make()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller of `open`
+            self._on_tell(_resolve, started, None, error)
+            return
+        self._on_tell(_resolve, started, (writer.id, tuple(writer.ends)))
+        try:
+            while not (self._closing and self._queue.empty()):
+                self._on_turn(writer, self._on_wait())
+        finally:
+            with contextlib.suppress(OSError, StepfoldError):
+                self._roll.close()
+                writer.close()
+            self._on_tell(_resolve, self._ended, None)
+
+    def _on_wait(self) -> list[_Work]:
+        """What is to be done; nothing once it is time to look around."""
+        self._asleep = not self._watchers  # before `wait` is computed: who begins to watch after that puts something in
+        wait = self._look_s if self._watchers else ROLL_CALL_S if self._members else None
+        try:
+            found = [self._queue.get(timeout=wait)]
+        except queue.Empty:
+            return []
+        finally:
+            if self._asleep:
+                self._asleep, self._look_s = False, LOOK_FIRST_S
+        found += [self._queue.get_nowait() for _ in range(self._queue.qsize())]
+        return [work for work in found if work is not None]
+
+    def _on_turn(self, writer: Writer, works: Sequence[_Work]) -> None:
+        changes = [work for work in works if not isinstance(work, _Call)]
+        if changes:
+            self._on_change(writer, changes)
+        elif self._watchers:
+            self._on_look(writer)
+        for work in works:
+            if isinstance(work, _Call):
+                self._on_call(work)
+        if self._members and time.monotonic() >= self._roll_call_due:
+            with contextlib.suppress(OSError):  # who joins is told; who is a member tries again
+                self._on_roll_call()
+
+    def _on_change(self, writer: Writer, works: Sequence[_Append | _Checkpoint]) -> None:
+        """One transaction for all of them."""
+        self._look_s = LOOK_FIRST_S
+        try:
+            acks, rows = writer.commit(
+                [(work.partition, work.entries) for work in works if isinstance(work, _Append)],
+                [(work.partition, work.items) for work in works if isinstance(work, _Checkpoint)],
+            )
+        except Exception as error:  # noqa: BLE001 - the thread must live on, whatever it is
+            self._on_tell(self._refuse, works, self._on_unavailable(error))
+        else:
+            each = iter(acks)
+            answers = [next(each) if isinstance(work, _Append) else None for work in works]
+            self._on_tell(self._committed, works, answers, rows, tuple(writer.ends))
+
+    def _on_look(self, writer: Writer) -> None:
+        before = writer.ends
+        try:
+            writer.look()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._on_tell(self._lose, self._on_unavailable(error))
+        if writer.ends != before:
+            self._look_s = LOOK_FIRST_S
+            self._on_tell(self._advance, tuple(writer.ends))
+        else:
+            self._look_s = min(self._look_s * 1.5, LOOK_LAST_S)
+
+    def _on_unavailable(self, error: Exception) -> LogUnavailable:
+        return error if isinstance(error, LogUnavailable) else LogUnavailable(f"{self._name}: {error!r}")
+
+    def _on_call(self, call: _Call) -> None:
+        try:
+            call.function()
+        except OSError as error:
+            self._on_tell(self._refuse, [call], ConfigError(f"{self._name} needs a directory for its members: {error}"))
+        else:
+            self._on_tell(self._answer, [call], [None])
+
+    def _on_roll_call(self) -> None:
+        self._roll_call_due = time.monotonic() + ROLL_CALL_S
+        self._on_tell(self._share_out, self._roll.live())
+
+    def _on_tell(self, callback: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log: nobody is left to be told
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+
+class Membership:
+    """The port's `Membership`; `changed` is set when its share may have changed."""
+
+    def __init__(self, session: Session, name: str, member: str) -> None:
+        self.changed = asyncio.Event()
+        self._session = session
+        self._name = name
+        self._member = member
+        self._answered: frozenset[int] | None = None
+
+    async def assigned(self) -> frozenset[int]:
+        while (share := self._session.share(self._name)) is not None:
+            if share != self._answered:
+                self._answered = share
+                return share
+            self.changed.clear()
+            await self.changed.wait()
+        raise LogUnavailable(f"member {self._member!r} has left; join again")
+
+    async def leave(self) -> None:
+        await self._session.leave(self._name)
+
+
+class Recent:
+    """What this process has just appended to one partition, so that its own readers at the end need not ask the file."""
+
+    def __init__(self) -> None:
+        self._blocks: deque[tuple[Sequence[Row], int]] = deque()
+        self._end = 0
+        self._bytes = 0
+
+    def add(self, rows: Sequence[Row]) -> None:
+        if rows[0][0] != self._end:  # others have appended in between
+            self._blocks.clear()
+            self._bytes = 0
+        size = sum(len(value) for _, _, _, value in rows)
+        self._blocks.append((rows, size))
+        self._end = rows[-1][0] + 1
+        self._bytes += size
+        while self._bytes > RECENT_BYTES:
+            _, size = self._blocks.popleft()
+            self._bytes -= size
+
+    def since(self, start: int, limit: int) -> list[Record]:
+        """Up to `limit` records from `start` on; nothing where it does not have that one any more."""
+        if not self._blocks or not self._blocks[0][0][0][0] <= start < self._end:
+            return []
+        found: list[Sequence[Row]] = []
+        for rows, _ in reversed(self._blocks):
+            first = rows[0][0]
+            found.append(rows[max(start - first, 0) :])
+            if first <= start:
+                break
+        return [Record._make(row) for row in islice(chain.from_iterable(reversed(found)), limit)]
+
+
+def _resolve(future: asyncio.Future[Any], result: object, error: Exception | None = None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,58 @@
+"""URLs and the drivers they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stepfold.drivers import KafkaDriver, MemoryDriver, SQLiteDriver, open_driver
+from stepfold.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "name"),
+    [
+        ("memory://", MemoryDriver, "memory://"),
+        ("memory://orders", MemoryDriver, "memory://orders"),
+        ("sqlite:///orders.db", SQLiteDriver, "sqlite:///orders.db"),
+        ("sqlite:////var/lib/orders.db", SQLiteDriver, "sqlite:////var/lib/orders.db"),
+        ("sqlite:///a%20b.db?durability=normal&partitions=8", SQLiteDriver, "sqlite:///a b.db"),
+        ("kafka://localhost:9092/shop", KafkaDriver, "kafka://localhost:9092/shop"),
+    ],
+)
+def test_a_url_names_a_driver(url: str, kind: type, name: str) -> None:
+    driver = open_driver(url)
+    assert isinstance(driver, kind)
+    assert driver.name == name
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("orders.db", "expected memory://, memory://name, sqlite:///path"),
+        ("postgres://localhost/x", "expected memory://"),
+        ("", "names no log"),
+        ("memory://a/b", "memory://name"),
+        ("memory://a?x=1", "memory://name"),
+        ("sqlite://orders.db", "three slashes"),
+        ("sqlite:///", "names no file"),
+        ("sqlite:///:memory:", "use memory://"),
+        ("sqlite:///orders.db?durabilty=normal", "unknown option 'durabilty'"),
+        ("sqlite:///orders.db?durability=off", "durability is"),
+        ("sqlite:///orders.db?partitions=many", "partitions is a number"),
+        ("sqlite:///orders.db?partitions=0", "from 1 to 256"),
+        ("kafka://localhost:9092", "kafka://host:port"),
+    ],
+)
+def test_a_bad_url_says_what_is_expected(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as raised:
+        open_driver(url)
+    assert url.partition("?")[0] in str(raised.value)
+
+
+async def test_options_of_a_url_count(tmp_path: Path) -> None:
+    log = open_driver(f"sqlite:///{tmp_path}/orders.db?partitions=7&durability=normal")
+    await log.open()
+    assert log.partitions == 7
+    await log.close()
