@@ -150,10 +150,7 @@ class NonDeterminism(StepfoldError):
 
 
 class ProjectionFailed(StepfoldError):
-    """A projection could not apply an event, and stands before it. Nothing behind it was applied.
-
-    `offset` is that of the event, or of the next record where no single event is to blame.
-    """
+    """A projection could not apply an event and has stopped; nothing of the transaction was kept. `offset` is the event's."""
 
     def __init__(self, message: str, *, projection: str, partition: int, offset: int) -> None:
         super().__init__(message)

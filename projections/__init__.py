@@ -1,0 +1,30 @@
+"""What follows from the log without being part of it: tables, lists of runs, exports.
+
+    base     Projection: tables, and how an accepted event changes them
+    feed     one projection over one partition, exactly once: positions, transactions, the fold's state in the database
+    runner   ProjectionRunner: follows the log
+    runs     the runs, one row each: list, filter, search
+    audit    a run's history as a chained file: export, verify, replay
+
+Nothing of the engine imports from here.
+"""
+
+from .base import Batch, Projection, RunChange, RunSoFar
+from .feed import default_database
+from .runner import Lag, ProjectionRunner
+from .runs import RunFilter, RunRow, RunsProjection, count_runs, list_runs
+
+__all__ = [
+    "Batch",
+    "Lag",
+    "Projection",
+    "ProjectionRunner",
+    "RunChange",
+    "RunFilter",
+    "RunRow",
+    "RunSoFar",
+    "RunsProjection",
+    "count_runs",
+    "default_database",
+    "list_runs",
+]

@@ -1,0 +1,257 @@
+"""The runs, one row each: what `run list`, dashboards and SQL clients read.
+
+    stepfold_runs(run_id, workflow, version, state, partition, started_at, updated_at, ended_at, steps_completed,
+                  attempts_failed, waiting_on, last_error, input, result)
+
+Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting_on` (a JSON list) are the words of
+`Run.status()`. `input` and `result` are the beginning of the JSON, for people and for search. A run id that is used again,
+which is possible a day after its end, has the row of its last run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypedDict, Unpack, cast
+
+import orjson
+import sqlalchemy as sa
+
+from stepfold.client import State
+from stepfold.errors import ErrorInfo
+
+from .base import Batch, Projection, RunSoFar
+
+EXCERPT = 2000
+"""So many characters of inputs, results and errors are kept."""
+
+metadata = sa.MetaData()
+runs = sa.Table(
+    "stepfold_runs",
+    metadata,
+    sa.Column("run_id", sa.String(200), primary_key=True),
+    sa.Column("workflow", sa.String(200), nullable=False),
+    sa.Column("version", sa.String(200)),
+    sa.Column("state", sa.String(20), nullable=False),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("started_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("ended_at", sa.BigInteger),
+    sa.Column("steps_completed", sa.Integer, nullable=False),
+    sa.Column("attempts_failed", sa.Integer, nullable=False),
+    sa.Column("waiting_on", sa.Text, nullable=False),
+    sa.Column("last_error", sa.Text),
+    sa.Column("input", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Index("stepfold_runs_started", "started_at"),
+    sa.Index("stepfold_runs_state", "state", "started_at"),
+    sa.Index("stepfold_runs_workflow", "workflow", "started_at"),
+)
+
+_CHANGING = ("version", "state", "updated_at", "ended_at", "waiting_on", "result")
+_NEW_VALUES: dict[str, sa.ColumnElement[Any]] = {name: sa.bindparam(f"new_{name}", type_=runs.c[name].type) for name in _CHANGING}
+_SUMS: dict[str, sa.ColumnElement[Any]] = {
+    "steps_completed": runs.c.steps_completed + sa.bindparam("more_completed", type_=sa.Integer),
+    "attempts_failed": runs.c.attempts_failed + sa.bindparam("more_failed", type_=sa.Integer),
+    "last_error": sa.func.coalesce(sa.bindparam("new_error", type_=sa.Text), runs.c.last_error),
+}
+_HAVE_ERRORS = frozenset({"step-failed", "quarantined", "failed"})
+_OF_RUN = runs.c.run_id == sa.bindparam("id", type_=sa.String)
+_UPDATE = sa.update(runs).where(_OF_RUN).values({**_NEW_VALUES, **_SUMS})
+
+
+class RunsProjection(Projection):
+    """Keeps the table `stepfold_runs`; `list_runs` and `count_runs` read it."""
+
+    name = "stepfold-runs"
+    version = 1
+    metadata = metadata
+
+    def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
+        """Each run that a batch changes is written once, as it is in the end."""
+        changed: dict[str, RunSoFar] = {}
+        begun: set[str] = set()
+        completed: Counter[str] = Counter()
+        failed: Counter[str] = Counter()
+        errors: dict[str, str] = {}
+        for change in batch:
+            run_id, kind = change.run.id, change.kind
+            if kind == "started":
+                begun.add(run_id)
+                for noted in (completed, failed, errors):
+                    noted.pop(run_id, None)
+            elif kind == "step-completed":
+                completed[run_id] += 1
+            elif kind == "step-failed":
+                failed[run_id] += 1
+            if kind in _HAVE_ERRORS:
+                errors[run_id] = _text(str(ErrorInfo.from_json(change.fields["error"])))
+            changed[run_id] = change.run
+        if batch.owned != batch.was_owned:
+            for run in batch.open_runs():
+                if not run.folded.open and run.folded.phase == "open":
+                    changed.setdefault(run.id, run)
+        if begun:
+            connection.execute(sa.delete(runs).where(_OF_RUN), [{"id": run_id} for run_id in begun])
+            connection.execute(
+                sa.insert(runs),
+                [
+                    {
+                        **_changing(changed[run_id]),
+                        "run_id": run_id,
+                        "workflow": _text(changed[run_id].workflow, 200),
+                        "partition": batch.partition,
+                        "started_at": changed[run_id].folded.started_at,
+                        "steps_completed": completed[run_id],
+                        "attempts_failed": failed[run_id],
+                        "last_error": errors.get(run_id),
+                        "input": _json(changed[run_id].input),
+                    }
+                    for run_id in begun
+                ],
+            )
+        updates = [
+            {f"new_{name}": value for name, value in _changing(run).items()}
+            | {
+                "id": run_id,
+                "more_completed": completed[run_id],
+                "more_failed": failed[run_id],
+                "new_error": errors.get(run_id),
+            }
+            for run_id, run in changed.items()
+            if run_id not in begun
+        ]
+        if updates:
+            connection.execute(_UPDATE, updates)
+
+
+def _changing(run: RunSoFar) -> dict[str, Any]:
+    folded = run.folded
+    return {
+        "version": None if run.version is None else _text(run.version, 200),
+        "state": run.state,
+        "updated_at": folded.now,
+        "ended_at": folded.ended_at,
+        "waiting_on": orjson.dumps(run.waiting_on).decode(),
+        "result": _json(folded.result) if folded.phase == "completed" else None,
+    }
+
+
+def _json(value: Any) -> str:
+    return _text(orjson.dumps(value).decode())
+
+
+def _text(text: str, limit: int = EXCERPT) -> str:
+    """Fits its column, also on databases whose texts hold no NUL."""
+    if len(text) > limit:
+        text = f"{text[: limit - 1]}…"
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run. Times are UTC; `input` and `result`: the beginning of their JSON; `attempts_failed`: of steps."""
+
+    run_id: str
+    workflow: str
+    version: str | None
+    state: State
+    partition: int
+    started_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    steps_completed: int
+    attempts_failed: int
+    waiting_on: list[str]
+    last_error: str | None
+    input: str
+    result: str | None
+
+
+class RunFilter(TypedDict, total=False):
+    """Which runs; all conditions must hold.
+
+    `state`: one or several; `started_after`, `started_before`: aware datetimes; `error`: text in the last error; `search`: text
+    in the run id, workflow, last error, input or result. Texts are found in upper and lower case alike.
+    """
+
+    workflow: str
+    state: State | Collection[State]
+    started_after: datetime
+    started_before: datetime
+    error: str
+    search: str
+
+
+Order = Literal["newest", "oldest", "updated"]
+_ORDERS: dict[Order, tuple[sa.ColumnElement[Any], ...]] = {
+    "newest": (runs.c.started_at.desc(), runs.c.run_id),
+    "oldest": (runs.c.started_at, runs.c.run_id),
+    "updated": (runs.c.updated_at.desc(), runs.c.run_id),
+}
+
+
+def list_runs(
+    connection: sa.Connection, *, order: Order = "newest", limit: int = 50, offset: int = 0, **filters: Unpack[RunFilter]
+) -> list[RunRow]:
+    """Runs by start, the newest or the oldest first, or by last change; `limit` of them after the first `offset`.
+
+    With a runner: `await runner.query(list_runs, state="failed")`. Raises ValueError for a naive datetime.
+    """
+    query = sa.select(runs).where(*_conditions(filters)).order_by(*_ORDERS[order]).limit(limit).offset(offset)
+    return [_row(row) for row in connection.execute(query)]
+
+
+def count_runs(connection: sa.Connection, **filters: Unpack[RunFilter]) -> int:
+    """How many runs there are of these. Raises ValueError for a naive datetime."""
+    return connection.execute(sa.select(sa.func.count()).select_from(runs).where(*_conditions(filters))).scalar_one()
+
+
+def _conditions(filters: RunFilter) -> list[sa.ColumnElement[bool]]:
+    found: list[sa.ColumnElement[bool]] = []
+    if "workflow" in filters:
+        found.append(runs.c.workflow == filters["workflow"])
+    if "state" in filters:
+        state = filters["state"]
+        found.append(runs.c.state.in_([state] if isinstance(state, str) else list(state)))
+    if "started_after" in filters:
+        found.append(runs.c.started_at >= _ms(filters["started_after"]))
+    if "started_before" in filters:
+        found.append(runs.c.started_at < _ms(filters["started_before"]))
+    if "error" in filters:
+        found.append(runs.c.last_error.icontains(filters["error"], autoescape=True))
+    if "search" in filters:
+        columns = (runs.c.run_id, runs.c.workflow, runs.c.last_error, runs.c.input, runs.c.result)
+        found.append(sa.or_(*(column.icontains(filters["search"], autoescape=True) for column in columns)))
+    return found
+
+
+def _row(row: sa.Row[Any]) -> RunRow:
+    return RunRow(
+        row.run_id,
+        row.workflow,
+        row.version,
+        cast(State, row.state),
+        row.partition,
+        _utc(row.started_at),
+        _utc(row.updated_at),
+        None if row.ended_at is None else _utc(row.ended_at),
+        row.steps_completed,
+        row.attempts_failed,
+        orjson.loads(row.waiting_on),
+        row.last_error,
+        row.input,
+        row.result,
+    )
+
+
+def _ms(when: datetime) -> int:
+    if when.tzinfo is None:
+        raise ValueError(f"{when.isoformat()} has no time zone; use an aware datetime")
+    return round(when.timestamp() * 1000)
+
+
+def _utc(ms: int) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, UTC)
