@@ -30,6 +30,7 @@ logger = logging.getLogger("stepfold.worker")
 VERSION = 1
 """The format of what is stored; another one is not read."""
 PIECE_BYTES = 500_000
+DIGEST_BYTES = 8
 PACK_RUNS = 200
 
 
@@ -102,9 +103,7 @@ class Checkpoint:
         value = run.pack()
         key = f"{self._prefix}r/{run_id}"
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
-        head = orjson.dumps(
-            [VERSION, self._offset, self._is_idle(run), len(pieces), hashlib.blake2b(value, digest_size=8).hexdigest()]
-        )
+        head = orjson.dumps([VERSION, self._offset, self._is_idle(run), len(pieces), _digest(value).hex()])
         keys = self._stored.setdefault(run_id, set())
         for number, piece in enumerate(pieces):
             name = key if number == 0 else f"{key}\n{number}"
@@ -125,7 +124,7 @@ class Checkpoint:
         forgotten = state.ended.forget(self._log.now())
         for number, chunk in state.ended.chunks.items():
             if self._chunks.get(number) != len(chunk):
-                self._items[f"{self._prefix}e/{number}"] = bytes(chunk)
+                self._items[f"{self._prefix}e/{number}"] = _digest(chunk) + chunk
                 self._chunks[number] = len(chunk)
         self._forgotten = {f"/e/{number}" for number in forgotten}
         self._marker = orjson.dumps(
@@ -179,9 +178,13 @@ class Checkpoint:
         self._incomplete = False
 
 
+def _digest(value: bytes | bytearray) -> bytes:
+    return hashlib.blake2b(value, digest_size=DIGEST_BYTES).digest()
+
+
 def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionState | None:
     """The state that the best marker speaks of; None where there is none. Raises on what cannot be read or does not fit."""
-    markers = sorted((int(key.partition("/")[0]), value) for key, value in items.items() if key.endswith("/m"))
+    markers = sorted((int(key.partition("/")[0]), value) for key, value in items.items() if key.partition("/")[2] == "m")
     if not markers:
         return None
     marker: dict[str, Any] = orjson.loads(markers[-1][1])
@@ -189,8 +192,8 @@ def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionS
         raise ValueError(f"version {marker['version']}")
     if marker["log"] != log.id:
         raise ConfigError(
-            f"{log.name} partition {partition}: its checkpoint belongs to another log (id {marker['log']}, this one is {log.id}): the log "
-            f"was deleted and made again. Delete its checkpoints too, or use a new namespace"
+            f"{log.name} partition {partition}: its checkpoint belongs to another log (id {marker['log']}, this one is "
+            f"{log.id}): the log was deleted and made again. Delete its checkpoints too, or use a new namespace"
         )
     state = PartitionState(partition, log.partitions)
     state.offset = marker["offset"]
@@ -204,8 +207,9 @@ def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionS
         rest = key.partition("/")[2]
         if rest.startswith("e/"):
             number = int(rest[2:])
-            if len(value) > len(chunks.get(number, b"")):
-                chunks[number] = value
+            chunk = value[DIGEST_BYTES:]
+            if len(chunk) > len(chunks.get(number, b"")) and value[:DIGEST_BYTES] == _digest(chunk):
+                chunks[number] = chunk
         elif rest.startswith("r/") and "\n" not in rest:
             head, _, piece = value.partition(b"\n")
             fields = orjson.loads(head)
@@ -213,10 +217,12 @@ def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionS
             if run_id not in best or fields[1] > best[run_id][0]:
                 best[run_id] = (fields[1], key, fields, piece)
     for number, length in marker["ended"]:
+        if len(chunks[number]) < length:
+            raise ValueError(f"chunk {number} of the ended runs is not complete")
         state.ended.load(number, chunks[number][:length])
     for run_id, (offset, key, fields, piece) in best.items():
         value = piece + b"".join(items[f"{key}\n{number}"] for number in range(1, fields[3]))
-        if fields[0] != VERSION or hashlib.blake2b(value, digest_size=8).hexdigest() != fields[4]:
+        if fields[0] != VERSION or _digest(value).hex() != fields[4]:
             raise ValueError(f"snapshot of run {run_id!r} is damaged")
         run = RunState.unpack(value)
         if run.start >= state.offset or state.ended.remembers(run_id, run.now):
