@@ -1,17 +1,21 @@
 """Histories as tests write them down: records of one partition, folded as they are written.
 
 `Ledger.accepts` and `Ledger.rejects` are the "when" and "then" of the fold's tests; what was written before is the "given".
+A `Keeper` reads a ledger as an owner does and keeps checkpoints of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
 
+from stepfold.checkpoint import Checkpoint
+from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT
 from stepfold.fold import Change, PartitionState, RunState, fold
-from stepfold.log import CLAIM_KEY, Record
+from stepfold.log import CLAIM_KEY, Entry, Record
 
 START_MS = 1_900_000_000_000
 RUN = "order-42"
@@ -29,16 +33,17 @@ def facts(state: PartitionState) -> Any:
 
 
 class Ledger:
-    """One partition. `now_ms` is the log's clock and the writers'; a test moves it."""
+    """One partition. `now_ms` is the log's clock and the writers'; a test moves it. Offsets leave gaps, as a log's may."""
 
-    def __init__(self, *, partition: int = 0, partitions: int = 1) -> None:
+    def __init__(self, *, partition: int = 0, partitions: int = 1, stride: int = 3) -> None:
+        self.stride = stride
         self.state = PartitionState(partition, partitions)
         self.records: list[Record] = []
         self.now_ms = START_MS
 
     def write(self, event: Any, *, key: str) -> Change | None:
-        """Append and fold whatever it is. Offsets leave gaps, as a log's may."""
-        self.records.append(record(3 * len(self.records), key, event, self.now_ms))
+        """Append and fold whatever it is."""
+        self.records.append(record(self.stride * len(self.records), key, event, self.now_ms))
         return fold(self.state, self.records[-1])
 
     def event(self, type: str, run_id: str = RUN, **fields: Any) -> dict[str, Any]:
@@ -100,3 +105,48 @@ def begun() -> Ledger:
     ledger = owned()
     ledger.start()
     return ledger
+
+
+class Keeper:
+    """One reader of a memory log that holds a ledger's records, with the checkpoints beside it."""
+
+    def __init__(self, log: MemoryDriver) -> None:
+        self.log = log
+        self.state = PartitionState()
+        self.checkpoint = Checkpoint(log, 0, lambda run: run.idle)
+
+    async def load(self) -> PartitionState:
+        self.state = await self.checkpoint.load()
+        return self.state
+
+    def fold(self, records: Iterable[Record]) -> None:
+        """Fold those that are new."""
+        for each in records:
+            if each.offset >= self.state.offset:
+                self.checkpoint.touch(each.key, self.state)
+                fold(self.state, each)
+
+    async def save(self) -> None:
+        """A checkpoint of all that was folded, under the claim that is current there."""
+        self.checkpoint.begin(self.state, self.state.claim)
+        while self.checkpoint.pack_some(self.state):
+            pass
+        await self.checkpoint.commit()
+
+
+async def stored(ledger: Ledger, log: MemoryDriver) -> MemoryDriver:
+    """`log`, open, with the ledger's records in it, each at its offset."""
+    assert ledger.stride == 1
+    await log.open()
+    _, end = await log.bounds(0)
+    for each in ledger.records[end:]:
+        await log.append(0, [Entry(each.key, each.value)])
+    return log
+
+
+async def reloaded(ledger: Ledger, log: MemoryDriver) -> PartitionState:
+    """What a reader that starts from the checkpoints makes of the ledger."""
+    keeper = Keeper(await stored(ledger, log))
+    await keeper.load()
+    keeper.fold(ledger.records)
+    return keeper.state

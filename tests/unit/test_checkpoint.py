@@ -1,0 +1,337 @@
+"""Checkpoints: what is read back is what was folded, or nothing is; damage and zombies cost time, never truth."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import orjson
+import pytest
+from histories import RUN, Keeper, Ledger, facts, reloaded, stored
+
+from stepfold.drivers import MemoryDriver
+from stepfold.errors import ConfigError, LogUnavailable
+from stepfold.fold import FORGET_MS, Ended, PartitionState
+from stepfold.log import Entry
+
+LINES = "stepfold.worker"
+
+
+class Failing(MemoryDriver):
+    """A log whose checkpoint store fails, or stands still, when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 1_000
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.written: list[str] = []
+
+    async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        await self.gate.wait()
+        self.left -= 1
+        if self.left < 0:
+            raise LogUnavailable("the checkpoint store is away")
+        self.written += [key for key, value in items.items() if value is not None]
+        await super().checkpoint_put(partition, items)
+
+
+def ledger_of(*run_ids: str) -> Ledger:
+    ledger = Ledger(stride=1)
+    ledger.claim()
+    for run_id in run_ids:
+        ledger.start(run_id)
+        ledger.accepts("sleep-scheduled", run_id, step_id="nap", wake_at=ledger.now_ms)
+    return ledger
+
+
+async def kept(ledger: Ledger, log: MemoryDriver | None = None) -> Keeper:
+    """A keeper that has folded the ledger and saved."""
+    keeper = Keeper(await stored(ledger, log or MemoryDriver(clock=lambda: ledger.now_ms)))
+    await keeper.load()
+    keeper.fold(ledger.records)
+    await keeper.save()
+    return keeper
+
+
+async def test_without_checkpoints_one_starts_from_the_beginning() -> None:
+    log = await stored(ledger_of("a"), MemoryDriver())
+    assert (await Keeper(log).load()).pack() == PartitionState().pack()
+
+
+async def test_what_was_saved_is_loaded() -> None:
+    ledger = ledger_of("a", "b", "c")
+    ledger.accepts("completed", "b", result=1)
+    keeper = await kept(ledger)
+    state = await Keeper(keeper.log).load()
+    assert state.pack() == ledger.state.pack()
+    assert facts(state) == facts(ledger.state)
+    assert state.ended.remembers("b", ledger.now_ms)
+
+
+async def test_the_tail_is_folded_over_what_was_loaded() -> None:
+    ledger = ledger_of("a", "b")
+    keeper = await kept(ledger)
+    ledger.accepts("signal-received", "a", signal="go", data=1)
+    ledger.accepts("completed", "b", result=1)
+    ledger.start("c")
+    assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
+
+
+async def test_a_checkpoint_writes_what_has_changed() -> None:
+    ledger = ledger_of(*(f"run-{number}" for number in range(50)))
+    log = Failing()
+    keeper = await kept(ledger, log)
+    assert len(log.written) == 51, "each run, and the marker"
+    log.written.clear()
+    ledger.accepts("signal-received", "run-7", signal="go", data=1)
+    keeper.fold(ledger.records)
+    await keeper.save()
+    assert log.written == ["0/r/run-7", "0/m"]
+
+
+async def test_nothing_is_left_of_runs_that_have_ended() -> None:
+    ledger = ledger_of("a", "b")
+    keeper = await kept(ledger)
+    ledger.accepts("completed", "a", result=1)
+    keeper.fold(ledger.records)
+    await keeper.save()
+    assert sorted(await keeper.log.checkpoint_load(0)) == ["0/e/0", "0/m", "0/r/b"]
+
+
+async def test_a_new_owner_replaces_what_the_old_one_wrote() -> None:
+    ledger = ledger_of("a", "b")
+    log = (await kept(ledger)).log
+    ledger.accepts("completed", "a", result=1)
+    ledger.claim("worker-b")
+    second = Keeper(await stored(ledger, log))
+    await second.load()
+    second.fold(ledger.records)
+    await second.save()
+    claim = ledger.state.claim
+    assert sorted(await log.checkpoint_load(0)) == ["0/r/b", f"{claim}/e/0", f"{claim}/m"]
+    assert (await reloaded(ledger, log)).pack() == ledger.state.pack()
+
+
+@pytest.mark.parametrize("run_id", ["order/m", "0/m", "a/e/0", "a/r/b", "/", "e/0", "ключ/m"])
+async def test_run_ids_may_look_like_keys(run_id: str) -> None:
+    ledger = ledger_of(run_id, "other")
+    keeper = await kept(ledger)
+    for number in range(3):
+        ledger.accepts("signal-received", run_id, signal="go", data=number)
+        await stored(ledger, keeper.log)
+        keeper.fold(ledger.records)
+        await keeper.save()
+        assert (await Keeper(keeper.log).load()).pack() == ledger.state.pack()
+    ledger.accepts("completed", run_id, result=1)
+    await stored(ledger, keeper.log)
+    keeper.fold(ledger.records)
+    await keeper.save()
+    assert (await Keeper(keeper.log).load()).pack() == ledger.state.pack()
+
+
+async def test_ended_ids_grow_over_many_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 3)
+    ledger = ledger_of("stays")
+    keeper = await kept(ledger)
+    for number in range(8):
+        ledger.start(f"run-{number}")
+        ledger.accepts("completed", f"run-{number}", result=1)
+        await stored(ledger, keeper.log)
+        keeper.fold(ledger.records)
+        await keeper.save()
+        loaded = await Keeper(keeper.log).load()
+        assert loaded.offset == ledger.state.offset
+        assert loaded.pack() == ledger.state.pack()
+
+
+async def test_chunks_past_remembering_leave_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 1)
+    ledger = ledger_of("a", "b")
+    for run_id in ("a", "b"):
+        ledger.accepts("completed", run_id, result=1)
+    keeper = await kept(ledger)
+    assert {"0/e/0", "0/e/1"} <= set(await keeper.log.checkpoint_load(0))
+    ledger.now_ms += FORGET_MS
+    ledger.start("c")
+    keeper.fold(ledger.records)
+    await stored(ledger, keeper.log)
+    await keeper.save()
+    assert sorted(await keeper.log.checkpoint_load(0)) == ["0/e/1", "0/m", "0/r/c"]
+    loaded = await Keeper(keeper.log).load()
+    assert loaded.offset == ledger.state.offset and list(loaded.runs) == ["c"] and len(loaded.ended) == 1
+
+
+async def test_a_large_run_is_stored_in_pieces() -> None:
+    ledger = ledger_of(RUN)
+    for number in range(4):
+        ledger.accepts("step-completed", step_id=f"step-{number}", attempt=1, result="x" * 400_000)
+    keeper = await kept(ledger)
+    sizes = [len(value) for key, value in (await keeper.log.checkpoint_load(0)).items() if "/r/" in key]
+    assert len(sizes) == 4 and max(sizes) < 600_000
+    assert (await Keeper(keeper.log).load()).pack() == ledger.state.pack()
+
+
+async def test_a_snapshot_without_its_marker_is_no_marker() -> None:
+    """A new owner may die between the two."""
+    ledger = ledger_of("order/m")
+    log = Failing()
+    await kept(ledger, log)
+    ledger.accepts("signal-received", "order/m", signal="go", data=1)
+    ledger.claim("worker-b")
+    second = Keeper(await stored(ledger, log))
+    await second.load()
+    second.fold(ledger.records)
+    log.left = 1
+    with pytest.raises(LogUnavailable):
+        await second.save()
+    loaded = await Keeper(log).load()
+    assert loaded.offset > 0
+    assert (await reloaded(ledger, log)).pack() == ledger.state.pack()
+
+
+@pytest.mark.parametrize("spoilt", ["0/m", "0/r/a", "0/e/0"])
+@pytest.mark.parametrize("how", ["cut", "garbage", "empty", "missing", "json"])
+async def test_damage_costs_a_fold_from_the_beginning(spoilt: str, how: str) -> None:
+    ledger = ledger_of("a", "b")
+    ledger.accepts("completed", "b", result=1)
+    keeper = await kept(ledger)
+    whole = (await keeper.log.checkpoint_load(0))[spoilt]
+    values = {"cut": whole[:-3], "garbage": b"\xff\x00" * 40, "empty": b"", "missing": None, "json": b'[{"a":1}]'}
+    await keeper.log.checkpoint_put(0, {spoilt: values[how]})
+    assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
+
+
+@pytest.mark.parametrize("spoilt", ["snapshot of a run that has ended", "snapshot of a run that never was", "snapshot is gone"])
+async def test_other_runs_than_the_marker_counts_cost_a_fold_from_the_beginning(spoilt: str) -> None:
+    ledger = ledger_of("a", "b")
+    keeper = await kept(ledger)
+    before = dict(await keeper.log.checkpoint_load(0))
+    ledger.accepts("completed", "a", result=1)
+    keeper.fold(ledger.records)
+    await stored(ledger, keeper.log)
+    await keeper.save()
+    if "ended" in spoilt:
+        await keeper.log.checkpoint_put(0, {"0/r/a": before["0/r/a"]})
+    elif "never" in spoilt:
+        other = await kept(ledger_of("c"))
+        await keeper.log.checkpoint_put(0, {"0/r/c": (await other.log.checkpoint_load(0))["0/r/c"]})
+    else:
+        await keeper.log.checkpoint_put(0, {"0/r/b": None})
+    assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
+
+
+async def test_a_checkpoint_of_another_format_is_not_read() -> None:
+    ledger = ledger_of("a")
+    keeper = await kept(ledger)
+    marker = orjson.loads((await keeper.log.checkpoint_load(0))["0/m"])
+    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"version": 99})})
+    assert (await Keeper(keeper.log).load()).offset == 0
+
+
+async def test_a_log_that_lost_what_a_checkpoint_covers_is_refused() -> None:
+    ledger = ledger_of("a")
+    keeper = await kept(ledger)
+    marker = orjson.loads((await keeper.log.checkpoint_load(0))["0/m"])
+    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"offset": ledger.state.offset + 1})})
+    with pytest.raises(ConfigError, match="records were lost"):
+        await Keeper(keeper.log).load()
+
+
+async def test_a_log_without_its_beginning_needs_a_checkpoint() -> None:
+    class Trimmed(MemoryDriver):
+        async def bounds(self, partition: int) -> tuple[int, int]:
+            return 2, (await super().bounds(partition))[1]
+
+    ledger = ledger_of("a")
+    log = await stored(ledger, Trimmed())
+    with pytest.raises(ConfigError, match="no checkpoint covers them"):
+        await Keeper(log).load()
+    keeper = Keeper(log)
+    keeper.fold(ledger.records)
+    await keeper.save()
+    assert (await Keeper(log).load()).pack() == ledger.state.pack()
+
+
+# What did not become durable is written again.
+
+
+@pytest.mark.parametrize("puts", [0, 1])
+async def test_what_a_failed_checkpoint_held_is_in_the_next_one(puts: int) -> None:
+    """Otherwise the next marker would vouch for a snapshot that was never written."""
+    ledger = ledger_of("a", "b")
+    log = Failing()
+    keeper = await kept(ledger, log)
+    ledger.accepts("signal-received", "a", signal="go", data=1)
+    ledger.accepts("completed", "b", result=1)
+    keeper.fold(ledger.records)
+    log.left = puts
+    with pytest.raises(LogUnavailable):
+        await keeper.save()
+    log.left = 1_000
+    ledger.start("c")
+    keeper.fold(ledger.records)
+    await stored(ledger, log)
+    await keeper.save()
+    loaded = await Keeper(log).load()
+    assert loaded.offset == ledger.state.offset
+    assert loaded.pack() == ledger.state.pack()
+
+
+@pytest.mark.parametrize("moment", ["packing", "writing"])
+async def test_what_an_abandoned_checkpoint_held_is_in_the_next_one(moment: str) -> None:
+    ledger = ledger_of("a")
+    log = Failing()
+    keeper = await kept(ledger, log)
+    ledger.accepts("signal-received", "a", signal="go", data=1)
+    keeper.fold(ledger.records)
+    if moment == "packing":
+        keeper.checkpoint.begin(keeper.state, keeper.state.claim)
+    else:
+        log.gate.clear()
+        saving = asyncio.create_task(keeper.save())
+        await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.gather(saving, return_exceptions=True)
+        log.gate.set()
+    ledger.start("b")
+    keeper.fold(ledger.records)
+    await stored(ledger, log)
+    await keeper.save()
+    assert (await Keeper(log).load()).pack() == ledger.state.pack()
+
+
+async def test_a_run_that_changes_while_a_checkpoint_is_packed_is_stored_as_it_was() -> None:
+    ledger = ledger_of("a", "b")
+    keeper = Keeper(await stored(ledger, MemoryDriver()))
+    keeper.fold(ledger.records)
+    expected = ledger.state.pack()
+    keeper.checkpoint.begin(keeper.state, keeper.state.claim)
+    ledger.accepts("signal-received", "a", signal="go", data=1)
+    keeper.fold(ledger.records)
+    await stored(ledger, keeper.log)
+    while keeper.checkpoint.pack_some(keeper.state):
+        pass
+    await keeper.checkpoint.commit()
+    loaded = await Keeper(keeper.log).load()
+    assert loaded.pack() == expected
+    assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
+
+
+async def test_whether_a_run_is_idle_is_stored_with_it() -> None:
+    ledger = ledger_of("a", "b")
+    keeper = Keeper(await stored(ledger, MemoryDriver()))
+    keeper.fold(ledger.records)
+    keeper.state.runs["a"].idle = True
+    await keeper.save()
+    loaded = await Keeper(keeper.log).load()
+    assert loaded.runs["a"].idle and not loaded.runs["b"].idle
+
+
+async def test_entries_of_other_keys_are_no_runs() -> None:
+    log = MemoryDriver()
+    ledger = ledger_of("a")
+    ledger.write(b"nonsense", key="no run")
+    keeper = await kept(ledger, log)
+    await log.append(0, [Entry("no run", b"more")])
+    assert list((await Keeper(keeper.log).load()).runs) == ["a"]
