@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from random import Random
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, cast, overload
@@ -26,7 +26,7 @@ from .context import Context
 from .duration import Duration, duration_ms
 from .errors import ConfigError, ErrorInfo, RunAlreadyExists, RunNotFound, WorkflowCancelled, WorkflowFailed
 from .events import Event
-from .fold import OpenSleep, OpenStep, OpenWait, RunState
+from .fold import OpenSleep, OpenWait, RunState
 from .log import Log, partition_of
 from .owner import MAX_PAYLOAD_BYTES, Settings
 from .requests import cancel_requested, check_size, checked_run_id, signal_received, started
@@ -201,6 +201,7 @@ class Client:
         return self.log
 
     def tail(self, run_id: str) -> Tail:
+        """Who follows the run's partition for this client."""
         log = self._connected()
         partition = partition_of(run_id, log.partitions)
         found = self._tails.get(partition)
@@ -293,6 +294,7 @@ class Client:
         return Run(self, checked_run_id(run_id), None)
 
     def result_codec(self, run: RunState) -> Codec:
+        """How the result of a run is decoded: by its workflow, if that is registered here."""
         known = self.registry.find(run.workflow, run.version)
         return known.output if known is not None else ANY
 
@@ -389,7 +391,7 @@ def _must_be_open(log: Log, view: RunView, run_id: str, what: str) -> None:
 
 
 def _utc(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, timezone.utc)
+    return datetime.fromtimestamp(ms / 1000, UTC)
 
 
 def _status(view: RunView) -> RunStatus:
@@ -435,10 +437,9 @@ def waiting_words(run: RunState, owned: bool) -> list[str]:
         elif isinstance(op, OpenWait):
             until = f", until {_utc(op.timeout_at):%Y-%m-%d %H:%M:%S} UTC" if op.timeout_at is not None else ""
             words.append(f"signal {op.signal!r} (step {step_id!r}{until})")
-        elif isinstance(op, OpenStep) and op.next_at is not None:  # pyright: ignore[reportUnnecessaryIsInstance]
-            words.append(
-                f"step {step_id!r}: attempt {op.attempts + 1} at {_utc(op.next_at):%Y-%m-%d %H:%M:%S} UTC, after {ErrorInfo.from_json(op.error)}"
-            )
+        elif op.next_at is not None:
+            at = f"{_utc(op.next_at):%Y-%m-%d %H:%M:%S} UTC"
+            words.append(f"step {step_id!r}: attempt {op.attempts + 1} at {at}, after {ErrorInfo.from_json(op.error)}")
         else:
             words.append(f"step {step_id!r}: attempt {op.attempts + 1} is running")
     if not words:

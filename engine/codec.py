@@ -75,6 +75,7 @@ def _hashable(value: Any) -> bool:
 ANY = Codec(Any, "Any")
 """Plain JSON."""
 
+
 @lru_cache(maxsize=4096)
 def result_codec(fn: Callable[..., Any]) -> Codec:
     """The codec for what a function returns, by its annotation. Raises ConfigError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from random import Random
 from typing import Any, Generic, cast
 from uuid import UUID
@@ -23,12 +23,15 @@ class ReplayLog(RunLog):
         super().__init__(logger, extra)
         self._execution = execution
 
-    def isEnabledFor(self, level: int) -> bool:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
         return not self._execution.replaying and super().isEnabledFor(level)
 
 
 class Input(Generic[In]):
-    """What started the run. `data`: validated; `type`: "invoke", "cron" or "event"; `id` and `name` of what triggered it; `time` (UTC)."""
+    """What started the run.
+
+    `data`: validated; `type`: "invoke", "cron" or "event"; `id` and `name` of what triggered it; `time` (UTC).
+    """
 
     __slots__ = ("data", "id", "name", "time", "type")
 
@@ -80,4 +83,4 @@ class Context(Generic[In]):
 
 
 def _utc(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, timezone.utc)
+    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -44,6 +44,7 @@ class ErrorInfo:
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def to_json(self) -> dict[str, Any]:
+        """As it stands in an event."""
         found: dict[str, Any] = {"type": self.type, "message": self.message}
         if self.traceback:
             found["traceback"] = self.traceback

@@ -163,7 +163,10 @@ class Execution:
     # -- called by the code, through Step and Context
 
     def request(self, base_id: str, call: Call, source: Source) -> Op:
-        """Ask for `call`; the result comes to the op's future. Raises CancelledError when the run is being cancelled and this is no shield."""
+        """Ask for `call`; the result comes to the op's future.
+
+        Raises CancelledError when the run is being cancelled and this is no shield.
+        """
         task = asyncio.current_task()
         if not isinstance(task, DeterministicTask) or task.get_loop() is not self.loop:
             raise RuntimeError(

@@ -15,6 +15,7 @@ owner writes under its claim and stops as soon as the fold has seen another one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from .attempt import Attempt
 from .checkpoint import Checkpoint
 from .duration import words
 from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
@@ -46,8 +48,6 @@ READ_RECORDS = 2000
 
 
 MAX_PAYLOAD_BYTES = 900_000
-MAX_HEARTBEAT_BYTES = 100_000
-HEARTBEAT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,85 +59,6 @@ class Settings:
     live_runs: int = 10_000
     checkpoint_records: int = 20_000
     checkpoint_s: float = 30.0
-
-
-class Attempt:
-    """One attempt of one step, on its way through the worker."""
-
-    __slots__ = ("beats", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
-
-    def __init__(self, owner: Owner, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
-        self.owner = owner
-        self.run = run
-        self.op = op
-        self.call = call
-        self.task: asyncio.Task[None] | None = None
-        self.beats: Heartbeats | None = None
-        if known is None:
-            self.number = 1
-            self.failures = 0
-            self.heartbeat: Any = None
-        else:
-            self.number = known.attempts + 1
-            self.failures = known.failures
-            self.heartbeat = known.heartbeat
-
-    @property
-    def run_id(self) -> str:
-        return self.run.id
-
-    @property
-    def step_id(self) -> str:
-        return self.op.id
-
-    def beat(self, details: Any) -> None:
-        """A heartbeat of the step function; may come from its thread."""
-        size = len(orjson.dumps(details))
-        if size > MAX_HEARTBEAT_BYTES:
-            raise PayloadTooLarge(f"heartbeat of step {self.op.id!r}: {size:,} bytes; the limit is {MAX_HEARTBEAT_BYTES:,}")
-        if self.beats is None:
-            self.beats = Heartbeats(self)
-        self.beats.beat(details)
-
-
-class Heartbeats:
-    """The latest details that an attempt reported, on their way to the log about once a second."""
-
-    __slots__ = ("_attempt", "_timer", "details", "fresh")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
-        self._timer: asyncio.TimerHandle | None = None
-        self.details: Any = None
-        self.fresh = False
-
-    def beat(self, details: Any) -> None:
-        self.details = details
-        self.fresh = True
-        loop = self._attempt.owner.loop
-        try:
-            here = asyncio.get_running_loop() is loop
-        except RuntimeError:
-            here = False
-        if here:
-            self._record()
-        else:
-            loop.call_soon_threadsafe(self._record)
-
-    def _record(self) -> None:
-        if self._timer is None and self.fresh:
-            self.fresh = False
-            self._attempt.owner.heartbeat(self._attempt, self.details)
-            self._timer = self._attempt.owner.loop.call_later(HEARTBEAT_S, self._again)
-
-    def _again(self) -> None:
-        self._timer = None
-        self._record()
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self.fresh = False
 
 
 class Worker(Protocol):
@@ -238,7 +159,7 @@ class Owner:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # whatever it is, `run` raises it
             self._end(error)
 
     def _end(self, error: BaseException | None = None) -> None:
@@ -478,7 +399,7 @@ class Owner:
             now = max(run.now, self.log.now())
             wake_at = now + call.delay_ms if call.delay_ms is not None else call.wake_at
             self._emit(run, "sleep-scheduled", step_id=op.id, wake_at=wake_at)
-        elif isinstance(call, WaitCall):  # pyright: ignore[reportUnnecessaryIsInstance]
+        elif isinstance(call, WaitCall):  # pyright: ignore[reportUnnecessaryIsInstance]  # reads as the two above
             op.recorded = True
             timeout_at = None if call.timeout_ms is None else max(run.now, self.log.now()) + call.timeout_ms
             self._emit(run, "wait-started", step_id=op.id, signal=call.signal, timeout_at=timeout_at)
@@ -531,10 +452,9 @@ class Owner:
             try:
                 result = live.workflow.output.encode(outcome.value)
                 if len(result) > self.worker.settings.max_payload_bytes:
-                    raise PayloadTooLarge(
-                        f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {self.worker.settings.max_payload_bytes:,}"
-                    )
-            except Exception as error:
+                    limit = self.worker.settings.max_payload_bytes
+                    raise PayloadTooLarge(f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {limit:,}")
+            except Exception as error:  # noqa: BLE001  # whatever the user's types raise fails the run
                 self._emit(run, "failed", error=ErrorInfo.of(error).to_json())
             else:
                 self._emit(run, "completed", result=orjson.Fragment(result))
@@ -804,10 +724,8 @@ class Owner:
     async def _checkpointing(self, state: PartitionState) -> None:
         await self.caught_up.wait()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._checkpoint_due.wait(), self.worker.settings.checkpoint_s)
-            except TimeoutError:
-                pass
             self._checkpoint_due.clear()
             if self._since_checkpoint:
                 await self._write_checkpoint(state)
@@ -824,7 +742,7 @@ class Owner:
         try:
             await self._checkpoint.commit()
         except PayloadTooLarge as error:
-            logger.error("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
+            logger.warning("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
 
 
 _WAKES = frozenset({"started", "resumed"})

@@ -90,7 +90,7 @@ class Step(Generic[Ext]):
         self,
         step_id: str,
         fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
-        *args: Unpack[Ts],
+        *args: *Ts,
         retry: Retry | None = None,
         timeout: Duration | None = None,
         at_most_once: bool = False,
@@ -101,7 +101,7 @@ class Step(Generic[Ext]):
         self,
         step_id: str,
         fn: Callable[[Unpack[Ts]], Awaitable[T]],
-        *args: Unpack[Ts],
+        *args: *Ts,
         retry: Retry | None = None,
         timeout: Duration | None = None,
         at_most_once: bool = False,
@@ -112,7 +112,7 @@ class Step(Generic[Ext]):
         self,
         step_id: str,
         fn: Callable[[Unpack[Ts]], T],
-        *args: Unpack[Ts],
+        *args: *Ts,
         retry: Retry | None = None,
         timeout: Duration | None = None,
         at_most_once: bool = False,
@@ -279,10 +279,12 @@ class RunningStep:
 
     @property
     def run_id(self) -> str:
+        """The run that the step belongs to."""
         return self._attempt.run_id
 
     @property
     def step_id(self) -> str:
+        """The step's path through its scopes."""
         return self._attempt.step_id
 
     @property

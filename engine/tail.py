@@ -132,7 +132,7 @@ class Tail:
                         return
             finally:
                 await reader.close()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to those who wait
             if not ready.done():
                 ready.set_exception(error)
             for watches in self._watches.values():

@@ -7,6 +7,7 @@ functions in threads; at most `concurrency` at a time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -19,13 +20,14 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from typing_extensions import TypeVarTuple, Unpack
 
+from .attempt import Attempt
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
 from .log import Log, Membership
-from .owner import Attempt, Owner, Settings
+from .owner import Owner, Settings
 from .step import RunningStep, StepPorts, current_step_var
 from .workflow import Registry, Workflow
 
@@ -118,12 +120,12 @@ class Worker:
         if self.failure is not None:
             raise self.failure
 
-    async def _guard(self, part: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: Unpack[Ts]) -> None:
+    async def _guard(self, part: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: *Ts) -> None:
         try:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # whatever it is, `wait` raises it
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -161,9 +163,9 @@ class Worker:
             except ConfigError as error:
                 self._fail(error)
                 return
-            except Exception as error:
+            except Exception:
                 owner.state = None  # do not trust what led here: fold again
-                logger.exception("%s partition %d: %s; recovering in %.1f s", self.log.name, owner.partition, error, pause_s)
+                logger.exception("%s partition %d: recovering in %.1f s", self.log.name, owner.partition, pause_s)
             await asyncio.sleep(pause_s * (0.5 + self.random.random()))
             pause_s = min(pause_s * 2, RETRY_S[1])
 
@@ -173,6 +175,7 @@ class Worker:
         return all(self.owners[partition].caught_up.is_set() for partition in self._serving)
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
+        """The workflow, if this worker knows it."""
         return self.registry.find(workflow_id, version)
 
     def _workflows_changed(self) -> None:
@@ -193,10 +196,8 @@ class Worker:
         if attempt.task is not None:
             attempt.task.cancel()
         else:
-            try:
+            with contextlib.suppress(ValueError):
                 self._queue.remove(attempt)
-            except ValueError:
-                pass
 
     def _start(self, attempt: Attempt) -> None:
         self._running += 1
@@ -235,15 +236,16 @@ class Worker:
             except Exception as error:
                 raise TypeError(f"the result of step {attempt.op.id!r} cannot be recorded as JSON: {error}") from error
             if len(result) > self.settings.max_payload_bytes:
+                limit = self.settings.max_payload_bytes
                 raise PayloadTooLarge(
-                    f"the result of step {attempt.op.id!r} is {len(result):,} bytes; the limit is {self.settings.max_payload_bytes:,}. "
+                    f"the result of step {attempt.op.id!r} is {len(result):,} bytes; the limit is {limit:,}. "
                     f"Store it elsewhere and return a reference to it"
                 )
         except asyncio.CancelledError:
             if attempt.task is not None and attempt.task.cancelling():
                 raise
             owner.failed(attempt, RuntimeError(f"step {attempt.op.id!r} cancelled itself"))
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a step raises fails the attempt
             owner.failed(attempt, error)
         else:
             owner.completed(attempt, result)
@@ -267,7 +269,7 @@ class Worker:
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether a call gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
     while isinstance(fn, partial):
-        fn = fn.func  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        fn = cast(Callable[..., Any], fn.func)  # pyright: ignore[reportUnknownMemberType]  # partial of anything
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004  # the method itself is wanted
 
 

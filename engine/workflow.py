@@ -101,9 +101,10 @@ class Registry:
         """Raises ConfigError when another handler is registered under this id and version."""
         versions = self._by_id.setdefault(workflow.id, {})
         if workflow.version in versions:
+            there = versions[workflow.version].handler.__qualname__
             raise ConfigError(
-                f"workflow {workflow.id!r} version {workflow.version!r} is registered twice: {versions[workflow.version].handler.__qualname__} "
-                f"and {workflow.handler.__qualname__}; give one another id or version"
+                f"workflow {workflow.id!r} version {workflow.version!r} is registered twice: {there} and "
+                f"{workflow.handler.__qualname__}; give one another id or version"
             )
         versions[workflow.version] = workflow
         for tell in self.on_change:
