@@ -140,7 +140,7 @@ class LocalBroker:
         settings.write_text(self._settings())
         log = self._dir / "broker.log"
         if not (self._dir / "data" / "meta.properties").exists():
-            cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+            cluster = "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # not beginning with "-", as an option does
             tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)]
             done = subprocess.run([java, *_JVM, "-cp", classpath, *tool], check=False, capture_output=True, text=True)
             if done.returncode != 0:

@@ -159,8 +159,7 @@ class KafkaDriver:
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
-        self._members: list[GroupMember] = []
-        self._inboxes: list[KafkaInbox] = []
+        self._members: dict[GroupMember, KafkaInbox] = {}
         self._tails: set[Tail[Record]] = set()
         self._foreign_topics: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -228,15 +227,12 @@ class KafkaDriver:
             return
         await asyncio.gather(*(member.leave() for member in self._members))
         await asyncio.gather(*(producer.close(_CLOSE_TIMEOUT_S) for producer in self._producers.values()))
-        for inbox in self._inboxes:
-            inbox.close()
         closed = LogUnavailable(f"{self.name} was closed")
         for tail in self._tails:
             tail.end(closed)
         await fetcher.close()
         await asyncio.gather(*self._endings)
         self._producers.clear()
-        self._inboxes.clear()
         self._tails.clear()
         self._foreign_topics.clear()
         await cluster.close()
@@ -309,6 +305,12 @@ class KafkaDriver:
     async def join(self, member: str) -> Membership:
         cluster = self._opened()
         assert self._fetcher is not None
+
+        def left() -> None:
+            inbox = self._members.pop(joined, None)
+            if inbox is not None:
+                inbox.close()
+
         joined = GroupMember(
             self.bootstrap,
             cast(Mapping[str, Any], self._security),
@@ -316,28 +318,25 @@ class KafkaDriver:
             self._partitions,
             member,
             self._session_timeout_s,
-            lambda: self._members.remove(joined),
+            left,
         )
-        self._members.append(joined)
-        self._inboxes.append(
-            KafkaInbox(
-                cluster,
-                self._fetcher,
-                lambda: self._producer("other"),
-                joined,
-                self.namespace,
-                self._partitions,
-                self._inbox_partitions,
-                self._patience_s,
-            )
+        self._members[joined] = KafkaInbox(
+            cluster,
+            self._fetcher,
+            lambda: self._producer("other"),
+            joined,
+            self.namespace,
+            self._partitions,
+            self._inbox_partitions,
+            self._patience_s,
         )
         return joined
 
     def inbox(self) -> Inbox | None:
         """The inbox of the member that joined last."""
-        if not self._inboxes:
+        if not self._members:
             raise LogUnavailable(f"{self.name}: the inbox is for members; join first")
-        return self._inboxes[-1]
+        return list(self._members.values())[-1]
 
     # Checkpoints.
 

@@ -79,7 +79,11 @@ class Cluster:
             self._client = await self._connect()
         if topics:
             self._topics.update(topics)
-            await self._client.set_topics(sorted(self._topics))
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    await self._client.set_topics(sorted(self._topics))
+            except TimeoutError:
+                raise LogUnavailable(f"Kafka at {self.bootstrap} does not say who leads {', '.join(topics)}") from None
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -144,12 +148,15 @@ class Cluster:
                 await _quietly(client.close(), "closing connections")
 
     async def _connect(self) -> Any:
-        client = AIOKafkaClient(
-            bootstrap_servers=self.bootstrap,
-            client_id=self._client_id,
-            request_timeout_ms=self._request_timeout_ms,
-            **self._options,
-        )
+        try:
+            client = AIOKafkaClient(
+                bootstrap_servers=self.bootstrap,
+                client_id=self._client_id,
+                request_timeout_ms=self._request_timeout_ms,
+                **self._options,
+            )
+        except ValueError as error:
+            raise ConfigError(f"Kafka at {self.bootstrap}: {error}") from None
         try:
             await client.bootstrap()
         except KafkaError as error:

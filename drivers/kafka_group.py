@@ -131,7 +131,6 @@ class GroupMember:
 
     def _end(self, error: ConfigError | LogUnavailable) -> None:
         self._error = self._error or error
-        self.assignment = self.assignment or frozenset()
         self._changed.set()
         self.on_change()
 
@@ -144,9 +143,9 @@ class GroupMember:
                 backoff.reset()
                 await self._stay()
                 continue
-            except (RebalanceInProgressError, MemberIdRequired):
+            except (RebalanceInProgressError, MemberIdRequired, IllegalGenerationError):
                 continue
-            except (UnknownMemberIdError, IllegalGenerationError):
+            except UnknownMemberIdError:
                 self._member_id = ""  # the others were told that this member is gone; it comes back as a new one
                 continue
             except _HOPELESS as error:
@@ -275,10 +274,13 @@ class KafkaInbox:
         self._received: Sequence[InboxRecord] = ()
         self._done: dict[int, int] = {}
         self._news = asyncio.Event()
+        self._closed = False
         member.on_change = self._news.set
 
     async def receive(self) -> Sequence[InboxRecord]:
         while True:
+            if self._closed:
+                raise LogUnavailable(f"{self._namespace.inbox}: this member has left")
             self._news.clear()
             await self._follow_assignment()
             if self._received:
@@ -343,9 +345,11 @@ class KafkaInbox:
         await self._producer().send(place, [Message(record.key, value, headers)])
 
     def close(self) -> None:
+        self._closed = True
         for tail in self._tails.values():
             tail.close()
         self._tails.clear()
+        self._news.set()
 
 
 def _record(place: TopicPartition, record: Raw) -> InboxRecord:

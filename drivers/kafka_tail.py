@@ -269,8 +269,9 @@ class Fetcher:
         by_topic: dict[str, list[tuple[int, int, int]]] = {}
         for place, flight in request.items():
             by_topic.setdefault(place.topic, []).append((place.partition, flight.offset, _PARTITION_BYTES))
-        retry: list[tuple[Tail[Any], KafkaError]] = []
+        failed: KafkaError = UnknownTopicOrPartitionError()  # what is said of partitions that the answer leaves out
         again: list[Tail[Any]] = []
+        retry: list[tuple[Tail[Any], KafkaError]] = []
         try:
             question = FetchRequest(_LONG_POLL_MS, 1, _REQUEST_BYTES, 0, list(by_topic.items()))
             answer = await self._cluster.ask(node, question, ("fetch", lane))
@@ -286,12 +287,12 @@ class Fetcher:
                     except KafkaError as error:
                         retry += ((tail, error) for tail in tails)
         except KafkaError as error:
-            retry += ((tail, error) for flight in request.values() for tail in self._flights.pop(flight))
+            failed = error
         except Exception as error:  # noqa: BLE001 - a background task does not die silently
             log.exception("reading failed")
-            for flight in request.values():
-                for tail in self._flights.pop(flight, ()):
-                    tail.end(LogUnavailable(f"reading {name_of(flight.place)} failed: {error!r}"))
+            failed = KafkaError(repr(error))
+        for flight in request.values():
+            retry += ((tail, failed) for tail in self._flights.pop(flight))
         self._cluster.give_lane(lane)
         if again:
             self.want(again)

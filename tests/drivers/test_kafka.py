@@ -93,6 +93,11 @@ async def test_nobody_listening_is_log_unavailable() -> None:
         await KafkaDriver("127.0.0.1:1", "shop").open()
 
 
+async def test_security_that_cannot_work_is_a_config_error(kafka_bootstrap: str) -> None:
+    with pytest.raises(ConfigError, match="ssl_context"):
+        await KafkaDriver(kafka_bootstrap, "shop", security_protocol="SSL").open()
+
+
 async def test_a_refused_append_fails_and_the_next_one_works(driver: KafkaDriver, admin: AIOKafkaAdminClient) -> None:
     async def append_large_ones() -> None:
         while True:  # a setting takes effect a little later
@@ -368,6 +373,17 @@ async def test_what_is_not_done_comes_again(driver: KafkaDriver, foreigner: AIOK
     await foreigner.send_and_wait(driver.namespace.inbox, b"b", partition=2)
     [next_one] = await members_inbox(driver).receive()
     assert next_one.value == b"b"
+
+
+async def test_the_inbox_is_for_members(driver: KafkaDriver) -> None:
+    with pytest.raises(LogUnavailable, match="join first"):
+        driver.inbox()
+    member = await joined(driver, "short")
+    inbox = members_inbox(driver)
+    receiving = asyncio.create_task(inbox.receive())
+    await member.leave()
+    with pytest.raises(LogUnavailable, match="has left"):
+        await receiving
 
 
 async def test_two_members_share_the_inbox(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
