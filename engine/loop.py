@@ -431,22 +431,26 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def _check_step(self, step: Callable[..., object]) -> None:
         # What a task does next, as asyncio's C code hands it over; it holds the task and the error to throw into it, if any.
-        referents = gc.get_referents(step)
-        tasks = [cast("asyncio.Task[Any]", held) for held in referents if isinstance(held, asyncio.Task)]
-        if not all(isinstance(task, DeterministicTask) for task in tasks):
+        task: Any = None
+        error: RuntimeError | None = None
+        for held in gc.get_referents(step):
+            if type(held) is DeterministicTask:
+                task = held
+            elif isinstance(held, RuntimeError):
+                error = held
+        if task is None:
             raise self._violation(
                 "workflow code called asyncio.Task; such a task cannot be ordered: use asyncio.create_task", found="asyncio.Task"
             )
-        for error in referents:
-            if isinstance(error, RuntimeError) and ("different loop" in str(error) or "bad yield" in str(error)):
-                violation = self._violation(
-                    "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
-                    "worker) outside a step; move it into `await step.run(...)`",
-                    reversed([frame for task in tasks for frame in frames_of(task)]),
-                    found="an awaitable of another event loop",
-                )
-                error.args = (str(violation),)
-                error.__cause__ = violation
+        if error is not None and ("different loop" in str(error) or "bad yield" in str(error)):
+            violation = self._violation(
+                "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
+                "worker) outside a step; move it into `await step.run(...)`",
+                reversed(list(frames_of(task))),
+                found="an awaitable of another event loop",
+            )
+            error.args = (str(violation),)
+            error.__cause__ = violation
 
     def _refuse_as_completed(self, coro: Generator[Any, None, Any] | Coroutine[Any, Any, Any]) -> None:
         frame: FrameType | None = _getframe(2)
