@@ -11,6 +11,7 @@ import typer
 
 from ..errors import StepfoldError
 from . import inbox, run, topics
+from .demo import demo
 from .dev import dev
 from .problems import Exit, Problem, code_of
 from .worker import worker
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Durable workflows on an append-only log: Kafka, SQLite or memory.",
     epilog="Exit codes: 0 done; 1 done, and the answer is no; 2 not understood; 3 not found; 4 the log cannot be used.",
 )
+app.command()(demo)
 app.command()(dev)
 app.command()(worker)
 app.add_typer(run.app, name="run")

@@ -192,7 +192,7 @@ def _request_schemas() -> dict[str, dict[str, Any]]:
     return {
         "start": request(
             "start",
-            "Start a run. The same `run_id` again starts nothing; without one it is derived from the record's place or CloudEvent.",
+            "Start a run. The same `run_id` again starts nothing. Without one it is made from the record's place or CloudEvent.",
             ["workflow"],
             workflow={**text, "description": "The workflow's id."},
             version={**text, "description": "Of the workflow; without it the newest that the worker knows."},

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from ..fold import PartitionState, fold
 from ..log import Log
 from .output import console, local, remark
 from .picture import event_row
-from .target import App, UrlOption, connected, load, run_async
+from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, until_first
 
 LOOK_S = 0.4
 STOP_S = 5.0
@@ -71,15 +70,22 @@ def local_kafka(namespace: str, options: str = "") -> Generator[str]:
         yield url
 
 
-def start_worker(app: str, url: str, *options: str, quiet: bool = False) -> subprocess.Popen[bytes]:
-    """`stepfold worker` as a child that ends with this process, but not with this terminal's Ctrl-C: that is for us to handle."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stepfold.cli.app", "worker", app, "--url", url, "--with-parent", *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL if quiet else None,
-        stderr=subprocess.DEVNULL if quiet else None,
-        start_new_session=True,
-    )
+def start_worker(
+    app: str, url: str, *options: str, output: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """`stepfold worker` as a child that ends with this process, but not with this terminal's Ctrl-C: that is for us to handle.
+
+    `output`: the file that it prints to, instead of where this process prints; `env`: added to the environment.
+    """
+    with output.open("ab") if output is not None else contextlib.nullcontext() as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "stepfold.cli.app", "worker", app, "--url", url, "--with-parent", *options],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+        )
 
 
 def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) -> None:
@@ -95,22 +101,12 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
 
 
 async def _develop(app: str, client: Client) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    end_as_with_ctrl_c()
     out = console()
     async with connected(client, may_create=True):
         remark(f"log {client.log.name}; start a run with: stepfold run start WORKFLOW --data JSON --url {client.log.name}")
-        ends = asyncio.create_task(stop.wait())
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        work = asyncio.gather(_keep_running(app, client.log.name), *printing)
-        await asyncio.wait([ends, work], return_when=asyncio.FIRST_COMPLETED)
-        ends.cancel()
-        if work.done():
-            work.result()
-        work.cancel()
-        await asyncio.gather(work, ends, return_exceptions=True)
+        await until_first(_keep_running(app, client.log.name), *printing)
 
 
 async def _keep_running(app: str, url: str) -> None:

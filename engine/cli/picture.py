@@ -305,9 +305,13 @@ def event_row(event: Event) -> tuple[Text, str, Text]:
 def event_line(event: Event, first_ms: int) -> Text:
     """An event on one line, with the time since the run began."""
     kind, step_id, said = event_row(event)
-    since = f"{((event.timestamp or event.at) - first_ms) / 1000:+9.3f} s  "
     kind.pad_right(18 - len(kind.plain))
-    return Text.assemble((since, "dim"), kind, f"{step_id:<20} ", (said.plain, "dim"))
+    return Text.assemble((since((event.timestamp or event.at) - first_ms), "dim"), kind, f"{step_id:<16} ", (said.plain, "dim"))
+
+
+def since(ms: int) -> str:
+    """The time since something, as a column of its own."""
+    return f"{ms / 1000:+9.3f} s  "
 
 
 def history_table(events: Sequence[Event]) -> Table:

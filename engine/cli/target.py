@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import AsyncGenerator, Coroutine
@@ -118,3 +119,25 @@ def check_reachable(client: Client, *, may_create: bool) -> None:
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's work to its end."""
     return asyncio.run(coroutine)
+
+
+async def until_first(*work: Coroutine[Any, Any, None]) -> None:
+    """Do all of it until the first has ended, then stop the others. Raises what ended it."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def end_as_with_ctrl_c() -> None:
+    """SIGTERM ends this command as Ctrl-C does, so that it takes its child processes along."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -1,0 +1,264 @@
+"""`stepfold demo`: an order through a failing step, a sleep, a signal, parallel steps and the death of its worker.
+
+This process starts workers, sends the signal, kills, and looks; what it shows it reads from the log. Workers are the command
+that users start. What the steps did is counted in the file that they write to, and compared with what the history says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..client import Client
+from ..events import Event
+from ..fold import RunState
+from .dev import local_kafka, start_worker, stop_worker
+from .follow import follow
+from .output import console, show, table
+from .picture import event_line, history_table, run_picture, since, steps_of
+from .problems import Exit, Problem
+from .target import connected, end_as_with_ctrl_c, run_async, until_first
+
+APP = "stepfold.cli.demo_app:client"
+EFFECTS = "STEPFOLD_DEMO_EFFECTS"
+RUN_ID = "order-42"
+PATIENCE_S = 60
+STEPS = ("reserve", "charge", "parcel/pack", "parcel/label", "parcel/invoice", "ship")
+
+
+def demo(
+    kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here; nothing to install.")] = False,
+) -> None:
+    """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all held."""
+    end_as_with_ctrl_c()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepfold-demo-")))
+        url = f"sqlite:///{folder / 'demo.db'}"
+        if kafka:
+            # Kafka notices a dead worker by its silence: here after 2 s, usually after 10.
+            url = stack.enter_context(local_kafka("demo", "?session_timeout_s=2"))
+        performance = Performance(url, folder)
+        try:
+            run_async(performance.perform())
+        except TimeoutError:
+            raise Problem(f"the demo did not end within {PATIENCE_S} s; {performance.last_words()}", Exit.NO) from None
+        finally:
+            performance.clear_away()
+        if not performance.review():
+            raise Problem("not everything held; see above", Exit.NO)
+
+
+class Performance:
+    """What is on the stage, and what has been seen."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.client = Client(url)
+        self.effects = folder / "effects.jsonl"
+        self.effects.touch()
+        self.order = {"order_id": "42", "items": ["lamp", "book"]}
+        self.out = console()
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.logs = {name: folder / f"worker-{name}.log" for name in "AB"}
+        self.killed: str | None = None
+        self.began_before_kill: Counter[str] = Counter()
+        self.done_before_kill: Counter[str] = Counter()
+        self.run: RunState | None = None
+        self.events: list[Event] = []
+        self.owner: str | None = None
+        self.begun_at = 0
+        self._live: Live | None = None
+
+    # -- the performance
+
+    async def perform(self) -> None:
+        """From the first worker to the end of the run. Raises TimeoutError, LogUnavailable and Problem."""
+        async with connected(self.client, may_create=True), asyncio.timeout(PATIENCE_S):
+            self.begun_at = self.client.log.now()
+            if self.out.is_terminal:
+                self._live = Live(get_renderable=self.stage, console=self.out, refresh_per_second=8, transient=True)
+                self._live.start()
+            try:
+                for name, log in self.logs.items():
+                    self.workers[name] = start_worker(APP, self.url, output=log, env={EFFECTS: str(self.effects)})
+                pids = " and ".join(f"{name} (process {worker.pid})" for name, worker in self.workers.items())
+                self.say(f"workers {pids} share {self.client.log.name}")
+                await self.start()
+                await until_first(self.follow(), self.watch_over_workers())
+            finally:
+                if self._live is not None:
+                    self._live.stop()
+
+    async def start(self) -> None:
+        """Ask for the run: by a plain Kafka record where there is an inbox, else by the client."""
+        if not self.url.startswith("kafka://"):
+            await self.client.start_workflow("order", self.order, run_id=RUN_ID)
+            self.say(f"started {RUN_ID}; that is durable, whether or not anybody serves it yet")
+            return
+        bootstrap, _, namespace = self.client.log.name.removeprefix("kafka://").partition("/")
+        request = {"type": "start", "workflow": "order", "run_id": RUN_ID, "data": self.order}
+        script = Path(__file__).with_name("demo_producer.py")
+        producer = await asyncio.create_subprocess_exec(
+            sys.executable, script, bootstrap, f"{namespace}.inbox", json.dumps(request)
+        )
+        if await producer.wait() != 0:
+            raise Problem("the Kafka producer could not publish the start", Exit.LOG)
+        self.say(f"a plain Kafka producer, without stepfold, has put a start into {namespace}.inbox")
+
+    async def follow(self) -> None:
+        """See every event as it comes, and do what the script says at that point."""
+        async with aclosing(follow(self.client.log, RUN_ID, wait_for_start=True)) as all_news:
+            async for event, self.run, owner in all_news:
+                if owner != self.owner and self.killed and owner is not None:
+                    self.say(f"worker {self.name_of(owner)} has taken over: it reads the history and goes on from there")
+                self.owner = owner
+                if event is None:
+                    continue
+                self.events.append(event)
+                if self._live is None:
+                    show(event_line(event, self.begun_at))
+                if event.type == "wait-started":
+                    await self.approve()
+                if self.killed is None and {"parcel/label", "parcel/invoice"} <= self.completed():
+                    self.kill()
+
+    async def approve(self) -> None:
+        await asyncio.sleep(0.8)
+        self.say('somebody approves: stepfold run signal order-42 approve --data \'{"by": "Ada"}\'')
+        await self.client.run(RUN_ID).signal("approve", {"by": "Ada"})
+
+    def kill(self) -> None:
+        """SIGKILL to the worker that is packing."""
+        effects = self.read_effects()
+        packing = next(effect["pid"] for effect in effects if effect["step"] == "parcel/pack")
+        name = next(name for name, worker in self.workers.items() if worker.pid == packing)
+        self.killed = name
+        self.workers[name].send_signal(signal.SIGKILL)
+        self.workers[name].wait()
+        for effect in self.read_effects():
+            (self.began_before_kill if effect["what"] == "began" else self.done_before_kill)[effect["step"]] += 1
+        self.say(f"kill -9 {packing}: worker {name} is dead in the middle of parcel/pack", "bold red")
+
+    async def watch_over_workers(self) -> None:
+        """Raises Problem when a worker ends that nobody killed."""
+        while True:
+            for name, worker in self.workers.items():
+                if worker.poll() is not None and name != self.killed:
+                    raise Problem(f"worker {name} ended with {worker.returncode}; {self.last_words()}", Exit.NO)
+            await asyncio.sleep(0.2)
+
+    def clear_away(self) -> None:
+        """No process stays behind."""
+        for worker in self.workers.values():
+            stop_worker(worker)
+
+    # -- what is seen
+
+    def completed(self) -> set[str]:
+        return {step.step_id for step in steps_of(self.run, self.events) if step.state == "done"} if self.run else set()
+
+    def read_effects(self) -> list[dict[str, Any]]:
+        return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
+
+    def name_of(self, owner: str) -> str:
+        """Worker names are host-pid-something."""
+        pid = int(owner.rsplit("-", 2)[1])
+        return next((name for name, worker in self.workers.items() if worker.pid == pid), "?")
+
+    def say(self, text: str, style: str = "bold") -> None:
+        """Tell what this process does."""
+        line = Text.assemble((since(self.client.log.now() - self.begun_at), "dim"), ("▸ " + text, style))
+        if self._live is not None:
+            self.out.print(line)
+        else:
+            show(line)
+
+    def stage(self) -> RenderableType:
+        """What the terminal shows while it goes on."""
+        grid = Table.grid(padding=(0, 3, 0, 0))
+        cells: list[Text] = []
+        for name, worker in self.workers.items():
+            if name == self.killed:
+                state = ("killed by SIGKILL", "red")
+            elif self.owner is not None and self.name_of(self.owner) == name:
+                state = ("owns the run", "green")
+            else:
+                state = ("stands by", "dim")
+            cells.append(Text.assemble((f"worker {name} ", "bold"), (f"{worker.pid} ", "dim"), state))
+        grid.add_row(*cells)
+        if self.run is None:
+            return Group("", grid)
+        picture = run_picture(self.run, self.events, self.owner, now_ms=self.client.log.now())
+        return Group("", grid, "", picture)
+
+    def last_words(self) -> str:
+        """The end of what the workers logged."""
+        lines = [line for log in self.logs.values() if log.exists() for line in log.read_text().splitlines()]
+        return f"the workers' last words: {' | '.join(lines[-4:])}" if lines else "the workers said nothing"
+
+    # -- after it
+
+    def review(self) -> bool:
+        """Print what happened, and whether it was as promised."""
+        run = self.run
+        assert run is not None
+        show("", run_picture(run, self.events, None, now_ms=0))
+        show("", Text("The history, as anyone may read it", "bold underline"), history_table(self.events), "")
+        checks = self.count_effects(run)
+        show("")
+        for held, text in checks:
+            show(Text.assemble(("✔ ", "green") if held else ("✗ ", "red"), text))
+        return all(held for held, _ in checks)
+
+    def count_effects(self, run: RunState) -> list[tuple[bool, str]]:
+        """Print how often each step ran, by what it did; gives what must hold."""
+        effects = self.read_effects()
+        began = Counter(effect["step"] for effect in effects if effect["what"] == "began")
+        done = Counter(effect["step"] for effect in effects if effect["what"] == "done")
+        in_history = {step.step_id: step for step in steps_of(run, self.events)}
+        made = table(
+            "step", "began", "finished", "attempts in the history", "", right=("began", "finished", "attempts in the history")
+        )
+        for step_id in STEPS:
+            step = in_history[step_id]
+            failed = step.attempts - step.lost - 1
+            why = ", ".join(
+                words
+                for count, words in ((failed, "failed once and was tried again"), (step.lost, "lost once with its worker"))
+                if count
+            )
+            made.add_row(step_id, str(began[step_id]), str(done[step_id]), str(step.attempts), Text(why, "dim"))
+        show(Text("What the steps did, counted in the file they write to", "bold underline"), made)
+        before = self.done_before_kill
+        packers = [effect["pid"] for effect in effects if effect["step"] == "parcel/pack"]
+        return [
+            (run.phase == "completed", f"the run {run.phase}"),
+            (all(done[step_id] == 1 for step_id in STEPS), "every step did its work once"),
+            (
+                bool(before) and all(began[step_id] == self.began_before_kill[step_id] for step_id in before),
+                f"none of the {len(before)} steps that had finished before the kill ran again",
+            ),
+            (
+                all(began[step_id] == in_history[step_id].attempts for step_id in STEPS),
+                "the history tells of every attempt that began, also of the one that died",
+            ),
+            (
+                len(set(packers)) == 2,
+                f"parcel/pack began in process {packers[0]}, which was killed, and finished in {packers[-1]}",
+            ),
+        ]
