@@ -173,7 +173,7 @@ class Author:
 WORK = ("start", "complete", "fail", "attempt", "sleep", "wait", "wake", "time_out", "signal", "let_go")
 RARE = ("cancel", "stand", "end", "claim", "time")
 NOISE = ("repeat", "stale", "stale_claim", "foreign", "newer", "newer_claim", "garbage", "spoil")
-ACTIONS: tuple[str, ...] = (*WORK, *WORK, *WORK, *RARE, *NOISE)
+ACTIONS: list[str] = [*WORK, *WORK, *WORK, *RARE, *NOISE]
 
 SMALL = st.integers(0, 11)
 CHOICE: st.SearchStrategy[Choice] = st.tuples(st.sampled_from(ACTIONS), SMALL, SMALL)
