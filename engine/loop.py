@@ -435,7 +435,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         error: RuntimeError | None = None
         for held in gc.get_referents(step):
             if type(held) is DeterministicTask:
-                task = held
+                task = cast("DeterministicTask[Any]", held)
             elif isinstance(held, RuntimeError):
                 error = held
         if task is None:
