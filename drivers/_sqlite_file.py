@@ -100,8 +100,12 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connections do not wait for locks by themselves, begin no transactions and check their thread."""
-    return sqlite3.connect(path, timeout=0, isolation_level=None)
+    """Connections do not wait for locks by themselves and begin no transactions; one thread at a time may use them."""
+    return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+
+
+class Locked(Exception):
+    """Another process has the file, and the caller did not want to wait for it."""
 
 
 class Writer:
@@ -174,8 +178,16 @@ class Writer:
         return self._connection.execute(query, parameters).fetchone()[0]
 
     @contextlib.contextmanager
-    def _transaction(self) -> Generator[None]:
-        patiently(lambda: self._connection.execute("BEGIN IMMEDIATE"))
+    def _transaction(self, *, wait: bool = True) -> Generator[None]:
+        if wait:
+            patiently(lambda: self._connection.execute("BEGIN IMMEDIATE"))
+        else:
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if _code(error) == sqlite3.SQLITE_BUSY:
+                    raise Locked from error
+                raise
         try:
             yield
             self._connection.execute("COMMIT")
@@ -194,15 +206,18 @@ class Writer:
         self,
         appends: Sequence[tuple[int, Sequence[Entry]]],
         checkpoints: Sequence[tuple[int, Mapping[str, bytes | None]]] = (),
+        *,
+        wait: bool = True,
     ) -> tuple[list[list[Ack]], dict[int, list[Row]]]:
         """One transaction: append entries to partitions, store checkpoints (None: delete).
 
-        Returns the acks of each append, and what each partition was given, which stands there without a gap.
+        Returns the acks of each append, and what each partition was given, which stands there without a gap. With `wait`
+        false, raises Locked (and nothing was done) while another process has the file.
         """
         self._check_file()
         with explaining(self._path):
             try:
-                with self._transaction():
+                with self._transaction(wait=wait):
                     self._refresh()
                     done = self._append(appends)
                     for partition, items in checkpoints:
