@@ -152,7 +152,7 @@ class GroupMember:
                 self._end(ConfigError(f"group {self._namespace.group} refuses this worker: {_explain(error)}"))
                 return
             except (KafkaError, LogUnavailable) as error:
-                log.warning("group %s: %r; trying again", self._namespace.group, error)
+                log.info("group %s: %r; trying again", self._namespace.group, error)
             except Exception as error:  # noqa: BLE001 - a background task does not die silently
                 log.exception("membership of group %s failed", self._namespace.group)
                 self._end(LogUnavailable(f"membership of group {self._namespace.group} failed: {error!r}"))
