@@ -143,11 +143,17 @@ class Execution:
 
     def take_requested(self) -> list[Op]:
         """The ops asked for since the last call and still waited for."""
-        found, self._requested = self._requested, []
+        found = self._requested
+        if len(found) == 1:
+            self._requested = []
+            return found if found[0].id in self.ops else []
+        self._requested = []
         return [op for op in found if self.ops.get(op.id) is op]
 
     def take_dropped(self) -> list[Op]:
         """The ops that the code has let go of since the last call."""
+        if not self._dropped:
+            return []
         found, self._dropped = self._dropped, []
         return found
 
@@ -167,15 +173,18 @@ class Execution:
 
         Raises CancelledError when the run is being cancelled and this is no shield.
         """
-        task = asyncio.current_task()
-        if not isinstance(task, DeterministicTask) or task.get_loop() is not self.loop:
+        if self.loop.abandoned:
+            return Op(base_id, call, source, self.loop.create_future(), None)
+        if not self.loop.is_running():
             raise RuntimeError(
                 f"step {base_id!r} of run {self.run.id!r} was called outside its workflow: from a step function, "
                 f"another run, or after the run ended"
             )
-        if self.cancelling and not task.shielded:
-            self._swallow()
-            raise asyncio.CancelledError(self.run.reason or "the run is being cancelled")
+        if self.cancelling:
+            task = asyncio.current_task()
+            if not isinstance(task, DeterministicTask) or not task.shielded:
+                self._swallow()
+                raise asyncio.CancelledError(self.run.reason or "the run is being cancelled")
         count = self._counts.get(base_id, 0) + 1
         op_id = base_id if count == 1 else f"{base_id}#{count}"
         if count > 1:

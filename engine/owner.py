@@ -290,23 +290,28 @@ class Owner:
             change = self._fold_one(state, record)
             if change is None or not self.active:
                 continue
-            if change.run is None:
+            run = change.run
+            if run is None:
                 if state.claim != self.claim:
                     logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
                     self._end()
                 continue
-            self._react(change.event, change.run)
+            self._react(change.event, run)
         if self._since_checkpoint >= self.worker.settings.checkpoint_records:
             self._checkpoint_due.set()
 
     def _react(self, event: dict[str, Any], run: RunState) -> None:
         live = self.live.get(run.id)
+        kind = event["type"]
+        if kind == "step-completed" and live is not None:  # nine in ten
+            live.attempts.pop(event["step_id"], None)
+            self._advance(live)
+            return
         if run.ended:
             if live is not None:
                 self._close(live)
             self.waiting.discard(run.id)
             return
-        kind = event["type"]
         if live is None:
             if kind == "cancel-requested" and run.phase == "quarantined":
                 self._emit(run, "cancelled", reason=run.reason)
@@ -324,8 +329,6 @@ class Owner:
             op = live.execution.ops.get(step_id)
             if kind == "attempt-lost" and op is not None:
                 self._dispatch(live, op)
-        elif kind == "step-completed":
-            live.attempts.pop(event["step_id"], None)
         elif kind == "quarantined":
             self._close(live)
             return
@@ -382,8 +385,7 @@ class Owner:
         if isinstance(call, StepCall):
             known = run.open.get(op.id)
             step = known if isinstance(known, OpenStep) else None
-            now = self.log.now()
-            if step is not None and step.next_at is not None and step.next_at > now:
+            if step is not None and step.next_at is not None and step.next_at > self.log.now():
                 heapq.heappush(self._timers, (step.next_at, run.id, op.id))
                 self._set_timer()
             elif step is not None and step.started:

@@ -1,5 +1,6 @@
-"""What helps to test: the conformance suite for drivers."""
+"""What helps to test: virtual time for workflows, and the conformance suite for drivers."""
 
-from .suite import LogSuite as LogSuite
+from .suite import LogSuite
+from .virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual
 
-__all__ = ["LogSuite"]
+__all__ = ["START_MS", "LogSuite", "VirtualDeadlock", "VirtualTimeLoop", "run_virtual"]
