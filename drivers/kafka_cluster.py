@@ -243,8 +243,8 @@ class _Uuid(AbstractType[str]):
 
 
 class _MetadataResponse(Response):
-    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - declared as a property, used as a constant
-    API_VERSION = 12  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
+    API_VERSION = 12  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - as the line before
     SCHEMA = Schema(
         ("throttle_time_ms", Int32),
         (

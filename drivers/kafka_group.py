@@ -46,6 +46,7 @@ from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
 HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""
 _PROTOCOL: Final = "stepfold-sticky"
+_NOT_STATIC: Final[Any] = None  # which aiokafka's annotations do not foresee
 _LANE: Final = "group"
 _OFFSETS_LANE: Final = "offsets"  # not behind a join that waits for the others
 _HOPELESS: Final = (
@@ -175,14 +176,14 @@ class GroupMember:
         metadata = ConsumerProtocolMemberMetadata(0, [self._namespace.history], had).encode()
         timeout_ms = self._session_timeout_ms
         joined = await self._ask(
-            JoinGroupRequest(group, timeout_ms, timeout_ms, self._member_id, None, "consumer", [(_PROTOCOL, metadata)])  # pyright: ignore[reportArgumentType] - None: not static
+            JoinGroupRequest(group, timeout_ms, timeout_ms, self._member_id, _NOT_STATIC, "consumer", [(_PROTOCOL, metadata)])
         )
         if joined.member_id:
             self._member_id = joined.member_id
         _raise_for(joined.error_code)
         self._generation = joined.generation_id
         shares = self._share(joined.members) if joined.leader_id == joined.member_id else []
-        synced = await self._ask(SyncGroupRequest(group, self._generation, self._member_id, None, shares))  # pyright: ignore[reportArgumentType]
+        synced = await self._ask(SyncGroupRequest(group, self._generation, self._member_id, _NOT_STATIC, shares))
         _raise_for(synced.error_code)
         mine = ConsumerProtocolMemberAssignment.decode(synced.member_assignment)
         self.assignment = frozenset(place.partition for place in mine.partitions())

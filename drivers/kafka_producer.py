@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.errors import DuplicateSequenceNumber, KafkaError, LeaderNotAvailableError, NoError, for_code
@@ -25,6 +25,7 @@ from .kafka_cluster import BACKOFF_S, Backoff, Cluster, copy_of, log, name_of
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
+_NOT_TRANSACTIONAL: Final[Any] = None  # which aiokafka's annotations do not foresee
 
 
 class Message(NamedTuple):
@@ -147,7 +148,7 @@ class Producer:
         started = time.monotonic()
         while True:
             try:
-                answer = await self._cluster.ask(None, InitProducerIdRequest(None, 2**31 - 1), self._lane)  # pyright: ignore[reportArgumentType] - None: not transactional
+                answer = await self._cluster.ask(None, InitProducerIdRequest(_NOT_TRANSACTIONAL, 2**31 - 1), self._lane)
                 error = for_code(answer.error_code)
                 if error is NoError:
                     self._id, self._epoch = answer.producer_id, answer.producer_epoch

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
-from kafka_container import KafkaContainer
 from kafka_suite import Broker
 
 from stepfold.drivers.broker import LocalBroker
@@ -30,9 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--broker", choices=["local", "docker"], default="local", help="which Kafka to start for the tests")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"kafka_bootstrap", "kafka_broker"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("kafka")
+
+
 @pytest.fixture(scope="session")
 def new_broker(pytestconfig: pytest.Config) -> Callable[[], Broker]:
-    return KafkaContainer if pytestconfig.getoption("broker") == "docker" else LocalBroker
+    if pytestconfig.getoption("broker") == "docker":
+        from kafka_container import KafkaContainer  # only now: Docker's client takes a while to import
+
+        return KafkaContainer
+    return LocalBroker
 
 
 @pytest.fixture(scope="session")
