@@ -1,0 +1,242 @@
+"""Reads a stepfold history by its published rule (docs/audit.md), without a line of stepfold.
+
+    python raw_reader.py orders.db                       an SQLite log
+    python raw_reader.py localhost:9092 shop             the namespace "shop" on Kafka (needs aiokafka)
+
+Prints for each run its state, how many steps it completed, and how often it ended.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import re
+import sqlite3
+import sys
+import zlib
+from importlib import import_module
+from typing import Any, cast
+
+# The fields of a well-formed event: i integer, s string, o object, e error, * anything; ? or null; in brackets: may be absent.
+REQUEST, DECISION = "run_id:s request:s ", "run_id:s claim:i (version:s?) "
+STEP = DECISION + "step_id:s "
+Event = dict[str, Any]
+FIELDS = {
+    "claim": "prev:i owner:s? nonce:s",
+    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?)",
+    "signal-received": REQUEST + "signal:s data:*",
+    "cancel-requested": REQUEST + "(reason:s?)",
+    "step-completed": STEP + "attempt:i result:*",
+    "step-failed": STEP + "attempt:i error:e next_at:i?",
+    "attempt-started": STEP + "attempt:i",
+    "attempt-lost": STEP + "attempt:i",
+    "step-heartbeat": STEP + "attempt:i details:*",
+    "step-cancelled": STEP,
+    "sleep-scheduled": STEP + "wake_at:i",
+    "sleep-completed": STEP,
+    "wait-started": STEP + "signal:s timeout_at:i?",
+    "wait-timed-out": STEP,
+    "workflow-unknown": DECISION,
+    "quarantined": DECISION + "error:e",
+    "resumed": DECISION,
+    "completed": DECISION + "result:*",
+    "failed": DECISION + "error:e",
+    "cancelled": DECISION + "(reason:s?)",
+}
+BECOMES = {
+    "quarantined": ("open", "quarantined"),
+    "resumed": ("quarantined", "open"),
+    "completed": ("open", "completed"),
+    "failed": ("open", "failed"),
+}
+RUN_ID = re.compile("(?!@)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
+DAY_MS = 24 * 3600 * 1000
+
+
+def has(event: Event, field: str) -> bool:
+    name, _, kind = field.strip("()").partition(":")
+    if name not in event:
+        return field[0] == "("
+    value = event[name]
+    if kind[0] == "i" and type(value) is int:
+        return -(2**63) <= value < 2**64
+    if kind[0] == "e" and isinstance(value, dict):
+        return all(has(cast(Event, value), text) for text in ("type:s", "message:s", "(traceback:s?)", "(step_id:s?)"))
+    return kind[0] == "*" or (kind[-1] == "?" and value is None) or type(value) is {"s": str, "o": dict}.get(kind[0])
+
+
+def number(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(text)
+    return float(text) if set(text) & set(".eE") else int(text)
+
+
+def parse(value: bytes) -> Event | None:
+    """The event in a record's value; None for what is not well-formed."""
+    try:
+        event: Any = json.loads(value.decode(), parse_int=number, parse_float=number, parse_constant=number)
+        json.dumps(event, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not has(cast(Event, event), "type:s"):
+        return None
+    found = cast(Event, event)
+    fields = f"v:i at:i {FIELDS.get(found['type'], 'nothing:s')}".split()
+    return found if all(has(found, field) for field in fields) else None
+
+
+class Run:
+    def __init__(self, request: str, now: int) -> None:
+        self.state, self.now, self.steps, self.cancelling, self.unknown = "open", now, 0, False, False
+        self.open: dict[
+            str, Any
+        ] = {}  # step id -> ("step", attempts over, announced) | ("sleep", until) | ("wait", until, signal)
+        self.requests, self.done = {request}, set[str]()
+        self.signals: dict[str, int] = {}  # name -> how many were not taken
+        self.taken: dict[str, str] = {}  # step id of a wait -> the name of the signal it was given
+
+    def close(self, step: str) -> None:
+        self.open.pop(step, None)
+        self.done.add(step)
+
+    def match(self, signal: str, more: int = 0) -> None:
+        """The oldest signal of a name goes to the oldest wait for it."""
+        self.signals[signal] = self.signals.get(signal, 0) + more
+        step = next((step for step, entry in self.open.items() if entry[0] == "wait" and entry[2] == signal), None)
+        if step is not None and self.signals[signal]:
+            self.signals[signal] -= 1
+            self.taken[step] = signal
+            self.close(step)
+
+    def accept(self, event: Event) -> bool:
+        """Whether the precondition holds; if so, what follows."""
+        kind, step = event["type"], event.get("step_id", "")
+        known = self.open.get(step)
+        fresh = bool(step) and known is None and step not in self.done
+        if "attempt:i" in FIELDS[kind]:
+            over, announced = known[1:] if known and known[0] == "step" else (0, False)
+            if not (fresh or (known and known[0] == "step")) or event["attempt"] != over + 1:
+                return False
+            if kind == "attempt-started" and announced:
+                return False
+            if kind == "step-completed" or (kind == "step-failed" and event["next_at"] is None):
+                self.close(step)
+                self.steps += kind == "step-completed"
+            elif kind in ("step-failed", "attempt-lost"):
+                self.open[step] = ("step", over + 1, False)
+            else:
+                self.open[step] = ("step", over, announced or kind == "attempt-started")
+        elif kind in ("sleep-scheduled", "wait-started"):
+            if not fresh:
+                return False
+            if kind == "sleep-scheduled":
+                self.open[step] = ("sleep", event["wake_at"])
+            else:
+                self.open[step] = ("wait", event["timeout_at"], event["signal"])
+                self.match(event["signal"])
+        elif kind in ("sleep-completed", "wait-timed-out"):
+            if not known or known[0] != kind.partition("-")[0] or known[1] is None or event["at"] < known[1]:
+                return False
+            self.close(step)
+        elif kind == "step-cancelled":
+            if not known and step not in self.taken:
+                return False
+            self.close(step)
+            if not known:
+                self.match(self.taken.pop(step), 1)  # the signal it had been given goes back
+        elif kind in ("signal-received", "cancel-requested"):
+            if event["request"] in self.requests or (kind == "cancel-requested" and self.cancelling):
+                return False
+            self.requests.add(event["request"])
+            if kind == "cancel-requested":
+                self.cancelling = True
+            else:
+                self.match(event["signal"], 1)
+        elif kind == "workflow-unknown":
+            if self.unknown:
+                return False
+        elif kind == "cancelled":
+            if not self.cancelling:
+                return False
+            self.state = "cancelled"
+        elif kind in BECOMES and self.state == BECOMES[kind][0]:
+            self.state = BECOMES[kind][1]
+        else:
+            return False
+        if "claim:i" in FIELDS[kind]:
+            self.unknown = kind == "workflow-unknown"
+        return True
+
+
+class Partition:
+    def __init__(self, number: int, count: int) -> None:
+        self.number, self.count, self.claim, self.format = number, count, -1, 1
+        self.open, self.last = dict[str, Run](), dict[str, Run]()
+        self.ended_at, self.ends = dict[str, int](), dict[str, int]()
+
+    def take(self, offset: int, timestamp: int, key: str, value: bytes) -> bool:
+        """Whether the record is accepted."""
+        event = parse(value)
+        if event is None:
+            return False
+        if event["type"] == "claim":
+            if key != "@claim" or event["prev"] != self.claim:
+                return False
+            self.claim, self.format = offset, event["v"]
+            return True
+        if event["v"] > self.format or event["run_id"] != key:
+            return False
+        if "claim:i" in FIELDS[event["type"]] and event["claim"] != self.claim:
+            return False
+        run = self.open.get(key)
+        if run is None:
+            known = key in self.ended_at and timestamp < self.ended_at[key] + DAY_MS
+            if event["type"] != "started" or known or not RUN_ID.fullmatch(key):
+                return False
+            if zlib.crc32(key.encode()) % self.count != self.number:
+                return False
+            self.open[key] = self.last[key] = Run(event["request"], timestamp)
+            return True
+        if not run.accept(event):
+            return False
+        run.now = max(run.now, timestamp)
+        if run.state in ("completed", "failed", "cancelled"):
+            self.ended_at[key] = self.open.pop(key).now
+            self.ends[key] = self.ends.get(key, 0) + 1
+        return True
+
+
+def read_sqlite(path: str) -> list[Partition]:
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
+        [[count]] = file.execute("SELECT value FROM meta WHERE name = 'partitions'")
+        partitions = [Partition(number, count) for number in range(count)]
+        rows = file.execute("SELECT partition, offset, timestamp, key, value FROM history ORDER BY partition, offset")
+        for number, *record in rows:
+            partitions[int(number)].take(*record)
+    return partitions
+
+
+async def read_kafka(servers: str, namespace: str) -> list[Partition]:
+    aiokafka: Any = import_module("aiokafka")
+    async with aiokafka.AIOKafkaConsumer(
+        f"{namespace}.history", bootstrap_servers=servers, auto_offset_reset="earliest"
+    ) as consumer:
+        while not consumer.assignment():
+            await consumer.getmany(timeout_ms=100)
+        places = sorted(consumer.assignment())
+        partitions = [Partition(place.partition, len(places)) for place in places]
+        ends = await consumer.end_offsets(places)
+        await consumer.seek_to_beginning()
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            for place, records in (await consumer.getmany(timeout_ms=500)).items():
+                for record in records:
+                    key, value = (record.key or b"").decode(errors="replace"), record.value or b""
+                    partitions[int(place.partition)].take(record.offset, record.timestamp, key, value)
+    return partitions
+
+
+if __name__ == "__main__":
+    found = read_sqlite(sys.argv[1]) if len(sys.argv) == 2 else asyncio.run(read_kafka(*sys.argv[1:]))
+    for partition in found:
+        for run_id, run in partition.last.items():
+            print(f"{run_id}\t{run.state}\t{run.steps} steps\t{partition.ends.get(run_id, 0)} ends")

@@ -1,0 +1,453 @@
+"""A run's history as a file: exported from the log, verified without it, replayed with today's code.
+
+One JSON object per line, each ending in the SHA-256 of its own bytes before `,"sha256"` and beginning with its number and
+the hash of the line before:
+
+    {"n":1,"prev":"000…","kind":"stepfold-export","format":1,"log_id":…,"partitions":4,"partition":2,"run_id":…,"claim":17,…}
+    {"n":2,"prev":"5be…","offset":18,"timestamp":…,"key":"order-42","value":"{\\"type\\":\\"started\\",…}","sha256":"c01…"}
+    …
+    {"n":9,"prev":"77a…","kind":"end","records":7,"log":"sqlite:///orders.db","exported_at":…,"sha256":"e4f…"}
+
+The records are the accepted ones of the run and the claims between them, so that the fold can judge them again: the header
+says which claim and format were current before. `value` is the record's value, byte for byte. Everything but the last line
+depends on the log alone: the head (the hash before it) is the same in every export of an ended run. Whoever keeps the head
+elsewhere can tell a file that was forged as a whole.
+
+Reading needs no log and no worker, and judges any bytes without an error of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, NamedTuple, cast
+
+import orjson
+
+from stepfold.client import Client
+from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, RunNotFound
+from stepfold.execution import Execution, Outcome
+from stepfold.fold import PartitionState, RunState, fold
+from stepfold.log import CLAIM_KEY, Log, Record, partition_of
+from stepfold.step import StepPorts
+from stepfold.workflow import Registry, Workflow
+
+FORMAT = 1
+_BEGINNING = "0" * 64
+_MARK = b',"sha256":"'
+_TAIL_BYTES = len(_MARK) + 64 + len(b'"}\n')
+_LINE = re.compile(rb'\{"n":([1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})",')
+_TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
+
+FilePath = str | os.PathLike[str]
+
+
+# -- export
+
+
+class Export(NamedTuple):
+    """What was written: the number of records, and the hash of the last one's line."""
+
+    records: int
+    head: str
+
+
+async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export:
+    """Write the history of a run, as far as it has got; of a run id used again, that of the last run.
+
+    Raises RunNotFound, LogUnavailable, and OSError where the file cannot be written.
+    """
+    partition = partition_of(run_id, log.partitions)
+    state = PartitionState(partition, log.partitions)
+    run: RunState | None = None
+    before = state.claim, state.format
+    kept: list[Record] = []
+    claims: list[Record] = []  # since the run's last record
+    for record in await log.find(partition, (run_id, CLAIM_KEY)):
+        current = state.claim, state.format
+        change = fold(state, record)
+        if change is None:
+            continue
+        if change.run is None:
+            claims.append(record)
+            continue
+        if change.run is not run:
+            run, before = change.run, current
+            kept.clear()
+            claims.clear()
+        kept += [*claims, record]
+        claims.clear()
+    if run is None:
+        raise RunNotFound(f"{log.name} has no run {run_id!r}")
+    chain = _Chain()
+    chain.add(
+        kind="stepfold-export",
+        format=FORMAT,
+        log_id=log.id,
+        partitions=log.partitions,
+        partition=partition,
+        run_id=run_id,
+        claim=before[0],
+        record_format=before[1],
+    )
+    for record in kept:
+        chain.add(offset=record.offset, timestamp=record.timestamp, key=record.key, value=record.value.decode())
+    head = chain.head
+    chain.add(kind="end", records=len(kept), log=log.name, exported_at=log.now())
+    await asyncio.to_thread(chain.write, file)
+    return Export(len(kept), head)
+
+
+class _Chain:
+    """Lines, each with the hash of the one before."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.head = _BEGINNING
+
+    def add(self, **fields: Any) -> None:
+        body = orjson.dumps({"n": len(self.lines) + 1, "prev": self.head, **fields})[:-1]
+        self.head = hashlib.sha256(body).hexdigest()
+        self.lines.append(b'%b%b%b"}\n' % (body, _MARK, self.head.encode()))
+
+    def write(self, file: FilePath | BinaryIO) -> None:
+        if isinstance(file, str | os.PathLike):
+            Path(file).write_bytes(b"".join(self.lines))
+        else:
+            file.writelines(self.lines)
+
+
+# -- verify
+
+Problem = Literal["unreadable", "altered", "missing", "moved", "rejected"]
+
+
+class Finding(NamedTuple):
+    """What is wrong, and with which line (from 1; 0: the whole file). "rejected": not a record that the fold accepts there."""
+
+    line: int
+    problem: Problem
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Whether a file is what was exported. `head`: the hash of the last record's line; `records`: how many there are."""
+
+    findings: list[Finding]
+    run_id: str | None
+    records: int
+    head: str | None
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong. That the file is the one exported, and not forged as a whole, only its head can tell."""
+        return not self.findings
+
+
+def verify(file: FilePath | BinaryIO) -> Verification:
+    """Check every byte of an export, and that the fold accepts its records. Raises nothing, whatever the file holds."""
+    history = _read(file)
+    header = history.header
+    return Verification(
+        history.findings,
+        header.run_id if header is not None else None,
+        len(history.records),
+        history.records[-1].hash if history.records else None,
+    )
+
+
+class _Line(NamedTuple):
+    place: int
+    n: int
+    prev: str
+    hash: str
+    fields: dict[str, Any]
+
+
+class _Header(NamedTuple):
+    run_id: str
+    partitions: int
+    partition: int
+    claim: int
+    record_format: int
+
+
+class _Record(NamedTuple):
+    place: int
+    hash: str
+    record: Record
+
+
+class _History:
+    """An export as it was read."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.header: _Header | None = None
+        self.records: list[_Record] = []
+        self.run: RunState | None = None
+        self.delivered_by: list[int] = []  # for each entry of the run's journal: the line that brought it
+        self.stood_still = False  # it was quarantined when it ended
+
+    def find(self, line: int, problem: Problem, message: str) -> None:
+        self.findings.append(Finding(line, problem, message))
+
+
+def _read(file: FilePath | BinaryIO) -> _History:
+    history = _History()
+    try:
+        data = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
+    except (OSError, ValueError) as error:
+        history.find(0, "unreadable", f"the file cannot be read: {error}")
+        return history
+    raw = data.split(b"\n")
+    lines = [_line(place, text + b"\n") for place, text in enumerate(raw[:-1], 1)]
+    if raw[-1]:
+        lines.append(None)  # without its end
+    _check_chain(history, lines)
+    _check_frame(history, lines)
+    if not history.findings:
+        _fold(history)
+    return history
+
+
+def _line(place: int, text: bytes) -> _Line | None:
+    """None: these are not the bytes that the hash was made of."""
+    start, tail = _LINE.match(text), _TAIL.fullmatch(text[-_TAIL_BYTES:])
+    if start is None or tail is None or hashlib.sha256(text[:-_TAIL_BYTES]).hexdigest().encode() != tail[1]:
+        return None
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return _Line(place, int(start[1]), start[2].decode(), tail[1].decode(), fields)
+
+
+def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
+    present = sorted(line.n for line in lines if line is not None)
+    expected = 1
+    before: _Line | None = None
+    for place, line in enumerate(lines, 1):
+        if line is None:
+            history.find(place, "altered", f"line {place} was altered: its bytes are not those that its hash was made of")
+            expected += 1
+        elif line.n < expected:
+            history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved here or repeated")
+        else:
+            here = bisect_left(present, line.n) - bisect_left(present, expected)  # those in between that stand further on
+            gone = line.n - expected - here
+            if gone:
+                history.find(place, "missing", f"before line {place}, {gone} of the lines of the export are missing")
+            elif here:
+                history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved")
+            elif before is not None and before.n == line.n - 1 and line.prev != before.hash:
+                history.find(
+                    place - 1, "altered", f"line {place - 1} was altered together with its hash: line {place} follows another"
+                )
+            elif line.n == 1 and line.prev != _BEGINNING:
+                history.find(place, "altered", f"line {place} is no beginning of an export")
+            expected = line.n + 1
+        before = line
+
+
+def _check_frame(history: _History, lines: Sequence[_Line | None]) -> None:
+    """Header, records and closing line, as far as they are intact."""
+    if not lines:
+        history.find(0, "missing", "the file is empty")
+        return
+    first, last = lines[0], lines[-1]
+    if first is not None and first.n == 1:
+        history.header = _header(first.fields)
+        if history.header is None:
+            history.find(1, "altered", "line 1 is not the header of an export that this version of stepfold knows")
+    closed = last is not None and last.fields.get("kind") == "end"
+    if last is not None and not closed:
+        history.find(len(lines) + 1, "missing", "the closing line is missing: the end of the export was cut off")
+    for line in lines[1 : len(lines) - closed]:
+        if line is None:
+            continue
+        record = _record(line.fields)
+        if record is None:
+            history.find(line.place, "altered", f"line {line.place} is intact, but no record of an export")
+        else:
+            history.records.append(_Record(line.place, line.hash, record))
+    if closed and last is not None and not history.findings and last.fields.get("records") != len(history.records):
+        history.find(last.place, "altered", "the closing line counts another number of records")
+
+
+def _header(fields: dict[str, Any]) -> _Header | None:
+    if fields.get("kind") != "stepfold-export" or fields.get("format") != FORMAT or type(fields.get("run_id")) is not str:
+        return None
+    numbers = [fields.get(name) for name in ("partitions", "partition", "claim", "record_format")]
+    if any(type(number) is not int for number in numbers) or cast(int, numbers[0]) < 1:
+        return None
+    return _Header(fields["run_id"], *cast(list[int], numbers))
+
+
+def _record(fields: dict[str, Any]) -> Record | None:
+    offset, timestamp, key, value = (fields.get(name) for name in ("offset", "timestamp", "key", "value"))
+    if type(offset) is int and type(timestamp) is int and type(key) is str and type(value) is str:
+        return Record(offset, timestamp, key, value.encode())
+    return None
+
+
+def _fold(history: _History) -> None:
+    header = history.header
+    assert header is not None
+    state = PartitionState(header.partition, header.partitions)
+    state.claim, state.format = header.claim, header.record_format
+    for place, _, record in history.records:
+        run = history.run
+        history.stood_still = run is not None and run.phase == "quarantined"
+        change = fold(state, record)
+        if change is None or (change.run is not None and (change.run.id != header.run_id or run not in (None, change.run))):
+            history.find(
+                place, "rejected", f"the record in line {place} (offset {record.offset}) is not accepted after those before it"
+            )
+            return
+        if change.run is not None:
+            history.run = change.run
+            history.delivered_by += [place] * (len(change.run.journal) - len(history.delivered_by))
+    if history.run is None:
+        history.find(0, "missing", "the export holds no record of its run")
+
+
+# -- replay
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What today's code makes of a history.
+
+    outcome   "agrees"      the code does what the history holds, and ends the same way if it has ended
+              "differs"     it does what the history holds, but ends in another way: `expected`, `found`
+              "diverges"    it asks for other steps: `expected`, `found`, and `source`, the lines (`file:line`) it did it at
+              "unknown"     no workflow of this id and version is registered
+              "damaged"     the file is not an intact export (see `verify`)
+    line      of the file: where code and history part
+    message   all of it, for a person
+    """
+
+    outcome: Literal["agrees", "differs", "diverges", "unknown", "damaged"]
+    message: str
+    run_id: str | None = None
+    expected: str = ""
+    found: str = ""
+    source: tuple[str, ...] = ()
+    line: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Today's code agrees with the history."""
+        return self.outcome == "agrees"
+
+
+def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
+    """Run the registered workflow's code over an exported history; no step is executed, nothing is written.
+
+    The client need not be connected, except where the code asks `ctx.ext` for something. Raises nothing but what ends a process.
+    """
+    history = _read(file)
+    if history.run is None or history.findings:
+        finding = history.findings[0]
+        return Replay("damaged", f"the file is not an intact export: {finding.message}", line=finding.line or None)
+    run = history.run
+    registry = workflows.registry if isinstance(workflows, Client) else workflows
+    workflow = registry.find(run.workflow, run.version)
+    if workflow is None:
+        version = f" version {run.version!r}" if run.version is not None else ""
+        return Replay(
+            "unknown", f"no workflow {run.workflow!r}{version} is registered; import the code that registers it", run.id
+        )
+    ports, ctx_ext = _extensions(workflows.log if isinstance(workflows, Client) else None)
+    execution = Execution(run, lambda execution: workflow.start(execution, ports, ctx_ext), len(run.journal))
+    try:
+        execution.advance()
+        return _compare(history, run, workflow, execution)
+    except NonDeterminism as error:
+        return Replay("diverges", str(error), run.id, error.expected, error.found, error.source, _where(history, execution))
+    except Exception as error:  # noqa: BLE001 - a replay tells what it meets
+        found = str(ErrorInfo.of(error))
+        message = f"the code of run {run.id!r} could not be replayed: {found}"
+        return Replay("diverges", message, run.id, "a run of the code", found, (), _where(history, execution))
+    finally:
+        execution.close()
+
+
+class _Missing:
+    """Stands for `step.ext` and `ctx.ext` where there is no connection."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ConfigError(f"the code asks its driver for {name!r}; replay with a client, inside `async with client:`")
+
+
+def _extensions(log: Log | None) -> tuple[StepPorts, Callable[[str], object]]:
+    async def send_signal(*_: Any) -> None:
+        raise AssertionError("a replay executes no step")
+
+    missing = _Missing()
+    if log is None:
+        return StepPorts(lambda _: missing, send_signal), lambda _: missing
+    return StepPorts(log.step_ext, send_signal), log.ctx_ext if log.partitions else lambda _: missing
+
+
+def _where(history: _History, execution: Execution) -> int | None:
+    if execution.position == 0:
+        return history.records[0].place
+    return history.delivered_by[execution.position - 1]
+
+
+def _compare(history: _History, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> Replay:
+    """The code has done all that the history holds; now the ends."""
+    agrees = Replay("agrees", f"today's code does what the history of run {run.id!r} holds, and it is {run.phase}", run.id)
+    if not run.ended or (run.phase == "cancelled" and history.stood_still):
+        return agrees
+    last = history.records[-1].place
+    if execution.outcome is None:
+        ops = list(execution.ops.values())
+        found = f"the code waits for {', '.join(map(str, ops[:5])) or 'nothing that is durable'}"
+        source = tuple(f"{op.source[0].co_filename}:{op.source[1]}" for op in ops if op.source is not None)
+        message = f"run {run.id!r}: the history holds that it is {run.phase}, but {found}"
+        return Replay("diverges", message, run.id, f"the run is {run.phase}", found, source, last)
+    expected, found = _recorded(run), _ended(workflow, execution.outcome)
+    if expected == found or (expected[0] == "PayloadTooLarge" and found[0] == "completed"):
+        return agrees
+    words, found_words = (" ".join(end)[:1000] for end in (expected, found))
+    return Replay(
+        "differs", f"run {run.id!r} ended as {words}; today's code ends as {found_words}", run.id, words, found_words, (), last
+    )
+
+
+def _recorded(run: RunState) -> tuple[str, str]:
+    if run.phase == "completed":
+        return "completed", _canonical(run.result)
+    if run.phase == "failed":
+        error = ErrorInfo.from_json(run.error)
+        return ("PayloadTooLarge", "") if error.type == "PayloadTooLarge" else ("failed", f"{error.type}: {error.message}")
+    return "cancelled", ""
+
+
+def _ended(workflow: Workflow[Any, Any], outcome: Outcome) -> tuple[str, str]:
+    error = outcome.error
+    if outcome.kind == "completed":
+        try:
+            return "completed", _canonical(orjson.loads(workflow.output.encode(outcome.value)))
+        except Exception as unencodable:  # noqa: BLE001 - as the owner takes it: the run has failed
+            error = unencodable
+    if error is None:
+        return "cancelled", ""
+    info = ErrorInfo.of(error)
+    return "failed", f"{info.type}: {info.message}"
+
+
+def _canonical(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
