@@ -10,7 +10,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import StepfoldError
-from . import inbox, run, topics
+from . import inbox, projection, run, topics
 from .demo import demo
 from .dev import dev
 from .problems import Exit, Problem, code_of
@@ -30,6 +30,7 @@ app.command()(worker)
 app.add_typer(run.app, name="run")
 app.add_typer(topics.app, name="topics")
 app.add_typer(inbox.app, name="inbox")
+app.add_typer(projection.app, name="projection")
 
 
 def main() -> NoReturn:

@@ -33,7 +33,7 @@ from .follow import follow
 from .output import console, show, table
 from .picture import event_line, history_table, run_picture, since, steps_of
 from .problems import Exit, Problem
-from .target import connected, end_as_with_ctrl_c, run_async, until_first
+from .target import connected, end_as_with_ctrl_c, load, run_async, until_first
 
 APP = "stepfold.cli.demo_app:client"
 EFFECTS = "STEPFOLD_DEMO_EFFECTS"
@@ -72,6 +72,7 @@ class Performance:
         self.client = Client(url)
         self.effects = folder / "effects.jsonl"
         self.effects.touch()
+        self.export = folder / f"{RUN_ID}.jsonl"
         self.order = {"order_id": "42", "items": ["lamp", "book"]}
         self.out = console()
         self.workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -103,6 +104,9 @@ class Performance:
             finally:
                 if self._live is not None:
                     self._live.stop()
+            from stepfold.projections.audit import export_run
+
+            await export_run(self.client.log, RUN_ID, self.export)
 
     async def play(self) -> None:
         """Start the run when the workers have shared out the log, and follow it to its end."""
@@ -241,7 +245,7 @@ class Performance:
         assert run is not None
         show("", run_picture(run, self.events, None, now_ms=0))
         show("", Text("The history, as anyone may read it", "bold underline"), history_table(self.events), "")
-        checks = self.count_effects(run)
+        checks = [*self.count_effects(run), *self.replay()]
         show("")
         for held, text in checks:
             show(Text.assemble(("✔ ", "green") if held else ("✗ ", "red"), text))
@@ -283,4 +287,16 @@ class Performance:
                 len(set(packers)) == 2,
                 f"parcel/pack began in process {packers[0]}, which was killed, and finished in {packers[-1]}",
             ),
+        ]
+
+    def replay(self) -> list[tuple[bool, str]]:
+        """Verify the exported history and run the code over it, in this process, which has executed no step."""
+        from stepfold.projections.audit import replay, verify
+
+        verification = verify(self.export)
+        replayed = replay(self.export, load(APP))
+        head = (verification.head or "")[:12]
+        return [
+            (verification.ok, f"exported {verification.records} records, chained by SHA-256 up to {head}…: nothing was altered"),
+            (replayed.ok, "replaying the exported history gives the same steps and the same result"),
         ]

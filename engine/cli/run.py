@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import sys
 from contextlib import aclosing
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import orjson
 import typer
 from rich.text import Text
 
-from ..client import Client
+from ..client import Client, State
+from ..duration import duration_ms
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
 from ..fold import RunState
 from ..requests import checked_run_id
+from .audit import RunId, export, replay, verify
 from .follow import follow, look
-from .output import Format, OutputOption, Status, event_json, print_jsonl, print_object, print_rows, remark
-from .picture import event_line, history_table, run_picture, status_json, steps_json, waiting_line
+from .output import (
+    Format,
+    OutputOption,
+    Status,
+    event_json,
+    local,
+    print_jsonl,
+    print_object,
+    print_rows,
+    remark,
+    table,
+    took,
+    utc,
+    zone,
+)
+from .picture import event_line, history_table, run_picture, state_text, status_json, steps_json, waiting_line
 from .problems import Problem
+from .projection import DatabaseOption, running
 from .target import AppOption, UrlOption, client_of, connected, run_async
+
+if TYPE_CHECKING:
+    from stepfold.projections import RunRow
 
 app = typer.Typer(no_args_is_help=True, help="Start runs, look at them, signal and cancel them.")
 
-RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
+STATES: tuple[str, ...] = get_args(State)
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="JSON", help="JSON, or @file, or - for stdin. Without it: null.")
 ]
@@ -89,6 +111,77 @@ def start(
                 print_object(output, status_json(sight.run, sight.owner), "")
 
     run_async(go())
+
+
+@app.command("list")
+def list_(
+    workflow: Annotated[str | None, typer.Option("--workflow", help="Of this workflow.")] = None,
+    state: Annotated[list[str] | None, typer.Option("--state", help=f"In one of these: {', '.join(STATES)}.")] = None,
+    search: Annotated[str | None, typer.Option("--search", help="With this text in id, input, result or error.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Started since: 2h ago (2h), or 2030-01-31T12:00Z.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest so many.")] = 50,
+    database: DatabaseOption = None,
+    app: AppOption = None,
+    url: UrlOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """The runs, the newest first. Reads the projection [bold]stepfold-runs[/], which is brought up to date first."""
+    from stepfold.projections import RunFilter, RunsProjection, list_runs
+
+    client = client_of(app, url)
+    filters = RunFilter()
+    for name in state or []:
+        if name not in STATES:
+            raise Problem(f"--state {name}: the states are {', '.join(STATES)}")
+    if state:
+        filters["state"] = cast("list[State]", state)
+    if workflow is not None:
+        filters["workflow"] = workflow
+    if search is not None:
+        filters["search"] = search
+    if since is not None:
+        filters["started_after"] = time_of(since, client.log.now())
+
+    async def go() -> list[RunRow]:
+        with Status() as status:
+            async with running(client, [RunsProjection()], database, status) as runner:
+                await runner.catch_up()
+                return await runner.query(list_runs, limit=limit, **filters)
+
+    rows = run_async(go())
+    made = table("run", "workflow", "state", f"started ({zone()})", "took", "steps", "", right=("took", "steps"))
+    now_ms = client.log.now()
+    for row in rows:
+        started_ms = ms_of(row.started_at)
+        span = took(max((now_ms if row.ended_at is None else ms_of(row.ended_at)) - started_ms, 0))
+        said = "; ".join(row.waiting_on) or (row.last_error if row.state == "failed" else row.result) or ""
+        note = Text(said if len(said) <= 80 else f"{said[:79]}…", "dim")
+        made.add_row(row.run_id, row.workflow, state_text(row.state), local(started_ms), span, str(row.steps_completed), note)
+    print_rows(output, [row_json(row) for row in rows], made, nothing="no such runs" if filters else "no runs yet")
+
+
+def time_of(text: str, now_ms: int) -> datetime:
+    """A time, or how long ago. Raises Problem."""
+    try:
+        return datetime.fromtimestamp((now_ms - duration_ms(text)) / 1000, UTC)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:
+        raise Problem(f"--since {text}: a duration such as 90s, 2h or 3d, or a time such as 2030-01-31T12:00Z") from None
+
+
+def ms_of(when: datetime) -> int:
+    return round(when.timestamp() * 1000)
+
+
+def row_json(row: RunRow) -> dict[str, Any]:
+    """A row for programs. `input`, `result`: the beginning of their JSON, as text."""
+    found = asdict(row)
+    for name in ("started_at", "updated_at", "ended_at"):
+        found[name] = None if found[name] is None else utc(ms_of(found[name]))
+    return found
 
 
 @app.command()
@@ -200,3 +293,7 @@ def cancel(
             remark(f"{run_id} was asked to end")
 
     run_async(go())
+
+
+for _command in (export, verify, replay):
+    app.command()(_command)

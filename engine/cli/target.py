@@ -11,6 +11,7 @@ import traceback
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -55,19 +56,7 @@ def load(app: str) -> Client:
     if not colon or not name or module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
         guess = Path(module_name).with_suffix("").as_posix().strip("/.").replace("/", ".")
         raise Problem(f"{app!r} is no APP: write module:client, such as {guess or 'orders'}:{name or 'client'}")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            raise Problem(
-                f"there is no module {error.name!r} in {folder} or on Python's path: run this where it can be imported"
-            ) from None
-        raise Problem(_import_failed(module_name, error)) from None
-    except Exception as error:  # noqa: BLE001  # whatever the user's module raises is the user's to mend
-        raise Problem(_import_failed(module_name, error)) from None
+    module = import_from_here(module_name)
     found = getattr(module, name, None)
     if isinstance(found, Client):
         return found
@@ -77,6 +66,22 @@ def load(app: str) -> Client:
         f"module {module_name!r} has no {name!r}" if found is None else f"{app} is a {type(found).__name__}, no stepfold.Client"
     )
     raise Problem(f"{what}; {has}")
+
+
+def import_from_here(module_name: str) -> ModuleType:
+    """A module of the user's, found from the current directory. Raises Problem for whatever goes wrong in it."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            where = f"in {folder} or on Python's path"
+            raise Problem(f"there is no module {error.name!r} {where}: run this where it can be imported") from None
+        raise Problem(_import_failed(module_name, error)) from None
+    except Exception as error:  # noqa: BLE001  # whatever the user's module raises is the user's to mend
+        raise Problem(_import_failed(module_name, error)) from None
 
 
 def _import_failed(module_name: str, error: Exception) -> str:

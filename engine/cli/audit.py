@@ -1,0 +1,116 @@
+"""`stepfold run export|verify|replay`: a run's history as a file that shows when it was altered, and today's code over it."""
+
+from __future__ import annotations
+
+import io
+import linecache
+import sys
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..requests import checked_run_id
+from .output import Format, OutputOption, print_object, remark
+from .problems import Exit, Problem
+from .target import AppOption, UrlOption, client_of, connected, load, run_async
+
+RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
+File = Annotated[str, typer.Argument(metavar="FILE", help="From [bold]run export[/]; - for stdin.", show_default=False)]
+
+
+def export(
+    run_id: RunId,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Where to write it; without it to stdout.")] = None,
+    app: AppOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Write a run's history as JSON lines, each with the SHA-256 of itself and of the line before."""
+    from stepfold.projections.audit import export_run
+
+    client = client_of(app, url)
+
+    async def go() -> None:
+        async with connected(client):
+            written = await export_run(client.log, checked_run_id(run_id), file or sys.stdout.buffer)
+        sys.stdout.flush()
+        remark(f"{written.records} records of {run_id}; the head of the chain is {written.head}")
+
+    try:
+        run_async(go())
+    except OSError as error:
+        raise Problem(f"{file} cannot be written: {error.strerror or error}") from None
+
+
+def verify(file: File, output: OutputOption = Format.TABLE) -> None:
+    """Say whether an exported history is as it was written, and which line is not. Exits with 1 if one is not.
+
+    Needs no log. A file that was forged as a whole has another head: compare it with one that was kept elsewhere.
+    """
+    from stepfold.projections.audit import verify as verified
+
+    found = verified(_opened(file))
+    value = {
+        "ok": found.ok,
+        "run_id": found.run_id,
+        "records": found.records,
+        "head": found.head,
+        "findings": [finding._asdict() for finding in found.findings],
+    }
+    picture: RenderableType = Text.assemble(
+        ("✔ ", "green"), f"{found.records} records of run {found.run_id} are as they were written; head {found.head}"
+    )
+    if not found.ok:
+        picture = Group(*(Text.assemble(("✗ ", "red"), finding.message) for finding in found.findings))
+    print_object(output, value, picture)
+    if not found.ok:
+        raise Problem(f"{file} is not as it was exported", Exit.NO)
+
+
+def replay(
+    file: File,
+    app: Annotated[str, typer.Option("--app", "-a", metavar="APP", help="Whose workflows are run: [bold]module:client[/].")],
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Run today's code over an exported history: does it still do the same? Exits with 1 if not, and says where.
+
+    Executes no step and writes nothing.
+    """
+    from stepfold.projections.audit import replay as replayed
+
+    client = load(app)
+    found = replayed(_opened(file), client)
+    value = {
+        "outcome": found.outcome,
+        "run_id": found.run_id,
+        "message": found.message,
+        "expected": found.expected,
+        "found": found.found,
+        "source": list(found.source),
+        "line": found.line,
+    }
+    mark = ("✔ ", "green") if found.ok else ("✗ ", "red")
+    parts: list[RenderableType] = [Text.assemble(mark, found.message)]
+    for place in found.source:
+        path, _, number = place.rpartition(":")
+        code = linecache.getline(path, int(number)).strip() if number.isdecimal() else ""
+        parts.append(Text.assemble(f"  {place}", (f"    {code}" if code else "", "bold")))
+    if found.line is not None:
+        parts.append(Text(f"  line {found.line} of {file}", "dim"))
+    print_object(output, value, Group(*parts))
+    if found.outcome == "unknown":
+        raise Problem(f"{app} cannot replay {file}", Exit.NOT_FOUND)
+    if not found.ok:
+        raise Problem(f"today's code does not agree with {file}", Exit.NO)
+
+
+def _opened(file: str) -> BinaryIO:
+    """The bytes of an export. Raises Problem where there is no such file."""
+    if file == "-":
+        return io.BytesIO(sys.stdin.buffer.read())
+    try:
+        return io.BytesIO(Path(file).read_bytes())
+    except OSError as error:
+        raise Problem(f"{file} cannot be read: {error.strerror or error}") from None
