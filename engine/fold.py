@@ -303,6 +303,9 @@ class Change(NamedTuple):
     run: RunState | None
 
 
+_change = Change._make
+
+
 def fold(state: PartitionState, record: Record) -> Change | None:
     """Fold one record into `state`. Gives what changed, or None where the record is not accepted.
 
@@ -343,7 +346,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
         del state.runs[run.id]
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now)
-    return Change(event, run)
+    return _change((event, run))
 
 
 def _claim(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:

@@ -446,6 +446,8 @@ class Owner:
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
         """The code has ended."""
+        for message, error in live.execution.loop.unhandled:
+            logger.warning("run %s: %s", live.run.id, message, exc_info=error, extra={"run_id": live.run.id})
         for attempt in live.attempts.values():
             self.worker.withdraw(attempt)
         live.attempts.clear()
@@ -567,6 +569,8 @@ class Owner:
 
     def _emit(self, run: RunState, kind: str, **fields: Any) -> None:
         """Decide: `fields` may name another `at` than now."""
+        if not self.active:
+            return
         event: dict[str, Any] = {"type": kind, "v": FORMAT, "run_id": run.id, "at": self.log.now(), "claim": self.claim}
         event.update(fields)
         if run.version is None and kind != "workflow-unknown":
@@ -598,7 +602,7 @@ class Owner:
         for entry, ack in zip(entries, acks, strict=True):
             if ack.offset != offset:
                 break
-            known.append(Record(offset, ack.timestamp, entry.key, entry.value))
+            known.append(Record._make((offset, ack.timestamp, *entry)))
             offset += 1
         if known:
             reader.seek(offset)
