@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
+from itertools import count
 from typing import Any, Final, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaClient, TopicPartition
@@ -69,7 +70,7 @@ class Cluster:
         self._request_timeout_ms = int(request_timeout_s * 1000)
         self._client: Any = None
         self._topics: set[str] = set()
-        self._lanes: set[int] = set()
+        self._lanes: set[str] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._lost_since: float | None = None
 
@@ -89,14 +90,15 @@ class Cluster:
         client, self._client = self._client, None
         if self._refreshing is not None:
             self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
         if client is not None:
             await _quietly(client.close(), "closing connections")
 
-    async def ask(self, node: int | None, request: Any, lane: object = "main") -> Any:
+    async def ask(self, node: int | None, request: Any, lane: str = "main") -> Any:
         """The answer of a node (None: any). Raises KafkaError, whatever goes wrong on the way."""
         client = self._client
         if client is None:
-            raise KafkaConnectionError("closed")
+            raise KafkaError("the connection was closed")
         if node is None:
             node = client.get_random_node()
         try:
@@ -174,13 +176,13 @@ class Cluster:
     def brokers(self) -> int:
         return 0 if self._client is None else len(self._client.cluster.brokers())
 
-    def take_lane(self) -> int:
+    def take_lane(self) -> str:
         """A lane that nobody uses. Give it back only when no request is on it."""
-        lane = next(number for number in range(len(self._lanes) + 1) if number not in self._lanes)
+        lane = next(name for name in (f"lane-{number}" for number in count()) if name not in self._lanes)
         self._lanes.add(lane)
         return lane
 
-    def give_lane(self, lane: int) -> None:
+    def give_lane(self, lane: str) -> None:
         self._lanes.discard(lane)
 
 

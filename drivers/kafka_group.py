@@ -48,7 +48,7 @@ HEARTBEAT_S: Final = 0.15
 _PROTOCOL: Final = "stepfold-sticky"
 _NOT_STATIC: Final[Any] = None  # which aiokafka's annotations do not foresee
 _LANE: Final = "group"
-_OFFSETS_LANE: Final = "offsets"  # not behind a join that waits for the others
+_QUICK_LANE: Final = "quick"  # what shall not stand behind a join that waits for the others
 _HOPELESS: Final = (
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
@@ -125,7 +125,7 @@ class GroupMember:
             request = LeaveGroupRequest(self._namespace.group, self._member_id)
             with suppress(KafkaError, TimeoutError):
                 async with asyncio.timeout(5):
-                    await self._cluster.ask(self._coordinator, request, _LANE)
+                    await self._cluster.ask(self._coordinator, request, _QUICK_LANE)
         await self._cluster.close()
         self._end(LogUnavailable("this member has left"))
         self._left()
@@ -212,7 +212,7 @@ class GroupMember:
         """The committed offset of each partition that has one."""
 
         async def ask() -> dict[int, int]:
-            answer = await self._ask(OffsetFetchRequest(self._namespace.group, [(topic, list(partitions))]), _OFFSETS_LANE)
+            answer = await self._ask(OffsetFetchRequest(self._namespace.group, [(topic, list(partitions))]), _QUICK_LANE)
             found: dict[int, int] = {}
             for _topic, places in answer.topics:
                 for partition, offset, _metadata, code in places:
@@ -227,7 +227,7 @@ class GroupMember:
         """Raises KafkaError, during a rebalance for instance."""
         places = [(partition, offset, "") for partition, offset in positions.items()]
         request = OffsetCommitRequest(self._namespace.group, self._generation, self._member_id, -1, [(topic, places)])
-        answer = await self._ask(request, _OFFSETS_LANE)
+        answer = await self._ask(request, _QUICK_LANE)
         for _topic, codes in answer.topics:
             for _partition, code in codes:
                 _raise_for(code)

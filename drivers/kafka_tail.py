@@ -274,7 +274,7 @@ class Fetcher:
         retry: list[tuple[Tail[Any], KafkaError]] = []
         try:
             question = FetchRequest(_LONG_POLL_MS, 1, _REQUEST_BYTES, 0, list(by_topic.items()))
-            answer = await self._cluster.ask(node, question, ("fetch", lane))
+            answer = await self._cluster.ask(node, question, lane)
             for topic, partitions in answer.topics:
                 for partition, code, *_, data in partitions:
                     flight = request.pop(TopicPartition(topic, partition))
@@ -343,7 +343,7 @@ async def scan(
         if node is None:
             raise LeaderNotAvailableError
         question = FetchRequest(0, 1, _SCAN_BYTES, 0, [(place.topic, [(place.partition, start, _SCAN_BYTES)])])
-        answer = await cluster.ask(node, question, ("fetch", lane))
+        answer = await cluster.ask(node, question, lane)
         for _topic, partitions in answer.topics:
             for _partition, code, *_, data in partitions:
                 if code:
