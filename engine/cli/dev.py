@@ -41,8 +41,11 @@ def dev(
 ) -> None:
     """Develop: a worker that starts again when a Python file changes, and the events of its runs as they happen.
 
-    Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db. With [bold]--kafka[/] on a
-    broker of its own, whose data are gone afterwards. A dashboard is not part of this version.
+    Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db.
+
+    With [bold]--kafka[/] on a broker of its own, whose data are gone afterwards.
+
+    A dashboard is not part of this version.
     """
     client = load(app)
     if kafka:

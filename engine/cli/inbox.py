@@ -42,7 +42,7 @@ def dead_letters(
 @app.command()
 def redrive(
     places: Annotated[
-        list[str] | None, typer.Argument(metavar="[PLACE]...", help="Those at these places; without any, all not sent again yet.")
+        list[str] | None, typer.Argument(metavar="PLACE", help="Those at these places; without any, all not sent again yet.")
     ] = None,
     app: AppOption = None,
     url: UrlOption = None,

@@ -74,7 +74,7 @@ async def running(
 @app.command()
 def rebuild(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROJECTION]...", help=f"{RUNS} (the default), or yours as module:Class.")
+        list[str] | None, typer.Argument(metavar="PROJECTION", help=f"{RUNS} (the default), or yours as module:Class.")
     ] = None,
     database: DatabaseOption = None,
     app: AppOption = None,

@@ -77,7 +77,7 @@ def start(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow's id.", show_default=False)],
     data: Data = None,
     run_id: Annotated[
-        str | None, typer.Option("--run-id", help="The run's id. The same id and data again give the same run.")
+        str | None, typer.Option("--run-id", metavar="ID", help="The run's id. The same id and data again give the same run.")
     ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Wait for the end, print the result, and exit with 1 if there is none.")
@@ -115,10 +115,16 @@ def start(
 
 @app.command("list")
 def list_(
-    workflow: Annotated[str | None, typer.Option("--workflow", help="Of this workflow.")] = None,
-    state: Annotated[list[str] | None, typer.Option("--state", help=f"In one of these: {', '.join(STATES)}.")] = None,
-    search: Annotated[str | None, typer.Option("--search", help="With this text in id, input, result or error.")] = None,
-    since: Annotated[str | None, typer.Option("--since", help="Started since: 2h ago (2h), or 2030-01-31T12:00Z.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Of this workflow.")] = None,
+    state: Annotated[
+        list[str] | None, typer.Option("--state", metavar="STATE", help=f"In one of these: {', '.join(STATES)}.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option("--search", metavar="TEXT", help="With this text in id, input, result or error.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Started since: 2h ago (2h), or 2030-01-31T12:00Z.")
+    ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest so many.")] = 50,
     database: DatabaseOption = None,
     app: AppOption = None,
@@ -280,7 +286,7 @@ def signal(
 @app.command()
 def cancel(
     run_id: RunId,
-    reason: Annotated[str | None, typer.Option("--reason", help="Kept in the history.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Kept in the history.")] = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:

@@ -23,7 +23,9 @@ def worker(
     app: App,
     url: UrlOption = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Steps at a time.")] = 100,
-    grace: Annotated[str, typer.Option("--grace", help="How long to wait for running steps when told to stop.")] = "10s",
+    grace: Annotated[
+        str, typer.Option("--grace", metavar="DURATION", help="How long to wait for running steps when told to stop.")
+    ] = "10s",
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
 ) -> None:
     """Execute the workflows of APP until Ctrl-C or SIGTERM.
