@@ -63,8 +63,8 @@ class LocalBroker:
     """
 
     def __init__(self, data_dir: str | Path | None = None, *, say: Callable[[str], object] | None = None) -> None:
-        self._temporary = data_dir is None
-        self._dir = Path(tempfile.mkdtemp(prefix="stepfold-kafka-") if data_dir is None else data_dir).absolute()
+        self._given_dir = None if data_dir is None else Path(data_dir).absolute()
+        self._dir: Path | None = None
         self._say = say
         self._port, self._controller_port = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,17 +86,19 @@ class LocalBroker:
         if self._process is not None:
             return
         java, classpath = _runtime(self._say)
-        self._dir.mkdir(parents=True, exist_ok=True)
+        atexit.unregister(self.stop)
+        atexit.register(self.stop)
+        if self._dir is None:
+            self._dir = self._given_dir or Path(tempfile.mkdtemp(prefix="stepfold-kafka-"))
+            self._dir.mkdir(parents=True, exist_ok=True)
         self._in_use = (self._dir / "lock").open("w")
         try:
             fcntl.flock(self._in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._in_use.close()
             raise ConfigError(f"another local Kafka broker runs on {self._dir}") from None
-        atexit.unregister(self.stop)
-        atexit.register(self.stop)
         try:
-            self._launch_somewhere(java, classpath)
+            self._launch_somewhere(java, classpath, self._dir)
         except BaseException:
             self._end(signal.SIGKILL)
             raise
@@ -105,8 +107,9 @@ class LocalBroker:
         """Stop in good order and remove a temporary data directory. Idempotent."""
         atexit.unregister(self.stop)
         self._end(signal.SIGTERM)
-        if self._temporary:
+        if self._dir is not None and self._given_dir is None:
             shutil.rmtree(self._dir, ignore_errors=True)
+        self._dir = None
 
     def kill(self) -> None:
         """SIGKILL, as a crash would; the data stay and `start` may follow. Idempotent."""
@@ -124,27 +127,27 @@ class LocalBroker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def _launch_somewhere(self, java: Path, classpath: str) -> None:
+    def _launch_somewhere(self, java: Path, classpath: str, home: Path) -> None:
         """On other ports where another process has just taken ours, as long as nobody knows them."""
         for _ in range(2):
             try:
-                return self._launch(java, classpath)
+                return self._launch(java, classpath, home)
             except _PortTaken:
                 if self._has_served:
                     raise
                 self._port, self._controller_port = _free_ports(2)
-        return self._launch(java, classpath)
+        return self._launch(java, classpath, home)
 
-    def _launch(self, java: Path, classpath: str) -> None:
-        settings = self._dir / "server.properties"
-        settings.write_text(self._settings())
-        log = self._dir / "broker.log"
-        if not (self._dir / "data" / "meta.properties").exists():
+    def _launch(self, java: Path, classpath: str, home: Path) -> None:
+        settings = home / "server.properties"
+        settings.write_text(self._settings(home))
+        log = home / "broker.log"
+        if not (home / "data" / "meta.properties").exists():
             cluster = "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # not beginning with "-", as an option does
             tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)]
             done = subprocess.run([java, *_JVM, "-cp", classpath, *tool], check=False, capture_output=True, text=True)
             if done.returncode != 0:
-                raise ConfigError(f"the local Kafka broker could not format {self._dir}: {_tail(done.stdout + done.stderr)}")
+                raise ConfigError(f"the local Kafka broker could not format {home}: {_tail(done.stdout + done.stderr)}")
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 [*_dies_with_parent(), java, *_JVM, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(settings)],
@@ -178,7 +181,7 @@ class LocalBroker:
             process.kill()
             process.wait()
 
-    def _settings(self) -> str:
+    def _settings(self, home: Path) -> str:
         settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
@@ -187,7 +190,7 @@ class LocalBroker:
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "log.dirs": str(self._dir / "data"),
+            "log.dirs": str(home / "data"),
             "offsets.topic.replication.factor": "1",
             "offsets.topic.num.partitions": "4",
             "transaction.state.log.replication.factor": "1",
