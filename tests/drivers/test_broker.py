@@ -47,16 +47,16 @@ async def test_data_outlive_a_kill_and_a_restart(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only an orderly exit takes the broker along")
-def test_a_broker_dies_with_whoever_started_it() -> None:
+def test_a_broker_dies_with_whoever_started_it(tmp_path: Path) -> None:
     code = """
-import time
+import sys, time
 from stepfold.drivers.broker import LocalBroker
-broker = LocalBroker()
+broker = LocalBroker(sys.argv[1])
 broker.start()
 print(broker.pid, flush=True)
 time.sleep(600)
 """
-    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     with owner.stdout as output:
         broker = int(output.readline())
