@@ -9,6 +9,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from functools import lru_cache
+from types import CellType
 from typing import Any, cast
 
 import orjson
@@ -100,6 +101,10 @@ def _return_annotation(fn: Callable[..., Any]) -> Any:
     return annotations_of(fn).get("return", Any)
 
 
+_EMPTY = CellType()
+"""What a closure holds of a name that gets its value later."""
+
+
 def annotations_of(fn: Callable[..., Any]) -> dict[str, Any]:
     """A function's annotations, evaluated where it was defined. Raises ConfigError for a name that is not there at run time."""
     raw = cast(dict[str, Any], getattr(fn, "__annotations__", {}))
@@ -107,7 +112,7 @@ def annotations_of(fn: Callable[..., Any]) -> dict[str, Any]:
         return raw
     cells = getattr(fn, "__closure__", None) or ()
     names: tuple[str, ...] = getattr(getattr(fn, "__code__", None), "co_freevars", ())
-    enclosing = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False)}
+    enclosing = {name: cell.cell_contents for name, cell in zip(names, cells, strict=False) if cell != _EMPTY}
     holder = type("annotations", (), {"__annotations__": raw})
     try:
         return typing.get_type_hints(holder, getattr(fn, "__globals__", {}), enclosing, include_extras=True)
