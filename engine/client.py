@@ -117,9 +117,10 @@ class Run(Generic[Out]):
         await self._client.cancel_run(self.id, reason)
 
     async def _view(self, events: bool = False) -> RunView:
-        view = await read_run(self._client.log, self.id, events=events)
+        log = self._client.connected()
+        view = await read_run(log, self.id, events=events)
         if view.run is None:
-            raise RunNotFound(f"{self._client.log.name} has no run {self.id!r}")
+            raise RunNotFound(f"{log.name} has no run {self.id!r}")
         return view
 
 
@@ -195,14 +196,15 @@ class Client:
             self._tails.clear()
             await self.log.close()
 
-    def _connected(self) -> Log:
+    def connected(self) -> Log:
+        """The log. Raises ConfigError outside `async with client`."""
         if self._entered == 0:
             raise ConfigError("the client is not connected; use it inside `async with client:`")
         return self.log
 
     def tail(self, run_id: str) -> Tail:
         """Who follows the run's partition for this client."""
-        log = self._connected()
+        log = self.connected()
         partition = partition_of(run_id, log.partitions)
         found = self._tails.get(partition)
         if found is None:
@@ -247,17 +249,19 @@ class Client:
         when the workflow or the input differ. A workflow that is registered here validates its input before anything is
         written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
         """
-        log = self._connected()
+        log = self.connected()
         if isinstance(workflow, str):
             known = self.registry.find(workflow, version)
             workflow_id = workflow
+        elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise ConfigError(f"{workflow!r} is no workflow; give a registered one, or the id of one that a worker knows")
         else:
             known = workflow
             workflow_id = workflow.id
             version = workflow.version
         if getattr(log, "needs_local_worker", False) and not self._workers:
             raise ConfigError(
-                f"{log.name} lives in this process only and no worker runs in it, so run would wait for ever; "
+                f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
                 f"start it inside `async with client.worker():`"
             )
         encoded = known.encode_input(data) if known is not None else plain_input(data, workflow_id)
@@ -300,7 +304,7 @@ class Client:
 
     async def signal_run(self, run_id: str, name: str, data: Any, request: str) -> None:
         """Append a signal for a run, once for each `request`. Raises RunNotFound, PayloadTooLarge."""
-        log = self._connected()
+        log = self.connected()
         if type(name) is not str or not 0 < len(name) <= 200 or not name.isprintable():
             raise ValueError(f"{name!r} is not the name of a signal: 1 to 200 printable characters")
         encoded = plain_input(data, f"signal {name}")
@@ -314,7 +318,7 @@ class Client:
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
         """Append a request to cancel. Raises RunNotFound."""
-        log = self._connected()
+        log = self.connected()
         _must_be_open(log, await read_run(log, checked_run_id(run_id)), run_id, "a cancellation")
         entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
         await log.append(partition_of(run_id, log.partitions), [entry])

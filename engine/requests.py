@@ -23,7 +23,13 @@ def started(
     trigger: dict[str, Any] | None = None,
     reply_to: str | None = None,
 ) -> Entry:
-    """A run begins. `data`: the input as JSON bytes; `request`: what makes a repeat harmless; `at`: ms since 1970."""
+    """A run begins. `data`: the input as JSON bytes; `request`: what makes a repeat harmless; `at`: ms since 1970.
+
+    Raises ConfigError for what cannot be the id of a run or workflow, or a version.
+    """
+    for what, value in (("workflow id", workflow), ("version", "-" if version is None else version)):
+        if type(value) is not str or not 0 < len(value) <= 200 or not value.isprintable():
+            raise ConfigError(f"{value!r} is not a {what}: 1 to 200 printable characters")
     event: dict[str, Any] = {
         "type": "started",
         "v": FORMAT,
