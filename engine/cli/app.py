@@ -70,6 +70,7 @@ def _usage_problem(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: Exit) -> NoReturn:
+    sys.stdout.flush()  # where both go to one file, in the order in which they were said
     print(f"stepfold: {message}", file=sys.stderr)
     sys.exit(code)
 

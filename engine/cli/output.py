@@ -60,6 +60,7 @@ def show(*what: RenderableType) -> None:
 
 def remark(text: str) -> None:
     """Say something to whoever sits there; programs that read stdout are not disturbed."""
+    sys.stdout.flush()
     console(stderr=True).print(Text.from_markup(text), style="dim")
 
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Start runs, look at them, signal and cancel them.")
 
 STATES: tuple[str, ...] = get_args(State)
+_STATE_HELP = f"In one of these: {', '.join(STATES)}."
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="JSON", help="JSON, or @file, or - for stdin. Without it: null.")
 ]
@@ -116,15 +117,9 @@ def start(
 @app.command("list")
 def list_(
     workflow: Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Of this workflow.")] = None,
-    state: Annotated[
-        list[str] | None, typer.Option("--state", metavar="STATE", help=f"In one of these: {', '.join(STATES)}.")
-    ] = None,
-    search: Annotated[
-        str | None, typer.Option("--search", metavar="TEXT", help="With this text in id, input, result or error.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Started since: 2h ago (2h), or 2030-01-31T12:00Z.")
-    ] = None,
+    state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help=_STATE_HELP)] = None,
+    search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="This is in id, input, result or error.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Started since: 2h, or 2030-01-31T12:00Z.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest so many.")] = 50,
     database: DatabaseOption = None,
     app: AppOption = None,

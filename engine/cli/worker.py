@@ -24,7 +24,7 @@ def worker(
     url: UrlOption = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Steps at a time.")] = 100,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="DURATION", help="How long to wait for running steps when told to stop.")
+        str, typer.Option("--grace", metavar="DURATION", help="Told to stop, wait so long for running steps.")
     ] = "10s",
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
 ) -> None:
