@@ -63,8 +63,9 @@ class RunStatus:
 class Run(Generic[Out]):
     """A handle for one run."""
 
-    def __init__(self, client: Client, run_id: str, codec: Codec | None, watch: Watch | None = None) -> None:
+    def __init__(self, client: Client, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
         self.id = run_id
+        self._start = start  # none of its records is below this offset
         self._client = client
         self._codec = codec
         self._watch = watch
@@ -94,7 +95,7 @@ class Run(Generic[Out]):
     async def _end(self) -> RunState:
         watch = self._watch
         if watch is None:
-            watch = await self._client.tail(self.id).watch(self.id)
+            watch = await self._client.tail(self.id).watch(self.id, self._start)
             if not watch.state.runs and not watch.ended.done():
                 raise RunNotFound(f"{self._client.log.name} has no run {self.id!r}")
             self._watch = watch
@@ -274,8 +275,8 @@ class Client:
             run_id = request
             watch = self.tail(run_id).expect(run_id)
             entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())
-            await log.append(partition_of(run_id, log.partitions), [entry])
-            return Run(self, run_id, codec, watch)
+            [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
+            return Run(self, run_id, codec, watch, max(ack.offset, 0))
         existing = (await read_run(log, checked_run_id(run_id))).run
         if existing is None or existing.ended:
             entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())

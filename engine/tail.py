@@ -7,7 +7,9 @@ tells who waits for the end of a run; it waits on the log's outcome, never on a 
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import itemgetter
 from weakref import WeakSet
 
 from .events import Event, parse
@@ -82,6 +84,7 @@ class Tail:
         self._partition = partition
         self._watches: dict[str, WeakSet[Watch]] = {}
         self._claims = PartitionState(partition, log.partitions)
+        self._claimed: list[tuple[int, str | None, int]] = []  # (offset, owner, format) of every accepted claim
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
@@ -89,19 +92,31 @@ class Tail:
         """A watch for a run that is about to be started; None while nobody follows the partition."""
         if self._ready is None or not self._ready.done():
             return None
-        state = PartitionState(self._partition, self._log.partitions)
-        state.claim, state.owner, state.format = self._claims.claim, self._claims.owner, self._claims.format
-        watch = Watch(state)
+        watch = Watch(self._state_at(self._claims.offset))
         self._add(run_id, watch)
         return watch
 
-    async def watch(self, run_id: str) -> Watch:
-        """A watch for a run that may have begun, or ended, long ago."""
+    async def watch(self, run_id: str, start: int = 0) -> Watch:
+        """A watch for a run that may have begun, or ended, long ago; none of its records is below `start`."""
         watch = Watch(PartitionState(self._partition, self._log.partitions), [])
         self._add(run_id, watch)
         await self._follow()
-        watch.catch_up(await self._log.find(self._partition, (run_id, CLAIM_KEY)))
+        watch.state = self._state_at(start)
+        watch.catch_up(await self._log.find(self._partition, (run_id, CLAIM_KEY), start))
         return watch
+
+    def _state_at(self, offset: int) -> PartitionState:
+        """Nothing but the claim that was current at an offset."""
+        state = PartitionState(self._partition, self._log.partitions)
+        state.offset = offset
+        at = bisect_left(self._claimed, offset, key=itemgetter(0))
+        if at:
+            state.claim, state.owner, state.format = self._claimed[at - 1]
+        return state
+
+    def _claim(self, record: Record) -> None:
+        if fold(self._claims, record) is not None:
+            self._claimed.append((self._claims.claim, self._claims.owner, self._claims.format))
 
     def _add(self, run_id: str, watch: Watch) -> None:
         watches = self._watches.get(run_id)
@@ -119,8 +134,9 @@ class Tail:
         try:
             _, end = await self._log.bounds(self._partition)
             self._claims = PartitionState(self._partition, self._log.partitions)
+            self._claimed = []
             for record in await self._log.find(self._partition, (CLAIM_KEY,)):
-                fold(self._claims, record)
+                self._claim(record)
             reader = self._log.reader(self._partition, end)
             try:
                 ready.set_result(None)
@@ -146,7 +162,7 @@ class Tail:
     def _take(self, record: Record) -> None:
         key = record.key
         if key == CLAIM_KEY:
-            fold(self._claims, record)
+            self._claim(record)
             for watches in self._watches.values():
                 for watch in watches:
                     watch.take(record)
