@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Protocol
 
-import orjson
-
+from .codec import dumps
 from .errors import PayloadTooLarge
 from .execution import Op, StepCall
 from .fold import OpenStep, RunState
@@ -59,7 +58,7 @@ class Attempt:
 
     def beat(self, details: Any) -> None:
         """A heartbeat of the step function; may come from its thread."""
-        size = len(orjson.dumps(details))
+        size = len(dumps(details))
         if size > MAX_HEARTBEAT_BYTES:
             raise PayloadTooLarge(f"heartbeat of step {self.op.id!r}: {size:,} bytes; the limit is {MAX_HEARTBEAT_BYTES:,}")
         if self.beats is None:

@@ -6,19 +6,22 @@ A `Codec` belongs to one annotation. Without an annotation a value is plain JSON
 from __future__ import annotations
 
 import inspect
+import json
+import re
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from types import CellType
-from typing import Any, cast
+from typing import Any, Never, NoReturn, cast, get_args, get_origin
 
 import orjson
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from .errors import ConfigError
+from .events import MAX_DEPTH, is_deeper
 
-_PLAIN: frozenset[Any] = frozenset({None, type(None), bool, str, Any, inspect.Parameter.empty})
-_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", arbitrary_types_allowed=False)
+_PLAIN: frozenset[Any] = frozenset({None, type(None), bool, str, Any, Never, NoReturn, inspect.Parameter.empty})
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 
 
 class Codec:
@@ -40,10 +43,10 @@ class Codec:
             raise ConfigError(f"{what}: pydantic cannot validate {annotation!r}: {str(error).splitlines()[0]}") from error
 
     def encode(self, value: Any) -> bytes:
-        """JSON bytes. Raises TypeError or ValueError, whose message names what cannot be encoded."""
-        if self._adapter is not None:
-            return self._adapter.dump_json(value, warnings="error", by_alias=True)
-        return orjson.dumps(value)
+        """JSON bytes that `decode` takes. Raises TypeError or ValueError, whose message names what cannot be encoded."""
+        if self._adapter is None:
+            return dumps(value)
+        return _taken_back(self._adapter, self._adapter.dump_json(value, warnings="error", by_alias=True))
 
     def decode(self, value: Any) -> Any:
         """The typed value for JSON as `orjson.loads` gives it. Raises pydantic's ValidationError."""
@@ -54,8 +57,30 @@ class Codec:
     def accept(self, value: Any) -> bytes:
         """JSON bytes for a value that a caller gives: an instance, or data that validates. Raises ValidationError, TypeError."""
         if self._adapter is None:
-            return orjson.dumps(value)
-        return self._adapter.dump_json(self._adapter.validate_python(value), by_alias=True)
+            return dumps(value)
+        return _taken_back(self._adapter, self._adapter.dump_json(self._adapter.validate_python(value), by_alias=True))
+
+
+def dumps(value: Any) -> bytes:
+    """Plain JSON. Raises TypeError or ValueError for what it cannot say, or not safely."""
+    return _limited(orjson.dumps(value))
+
+
+def _limited(data: bytes) -> bytes:
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(data, orjson.loads(data)):
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    return data
+
+
+def _taken_back(adapter: TypeAdapter[Any], data: bytes) -> bytes:
+    """The same bytes, once they are known to give the value again: not every type that can be written can be read."""
+    if _LONG_NUMBER.search(data) and orjson.loads(data) != json.loads(data):
+        raise ValueError("an integer of more than 64 bits; give it as a string")
+    adapter.validate_json(data)
+    return _limited(data)
+
+
+_LONG_NUMBER = re.compile(rb"\d{19}")
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -98,7 +123,11 @@ def _name(fn: Callable[..., Any]) -> str:
 def _return_annotation(fn: Callable[..., Any]) -> Any:
     if not hasattr(fn, "__annotations__") and not isinstance(fn, type):
         fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # a partial, or an object with __call__
-    return annotations_of(fn).get("return", Any)
+    annotation = annotations_of(fn).get("return", Any)
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await
+        return get_args(annotation)[-1]
+    return annotation
 
 
 _EMPTY = CellType()

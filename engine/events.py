@@ -26,6 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 FORMAT = 1
 """The newest record format that this code writes and understands."""
 
+MAX_DEPTH = 200
+"""How deep a payload may be nested. orjson reads deeper JSON than it writes, and what is accepted must be writable again."""
+_EVENT_DEPTH = MAX_DEPTH + 10
+
 
 class ErrorModel(BaseModel):
     """An exception: `type` is the class's name for builtins, `module.Class` otherwise."""
@@ -317,7 +321,25 @@ def decode(value: bytes) -> dict[str, Any] | None:
     event = cast(dict[str, Any], parsed)
     kind = event.get("type")
     shape = SHAPES.get(kind) if type(kind) is str else None
-    return event if shape is not None and shape.fits(event) else None
+    if shape is None or not shape.fits(event):
+        return None
+    return None if is_deeper(value, event, _EVENT_DEPTH) else event
+
+
+def is_deeper(value: bytes, parsed: Any, limit: int = MAX_DEPTH) -> bool:
+    """Whether JSON is nested more than `limit` deep; `parsed` is what the bytes say."""
+    if value.count(b"[") + value.count(b"{") <= limit:
+        return False
+    level: list[Any] = [parsed]
+    for _ in range(limit):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner.extend(cast(dict[str, Any], one).values())
+            elif isinstance(one, list):
+                inner.extend(cast(list[Any], one))
+        level = inner
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def encode(event: dict[str, Any]) -> bytes:

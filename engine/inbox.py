@@ -15,13 +15,12 @@ from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
+from .events import MAX_DEPTH, is_deeper
 from .fold import valid_run_id
 from .log import InboxRecord
 
 Kind = Literal["start", "signal", "event", "cancel"]
 
-MAX_DEPTH = 200
-"""orjson reads deeper JSON than it writes; what is accepted here must be writable as part of an event."""
 _KINDS: tuple[Kind, ...] = ("start", "signal", "event", "cancel")
 _PREFIX = "stepfold."
 _STRUCTURED = "application/cloudevents"
@@ -159,22 +158,9 @@ def _json(value: bytes | None, what: str) -> Any:
         found = orjson.loads(value)
     except orjson.JSONDecodeError as error:
         raise Refused(f"{what} is not JSON: {error}") from None
-    if value.count(b"[") + value.count(b"{") > MAX_DEPTH and _deeper(found, MAX_DEPTH):
+    if is_deeper(value, found):
         raise Refused(f"{what} is nested more than {MAX_DEPTH} deep")
     return found
-
-
-def _deeper(value: Any, limit: int) -> bool:
-    level: list[Any] = [value]
-    for _ in range(limit):
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(cast(dict[str, Any], one).values())
-            elif isinstance(one, list):
-                inner.extend(cast(list[Any], one))
-        level = inner
-    return any(isinstance(one, dict | list) for one in level)
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

@@ -6,11 +6,10 @@ import inspect
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Generic, get_args, get_origin
 
-import orjson
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from .codec import Codec, annotations_of, describe
+from .codec import Codec, annotations_of, describe, dumps
 from .context import Context
 from .errors import ConfigError, InputInvalid
 from .execution import Execution
@@ -125,6 +124,6 @@ def plain_input(data: Any, workflow_id: str) -> bytes:
     """Input for a workflow whose model is not here. Raises InputInvalid when it is not JSON."""
     try:
         dump = getattr(data, "model_dump_json", None)
-        return dump(by_alias=True).encode() if dump is not None else orjson.dumps(data)
+        return dump(by_alias=True).encode() if dump is not None else dumps(data)
     except (TypeError, ValueError) as error:
         raise InputInvalid(f"the input of workflow {workflow_id!r} is not JSON: {error}", [{"msg": str(error)}]) from error
