@@ -63,10 +63,11 @@ class Codec:
 
 def dumps(value: Any) -> bytes:
     """Plain JSON. Raises TypeError or ValueError for what it cannot say, or not safely."""
-    return _limited(orjson.dumps(value))
+    return limited(orjson.dumps(value))
 
 
-def _limited(data: bytes) -> bytes:
+def limited(data: bytes) -> bytes:
+    """The same JSON. Raises ValueError for what is nested too deep."""
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(data, orjson.loads(data)):
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
     return data
@@ -77,7 +78,7 @@ def _taken_back(adapter: TypeAdapter[Any], data: bytes) -> bytes:
     if _LONG_NUMBER.search(data) and orjson.loads(data) != json.loads(data):
         raise ValueError("an integer of more than 64 bits; give it as a string")
     adapter.validate_json(data)
-    return _limited(data)
+    return limited(data)
 
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
@@ -126,7 +127,7 @@ def _return_annotation(fn: Callable[..., Any]) -> Any:
     annotation = annotations_of(fn).get("return", Any)
     origin = get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await
-        return get_args(annotation)[-1]
+        return (get_args(annotation) or (Any,))[-1]
     return annotation
 
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, get_args, get_origin
 from pydantic import ValidationError
 from typing_extensions import TypeVar
 
-from .codec import Codec, annotations_of, describe, dumps
+from .codec import Codec, annotations_of, describe, dumps, limited
 from .context import Context
 from .errors import ConfigError, InputInvalid
 from .execution import Execution
@@ -124,6 +124,6 @@ def plain_input(data: Any, workflow_id: str) -> bytes:
     """Input for a workflow whose model is not here. Raises InputInvalid when it is not JSON."""
     try:
         dump = getattr(data, "model_dump_json", None)
-        return dump(by_alias=True).encode() if dump is not None else dumps(data)
+        return limited(dump(by_alias=True).encode()) if dump is not None else dumps(data)
     except (TypeError, ValueError) as error:
         raise InputInvalid(f"the input of workflow {workflow_id!r} is not JSON: {error}", [{"msg": str(error)}]) from error
