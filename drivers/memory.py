@@ -75,6 +75,11 @@ class MemoryDriver:
     def id(self) -> str:
         return self._store.id
 
+    @property
+    def needs_local_worker(self) -> bool:
+        """Whether nobody serves this log: no worker has joined, and none from outside this process can."""
+        return not self._store.members
+
     def now(self) -> int:
         return self._clock()
 
