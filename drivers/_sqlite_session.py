@@ -222,8 +222,8 @@ class Session:
         """Let the threads have the interpreter while something is under way.
 
         A busy event loop releases the interpreter's lock only for the moment of a `select` that does not wait, and takes it
-        again before a thread that waits for it has woken: beside such a loop a thread had it 3 times a second without this,
-        400 times with it.
+        again before a thread that waits for it has woken. This does not make the usual append faster; it bounds the stalls:
+        the worst p99 in nine rounds beside such a loop was 33 ms with it and 829 ms without.
         """
         self._giving_way = None
         if self._under_way:
@@ -430,7 +430,10 @@ class Membership:
 
 
 class Recent:
-    """What this process has just appended to one partition, so that its own readers at the end need not ask the file."""
+    """What this process has just appended to one partition, so that its own readers at the end need not ask the file.
+
+    It saves CPU (a third, with 64 writers and 4 readers), not time.
+    """
 
     def __init__(self) -> None:
         self._blocks: deque[tuple[Sequence[Row], int]] = deque()
