@@ -41,7 +41,7 @@ logger = logging.getLogger("stepfold.worker")
 LOST_LIMIT = 5
 """A run is quarantined when one of its steps has been lost with its worker this often in a row."""
 TIMER_CHECK_S = 60.0
-"""The clock may jump: a timer is looked at again at least this often."""
+"""The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
 CATCH_UP_WAIT_S = 0.5
 RESUME_RUNS = 100
 READ_RECORDS = 2000
@@ -110,6 +110,7 @@ class Owner:
         self._timer: asyncio.TimerHandle | None = None
         self._since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_lock = asyncio.Lock()
         self._resumes: list[str] = []
         self._ended: asyncio.Future[None] | None = None
@@ -179,6 +180,9 @@ class Owner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
         for live in list(self.live.values()):
             self._close(live)
         self._outbox.clear()
@@ -297,6 +301,8 @@ class Owner:
                     self._end()
                 continue
             self._react(change.event, run)
+        if self._checkpoint_timer is None:
+            self._checkpoint_timer = self.loop.call_later(self.worker.settings.checkpoint_s, self._checkpoint_due.set)
         if self._since_checkpoint >= self.worker.settings.checkpoint_records:
             self._checkpoint_due.set()
 
@@ -629,7 +635,8 @@ class Owner:
     def _set_timer(self) -> None:
         if not self.active or not self._timers:
             return
-        delay_s = min(max((self._timers[0][0] - self.log.now()) / 1000, 0.0), TIMER_CHECK_S)
+        left_s = max((self._timers[0][0] - self.log.now()) / 1000, 0.0)
+        delay_s = min(left_s, max(TIMER_CHECK_S, left_s / 1000))
         loop = asyncio.get_running_loop()
         if self._timer is not None:
             if self._timer.when() <= loop.time() + delay_s:
@@ -730,8 +737,7 @@ class Owner:
     async def _checkpointing(self, state: PartitionState) -> None:
         await self.caught_up.wait()
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._checkpoint_due.wait(), self.worker.settings.checkpoint_s)
+            await self._checkpoint_due.wait()
             self._checkpoint_due.clear()
             if self._since_checkpoint:
                 await self._write_checkpoint(state)
@@ -742,6 +748,9 @@ class Owner:
 
     async def _write_checkpoint_now(self, state: PartitionState) -> None:
         self._since_checkpoint = 0
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
         self._checkpoint.begin(state, self.claim)
         while self._checkpoint.pack_some(state):
             await asyncio.sleep(0)
