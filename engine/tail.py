@@ -140,11 +140,16 @@ class Tail:
             reader = self._log.reader(self._partition, end)
             try:
                 ready.set_result(None)
+                quiet_s = LINGER_S
                 while True:
-                    records = await reader.read(READ_RECORDS, LINGER_S)
+                    records = await reader.read(READ_RECORDS, quiet_s)
                     for record in records:
                         self._take(record)
-                    if not records and not self._wanted():
+                    if records:
+                        quiet_s = LINGER_S
+                    elif self._wanted():
+                        quiet_s *= 2
+                    else:
                         return
             finally:
                 await reader.close()
