@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from stepfold.client import Client
 from stepfold.errors import ConfigError, LogUnavailable, ProjectionFailed
@@ -61,9 +61,9 @@ class _Follower:
 
     def reached(self, end: int) -> bool:
         """Whether everything below `end` is applied. A reader passes gaps in the log, a position does not."""
-        if self.feed.position >= end:
-            return True
-        return not self.busy and self.reader is not None and self.reader.position >= end
+        if self.reader is None or self.busy:
+            return False
+        return self.feed.position >= end or self.reader.position >= end
 
 
 class ProjectionRunner:
@@ -72,7 +72,8 @@ class ProjectionRunner:
     `source`: a client, or a log that is open. `database`: an SQLAlchemy URL or engine, `default_database(log)` without one.
     `on_progress` is told after each batch, on the event loop.
 
-    Entering raises ConfigError where the database or a projection cannot be used, and LogUnavailable.
+    Entering raises ConfigError where the database cannot be used, and LogUnavailable. Why a projection has stopped is in
+    `failures`, by its name; `catch_up` and `wait` raise it.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class ProjectionRunner:
             undo.push_async_callback(self._close)
             await self._do(self._database.open)
             for projection in self._projections:
-                self._start(projection)
+                await self._start(projection)
             self._undo = undo.pop_all()
         return self
 
@@ -131,6 +132,7 @@ class ProjectionRunner:
 
     async def rebuild(self, *names: str) -> None:
         """Empty the tables of these projections (of all, without names) and apply the log from its beginning to its end now."""
+        self._running()
         unknown = set(names) - {projection.name for projection in self._projections}
         if unknown:
             raise ConfigError(f"this runner has no projection {', '.join(map(repr, sorted(unknown)))}")
@@ -139,7 +141,7 @@ class ProjectionRunner:
             await self._stop(projection.name)
             self.failures.pop(projection.name, None)
             await self._do(self._database.wipe, projection)
-            self._start(projection)
+            await self._start(projection)
         await self._catch_up(chosen)
 
     async def lag(self) -> list[Lag]:
@@ -167,9 +169,12 @@ class ProjectionRunner:
 
     # -- following the log
 
-    def _start(self, projection: Projection) -> None:
+    async def _start(self, projection: Projection) -> None:
+        """Its tables are there when this returns, unless it cannot be fed."""
         followers = [_Follower(Feed(self._database, projection, partition)) for partition in range(self.log.partitions)]
         self._followers[projection.name] = followers
+        with contextlib.suppress(ConfigError, SQLAlchemyError):  # the follower meets it again, and waits or fails
+            await self._do(followers[0].feed.load)
         for follower in followers:
             name = f"stepfold-{projection.name}-{follower.feed.partition}"
             follower.task = asyncio.create_task(self._follow(follower), name=name)

@@ -1,0 +1,90 @@
+"""A projection that writes down all it is told, and what it should have been told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from stepfold.events import RunEvent
+from stepfold.fold import PartitionState, fold
+from stepfold.log import Log
+from stepfold.projections import Projection, ProjectionRunner, RunSoFar
+
+Told = tuple[int, int, str, str, str, int]
+"""partition, offset, type, run id, state after it, and how manieth event of its run."""
+
+
+class Recorder(Projection):
+    """One row for each event, which fails if there is one already, and a count for each run, which doubles would show in."""
+
+    name = "recorder"
+    metadata = sa.MetaData()
+    events = sa.Table(
+        "recorded_events",
+        metadata,
+        sa.Column("partition", sa.Integer, primary_key=True),
+        sa.Column("offset", sa.BigInteger, primary_key=True),
+        sa.Column("type", sa.String(30)),
+        sa.Column("run_id", sa.String(200)),
+        sa.Column("state", sa.String(20)),
+        sa.Column("number", sa.Integer),
+    )
+    counts = sa.Table(
+        "recorded_counts", metadata, sa.Column("run_id", sa.String(200), primary_key=True), sa.Column("events", sa.Integer)
+    )
+
+    def apply(self, connection: sa.Connection, event: RunEvent, run: RunSoFar) -> None:
+        one = self.counts.c.run_id == run.id
+        before: int | None = connection.scalar(sa.select(self.counts.c.events).where(one))
+        if before is None:
+            connection.execute(self.counts.insert().values(run_id=run.id, events=1))
+        else:
+            connection.execute(self.counts.update().where(one).values(events=before + 1))
+        connection.execute(
+            self.events.insert().values(
+                partition=run.partition,
+                offset=event.offset,
+                type=event.type,
+                run_id=event.run_id,
+                state=run.state,
+                number=(before or 0) + 1,
+            )
+        )
+
+
+def recorded(connection: sa.Connection) -> list[Told]:
+    table = Recorder.events
+    return [tuple(row) for row in connection.execute(sa.select(table).order_by(table.c.partition, table.c.offset))]
+
+
+async def told(runner: ProjectionRunner) -> list[Told]:
+    return await runner.query(recorded)
+
+
+async def records_of(log: Log, partition: int) -> list[Any]:
+    reader = log.reader(partition, 0)
+    found: list[Any] = []
+    _, end = await log.bounds(partition)
+    while reader.position < end:
+        found += await reader.read(1000, 1)
+    await reader.close()
+    return found
+
+
+async def to_be_told(log: Log) -> list[Told]:
+    """By the fold, from the beginning of the log."""
+    from stepfold.client import run_state
+
+    found: list[Told] = []
+    for partition in range(log.partitions):
+        state = PartitionState(partition, log.partitions)
+        counts: dict[str, int] = {}
+        for record in await records_of(log, partition):
+            change = fold(state, record)
+            if change is not None and change.run is not None:
+                run = change.run
+                counts[run.id] = counts.get(run.id, 0) + 1
+                word = run_state(run, state.owner is not None)
+                found.append((partition, record.offset, change.event["type"], run.id, word, counts[run.id]))
+    return found
