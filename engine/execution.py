@@ -300,11 +300,12 @@ class Execution:
                 future.set_result(None)
         except InputInvalid as error:
             future.set_exception(error)
-        except ValidationError as error:
+        except Exception as error:
+            cause = describe(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             raise NonDeterminism(
-                f"run {self.run.id!r}: the recorded value of {op} does not fit its type today: {describe(error)}",
+                f"run {self.run.id!r}: the recorded value of {op} does not fit its type today: {cause}",
                 expected=f"a value that fits {op}",
-                found=describe(error),
+                found=cause,
                 source=_places((op,)),
             ) from error
 

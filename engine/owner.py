@@ -323,7 +323,8 @@ class Owner:
                 self._emit(run, "cancelled", reason=run.reason)
             elif run.phase == "open" and not self._stopping and (kind in _WAKES or len(run.journal) > run.executed):
                 self._revive(run)
-            self._arm(run, event.get("step_id"))
+            for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
+                self._arm(run, step_id)
             return
         if kind in ("attempt-lost", "attempt-started", "step-failed"):
             step_id = event["step_id"]
@@ -371,6 +372,10 @@ class Owner:
             execution.advance()
         except NonDeterminism as error:
             self._quarantine(live, error)
+            return
+        except Exception as error:  # noqa: BLE001  # whatever it is: the partition's other runs go on
+            cause = f"{type(error).__name__}: {error}"
+            self._quarantine(live, NonDeterminism(f"run {live.run.id!r} cannot be replayed: {cause}", found=cause))
             return
         for op in execution.take_dropped():
             attempt = live.attempts.pop(op.id, None)
@@ -706,9 +711,10 @@ class Owner:
 
     def _try_resume(self, run: RunState) -> None:
         """A run that was quarantined for its code goes on when the code agrees with the history again."""
+        if run.cancel_requested:
+            self._emit(run, "cancelled", reason=run.reason)
+            return
         if run.error.get("type") != "NonDeterminism":
-            if run.cancel_requested:
-                self._emit(run, "cancelled", reason=run.reason)
             return
         workflow = self.worker.find(run.workflow, run.version)
         if workflow is None:
@@ -717,7 +723,7 @@ class Owner:
         trial = Execution(run, lambda execution: workflow.start(execution, worker.ports, worker.ctx_ext), len(run.journal))
         try:
             trial.advance()
-        except NonDeterminism:
+        except Exception:  # noqa: BLE001  # whatever it is, the run stands still as before
             return
         finally:
             trial.close()
