@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, cast
+
+from .duration import Duration, duration_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,17 @@ class ErrorInfo:
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         if kind.__module__ == __name__:
             name = kind.__qualname__
+        try:
+            message = str(error)
+        except Exception:  # noqa: BLE001  # it is the user's, and what went wrong before matters more
+            message = "its message cannot be shown"
         text = "".join(traceback.format_exception(error, limit=-8))
-        return cls(name, str(error)[:4000], text[-8000:], step_id)
+        return cls(name, _writable(message)[:4000], _writable(text)[-8000:], step_id)
+
+
+def _writable(text: str) -> str:
+    """Names of files may hold lone surrogates, the log may not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class StepfoldError(Exception):
@@ -183,8 +193,9 @@ class NonRetryable(StepError):
 
 
 class RetryAfter(StepError):
-    """Raise it in a step function to say when to try again: `RetryAfter("90s")`."""
+    """Raise it in a step function to say when to try again: `RetryAfter("90s")`. Raises ValueError for a bad duration."""
 
-    def __init__(self, delay: float | str | timedelta, message: str = "") -> None:
+    def __init__(self, delay: Duration, message: str = "") -> None:
+        duration_ms(delay)
         super().__init__(message or f"try again after {delay}")
         self.delay = delay

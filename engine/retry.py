@@ -29,6 +29,9 @@ class Retry:
             raise ValueError(f"Retry(max_attempts={self.max_attempts}): at least 1")
         if self.factor < 1:
             raise ValueError(f"Retry(factor={self.factor}): at least 1")
+        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise ValueError(f"Retry(retry_on={self.retry_on!r}): an exception class, or a tuple of them")
         duration_ms(self.backoff)
         duration_ms(self.max_backoff)
 

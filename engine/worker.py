@@ -245,7 +245,9 @@ class Worker:
             if attempt.task is not None and attempt.task.cancelling():
                 raise
             owner.failed(attempt, RuntimeError(f"step {attempt.op.id!r} cancelled itself"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a step raises fails the attempt
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever a step raises fails the attempt
             owner.failed(attempt, error)
         else:
             owner.completed(attempt, result)
@@ -256,13 +258,20 @@ class Worker:
     async def _call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if is_async(fn):
             return await fn(*args)
-        value = await self._run_in_thread(partial(fn, *args))
+        value = await self._run_in_thread(partial(_plain_call, fn, args))
         return await value if inspect.isawaitable(value) else value
 
     async def _thread(self, call: Callable[[], Any]) -> Any:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.settings.concurrency, "stepfold-step")
         return await asyncio.get_running_loop().run_in_executor(self._threads, contextvars.copy_context().run, call)
+
+
+def _plain_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    try:
+        return fn(*args)
+    except StopIteration as error:  # no future can hold it
+        raise RuntimeError("the step function raised StopIteration") from error
 
 
 @lru_cache(maxsize=4096)
