@@ -15,7 +15,6 @@ owner writes under its claim and stops as soon as the fold has seen another one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
