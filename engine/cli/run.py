@@ -93,6 +93,8 @@ def start(
     """
     value = json_of(data)
     client = client_of(app, url)
+    if run_id is not None:
+        checked_run_id(run_id)
 
     async def go() -> None:
         async with connected(client, may_create=True):

@@ -62,10 +62,9 @@ def load(app: str) -> Client:
         return found
     clients = [key for key, value in vars(module).items() if isinstance(value, Client)]
     has = f"it has {', '.join(f'{module_name}:{key}' for key in clients)}" if clients else "it makes no stepfold.Client"
-    what = (
-        f"module {module_name!r} has no {name!r}" if found is None else f"{app} is a {type(found).__name__}, no stepfold.Client"
-    )
-    raise Problem(f"{what}; {has}")
+    if found is None:
+        raise Problem(f"module {module_name!r} has no {name!r}; {has}")
+    raise Problem(f"{app} is of type {type(found).__name__}, no stepfold.Client; {has}")
 
 
 def import_from_here(module_name: str) -> ModuleType:

@@ -1,0 +1,229 @@
+"""`stepfold run …` against a worker that runs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from typing import Any
+
+import orjson
+from shell import Shell, until
+
+
+def start(shell: Shell, workflow: str, run_id: str, *options: str, code: int = 0, **data: Any) -> str:
+    value = orjson.dumps({"order_id": run_id, **data}).decode()
+    return shell("run", "start", workflow, "--run-id", run_id, "--data", value, *options, code=code).stdout
+
+
+def waiting_for_approval(shell: Shell, run_id: str) -> None:
+    until(lambda: any("approve" in words for words in shell.json("run", "show", run_id)["waiting_on"]))
+
+
+def test_start_prints_the_id_and_the_same_again_for_the_same_request(served: Shell) -> None:
+    assert start(served, "order", "once") == "once\n"
+    assert start(served, "order", "once") == "once\n"
+    other = served("run", "start", "order", "--run-id", "once", "--data", '{"order_id": "another"}', code=1)
+    assert "'once' exists" in other.stderr
+
+
+def test_start_makes_an_id_where_none_is_given(served: Shell) -> None:
+    run_id = served("run", "start", "order", "--data", '{"order_id": "x"}').stdout.strip()
+    assert served("run", "watch", run_id).stdout.splitlines()[-1].endswith('"paid x"')
+
+
+def test_wait_prints_the_result(served: Shell) -> None:
+    assert start(served, "order", "waited", "--wait", flaky=2) == '"paid waited"\n'
+    status = orjson.loads(start(served, "order", "waited", "--wait", "-o", "json", flaky=2))
+    assert (status["state"], status["result"], status["steps_completed"]) == ("completed", "paid waited", 1)
+
+
+def test_wait_for_a_run_that_fails_ends_with_1(served: Shell) -> None:
+    failed = served("run", "start", "refused", "--run-id", "bad", "--data", '{"order_id": "bad"}', "--wait", code=1)
+    assert failed.stdout == ""
+    assert failed.stderr == "stepfold: run 'bad' failed: NonRetryable: bad is not for sale\n"
+
+
+def test_data_come_from_a_file_and_from_stdin(served: Shell) -> None:
+    (served.folder / "order.json").write_text('{"order_id": "filed"}')
+    assert served("run", "start", "order", "--data", "@order.json", "--wait").stdout == '"paid filed"\n'
+    assert served("run", "start", "order", "-d", "-", "-w", stdin='{"order_id": "piped"}').stdout == '"paid piped"\n'
+
+
+def test_an_app_checks_the_data_and_knows_its_workflows(served: Shell) -> None:
+    wrong = served("run", "start", "order", "--app", "shop:client", "--data", "{}", code=2)
+    assert "order_id: Field required" in wrong.stderr
+    unknown = served("run", "start", "odrer", "--app", "shop:client", code=3)
+    assert "no workflow 'odrer'; it has approved, order, refused" in unknown.stderr
+    assert (
+        served("run", "start", "order", "-a", "shop:client", "-d", '{"order_id": "checked"}', "-w").stdout == '"paid checked"\n'
+    )
+
+
+def test_show_draws_steps_with_attempts_and_what_is_waited_for(served: Shell) -> None:
+    start(served, "approved", "shown", flaky=1)
+    waiting_for_approval(served, "shown")
+    picture = served("run", "show", "shown").stdout
+    lines = {line.split()[1]: line for line in picture.splitlines() if line.startswith(("✔", "…"))}
+    assert picture.startswith("shown  approved version 1  waiting\n")
+    assert "waits for  signal 'approve' (step 'approval', until" in picture
+    assert lines["parcel/pack"].split()[2] == "2" and "✗" in lines["parcel/pack"]
+    assert lines["cool-off"].startswith("✔") and "slept" in lines["cool-off"]
+    assert lines["approval"].startswith("…")
+    status = served.json("run", "show", "shown")
+    steps = {step["step_id"]: step for step in status["steps"]}
+    assert status["state"] == "waiting" and status["ended_at"] is None and status["started_at"].endswith("Z")
+    assert steps["parcel/label"] | {"first_at": "", "last_at": ""} == {
+        "step_id": "parcel/label",
+        "kind": "step",
+        "state": "done",
+        "attempts": 2,
+        "lost": 0,
+        "first_at": "",
+        "last_at": "",
+    }
+    assert steps["cool-off"]["kind"] == "sleep" and steps["approval"]["kind"] == "wait"
+
+
+def test_history_gives_the_events_as_they_are_in_the_log(served: Shell) -> None:
+    start(served, "order", "told", "--wait", flaky=1)
+    events = [orjson.loads(line) for line in served("run", "history", "told", "-o", "jsonl").stdout.splitlines()]
+    assert [event["type"] for event in events] == ["started", "step-failed", "step-completed", "completed"]
+    assert [event["offset"] for event in events] == sorted(event["offset"] for event in events)
+    assert events[1]["error"]["type"] == "ConnectionError" and events[1]["attempt"] == 1
+    assert events == served.json("run", "history", "told")
+    head, *rows = served("run", "history", "told").stdout.splitlines()
+    assert head.split() == ["offset", "time", "(UTC)", "event", "step"]
+    assert [row.split()[3] for row in rows] == [event["type"] for event in events]
+
+
+def test_watch_follows_until_the_end(served: Shell) -> None:
+    start(served, "approved", "watched")
+    waiting_for_approval(served, "watched")
+    watching = served.start("run", "watch", "watched", "-o", "jsonl")
+    assert watching.stdout is not None
+    seen = [orjson.loads(watching.stdout.readline())["type"]]
+    served("run", "signal", "watched", "approve", "--data", '{"by": "ada"}')
+    seen += [orjson.loads(line)["type"] for line in watching.stdout]
+    assert watching.wait() == 0
+    assert seen[0] == "started" and seen[-2:] == ["signal-received", "completed"]
+    assert served("run", "watch", "watched").stdout.splitlines()[-1].endswith('''"by {'by': 'ada'}"''')
+    assert [event["type"] for event in served.json("run", "watch", "watched")] == seen
+
+
+def test_watch_stops_at_ctrl_c(served: Shell) -> None:
+    start(served, "approved", "left")
+    watching = served.start("run", "watch", "left", "-o", "jsonl")
+    assert watching.stdout is not None and watching.stdout.readline()
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait() == 130
+    assert "Traceback" not in watching.stdout.read()
+
+
+def test_cancel_ends_a_run_and_watch_tells_of_it(served: Shell) -> None:
+    start(served, "approved", "stopped")
+    waiting_for_approval(served, "stopped")
+    served("run", "cancel", "stopped", "--reason", "no more lamps")
+    assert "was cancelled: no more lamps" in served("run", "watch", "stopped", code=1).stderr
+    assert served.json("run", "show", "stopped")["reason"] == "no more lamps"
+    assert "has ended (cancelled)" in served("run", "signal", "stopped", "approve", code=3).stderr
+
+
+def test_list_filters(served: Shell) -> None:
+    start(served, "order", "listed-1", "--wait")
+    start(served, "order", "listed-2", "--wait", flaky=1)
+    start(served, "refused", "listed-3", "--wait", code=1)
+
+    def ids(*options: str) -> set[str]:
+        return {row["run_id"] for row in served.json("run", "list", "--search", "listed-", *options)}
+
+    assert ids() == {"listed-1", "listed-2", "listed-3"}
+    assert ids("--workflow", "order") == {"listed-1", "listed-2"}
+    assert ids("--state", "failed", "--state", "cancelled") == {"listed-3"}
+    assert len(ids("--limit", "1")) == 1
+    assert ids("--since", "1h") == ids() and ids("--since", "2999-01-01T00:00Z") == set()
+    rows = served("run", "list", "--search", "listed-2").stdout.splitlines()
+    assert len(rows) == 2 and rows[1].split()[:3] == ["listed-2", "order", "completed"]
+    assert served("run", "list", "--search", "nowhere").stdout == ""
+    assert served.json("run", "list", "--search", "nowhere") == []
+
+
+def test_an_exported_run_is_verified_and_replayed(served: Shell) -> None:
+    start(served, "approved", "kept")
+    served("run", "signal", "kept", "approve")
+    served("run", "watch", "kept")
+    said = served("run", "export", "kept", "--file", "kept.jsonl").stderr
+    export = served.folder / "kept.jsonl"
+    verified = served.json("run", "verify", "kept.jsonl")
+    assert verified["ok"] and verified["head"] in said
+    assert "as they were written" in served("run", "verify", "-", stdin=served("run", "export", "kept").stdout).stdout
+    assert served.json("run", "replay", "kept.jsonl", "--app", "shop:client")["outcome"] == "agrees"
+
+    lines = export.read_text().splitlines(keepends=True)
+    (served.folder / "altered.jsonl").write_text("".join([*lines[:3], lines[3].replace("parcel/", "pocket/"), *lines[4:]]))
+    altered = served("run", "verify", "altered.jsonl", code=1)
+    assert "line 4 was altered" in altered.stdout and "not as it was exported" in altered.stderr
+    assert "line 4" in served("run", "replay", "altered.jsonl", "--app", "shop:client", code=1).stdout
+
+    shop = (served.folder / "shop.py").read_text()
+    (served.folder / "shop_2.py").write_text(shop.replace('step.sleep("cool-off"', 'step.sleep("nap"'))
+    line = 1 + next(number for number, text in enumerate(shop.splitlines()) if "cool-off" in text)
+    diverged = served("run", "replay", "kept.jsonl", "--app", "shop_2:client", code=1).stdout
+    assert f"shop_2.py:{line}    await step.sleep" in diverged
+    (served.folder / "empty.py").write_text("import stepfold\nclient = stepfold.Client()\n")
+    served("run", "replay", "kept.jsonl", "--app", "empty:client", code=3)
+
+
+def test_a_projection_is_rebuilt_and_says_how_far_it_is(served: Shell) -> None:
+    start(served, "order", "counted", "--wait")
+    (served.folder / "tables.py").write_text(
+        "import sqlalchemy as sa\n"
+        "from stepfold.projections import Projection\n"
+        "class Seen(Projection):\n"
+        "    name = 'seen'\n"
+        "    metadata = sa.MetaData()\n"
+        "    rows = sa.Table('seen', metadata, sa.Column('run_id', sa.String(200)), sa.Column('type', sa.String(40)))\n"
+        "    def apply(self, connection, event, run):\n"
+        "        connection.execute(self.rows.insert().values(run_id=run.id, type=event.type))\n"
+    )
+    database = f"sqlite:///{served.folder}/other.db"
+    assert served.json("projection", "lag", "--database", database) == []
+    assert "seen rebuilt" in served("projection", "rebuild", "tables:Seen", "--database", database).stderr
+    lags = served.json("projection", "lag", "--database", database)
+    assert {lag["projection"] for lag in lags} == {"seen"} and len(lags) == 4
+    assert all(lag["position"] <= lag["end"] and lag["behind"] == lag["end"] - lag["position"] for lag in lags)
+    assert sum(lag["position"] for lag in lags) > 0
+    assert "seen" in served("projection", "lag", "--database", database).stdout
+
+
+def test_nothing_is_coloured_unless_it_goes_to_a_terminal(served: Shell) -> None:
+    start(served, "order", "coloured", "--wait", flaky=1)
+    for command in ("show", "history", "watch"):
+        piped = served("run", command, "coloured").stdout
+        assert "\x1b" not in piped and all(line == line.rstrip() for line in piped.splitlines())
+        assert "\x1b[" in on_a_terminal(served, "run", command, "coloured")
+    assert on_a_terminal(served, "run", "show", "coloured").count("paid coloured") == 2
+
+
+def on_a_terminal(shell: Shell, *arguments: str) -> str:
+    """What a command prints where stdout and stderr are a terminal; it must succeed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        shell.command(*arguments),
+        cwd=shell.folder,
+        env={**shell.env, "TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    printed = b""
+    try:
+        while part := os.read(ours, 65536):
+            printed += part
+    except OSError:  # the other end was closed
+        pass
+    os.close(ours)
+    assert process.wait() == 0
+    return printed.decode()
