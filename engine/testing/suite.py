@@ -619,7 +619,23 @@ class LogSuite:
             assert len(await log.checkpoint_load(0, "many/")) == 500
 
     async def test_checkpoints_are_found_by_prefix(self) -> None:
-        keys = ["", "a", "a%", "a_b", "aXb", "ab", "a/1", "a/2", "b/1", "ключ/1", "\U0010ffff", "\U0010ffff/1", "nul\x00/1"]
+        keys = [
+            "",
+            "a",
+            "a%",
+            "a_b",
+            "aXb",
+            "ab",
+            "a/1",
+            "a/2",
+            "b/1",
+            "b/a/1",
+            "ba",
+            "ключ/1",
+            "\U0010ffff",
+            "\U0010ffff/1",
+            "nul\x00/1",
+        ]
         items = {key: key.encode() for key in keys if key}
         async with self.fresh() as log:
             await log.checkpoint_put(0, items)
