@@ -5,7 +5,7 @@
                              between them it looks for what other processes have committed, while somebody waits for it
                ──▶ executor of one thread: fetch, find, load checkpoints
 
-A synced commit takes about 0.2 ms on a solid-state disk; handing it to a thread and back costs up to 0.8 ms beside a busy
+A synced commit takes 0.2 to 0.5 ms on a solid-state disk; handing it to a thread and back costs 0.1 ms, and more beside a busy
 event loop, because both need the interpreter. So the loop commits by itself unless most commits take longer than `QUICK_S`.
 
 It may not know SQL, nor hold state that another process could change. Methods that begin with `_on_` run on the writer
