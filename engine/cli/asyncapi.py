@@ -56,10 +56,8 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
     events = _event_schemas("#/components/schemas/")
     history = {kind: name for name, schema in events.items() if (kind := _kind(schema))}
     requests = _request_schemas()
-    messages: dict[str, Any] = {
-        kind: _message(kind, events[name], f"#/components/schemas/{name}") for kind, name in history.items()
-    }
-    messages |= {f"request-{kind}": _message(kind, schema, f"#/components/schemas/{kind}") for kind, schema in requests.items()}
+    messages = {kind: _message(kind, events[name], name) for kind, name in history.items()}
+    messages |= {f"request-{kind}": _message(kind, schema, kind) for kind, schema in requests.items()}
     messages["request-cloud-event"] = {
         "name": "request-cloud-event",
         "title": "A request as a structured CloudEvent",
