@@ -262,24 +262,29 @@ def _check_frame(history: _History, lines: Sequence[_Line | None]) -> None:
     if not lines:
         history.find(0, "missing", "the file is empty")
         return
-    first, last = lines[0], lines[-1]
+    first, closing = lines[0], None
     if first is not None and first.n == 1:
         history.header = _header(first.fields)
         if history.header is None:
             history.find(1, "altered", "line 1 is not the header of an export that this version of stepfold knows")
-    closed = last is not None and last.fields.get("kind") == "end"
-    if last is not None and not closed:
-        history.find(len(lines) + 1, "missing", "the closing line is missing: the end of the export was cut off")
-    for line in lines[1 : len(lines) - closed]:
+    for line in lines[1:]:
         if line is None:
             continue
+        if line.fields.get("kind") == "end":
+            closing = line
+            break
         record = _record(line.fields)
         if record is None:
             history.find(line.place, "altered", f"line {line.place} is intact, but no record of an export")
         else:
             history.records.append(_Record(line.place, line.hash, record))
-    if closed and last is not None and not history.findings and last.fields.get("records") != len(history.records):
-        history.find(last.place, "altered", "the closing line counts another number of records")
+    if closing is None:
+        if lines[-1] is not None:
+            history.find(len(lines) + 1, "missing", "the closing line is missing: the end of the export was cut off")
+    elif not history.findings and closing.place < len(lines):
+        history.find(closing.place + 1, "altered", f"line {closing.place + 1} was added: it follows the closing line")
+    elif not history.findings and closing.fields.get("records") != len(history.records):
+        history.find(closing.place, "altered", "the closing line counts another number of records")
 
 
 def _header(fields: dict[str, Any]) -> _Header | None:
