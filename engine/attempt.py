@@ -25,12 +25,13 @@ class Reports(Protocol):
     def completed(self, attempt: Attempt, result: bytes) -> None: ...
     def failed(self, attempt: Attempt, error: BaseException) -> None: ...
     def heartbeat(self, attempt: Attempt, details: Any) -> None: ...
+    def announce(self, attempt: Attempt) -> None: ...
 
 
 class Attempt:
     """One attempt of one step, on its way through the worker."""
 
-    __slots__ = ("beats", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
+    __slots__ = ("alone", "beats", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
 
     def __init__(self, owner: Reports, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
         self.owner = owner
@@ -39,6 +40,7 @@ class Attempt:
         self.call = call
         self.task: asyncio.Task[None] | None = None
         self.beats: Heartbeats | None = None
+        self.alone = False  # it may be what kills the worker
         if known is None:
             self.number = 1
             self.failures = 0

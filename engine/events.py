@@ -133,7 +133,7 @@ class StepFailed(StepDecision):
 
 
 class AttemptStarted(StepDecision):
-    """An at_most_once attempt is about to run."""
+    """An attempt is about to run: an at_most_once one, or one of a step that was lost before."""
 
     type: Literal["attempt-started"] = "attempt-started"
     attempt: int

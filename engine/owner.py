@@ -39,6 +39,9 @@ logger = logging.getLogger("stepfold.worker")
 
 LOST_LIMIT = 5
 """A run is quarantined when one of its steps has been lost with its worker this often in a row."""
+SUSPECT_AFTER = 2
+"""A step that has been lost this often in a row may be what kills its worker, or may only have run beside that. From then on
+its attempts are announced, and run one at a time: what was not announced was not lost."""
 TIMER_CHECK_S = 60.0
 """The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
 CATCH_UP_WAIT_S = 0.5
@@ -72,6 +75,8 @@ class Worker(Protocol):
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
     def ctx_ext(self, run_id: str) -> object: ...
     def dispatch(self, attempt: Attempt) -> None: ...
+    def dispatch_alone(self, attempt: Attempt) -> None: ...
+    def settled(self, attempt: Attempt) -> None: ...
     def withdraw(self, attempt: Attempt) -> None: ...
 
 
@@ -309,7 +314,9 @@ class Owner:
         live = self.live.get(run.id)
         kind = event["type"]
         if kind == "step-completed" and live is not None:  # nine in ten
-            live.attempts.pop(event["step_id"], None)
+            attempt = live.attempts.pop(event["step_id"], None)
+            if attempt is not None and attempt.alone:
+                self.worker.settled(attempt)
             self._advance(live)
             return
         if run.ended:
@@ -329,9 +336,12 @@ class Owner:
             step_id = event["step_id"]
             attempt = live.attempts.get(step_id)
             if kind == "attempt-started" and attempt is not None:
-                self.worker.dispatch(attempt)
+                if not self._stopping:
+                    self.worker.dispatch(attempt)
                 return
             live.attempts.pop(step_id, None)
+            if attempt is not None and attempt.alone:
+                self.worker.settled(attempt)
             op = live.execution.ops.get(step_id)
             if kind == "attempt-lost" and op is not None:
                 self._dispatch(live, op)
@@ -384,6 +394,8 @@ class Owner:
                 self._emit(live.run, "step-cancelled", step_id=op.id)
         for op in execution.take_requested():
             self._begin(live, op, crashed)
+            if self.live.get(live.run.id) is not live:
+                return
         if execution.outcome is not None and not live.finished:
             live.finished = True
             self._finish(live, execution.outcome)
@@ -398,10 +410,10 @@ class Owner:
             if step is not None and step.next_at is not None and step.next_at > self.log.now():
                 heapq.heappush(self._timers, (step.next_at, run.id, op.id))
                 self._set_timer()
-            elif step is not None and step.started:
+            elif step is not None and step.started and call.at_most_once:
                 self._interrupted(live, op, call, step)
-            elif crashed:
-                self._lost(live, op, step)
+            elif crashed and not call.at_most_once and (step is None or step.started or step.lost < SUSPECT_AFTER):
+                self._lost(live, op, call, step)
             else:
                 self._dispatch(live, op)
         elif op.recorded:
@@ -416,7 +428,7 @@ class Owner:
             timeout_at = None if call.timeout_ms is None else max(run.now, self.log.now()) + call.timeout_ms
             self._emit(run, "wait-started", step_id=op.id, signal=call.signal, timeout_at=timeout_at)
 
-    def _lost(self, live: Live, op: Op, step: OpenStep | None) -> None:
+    def _lost(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
         """The attempt was under way, for all we know, when the last owner died."""
         lost = step.lost if step is not None else 0
         if lost + 1 >= LOST_LIMIT:
@@ -427,7 +439,8 @@ class Owner:
             self._stand_still(live, ErrorInfo("StepInterrupted", message, step_id=op.id))
             return
         op.recorded = True
-        self._emit(live.run, "attempt-lost", step_id=op.id, attempt=(step.attempts if step else 0) + 1)
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # meanwhile no timer may start it
+        self._emit(live.run, "attempt-lost", step_id=op.id, attempt=attempt.number)
 
     def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
         """An at_most_once attempt was announced and has no result: it counts as failed."""
@@ -437,7 +450,8 @@ class Owner:
         pause = call.retry.pause_ms(error, step.failures + 1, self.worker.random)
         info = ErrorInfo("StepInterrupted", str(error), step_id=op.id)
         next_at = None if pause is None else self.log.now() + pause
-        self._emit(live.run, "step-failed", step_id=op.id, attempt=step.attempts + 1, error=info.to_json(), next_at=next_at)
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # as in _lost
+        self._emit(live.run, "step-failed", step_id=op.id, attempt=attempt.number, error=info.to_json(), next_at=next_at)
 
     def _dispatch(self, live: Live, op: Op) -> None:
         """Hand an attempt to the worker."""
@@ -449,18 +463,28 @@ class Owner:
         attempt = Attempt(self, live.run, op, call, known if isinstance(known, OpenStep) else None)
         live.attempts[op.id] = attempt
         if call.at_most_once:
-            op.recorded = True
-            self._emit(live.run, "attempt-started", step_id=op.id, attempt=attempt.number)
+            self.announce(attempt)
+        elif isinstance(known, OpenStep) and known.lost >= SUSPECT_AFTER:
+            self.worker.dispatch_alone(attempt)
         else:
             self.worker.dispatch(attempt)
+
+    def announce(self, attempt: Attempt) -> None:
+        """Record that an attempt is about to run; it does once the record is back."""
+        if self._stopping or not self._expects(attempt):
+            return
+        known = attempt.run.open.get(attempt.op.id)
+        if isinstance(known, OpenStep) and known.started:  # by an owner that left before it ran
+            self.worker.dispatch(attempt)
+            return
+        attempt.op.recorded = True
+        self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number)
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
         """The code has ended."""
         for message, error in live.execution.loop.unhandled:
             logger.warning("run %s: %s", live.run.id, message, exc_info=error, extra={"run_id": live.run.id})
-        for attempt in live.attempts.values():
-            self.worker.withdraw(attempt)
-        live.attempts.clear()
+        self._withdraw(live)
         run = live.run
         if outcome.kind == "completed":
             try:
@@ -496,12 +520,15 @@ class Owner:
     def _close(self, live: Live) -> None:
         """Take a run's code out of memory."""
         live.run.idle = self._is_idle(live.run)
-        for attempt in live.attempts.values():
-            self.worker.withdraw(attempt)
-        live.attempts.clear()
+        self._withdraw(live)
         live.run.executed = max(live.run.executed, live.execution.position)
         self.live.pop(live.run.id, None)
         live.execution.close()
+
+    def _withdraw(self, live: Live) -> None:
+        attempts, live.attempts = live.attempts, {}
+        for attempt in attempts.values():
+            self.worker.withdraw(attempt)
 
     def _is_idle(self, run: RunState) -> bool:
         """Whether the run's code has run as far as it can and waits only for what the folded state tells of."""
@@ -705,8 +732,12 @@ class Owner:
             self._try_resume(run)
             return
         run.executed = len(run.journal) if run.decided else -1
-        if not run.idle:
+        if not run.idle or (crashed and self._may_have_retried(run)):
             self._revive(run, crashed)
+
+    def _may_have_retried(self, run: RunState) -> bool:
+        now = self.log.now()
+        return any(isinstance(op, OpenStep) and op.next_at is not None and op.next_at <= now for op in run.open.values())
 
     def _try_resume(self, run: RunState) -> None:
         """A run that was quarantined for its code goes on when the code agrees with the history again."""

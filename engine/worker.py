@@ -71,6 +71,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: deque[Attempt] = deque()
         self._running = 0
+        self._alone: deque[Attempt] = deque()  # the first one's turn it is
         self._threads: ThreadPoolExecutor | None = None
         self._run_in_thread = run_in_thread or self._thread
         self._stopped = asyncio.Event()
@@ -191,8 +192,25 @@ class Worker:
         else:
             self._queue.append(attempt)
 
+    def dispatch_alone(self, attempt: Attempt) -> None:
+        """Run an attempt that may end this process, while no other such attempt of this worker is announced or runs."""
+        attempt.alone = True
+        self._alone.append(attempt)
+        if len(self._alone) == 1:
+            attempt.owner.announce(attempt)
+
+    def settled(self, attempt: Attempt) -> None:
+        """How an attempt that runs alone has ended is in the log, or does not matter any more."""
+        attempt.alone = False
+        had_its_turn = self._alone[0] is attempt
+        self._alone.remove(attempt)
+        if had_its_turn and self._alone:
+            self._alone[0].owner.announce(self._alone[0])
+
     def withdraw(self, attempt: Attempt) -> None:
         """The attempt's result is of no interest any more."""
+        if attempt.alone:
+            self.settled(attempt)
         if attempt.task is not None:
             attempt.task.cancel()
         else:
