@@ -173,13 +173,13 @@ class Execution:
 
         Raises CancelledError when the run is being cancelled and this is no shield.
         """
-        if self.loop.abandoned:
-            return Op(base_id, call, source, self.loop.create_future(), None)
         if not self.loop.is_running():
             raise RuntimeError(
                 f"step {base_id!r} of run {self.run.id!r} was called outside its workflow: from a step function, "
                 f"another run, or after the run ended"
             )
+        if self.loop.abandoned:
+            return Op(base_id, call, source, self.loop.create_future(), None)
         if self.cancelling:
             task = asyncio.current_task()
             if not isinstance(task, DeterministicTask) or not task.shielded:
