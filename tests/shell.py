@@ -112,7 +112,16 @@ class Shell:
     def close(self) -> None:
         for process in self._started:
             process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The command lines of all processes that name the folder."""
+    listed = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(folder) in line]
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""`stepfold worker` and `stepfold dev`: how they start, go on and end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from shell import Shell, processes_of, until
+
+
+def lines_until(process: subprocess.Popen[str], seen: Callable[[str], bool]) -> list[str]:
+    """What a process prints, up to the first line that is looked for."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if seen(line):
+            return lines
+    raise AssertionError(f"it ended with {process.wait()}:\n{''.join(lines)}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_worker_says_what_it_serves_and_leaves_in_good_order(shell: Shell, number: signal.Signals) -> None:
+    worker = shell.start("worker", "shop:client", "--grace", "1s")
+    lines = lines_until(worker, lambda line: "partitions [0, 1, 2, 3]" in line)
+    assert lines[0].endswith("on sqlite:///stepfold.db: order (version 1), refused (version 1), approved (version 1)\n")
+    assert shell("run", "start", "order", "-d", '{"order_id": "1", "flaky": 1}', "--wait").stdout == '"paid 1"\n'
+    worker.send_signal(number)
+    rest = worker.communicate()[0]
+    assert worker.returncode == 0 and "Traceback" not in rest
+    assert "step pay of run" in rest and "(attempt 1)" in rest
+    run_id = shell("run", "start", "order", "-d", '{"order_id": "2"}').stdout.strip()
+    assert shell.json("run", "show", run_id)["state"] == "pending"  # nobody owns the log
+
+
+def test_a_url_moves_an_app_to_another_log(shell: Shell) -> None:
+    shell.start("worker", "shop:client", "--url", "sqlite:///elsewhere.db")
+    order = ["run", "start", "order", "--data", '{"order_id": "1"}', "--wait"]
+    assert shell(*order, "--app", "shop:client", "--url", "sqlite:///elsewhere.db").stdout == '"paid 1"\n'
+    assert not (shell.folder / "stepfold.db").exists()
+    shell.env["STEPFOLD_URL"] = "sqlite:///elsewhere.db"
+    assert len(shell.json("run", "list")) == 1
+
+
+def test_a_child_ends_with_its_parent(shell: Shell) -> None:
+    worker = shell.start("worker", "shop:client", "--with-parent", stdin=subprocess.PIPE)
+    lines_until(worker, lambda line: "partitions" in line)
+    assert worker.stdin is not None
+    worker.stdin.close()
+    assert worker.wait() == 0
+
+
+def test_dev_shows_what_runs_do_and_starts_again_when_a_file_changes(shell: Shell) -> None:
+    url = f"sqlite:///{shell.folder}/dev.db"
+    dev = shell.start("dev", "shop:client", "--url", url)
+    lines_until(dev, lambda line: "partitions" in line)
+    shell("run", "start", "order", "--run-id", "one", "-d", '{"order_id": "1"}', "--url", url)
+    assert '"paid 1"' in lines_until(dev, lambda line: "one  completed" in line)[-1]
+
+    source = shell.folder / "shop.py"
+    source.write_text(source.read_text().replace('f"paid ', 'f"settled '))
+    lines_until(dev, lambda line: line == "shop.py changed: starting again\n")
+    lines_until(dev, lambda line: "partitions" in line)
+    shell("run", "start", "order", "--run-id", "two", "-d", '{"order_id": "2"}', "--url", url)
+    assert '"settled 2"' in lines_until(dev, lambda line: "two  completed" in line)[-1]
+
+    source.write_text("import nowhere\n")
+    lines_until(dev, lambda line: "No module named 'nowhere'" in line)
+    lines_until(dev, lambda line: "the worker ended (exit code 2)" in line)
+    source.write_text("from stepfold import Client\nclient = Client()\n@client.workflow(id='w')\nasync def w(ctx, step): ...\n")
+    lines_until(dev, lambda line: "w (version 1)" in line)
+
+    dev.send_signal(signal.SIGINT)
+    assert "Traceback" not in dev.communicate()[0]
+    assert dev.returncode == 130
+    assert processes_of(shell.folder) == []
+
+
+def test_dev_killed_leaves_no_worker_behind(shell: Shell) -> None:
+    dev = shell.start("dev", "shop:client", "--url", f"sqlite:///{shell.folder}/dev.db")
+    lines_until(dev, lambda line: "partitions" in line)
+    assert len(processes_of(shell.folder)) == 2  # itself and its worker
+    dev.kill()
+    dev.wait()
+    until(lambda: not processes_of(shell.folder))
+
+
+def test_dev_does_not_work_on_somebody_elses_kafka(shell: Shell) -> None:
+    source = shell.folder / "shop.py"
+    source.write_text(source.read_text().replace("Client()", 'Client("kafka://production:9092/shop")'))
+    dev = shell.start("dev", "shop:client")
+    lines = lines_until(dev, lambda line: "partitions" in line)
+    assert "dev works on sqlite:///stepfold.db instead" in lines[0]
+    dev.send_signal(signal.SIGTERM)
+    assert dev.wait() == 130
