@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -324,7 +324,7 @@ class BareLoop:
         self.waiting: dict[bytes, asyncio.Future[None]] = {}
         self.task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> BareLoop:
+    async def __aenter__(self) -> Self:
         await self.producer.start()
         await self.consumer.start()
         places = [TopicPartition(self.topic, partition) for partition in range(self.partitions)]
@@ -427,7 +427,7 @@ def main(wanted: Sequence[str]) -> None:
     table = Table("case", "measured", "ceiling", "ratio", "to reach", "", title=f"Python {sys.version.split()[0]}")
     for name in chosen:
         console.print(f"[dim]{name} …[/]")
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             found = asyncio.run(CASES[name](Path(folder)))
         for figure in found if isinstance(found, list) else [found]:
             table.add_row(*figure[:-1], "holds" if figure.holds else "falls short")
