@@ -1,0 +1,253 @@
+"""What steps and workflows return: typed, the same live and on replay, or an error that names what cannot be recorded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from eventually import eventually
+from one_run import LIMIT_S, outcome
+from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
+
+from stepfold import Client, Context, Retry, Run, Step, StepFailed, WorkflowFailed
+
+QUICK = Retry(3, backoff="1ms", jitter=False)
+
+
+class Model(BaseModel):
+    name: str
+    at: datetime
+    price: Decimal = Field(alias="the price")
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: float
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = 3
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+def give_model() -> Model:
+    return Model.model_validate({"name": "x", "at": datetime(2026, 1, 2, tzinfo=UTC), "the price": "1.10"})
+
+
+def give_models() -> dict[str, list[Model]]:
+    return {"all": [give_model()]}
+
+
+def give_point() -> Point:
+    return Point(1, 0.5)
+
+
+def give_datetime() -> datetime:
+    return datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+def give_date() -> date:
+    return date(2026, 1, 2)
+
+
+def give_timedelta() -> timedelta:
+    return timedelta(days=3, microseconds=1)
+
+
+def give_decimal() -> Decimal:
+    return Decimal("0.10000000000000000000000000001")
+
+
+def give_uuid() -> UUID:
+    return UUID(int=5)
+
+
+def give_enum() -> Colour:
+    return Colour.BLUE
+
+
+def give_bytes() -> bytes:
+    return b"\x00\xff\xfe"
+
+
+def give_typed_dict() -> Movie:
+    return {"title": "Stalker", "year": 1979}
+
+
+def give_tuple() -> tuple[int, str, Colour]:
+    return (1, "a", Colour.RED)
+
+
+def give_set() -> set[int]:
+    return {3, 1, 2}
+
+
+def give_union() -> Point | Movie | None:
+    return Point(2, 1.5)
+
+
+def give_nothing() -> None: ...
+
+
+def give_nan() -> list[float]:
+    return [math.inf, -math.inf, 1e300, -0.0]
+
+
+async def give_model_async() -> Model:
+    return give_model()
+
+
+GIVERS: list[Callable[[], Any]] = [
+    give_model,
+    give_models,
+    give_point,
+    give_datetime,
+    give_date,
+    give_timedelta,
+    give_decimal,
+    give_uuid,
+    give_enum,
+    give_bytes,
+    give_typed_dict,
+    give_tuple,
+    give_set,
+    give_union,
+    give_nothing,
+    give_nan,
+    give_model_async,
+]
+
+
+@pytest.mark.parametrize("give", GIVERS, ids=lambda give: give.__name__.removeprefix("give_"))
+async def test_a_result_is_what_the_function_returned_live_and_on_replay(client: Client, give: Callable[[], Any]) -> None:
+    expected = await give() if inspect.iscoroutinefunction(give) else give()
+    seen: list[Any] = []
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> None:
+        seen.append(await step.run("give", give))
+        await step.wait_for_signal("go", signal="go")
+
+    async with client.worker():
+        run = await client.start_workflow(w, run_id="r")
+        await eventually(lambda: waits(run))
+    async with client.worker():
+        await run.signal("go")
+        await run.result(LIMIT_S)
+    assert len(seen) == 2
+    for each in seen:
+        assert each == expected and type(each) is type(expected)
+
+
+async def waits(run: Run[Any]) -> bool:
+    return (await run.status()).state == "waiting"
+
+
+async def test_without_an_annotation_a_result_is_json(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("json", lambda: {"a": (1, 2), "b": None, "c": datetime(2026, 1, 2, tzinfo=UTC)})
+
+    assert await outcome(client, body) == {"a": [1, 2], "b": None, "c": "2026-01-02T00:00:00+00:00"}
+
+
+async def test_what_the_workflow_returns_is_typed_too(client: Client) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> dict[str, Point]:
+        return {"a": Point(1, 2)}
+
+    async with client.worker():
+        run = await client.start_workflow(w, run_id="r")
+        assert await run.result(LIMIT_S) == {"a": Point(1, 2)}
+        assert await client.run("r").result(LIMIT_S) == {"a": Point(1, 2)}, "by the code that is registered"
+        assert (await run.status()).result == {"a": {"x": 1, "y": 2.0}}
+
+
+def give_wrong_type() -> int:
+    return cast(int, "not a number")
+
+
+def give_object() -> Any:
+    return object()
+
+
+def give_lossy() -> Lossy:
+    return Lossy(kept=1, left_out=2)
+
+
+def give_long_integer() -> int:
+    return 2**70 + 1
+
+
+def give_deep() -> Any:
+    found: Any = 1
+    for _ in range(230):
+        found = [found]
+    return found
+
+
+def give_half_a_character() -> str:
+    return "\ud800"
+
+
+class Lossy(BaseModel):
+    kept: int
+    left_out: int = Field(exclude=True)
+
+
+@pytest.mark.parametrize("give", [give_wrong_type, give_object, give_lossy, give_long_integer, give_deep, give_half_a_character])
+async def test_what_cannot_be_recorded_fails_the_step_by_name(client: Client, give: Callable[[], Any]) -> None:
+    """And not the run that has it already: what would not come back the same is not recorded."""
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed) as failed:
+            await step.run("give", give, retry=QUICK)
+        return [failed.value.error.type, failed.value.error.message]
+
+    kind, message = await outcome(client, body)
+    assert kind == "TypeError" and "'give' cannot be recorded as JSON" in message
+
+
+async def test_a_result_above_the_limit_fails_the_step_at_once(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed) as failed:
+            await step.run("large", lambda: "x" * 900_000)
+        return [failed.value.attempts, failed.value.error.type, failed.value.error.message]
+
+    attempts, kind, message = await outcome(client, body)
+    assert (attempts, kind) == (1, "PayloadTooLarge") and "'large'" in message and "900,000" in message
+
+
+@pytest.mark.parametrize("give", [give_object, give_deep, lambda: "x" * 900_000], ids=["object", "deep", "large"])
+async def test_a_workflow_s_result_that_cannot_be_recorded_fails_the_run(client: Client, give: Callable[[], Any]) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        return give()
+
+    with pytest.raises(WorkflowFailed):
+        await outcome(client, body)
+
+
+async def test_an_annotation_that_pydantic_does_not_know_is_named(client: Client) -> None:
+    def give_lock() -> threading.Lock:
+        raise NotImplementedError
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("lock", give_lock)
+
+    with pytest.raises(WorkflowFailed, match=r"ConfigError.*give_lock.*pydantic cannot validate"):
+        await outcome(client, body)

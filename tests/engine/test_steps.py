@@ -1,0 +1,553 @@
+"""Steps: run on the worker, remembered, typed, retried, timed out, and known to themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import math
+import threading
+from collections.abc import Awaitable
+from functools import partial
+from random import Random
+from typing import Any, NoReturn
+
+import pytest
+from one_run import LIMIT_S, history, outcome, virtual_outcome
+from virtually import now_ms, virtually
+
+from stepfold import (
+    Client,
+    Context,
+    NonRetryable,
+    Retry,
+    RetryAfter,
+    Step,
+    StepFailed,
+    StepfoldError,
+    WorkflowFailed,
+    current_step,
+)
+from stepfold.events import StepCompleted, StepHeartbeat
+from stepfold.events import StepFailed as StepFailedEvent
+
+QUICK = Retry(3, backoff="1ms", jitter=False)
+
+
+class Custom(Exception):
+    pass
+
+
+# Functions of all kinds.
+
+
+async def test_async_and_plain_functions_lambdas_methods_and_partials(client: Client) -> None:
+    async def add(x: int, y: int) -> int:
+        return x + y
+
+    def subtract(x: int, y: int) -> int:
+        return x - y
+
+    class Shop:
+        price = 3
+
+        def total(self, count: int) -> int:
+            return self.price * count
+
+        async def slow_total(self, count: int) -> int:
+            return self.price * count
+
+        async def __call__(self, count: int) -> int:
+            return -count
+
+    def awaitable() -> Awaitable[int]:
+        return add(20, 1)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return [
+            await step.run("async", add, 1, 2),
+            await step.run("plain", subtract, 5, 2),
+            await step.run("lambda", lambda: 7),
+            await step.run("method", Shop().total, 2),
+            await step.run("async method", Shop().slow_total, 3),
+            await step.run("partial", partial(add, 10, y=1)),
+            await step.run("plain partial", partial(subtract, 10), 1),
+            await step.run("object", Shop(), 4),
+            await step.run("builtin", max, 1, 9),
+            await step.run("class", int, "12"),
+            await step.run("gives an awaitable", awaitable),
+            await step.run("lambda of a coroutine", lambda: add(1, 1)),
+        ]
+
+    assert await outcome(client, body) == [3, 3, 7, 6, 9, 11, 9, -4, 9, 12, 21, 2]
+
+
+async def test_plain_functions_run_in_threads_side_by_side(client: Client) -> None:
+    meeting = threading.Barrier(3, timeout=LIMIT_S)
+    here = threading.get_ident()
+
+    def meet() -> bool:
+        meeting.wait()
+        return threading.get_ident() != here
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await asyncio.gather(*(step.run(f"meet {number}", meet) for number in range(3)))
+
+    assert await outcome(client, body) == [True, True, True]
+
+
+async def test_a_step_has_the_worker_s_loop_and_not_the_workflow_s(client: Client) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def check() -> bool:
+        await asyncio.sleep(0.001)
+        return asyncio.get_running_loop() is loop
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return [await step.run("loop", check), asyncio.get_running_loop() is loop]
+
+    assert await outcome(client, body) == [True, False]
+
+
+async def test_one_step_does_not_see_another_s_context_variables(client: Client) -> None:
+    seen: contextvars.ContextVar[str] = contextvars.ContextVar("seen", default="nothing")
+
+    async def mark(text: str) -> str:
+        before = seen.get()
+        seen.set(text)
+        return before
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return [await step.run("a", mark, "a"), await step.run("b", mark, "b"), await step.run("c", seen.get)]
+
+    assert await outcome(client, body) == ["nothing", "nothing", "nothing"]
+
+
+# Failing and trying again.
+
+
+def pauses(times: list[int]) -> list[int]:
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def test_backoff_grows_and_is_bounded() -> None:
+    times: dict[str, list[int]] = {}
+
+    async def fail(step_id: str) -> None:
+        times.setdefault(step_id, []).append(now_ms())
+        raise ValueError
+
+    async def body(ctx: Context, step: Step) -> Any:
+        for step_id, retry in (
+            ("default", None),
+            ("grows", Retry(6, backoff="10s", factor=3, max_backoff="5m", jitter=False)),
+            ("flat", Retry(3, backoff=2, factor=1, jitter=False)),
+            ("once", Retry(1)),
+        ):
+            with pytest.raises(StepFailed):
+                await step.run(step_id, fail, step_id, retry=retry)
+
+    virtual_outcome(body, Random(5))
+    first, second = pauses(times["default"])
+    assert 500 <= first <= 1_000 and 1_000 <= second <= 2_000
+    assert pauses(times["grows"]) == [10_000, 30_000, 90_000, 270_000, 300_000]
+    assert pauses(times["flat"]) == [2_000, 2_000] and len(times["once"]) == 1
+
+
+async def test_a_failure_is_raised_in_the_workflow_and_says_everything(client: Client) -> None:
+    attempts: list[int] = []
+
+    def fail() -> NoReturn:
+        attempts.append(current_step().attempt)
+        raise Custom(f"number {len(attempts)}")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        try:
+            await step.run("fail", fail, retry=QUICK)
+        except StepFailed as failed:
+            error = failed.error
+            return [failed.step_id, failed.attempts, error.type, error.message, error.step_id, error.traceback, str(failed)]
+
+    step_id, tries, kind, message, error_step, trace, text = await outcome(client, body)
+    assert attempts == [1, 2, 3]
+    assert (step_id, tries, kind, message, error_step) == ("fail", 3, f"{__name__}.Custom", "number 3", "fail")
+    assert "raise Custom" in trace and "'fail' failed after 3 attempts" in text
+    events = [event for event in await history(client) if isinstance(event, StepFailedEvent)]
+    assert [(event.attempt, event.next_at is None) for event in events] == [(1, False), (2, False), (3, True)]
+
+
+async def test_a_run_fails_with_the_root_error(client: Client) -> None:
+    def fail() -> None:
+        raise ValueError("no such order")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("look", fail, retry=Retry(1))
+
+    with pytest.raises(WorkflowFailed, match="ValueError: no such order") as failed:
+        await outcome(client, body)
+    assert (failed.value.run_id, failed.value.error.type, failed.value.error.step_id) == ("r", "ValueError", "look")
+
+
+async def test_an_exception_of_the_workflow_itself_fails_the_run_at_once(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        raise Custom("in the workflow")
+
+    with pytest.raises(WorkflowFailed) as failed:
+        await outcome(client, body)
+    assert failed.value.error.type == f"{__name__}.Custom" and failed.value.error.step_id is None
+    assert isinstance(failed.value, StepfoldError)
+
+
+async def test_a_caught_failure_is_no_failure(client: Client) -> None:
+    def fail() -> int:
+        raise ValueError
+
+    async def body(ctx: Context, step: Step) -> Any:
+        try:
+            return await step.run("try", fail, retry=Retry(1))
+        except StepFailed:
+            return await step.run("instead", lambda: "all the same")
+
+    assert await outcome(client, body) == "all the same"
+
+
+async def test_non_retryable_ends_it_at_once(client: Client) -> None:
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise NonRetryable("the card is stolen")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("charge", fail, retry=QUICK)
+
+    with pytest.raises(WorkflowFailed, match="NonRetryable: the card is stolen"):
+        await outcome(client, body)
+    assert len(calls) == 1
+
+
+async def test_only_what_retry_on_names_is_tried_again(client: Client) -> None:
+    calls: dict[str, int] = {"listed": 0, "other": 0}
+
+    def fail(which: str) -> None:
+        calls[which] += 1
+        raise (ConnectionError if which == "listed" else ValueError)("no")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        for which in calls:
+            with pytest.raises(StepFailed):
+                await step.run(which, fail, which, retry=Retry(3, backoff="1ms", retry_on=(OSError, KeyError)))
+
+    await outcome(client, body)
+    assert calls == {"listed": 3, "other": 1}
+
+
+def test_retry_after_sets_the_next_time() -> None:
+    times: list[int] = []
+
+    async def limited() -> str:
+        times.append(now_ms())
+        if len(times) < 3:
+            raise RetryAfter("90s")
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("limited", limited)
+
+    assert virtual_outcome(body) == "done"
+    assert pauses(times) == [90_000, 90_000]
+
+
+async def test_retry_after_is_bounded_by_the_attempts_too(client: Client) -> None:
+    def limited() -> None:
+        raise RetryAfter(0, "busy")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("limited", limited, retry=Retry(2))
+
+    with pytest.raises(WorkflowFailed, match="RetryAfter: busy"):
+        await outcome(client, body)
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class OfItsOwnKind(BaseException):
+    pass
+
+
+RAISED: dict[str, tuple[BaseException, str]] = {
+    "unspeakable": (Unspeakable(), f"{__name__}.Unspeakable"),
+    "half a character": (ValueError("\ud800 in a file name"), "ValueError"),
+    "long": (ValueError("x" * 1_000_000), "ValueError"),
+    "stop": (StopIteration(), "RuntimeError"),
+    "async stop": (StopAsyncIteration(), "StopAsyncIteration"),
+    "exit": (SystemExit(3), "SystemExit"),
+    "cancelled": (asyncio.CancelledError(), "RuntimeError"),
+    "of its own kind": (OfItsOwnKind(), f"{__name__}.OfItsOwnKind"),
+    "group": (ExceptionGroup("two", [ValueError("a"), KeyError("b")]), "ExceptionGroup"),
+    "timeout": (TimeoutError(), "TimeoutError"),
+}
+
+
+@pytest.mark.parametrize(("error", "kind"), RAISED.values(), ids=RAISED)
+@pytest.mark.parametrize("where", ["async step", "plain step", "workflow"])
+async def test_whatever_is_raised_is_reported(client: Client, error: BaseException, kind: str, where: str) -> None:
+    def fail() -> None:
+        raise error
+
+    async def fail_async() -> None:
+        raise error
+
+    async def body(ctx: Context, step: Step) -> Any:
+        if where == "workflow":
+            fail()
+        await step.run("fail", fail if where == "plain step" else fail_async, retry=Retry(1))
+
+    if isinstance(error, asyncio.CancelledError) and where == "workflow":
+        kind = "asyncio.exceptions.CancelledError"
+    with pytest.raises(WorkflowFailed) as failed:
+        await outcome(client, body)
+    assert failed.value.error.type == kind
+
+
+@pytest.mark.parametrize("delay", ["soon", -1, None])
+async def test_a_retry_after_without_a_time_is_a_failure_like_any_other(client: Client, delay: Any) -> None:
+    def fail() -> None:
+        raise RetryAfter(delay)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("fail", fail, retry=Retry(1))
+
+    with pytest.raises(WorkflowFailed, match=r"ValueError.*is not a duration"):
+        await outcome(client, body)
+
+
+# Time-outs.
+
+
+def test_a_timeout_is_for_each_attempt() -> None:
+    started: list[int] = []
+
+    async def hang() -> None:
+        started.append(now_ms())
+        await asyncio.sleep(3_600)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed) as failed:
+            await step.run("hang", hang, timeout="30s", retry=Retry(2, backoff="10s", jitter=False))
+        return str(failed.value.error)
+
+    assert virtual_outcome(body) == "TimeoutError: attempt 2 of step 'hang' took longer than 30 s"
+    assert pauses(started) == [40_000]
+
+
+async def test_a_plain_function_times_out_though_its_thread_goes_on(client: Client) -> None:
+    release = threading.Event()
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed, match="TimeoutError"):
+            await step.run("hang", lambda: release.wait(LIMIT_S), timeout="20ms", retry=Retry(1))
+        return "gave up"
+
+    try:
+        assert await outcome(client, body) == "gave up"
+    finally:
+        release.set()
+
+
+async def test_a_time_out_of_the_step_s_own_is_not_ours(client: Client) -> None:
+    async def fail() -> None:
+        async with asyncio.timeout(0.001):
+            await asyncio.sleep(60)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed) as failed:
+            await step.run("own", fail, timeout="1h", retry=Retry(1))
+        return [failed.value.error.type, failed.value.error.message]
+
+    assert await outcome(client, body) == ["TimeoutError", ""]
+
+
+# What a step knows.
+
+
+async def test_what_a_step_knows_about_itself(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+
+    def look() -> None:
+        step = current_step()
+        seen.append((step.run_id, step.step_id, step.attempt, step.idempotency_key))
+        step.log.warning("attempt of %s", step.step_id)
+        if step.attempt < 3:
+            raise ValueError
+
+    async def look_async() -> None:
+        look()
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("a", look, retry=QUICK)
+        async with step.scope("inner") as inner:
+            await inner.run("b", look_async, retry=QUICK)
+
+    await outcome(client, body)
+    expected = [("r", step_id, n, f"r/{step_id}") for step_id in ("a", "inner/b") for n in (1, 2, 3)]
+    assert seen == expected
+    lines = [line for line in caplog.records if line.name == "stepfold.run" and line.levelname == "WARNING"]
+    assert [(line.run_id, line.step_id, line.attempt) for line in lines] == [each[:3] for each in expected]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # extra fields
+
+
+def test_current_step_is_for_step_functions() -> None:
+    with pytest.raises(RuntimeError, match="outside a step function"):
+        current_step()
+
+
+async def test_current_step_is_not_for_workflows(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        current_step()
+
+    with pytest.raises(WorkflowFailed, match="outside a step function"):
+        await outcome(client, body)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_the_last_heartbeat_is_there_for_the_next_attempt(client: Client, kind: str) -> None:
+    seen: list[Any] = []
+
+    def work() -> str:
+        step = current_step()
+        seen.append(step.last_heartbeat)
+        if step.attempt == 3:
+            return "done"
+        for number in range(10):
+            step.heartbeat({"attempt": step.attempt, "done": number})
+        raise ValueError
+
+    async def work_async() -> str:
+        return work()
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("work", work if kind == "plain" else work_async, retry=QUICK)
+
+    assert await outcome(client, body) == "done"
+    assert seen == [None, {"attempt": 1, "done": 9}, {"attempt": 2, "done": 9}]
+
+
+def test_heartbeats_are_recorded_about_once_a_second() -> None:
+    async def work() -> None:
+        for number in range(100):
+            current_step().heartbeat(number)
+            await asyncio.sleep(0.1)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("work", work)
+
+    async def main(client: Client) -> list[Any]:
+        await outcome(client, body)
+        return [event.details for event in await history(client) if isinstance(event, StepHeartbeat)]
+
+    recorded = virtually(main)
+    assert 9 <= len(recorded) <= 11 and recorded == sorted(recorded) and recorded[0] == 0
+
+
+@pytest.mark.parametrize("details", [object(), "x" * 200_000])
+async def test_a_heartbeat_that_cannot_be_recorded_fails_the_attempt(client: Client, details: Any) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("beat", lambda: current_step().heartbeat(details), retry=Retry(1))
+
+    with pytest.raises(WorkflowFailed, match=r"TypeError|PayloadTooLarge"):
+        await outcome(client, body)
+
+
+# Names.
+
+
+async def test_an_id_used_again_is_numbered(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        for number in range(3):
+            await step.run("same", lambda number=number: number)
+        async with step.scope("a") as a, a.scope("b") as b:
+            await b.run("same", lambda: None)
+        await step.sleep("same", 0)
+
+    await outcome(client, body)
+    ids = [event.step_id for event in await history(client) if hasattr(event, "step_id")]
+    assert ids == ["same", "same#2", "same#3", "a/b/same", "same#4", "same#4"]
+
+
+async def test_an_id_used_twice_at_the_same_time_is_an_error_that_names_scopes(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        await asyncio.gather(step.run("same", lambda: 1), step.run("same", lambda: 2))
+
+    with pytest.raises(
+        WorkflowFailed, match=r"ValueError.*'same' is used twice at the same time.*test_steps\.py:\d+.*step\.scope"
+    ):
+        await outcome(client, body)
+
+
+async def test_scopes_keep_branches_apart(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        async def branch(name: str) -> str:
+            async with step.scope(name) as scoped:
+                await scoped.run("work", lambda: name)
+                return await scoped.run("work", lambda: name * 2)
+
+        return await asyncio.gather(branch("a"), branch("b"))
+
+    assert await outcome(client, body) == ["aa", "bb"]
+    ids = [event.step_id for event in await history(client) if isinstance(event, StepCompleted)]
+    assert sorted(ids) == ["a/work", "a/work#2", "b/work", "b/work#2"]
+
+
+@pytest.mark.parametrize("step_id", ["", "x" * 201, "@timer", "a#2", "a\nb", 5, None])
+async def test_what_is_no_id(client: Client, step_id: Any) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(ValueError, match="is not a step id"):
+            await step.run(step_id, lambda: 1)
+        with pytest.raises(ValueError, match="is not a step id"):
+            async with step.scope(step_id):
+                pass
+
+    await outcome(client, body)
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_step_inside_a_step_is_an_error_that_names_both(client: Client, kind: str) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        def nest() -> Any:
+            return step.run("inner", lambda: 1)
+
+        async def nest_async() -> Any:
+            return await nest()
+
+        await step.run("outer", nest if kind == "plain" else nest_async, retry=Retry(1))
+
+    with pytest.raises(WorkflowFailed, match="'inner' was called inside step 'outer'"):
+        await outcome(client, body)
+
+
+async def test_a_step_object_does_not_work_outside_its_run(client: Client) -> None:
+    kept: list[Step] = []
+
+    async def body(ctx: Context, step: Step) -> Any:
+        kept.append(step)
+
+    await outcome(client, body)
+    with pytest.raises(RuntimeError, match="outside its workflow"):
+        await kept[0].run("late", lambda: 1)
+
+
+@pytest.mark.parametrize("duration", ["soon", -1, math.nan, True, "1x", [], "1001y", 10**15])
+async def test_what_is_no_duration(client: Client, duration: Any) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        for ask in (
+            lambda: step.sleep("nap", duration),
+            lambda: step.run("work", lambda: 1, timeout=duration),
+            lambda: step.wait_for_signal("wait", signal="go", timeout=duration),
+        ):
+            with pytest.raises(ValueError, match="is not a duration"):
+                await ask()
+
+    await outcome(client, body)
