@@ -296,7 +296,7 @@ def _plain_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether a call gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
     while isinstance(fn, partial):
-        fn = cast(Callable[..., Any], fn.func)  # pyright: ignore[reportUnknownMemberType]  # partial of anything
+        fn = cast(Callable[..., Any], fn.func)
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004  # the method itself is wanted
 
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -73,7 +73,7 @@ def client_with_workflows(driver: Log) -> Client:
 
 
 @contextlib.asynccontextmanager
-async def serving(client: Client) -> AsyncIterator[Worker]:
+async def serving(client: Client) -> AsyncGenerator[Worker]:
     """A worker that owns everything and has recovered it."""
     async with client, client.worker() as worker:
         while not worker.owners or not worker.caught_up:
@@ -315,8 +315,8 @@ class BareLoop:
     """Closed loops over the plain aiokafka client: append, and go on when the record was read back."""
 
     def __init__(self, bootstrap: str, topic: str, partitions: int) -> None:
-        self.producer = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=262_144)
-        self.consumer = AIOKafkaConsumer(
+        self.producer: Any = AIOKafkaProducer(bootstrap_servers=bootstrap, enable_idempotence=True, max_batch_size=262_144)
+        self.consumer: Any = AIOKafkaConsumer(
             bootstrap_servers=bootstrap, auto_offset_reset="earliest", fetch_max_wait_ms=500, fetch_min_bytes=1
         )
         self.topic = topic

@@ -474,7 +474,7 @@ def test_a_keyboard_interrupt_ends_the_worker_not_only_the_run() -> None:
     d = Drive(DeterministicLoop)
     with pytest.raises(KeyboardInterrupt):
         d.start(program)
-    assert asyncio._get_running_loop() is None  # pyright: ignore[reportPrivateUsage]  # the only way to ask without raising
+    assert asyncio._get_running_loop() is None
     d.loop.abandon()
 
 
