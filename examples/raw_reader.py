@@ -51,6 +51,7 @@ BECOMES = {
 }
 RUN_ID = re.compile("(?!@)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 DAY_MS = 24 * 3600 * 1000
+MAX_DEPTH = 210
 
 
 def has(event: Event, field: str) -> bool:
@@ -71,6 +72,16 @@ def number(text: str) -> float:
     return float(text) if set(text) & set(".eE") else int(text)
 
 
+def depth(event: Event) -> int:
+    """How deep objects and lists are nested."""
+    count, level = 0, list[Any]([event])
+    while level:
+        count += 1
+        values: list[Any] = [value for one in level for value in getattr(one, "values", one.__iter__)()]
+        level = [value for value in values if type(value) in (dict, list)]
+    return count
+
+
 def parse(value: bytes) -> Event | None:
     """The event in a record's value; None for what is not well-formed."""
     try:
@@ -82,7 +93,7 @@ def parse(value: bytes) -> Event | None:
         return None
     found = cast(Event, event)
     fields = f"v:i at:i {FIELDS.get(found['type'], 'nothing:s')}".split()
-    return found if all(has(found, field) for field in fields) else None
+    return found if all(has(found, field) for field in fields) and depth(found) <= MAX_DEPTH else None
 
 
 class Run:

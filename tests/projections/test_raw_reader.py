@@ -94,6 +94,8 @@ ODD = [
         b'"\x7f"',
     ),
     *(b"123456789012345678901234567890", b"9" * 400, b"-0", b"0.1e-400", b" {} ", b'{"type":["claim"]}', b'{"type":null}'),
+    *(b"[" * depth + b"]" * depth for depth in (209, 210, 900, 5000)),
+    b'{"a":' * 209 + b"[]" + b"}" * 209,
 ]
 
 
@@ -122,7 +124,7 @@ def test_it_judges_any_bytes_as_the_fold_does(choices: list[Choice], wild: list[
     agree([Record(offset, each.timestamp, each.key, each.value) for offset, each in enumerate(records)])
 
 
-@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
 def test_it_reads_json_as_strictly(text: bytes) -> None:
     start = b'{"type":"started","v":1,"run_id":"a","at":1,"request":"r","workflow":"w","input":%b}'
     agree([record(0, "a", start % text), record(1, "a", text), record(2, "a", start.replace(b"1", text) % b"1")])
