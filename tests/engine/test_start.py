@@ -299,9 +299,9 @@ async def test_what_cannot_be_a_workflow(client: Client) -> None:
         (no_model, "pydantic cannot validate"),
     ):
         with pytest.raises(ConfigError, match=words):
-            client.workflow(id="w")(handler)  # pyright: ignore[reportArgumentType, reportCallIssue]  # that is the test
+            client.workflow(id="w")(handler)  # pyright: ignore[reportArgumentType]  # that is the test
     with pytest.raises(ConfigError, match="needs an id"):
-        client.workflow(fine)  # pyright: ignore[reportArgumentType, reportCallIssue]  # that is the test
+        client.workflow(fine)  # pyright: ignore[reportArgumentType]  # that is the test
     for name in ("", "x" * 201, "a\nb"):
         with pytest.raises(ConfigError, match="printable"):
             client.workflow(id=name)(fine)
