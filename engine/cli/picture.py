@@ -266,7 +266,7 @@ def detail(event: Event) -> str:
         again = "the last attempt" if event.next_at is None else f"again in {took(max(event.next_at - event.at, 0))}"
         return f"attempt {event.attempt}: {event.error.type}: {event.error.message}; {again}"
     if isinstance(event, AttemptLost):
-        return f"attempt {event.attempt} was under way when its worker died"
+        return f"attempt {event.attempt} may have been under way when its worker died"
     if isinstance(event, SleepScheduled):
         return f"until {local(event.wake_at, date=False)}"
     if isinstance(event, WaitStarted):

@@ -1,0 +1,89 @@
+"""`stepfold topics …` and `stepfold inbox …` on a real Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import orjson
+import pytest
+from shell import Shell, until
+
+from stepfold.cli import demo_producer
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def url(kafka_bootstrap: str) -> str:
+    """The URL of a namespace without topics."""
+    return f"kafka://{kafka_bootstrap}/cli-{uuid4().hex[:12]}"
+
+
+def publish(url: str, *values: str) -> None:
+    """Put records into the inbox, with a producer that knows nothing of stepfold."""
+    bootstrap, _, namespace = url.removeprefix("kafka://").partition("/")
+
+    async def go() -> None:
+        for value in values:
+            await demo_producer.publish(bootstrap, f"{namespace}.inbox", value)
+
+    asyncio.run(go())
+
+
+def test_topics_are_created_checked_and_described(shell: Shell, url: str) -> None:
+    namespace = url.rpartition("/")[2]
+    names = [f"{namespace}.{name}" for name in ("history", "inbox", "dead-letters", "checkpoints")]
+    create = f"stepfold topics create --url {url} --partitions"
+    assert create in shell("run", "list", "--url", url, code=4).stderr
+    assert create in shell("worker", "shop:client", "--url", url, code=4).stderr
+    missing = shell("topics", "check", "--url", url, code=1)
+    assert missing.stdout.count("does not exist") == 4 and create in missing.stdout
+    assert "4 of the findings must be mended" in missing.stderr
+    assert shell.json("topics", "describe", "--url", url) == []
+
+    options = ("--partitions", "3", "--replication", "1", "--url", url)
+    assert shell("topics", "create", *options).stdout.splitlines() == [f"{name} created" for name in names]
+    assert shell("topics", "create", *options).stdout.splitlines() == [f"{name} exists" for name in names]
+    other = shell("topics", "create", "-p", "5", "-r", "1", "--url", url, code=4)
+    assert "has 3 partitions, not 5" in other.stderr
+    assert [finding for finding in shell.json("topics", "check", "--url", url) if finding["fatal"]] == []
+
+    described = {topic["name"]: topic for topic in shell.json("topics", "describe", "--url", url)}
+    assert list(described) == names
+    assert described[names[0]]["partitions"] == 3 and described[names[0]]["settings"]["retention.ms"] == "-1"
+    rows = [line.split() for line in shell("topics", "describe", "--url", url).stdout.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [[name, str(described[name]["partitions"]), "1"] for name in names]
+
+
+def test_refused_requests_are_shown_with_the_reason_and_sent_again(shell: Shell, url: str) -> None:
+    shell("topics", "create", "--partitions", "2", "--replication", "1", "--url", url)
+    assert shell.json("inbox", "dead-letters", "--url", url) == []
+    assert "has no dead letters" in shell("inbox", "dead-letters", "--url", url).stderr
+    worker = shell.start("worker", "shop:client", "--url", url)
+    good = {"type": "start", "workflow": "order", "run_id": "good", "data": {"order_id": "1"}}
+    bad = orjson.dumps({**good, "run_id": "bad", "data": {}}).decode()
+    publish(url, "no JSON at all", bad, orjson.dumps(good).decode())
+    until(lambda: len(shell.json("inbox", "dead-letters", "--url", url)) == 2)
+    letters = {letter["value"]: letter for letter in shell.json("inbox", "dead-letters", "--url", url)}
+    assert "is not JSON" in letters["no JSON at all"]["reason"]
+    assert "order_id: Field required" in letters[bad]["reason"]
+    assert letters[bad]["origin"].startswith(url.rpartition("/")[2] + ".inbox/")
+    table = shell("inbox", "dead-letters", "--url", url).stdout
+    assert "no JSON at all" in table and "order_id: Field required" in table
+    assert len(shell.json("inbox", "dead-letters", "--limit", "1", "--url", url)) == 1
+    assert shell("run", "watch", "good", "--url", url).stdout.splitlines()[-1].endswith('"paid 1"')
+
+    # The workflow is mended: it takes orders without an id now.
+    worker.terminate()
+    worker.wait()
+    source = shell.folder / "shop.py"
+    source.write_text(source.read_text().replace("order_id: str", "order_id: str = 'unknown'"))
+    shell.start("worker", "shop:client", "--url", url)
+    assert shell("inbox", "redrive", letters[bad]["place"], "--url", url).stdout == "1\n"
+    until(lambda: "bad" in shell("run", "list", "--url", url).stdout)
+    assert shell("run", "watch", "bad", "--url", url).stdout.splitlines()[-1].endswith('"paid unknown"')
+    after = {letter["value"]: letter["redriven"] for letter in shell.json("inbox", "dead-letters", "--url", url)}
+    assert after[bad] and not after["no JSON at all"]
+    assert shell("inbox", "redrive", "--url", url).stdout == "1\n"  # the one that was not sent again yet
+    assert "cannot be sent again" in shell("inbox", "redrive", "nowhere/0/0", "--url", url, code=3).stderr
