@@ -15,6 +15,7 @@ same state in every process.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -32,6 +33,7 @@ from stepfold.log import Log, Record
 from .base import Batch, Projection
 
 SNAPSHOT_RECORDS = 10_000
+OPEN_TRIES, OPEN_PAUSE_S = 5, 0.05
 FORGET_LATE_MS = 3_600_000
 """The log's time may step back a little: ids of ended runs are kept this much longer than they are remembered."""
 
@@ -92,10 +94,14 @@ class Database:
 
     def open(self) -> None:
         """Raises ConfigError where it cannot be used."""
-        try:
-            TABLES.create_all(self.engine)
-        except SQLAlchemyError as error:
-            raise ConfigError(f"the projections' database {self.name} cannot be used: {brief(error)}") from error
+        for tries_left in reversed(range(OPEN_TRIES)):
+            try:
+                TABLES.create_all(self.engine)
+                return
+            except SQLAlchemyError as error:  # another process may be making the same tables
+                if tries_left == 0:
+                    raise ConfigError(f"the projections' database {self.name} cannot be used: {brief(error)}") from error
+                time.sleep(OPEN_PAUSE_S)
 
     def close(self) -> None:
         if not self._is_lent:

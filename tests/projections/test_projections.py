@@ -183,11 +183,27 @@ asyncio.run(follow(*sys.argv[1:]))
 """
 
 
+async def test_processes_that_start_at_once_share_one_database(tmp_path: Path, database: str) -> None:
+    log = SQLiteDriver(tmp_path / "runs.db", partitions=2)
+    await log.open()
+    await some_runs(log, 30)
+    command = [sys.executable, "-c", FOLLOW, str(tmp_path / "runs.db"), database]
+    started = [await asyncio.create_subprocess_exec(*command, env=environment(), stdout=subprocess.PIPE) for _ in range(3)]
+    printed = [(await process.communicate())[0] for process in started]
+    assert [output.endswith(b"done\n") for output in printed] == [True, True, True]
+    async with ProjectionRunner(log, [Recorder()], database=database) as runner:
+        assert await told(runner) == await to_be_told(log)
+    await log.close()
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
+
 def killed_after(batches: int, *arguments: str) -> bool:
     """Whether it was killed before it was done: after so many batches, in whatever came next."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", FOLLOW, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(batches)]
         process.kill()
