@@ -111,6 +111,7 @@ class Execution:
         self._counts: dict[str, int] = {}
         self._last: Op | None = None
         self._swallowed = 0
+        self._told: dict[DeterministicTask[Any], Any] = {}  # what they waited for after they were told of the cancellation
         self._checked = False
         self.cancelling = False
 
@@ -227,7 +228,7 @@ class Execution:
             main = self._main
             if main is None or main.done():
                 break
-            task = next((t for t in self.loop.blocked_tasks() if not t.shielded), None)
+            task = self._exposed()
             if task is None:
                 break
             try:
@@ -237,8 +238,7 @@ class Execution:
                 self._gone.update(self.ops)
                 self.ops.clear()
                 return
-            task.cancel(self.run.reason)
-            self.loop.run_until_idle()
+            self._press(task)
         if self.loop.violations:
             raise self.loop.violations[0]
         main = self._main
@@ -246,6 +246,24 @@ class Execution:
             self.outcome = self._outcome(main)
             self._gone.update(self.ops)
             self.ops.clear()
+
+    def _exposed(self) -> DeterministicTask[Any] | None:
+        """A task to press on. One that was told and waits again may wait for those that clean up in a shield: not that one."""
+        blocked = self.loop.blocked_tasks()
+        cleaning = any(task.shielded for task in blocked)
+        for task in blocked:
+            if not task.shielded and not (cleaning and self._told.get(task, task) is task.waits_for):
+                return task
+        return None
+
+    def _press(self, task: DeterministicTask[Any]) -> None:
+        self.loop.pressing = True
+        try:
+            task.cancel(self.run.reason)
+            self.loop.run_until_idle()
+        finally:
+            self.loop.pressing = False
+        self._told[task] = task.waits_for
 
     def _outcome(self, main: DeterministicTask[Any]) -> Outcome:
         if main.cancelled():
@@ -269,7 +287,7 @@ class Execution:
     def _deliver(self, delivery: Delivery) -> None:
         step_id, kind, _, value = delivery
         if kind == "cancel":
-            self._cancel()
+            self.cancelling = True
             return
         op = self.ops.pop(step_id, None)
         if op is None:
@@ -314,12 +332,6 @@ class Execution:
         if kind == "signal" and f"@returned/{op.id}" not in self.run.done:
             op.recorded = True
             self._dropped.append(op)
-
-    def _cancel(self) -> None:
-        self.cancelling = True
-        main = self._main
-        if main is not None and not main.done() and not main.shielded:
-            main.cancel(self.run.reason)
 
     def _check_open(self) -> None:
         """What the log holds as open, the code must have asked for, in the same kind."""

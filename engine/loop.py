@@ -137,7 +137,8 @@ class DeterministicFuture(asyncio.Future[T]):
 class DeterministicTask(asyncio.Task[T]):
     """A task that hashes by its creation number.
 
-    `shielded` counts the shields it is in; above 0 it is not to be cancelled. A task made inside a shield is born in one.
+    `shielded` counts the shields it is in; above 0 the cancellation of its run does not reach it, not through `gather` or a
+    `TaskGroup` either. A task made inside a shield is born in one.
     """
 
     __slots__ = ("creation_hash", "shielded")
@@ -163,6 +164,16 @@ class DeterministicTask(asyncio.Task[T]):
     def __hash__(self) -> int:
         return self.creation_hash
 
+    def cancel(self, msg: Any = None) -> bool:
+        if self.shielded and cast("DeterministicLoop", self.get_loop()).pressing:
+            return False
+        return super().cancel(msg)
+
+    @property
+    def waits_for(self) -> asyncio.Future[Any] | None:
+        """What a blocked task waits for."""
+        return getattr(self, "_fut_waiter", None)
+
 
 class DeterministicLoop(asyncio.AbstractEventLoop):
     """One workflow run's event loop.
@@ -181,6 +192,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         max_callbacks: int = 1_000_000,
     ) -> None:
         self.now_ms = 0
+        self.pressing = False  # the run's cancellation is being made known: it leaves alone what is shielded
         self.violations: list[NonDeterminism] = []
         self.unhandled: list[Unhandled] = []
         self._on_timer = on_timer
