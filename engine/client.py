@@ -265,7 +265,7 @@ class Client:
                 f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
                 f"start it inside `async with client.worker():`"
             )
-        encoded = known.encode_input(data) if known is not None else plain_input(data, workflow_id)
+        encoded = known.encode_input(data) if known is not None else plain_input(data, f"the input of workflow {workflow_id!r}")
         if known is not None and version is None:
             version = known.version
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
@@ -306,22 +306,20 @@ class Client:
     async def signal_run(self, run_id: str, name: str, data: Any, request: str) -> None:
         """Append a signal for a run, once for each `request`. Raises RunNotFound, PayloadTooLarge."""
         log = self.connected()
-        if type(name) is not str or not 0 < len(name) <= 200 or not name.isprintable():
-            raise ValueError(f"{name!r} is not the name of a signal: 1 to 200 printable characters")
-        encoded = plain_input(data, f"signal {name}")
+        encoded = plain_input(data, f"the data of signal {name!r}")
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the data of signal {name!r}")
-        view = await read_run(log, checked_run_id(run_id))
+        entry = signal_received(run_id, name, encoded, request=request, at=log.now())
+        view = await read_run(log, run_id)
         if view.run is not None and request in view.run.requests:
             return
         _must_be_open(log, view, run_id, "a signal")
-        entry = signal_received(run_id, name, encoded, request=request, at=log.now())
         await log.append(partition_of(run_id, log.partitions), [entry])
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
         """Append a request to cancel. Raises RunNotFound."""
         log = self.connected()
-        _must_be_open(log, await read_run(log, checked_run_id(run_id)), run_id, "a cancellation")
         entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
+        _must_be_open(log, await read_run(log, run_id), run_id, "a cancellation")
         await log.append(partition_of(run_id, log.partitions), [entry])
 
     # -- workers

@@ -48,7 +48,9 @@ def started(
 
 
 def signal_received(run_id: str, signal: str, data: bytes, *, request: str, at: int) -> Entry:
-    """A signal for a run. `data`: JSON bytes."""
+    """A signal for a run. `data`: JSON bytes. Raises ValueError for what is no name."""
+    if type(signal) is not str or not 0 < len(signal) <= 200 or not signal.isprintable():
+        raise ValueError(f"{signal!r} is not the name of a signal: 1 to 200 printable characters")
     event = {
         "type": "signal-received",
         "v": FORMAT,
@@ -62,7 +64,9 @@ def signal_received(run_id: str, signal: str, data: bytes, *, request: str, at: 
 
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int) -> Entry:
-    """A run shall end."""
+    """A run shall end. Raises ValueError for a reason that is no text of up to 10,000 characters."""
+    if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not reason.isascii() and not _utf8(reason)):
+        raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to 10,000 characters")
     event = {
         "type": "cancel-requested",
         "v": FORMAT,
@@ -72,6 +76,11 @@ def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int) 
         "reason": reason,
     }
     return Entry(run_id, orjson.dumps(event))
+
+
+def _utf8(text: str) -> bool:
+    """Whether a text holds no lone surrogates."""
+    return text.encode(errors="ignore").decode() == text
 
 
 def checked_run_id(run_id: str) -> str:

@@ -120,10 +120,10 @@ class Registry:
         return (workflow for versions in self._by_id.values() for workflow in versions.values())
 
 
-def plain_input(data: Any, workflow_id: str) -> bytes:
-    """Input for a workflow whose model is not here. Raises InputInvalid when it is not JSON."""
+def plain_input(data: Any, what: str) -> bytes:
+    """JSON bytes of data whose model is not here. Raises InputInvalid when it is not JSON."""
     try:
         dump = getattr(data, "model_dump_json", None)
         return limited(dump(by_alias=True).encode()) if dump is not None else dumps(data)
     except (TypeError, ValueError) as error:
-        raise InputInvalid(f"the input of workflow {workflow_id!r} is not JSON: {error}", [{"msg": str(error)}]) from error
+        raise InputInvalid(f"{what} is not JSON: {error}", [{"msg": str(error)}]) from error
