@@ -242,7 +242,7 @@ class Execution:
         if self.loop.violations:
             raise self.loop.violations[0]
         main = self._main
-        if self.outcome is None and main is not None and main.done():
+        if self.outcome is None and main is not None and main.done() and not self._cleaning():
             self.outcome = self._outcome(main)
             self._gone.update(self.ops)
             self.ops.clear()
@@ -255,6 +255,10 @@ class Execution:
             if not task.shielded and not (cleaning and self._told.get(task, task) is task.waits_for):
                 return task
         return None
+
+    def _cleaning(self) -> bool:
+        """Whether the run is being cancelled and some branch of it is in a shield."""
+        return self.cancelling and any(task.shielded for task in self.loop.blocked_tasks())
 
     def _press(self, task: DeterministicTask[Any]) -> None:
         self.loop.pressing = True
