@@ -182,7 +182,7 @@ async def test_data_that_does_not_fit_is_an_error_there_and_the_signal_is_taken(
 async def test_data_that_is_not_json_is_refused(client: Client, data: Any) -> None:
     async with client, client.worker():
         run = await client.start_workflow("w")
-        with pytest.raises(InputInvalid, match="signal go"):
+        with pytest.raises(InputInvalid, match="signal 'go' is not JSON"):
             await run.signal("go", data)
         with pytest.raises(PayloadTooLarge, match="signal 'go'"):
             await run.signal("go", "x" * 900_001)
