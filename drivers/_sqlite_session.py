@@ -378,7 +378,7 @@ class Session:
         before = writer.ends
         try:
             writer.look()
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for news
             self._on_tell(self._lose, self._on_unavailable(error))
         if writer.ends != before:
             self._look_s = LOOK_FIRST_S

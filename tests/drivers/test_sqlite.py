@@ -180,9 +180,9 @@ async def test_it_adds_nothing_to_ext(path: Path) -> None:
     log = SQLiteDriver(path)
     assert log.inbox() is None
     with pytest.raises(ConfigError, match=r"sqlite:/// adds nothing to step\.ext"):
-        log.step_ext(None).publish  # noqa: B018
+        log.step_ext(None).publish  # noqa: B018 - the access is the test
     with pytest.raises(ConfigError, match=r"sqlite:/// adds nothing to ctx\.ext"):
-        log.ctx_ext("run").publish  # noqa: B018
+        log.ctx_ext("run").publish  # noqa: B018 - the access is the test
 
 
 # A file that cannot be it.
