@@ -65,7 +65,7 @@ def signal_received(run_id: str, signal: str, data: bytes, *, request: str, at: 
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int) -> Entry:
     """A run shall end. Raises ValueError for a reason that is no text of up to 10,000 characters."""
-    if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not reason.isascii() and not _utf8(reason)):
+    if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not _utf8(reason)):
         raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to 10,000 characters")
     event = {
         "type": "cancel-requested",
