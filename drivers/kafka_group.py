@@ -287,16 +287,19 @@ class KafkaInbox:
             if self._received:
                 return self._received
             records: list[InboxRecord] = []
+            failure: LogUnavailable | None = None
             for partition, tail in list(self._tails.items()):
                 try:
                     records += (_record(tail.place, taken) for taken in tail.take(1000))
-                except LogUnavailable:
+                except LogUnavailable as error:
                     tail.close()
                     del self._tails[partition]
-                    raise
-            if records:
+                    failure = error
+            if records:  # first: they are taken, and would not come again
                 self._received = records
                 return records
+            if failure is not None:
+                raise failure
             await self._news.wait()
 
     async def _follow_assignment(self) -> None:

@@ -99,7 +99,11 @@ class Run(Generic[Out]):
             if not watch.state.runs and not watch.ended.done():
                 raise RunNotFound(f"{self._client.log.name} has no run {self.id!r}")
             self._watch = watch
-        return await asyncio.shield(watch.ended)
+        try:
+            return await asyncio.shield(watch.ended)
+        except Exception:  # the log could not be read on: ask anew next time
+            self._watch = None
+            raise
 
     async def status(self) -> RunStatus:
         """Where the run stands now. Raises RunNotFound."""

@@ -60,9 +60,16 @@ class Router:
         """The history record for an inbox record. Raises Refused."""
         request = parse(record)
         try:
-            return self._checked(request, self._log.now())
-        except (InputInvalid, ConfigError) as error:
+            entry = self._checked(request, self._log.now())
+        except Refused:
+            raise
+        except (InputInvalid, ConfigError, ValueError) as error:
             raise Refused(str(error)) from error
+        except Exception as error:  # a model's validator may raise anything: this record is refused
+            raise Refused(f"checking it failed: {error!r}") from error
+        if len(entry.value) > self._log.max_value_bytes:  # all its fields together, not only the data
+            raise Refused(f"it would be {len(entry.value):,} bytes in the history; the limit is {self._log.max_value_bytes:,}")
+        return entry
 
     def _checked(self, request: Request, at: int) -> Entry:
         data = orjson.dumps(request.data)

@@ -142,7 +142,10 @@ class Worker:
             logger.info("%s: partitions %s", self.log.name, sorted(assigned))
             for partition in self._serving.keys() - assigned:
                 task = self._serving.pop(partition)
-                await self.owners[partition].leave(0)
+                try:
+                    await self.owners[partition].leave(0)
+                except LogUnavailable as error:  # whoever comes next claims it all the same
+                    logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
             for partition in sorted(assigned - self._serving.keys()):
