@@ -107,7 +107,8 @@ async def _develop(app: str, client: Client) -> None:
     end_as_with_ctrl_c()
     out = console()
     async with connected(client, may_create=True):
-        remark(f"log {client.log.name}; start a run with: stepfold run start WORKFLOW --data JSON --url {client.log.name}")
+        elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {client.log.name}"
+        remark(f"log {client.log.name}; start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
         await until_first(_keep_running(app, client.log.name), *printing)
 

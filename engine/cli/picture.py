@@ -103,7 +103,7 @@ def steps_of(run: RunState, events: Sequence[Event]) -> list[StepLine]:
             step.points.append((at, "✗"))
             step.note = f"{event.error.type}: {event.error.message}"
             if event.next_at is not None:
-                step.note += f"; attempt {event.attempt + 1} at {local(event.next_at, date=False)}"
+                step.note += f"; attempt {event.attempt + 1} at {beside(event.next_at, at)}"
         elif isinstance(event, AttemptLost):
             step = line(event, "step")
             step.attempts, step.lost = event.attempt, step.lost + 1
@@ -112,7 +112,7 @@ def steps_of(run: RunState, events: Sequence[Event]) -> list[StepLine]:
         elif isinstance(event, SleepScheduled):
             step = line(event, "sleep")
             step.points.append((at, "╶"))
-            step.note = f"until {local(event.wake_at, date=False)}"
+            step.note = f"until {beside(event.wake_at, at)}"
         elif isinstance(event, SleepCompleted):
             step = line(event, "sleep")
             step.state = "done"
@@ -121,7 +121,7 @@ def steps_of(run: RunState, events: Sequence[Event]) -> list[StepLine]:
         elif isinstance(event, WaitStarted):
             step = line(event, "wait")
             step.points.append((at, "╶"))
-            until = "" if event.timeout_at is None else f" until {local(event.timeout_at, date=False)}"
+            until = "" if event.timeout_at is None else f" until {beside(event.timeout_at, at)}"
             step.note = f"for signal {event.signal!r}{until}"
         elif isinstance(event, WaitTimedOut):
             step = line(event, "wait")
@@ -178,6 +178,11 @@ def _time_line(step: StepLine, first: int, last: int) -> Text:
     line = Text("".join(cells), "cyan" if step.state == "open" else "green")
     line.highlight_words(["✗", "†"], "red")
     return line
+
+
+def beside(ms: int, other_ms: int) -> str:
+    """A time for people who have just read another one: with its date if that is another day."""
+    return local(ms, date=local(ms)[:10] != local(other_ms)[:10])
 
 
 def status_json(run: RunState, owner: str | None) -> dict[str, Any]:
@@ -268,7 +273,7 @@ def detail(event: Event) -> str:
     if isinstance(event, AttemptLost):
         return f"attempt {event.attempt} may have been under way when its worker died"
     if isinstance(event, SleepScheduled):
-        return f"until {local(event.wake_at, date=False)}"
+        return f"until {beside(event.wake_at, event.at)}"
     if isinstance(event, WaitStarted):
         return f"for signal {event.signal!r}"
     if isinstance(event, SignalReceived):

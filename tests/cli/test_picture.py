@@ -86,6 +86,16 @@ def test_waits_end_with_their_signal_or_without() -> None:
     assert any("signal 'early' {\"x\":1}" in line for line in story.drawn())
 
 
+def test_a_time_on_another_day_has_its_date() -> None:
+    story = Story()
+    story.tell("sleep-scheduled", step_id="short", wake_at=1_003_000)
+    story.tell("sleep-scheduled", step_id="long", wake_at=1_003_000 + 7 * 86_400_000)
+    assert story.run is not None
+    short_, long = (step.note for step in steps_of(story.run, story.events))
+    assert short_.endswith(":43.000") and "-" not in short_
+    assert long.startswith("until 1970-01-0") and long.endswith(short_.removeprefix("until "))
+
+
 def test_what_the_code_has_let_go_is_dropped() -> None:
     story = Story()
     story.tell("sleep-scheduled", step_id="nap", wake_at=9_000_000)
