@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from .codec import Codec, describe
 from .errors import ErrorInfo, InputInvalid, NonDeterminism, StepFailed
-from .fold import Delivery, RunState
+from .fold import Delivery, OpenWait, RunState
 from .loop import Abandoned, DeterministicFuture, DeterministicLoop, DeterministicTask, Timer
 from .retry import Retry
 
@@ -312,16 +312,17 @@ class Execution:
             future.set_exception(StepFailed(step_id, attempts, ErrorInfo(info.type, info.message, info.traceback, step_id)))
             return
         try:
-            if future.cancelled():
-                self._ignore(op, kind)
-            elif isinstance(op.call, StepCall):
+            if isinstance(op.call, StepCall):
                 future.set_result(op.call.codec.decode(value))
             elif isinstance(op.call, WaitCall) and kind == "signal":
+                self._check_signal(op, op.call, value[0])
                 future.set_result(op.call.make(value[0], value[1]))
             else:
                 future.set_result(None)
         except InputInvalid as error:
             future.set_exception(error)
+        except NonDeterminism:
+            raise
         except Exception as error:
             cause = describe(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             raise NonDeterminism(
@@ -348,15 +349,23 @@ class Execution:
                 raise self._differs(f"{_IN_WORDS[known.kind]} {step_id!r}", (op,))
             else:
                 op.recorded = True
+                if isinstance(known, OpenWait) and isinstance(op.call, WaitCall):
+                    self._check_signal(op, op.call, known.signal)
         for op_id in self._gone.keys() & self.run.open.keys():
             self._gone[op_id].recorded = True
         for op in self.ops.values():
             if op.id in self.run.done:
                 raise self._differs(f"that the code had let go of {op.id!r}", (op,))
 
-    def _differs(self, expected: str, ops: Iterable[Op] | None = None) -> NonDeterminism:
+    def _check_signal(self, op: Op, call: WaitCall, signal: str) -> None:
+        if call.signal != signal:
+            raise self._differs(f"{_IN_WORDS['wait']} {op.id!r} named {signal!r}", (op,), f"{op} named {call.signal!r}")
+
+    def _differs(self, expected: str, ops: Iterable[Op] | None = None, found: str = "") -> NonDeterminism:
         waiting = tuple(self.ops.values() if ops is None else ops)
-        if waiting:
+        if found:
+            pass
+        elif waiting:
             found = ", ".join(str(op) for op in waiting[:5])
         elif self.outcome is not None:
             found = f"the workflow had {'returned' if self.outcome.kind == 'completed' else self.outcome.kind}"
