@@ -363,14 +363,7 @@ class Execution:
 
     def _differs(self, expected: str, ops: Iterable[Op] | None = None, found: str = "") -> NonDeterminism:
         waiting = tuple(self.ops.values() if ops is None else ops)
-        if found:
-            pass
-        elif waiting:
-            found = ", ".join(str(op) for op in waiting[:5])
-        elif self.outcome is not None:
-            found = f"the workflow had {'returned' if self.outcome.kind == 'completed' else self.outcome.kind}"
-        else:
-            found = "the workflow waits for nothing that is durable"
+        found = found or self._standing(waiting)
         after = f"; the last that agreed was {self._last}" if self._last is not None and not waiting else ""
         source = _places(waiting) or _places((self._last,) if self._last is not None else ())
         return NonDeterminism(
@@ -380,6 +373,14 @@ class Execution:
             found=found,
             source=source,
         )
+
+
+    def _standing(self, waiting: tuple[Op, ...]) -> str:
+        if waiting:
+            return ", ".join(str(op) for op in waiting[:5])
+        if self.outcome is not None:
+            return f"the workflow had {'returned' if self.outcome.kind == 'completed' else self.outcome.kind}"
+        return "the workflow waits for nothing that is durable"
 
 
 def _place(source: Source | None) -> str:
