@@ -94,16 +94,12 @@ class Run(Generic[Out]):
 
     async def _end(self) -> RunState:
         watch = self._watch
-        if watch is None:
+        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the log could not be read on
             watch = await self._client.tail(self.id).watch(self.id, self._start)
             if not watch.state.runs and not watch.ended.done():
                 raise RunNotFound(f"{self._client.log.name} has no run {self.id!r}")
             self._watch = watch
-        try:
-            return await asyncio.shield(watch.ended)
-        except Exception:  # the log could not be read on: ask anew next time
-            self._watch = None
-            raise
+        return await asyncio.shield(watch.ended)
 
     async def status(self) -> RunStatus:
         """Where the run stands now. Raises RunNotFound."""

@@ -160,6 +160,7 @@ class Tail:
                 for watch in watches:
                     if not watch.ended.done():
                         watch.ended.set_exception(error)
+                        watch.ended.exception()  # whoever does not wait yet is not told
         finally:
             self._watches.clear()
             self._ready = None

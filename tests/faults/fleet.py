@@ -1,0 +1,137 @@
+"""The processes of a fault test: started, killed and replaced by the test, and all gone when its block ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rawlog import Audit, Execution, History
+
+PROGRAMS = Path(__file__).parent / "workload.py"
+
+
+class Fleet:
+    """Workers and clients on one log; `folder` keeps what they leave behind."""
+
+    def __init__(self, url: str, folder: Path, seed: int) -> None:
+        self.url = url
+        self.folder = folder
+        self.kills = 0
+        self.pauses = 0
+        self.random = random.Random(seed)
+        self._seed = seed
+        self._workers: list[subprocess.Popen[bytes]] = []
+        self._all: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._explain()
+        for process in self._all:
+            process.kill()
+        for process in self._all:
+            process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+
+    def _explain(self) -> None:
+        """Whoever is alive says in its log what it is doing."""
+        alive = [process for process in self._all if process.poll() is None]
+        for process in alive:
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        print(f"seed {self._seed}, {self.kills} kills, {self.pauses} pauses; alive: {[process.pid for process in alive]}")
+        print(f"the processes' logs are in {self.folder}")
+
+    def _start(self, role: str, argument: object) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{role}-{len(self._all)}.log").open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, str(PROGRAMS), role, self.url, str(self.folder), str(argument)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._all.append(process)
+        return process
+
+    def client(self, rate: float) -> subprocess.Popen[bytes]:
+        """A client that starts `rate` runs a second."""
+        return self._start("client", rate)
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        worker = self._start("worker", self.random.randrange(1_000_000))
+        self._workers.append(worker)
+        return worker
+
+    def kill(self, worker: subprocess.Popen[bytes] | None = None) -> None:
+        """SIGKILL one, a random one unless said; it must have been alive."""
+        worker = worker or self.random.choice(self._workers)
+        self._workers.remove(worker)
+        assert worker.poll() is None, f"worker {worker.pid} had ended by itself"
+        worker.kill()
+        worker.wait()
+        self.kills += 1
+
+    async def pause(self, seconds: float) -> None:
+        """A random worker stands still and does not know it."""
+        worker = self.random.choice(self._workers)
+        worker.send_signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            worker.send_signal(signal.SIGCONT)
+        self.pauses += 1
+
+    # What they left behind.
+
+    def told(self) -> list[dict[str, Any]]:
+        return _lines(self.folder / "told")
+
+    def acknowledged(self) -> list[str]:
+        """The runs whose start was acknowledged."""
+        return [line["started"] for line in self.told() if "started" in line]
+
+    def outcomes(self) -> dict[str, dict[str, Any]]:
+        """By run, what the client was told of its end."""
+        return {line.pop("ended"): line for line in self.told() if "ended" in line}
+
+    def executions(self) -> list[Execution]:
+        return [Execution(**line) for line in _lines(self.folder / "executions")]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole ones: the last may be in the making."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+DEADLINE_S = 120.0
+"""Only a failing test waits this long."""
+
+
+async def until(what: Callable[[], bool], history: History, audit: Audit) -> None:
+    """Read on until `what` holds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + DEADLINE_S
+    while True:
+        audit.follow(await history.news(), history.partitions)
+        if what():
+            return
+        if loop.time() > deadline:
+            open_runs = [run for run in audit.runs.values() if run.end is None]
+            owners = {number: partition.claims[-1] for number, partition in audit.partitions.items() if partition.claims}
+            raise AssertionError(
+                f"it did not happen; {len(open_runs)} runs are open: {open_runs[:5]}; owners: {owners}; {audit.counts}"
+            )
+        await asyncio.sleep(0.2)
