@@ -67,7 +67,7 @@ async def charge(order: Order) -> str:
 
 async def pack(order: Order) -> str:
     with effect():
-        await asyncio.sleep(1.5)  # long enough to be killed in
+        await asyncio.sleep(60 if current_step().attempt == 1 else 1.2)  # the first attempt will be killed long before its end
         return "one parcel"
 
 
