@@ -14,9 +14,11 @@ from stage import Note, Stage
 from stepfold.errors import NonDeterminism
 from stepfold.step import Step
 
+NAMES = ("anna", "bert", "carl", "dora", "emil")
+
 
 async def in_set_order(step: Step, note: Note) -> Any:
-    for name in ("anna", "bert", "carl", "dora", "emil"):
+    for name in set(NAMES):
         note(name)
         await step.run(name, str)
 

@@ -469,7 +469,77 @@ def test_who_never_stops_waiting_is_stopped() -> None:
     stage.ledger.accepts("step-completed", step_id="late", attempt=1, result=1)
 
 
+@pytest.mark.parametrize("together", ["gather", "group"])
+def test_who_is_in_a_shield_is_not_interrupted_through_the_others(together: str) -> None:
+    async def program(step: Step, note: Note) -> Any:
+        async def careful() -> None:
+            with step.shield():
+                note(await step.run("clean", word))
+
+        async def exposed() -> None:
+            try:
+                await step.run("work", word)
+            finally:
+                note("interrupted")
+
+        if together == "gather":
+            await asyncio.gather(careful(), exposed())
+        else:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(careful())
+                group.create_task(exposed())
+
+    stage = Stage(program)
+    stage.cancel()
+    assert stage.live.notes == ["interrupted"] and stage.waits_for == ["step clean"]
+    stage.check()
+    stage.step_gives("clean", "done")
+    assert stage.live.notes == ["interrupted", "done"] and stage.live.ended[0] == "cancelled"
+    stage.check()
+
+
+def test_a_workflow_that_cancels_itself_has_failed() -> None:
+    async def program(step: Step, note: Note) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await step.run("a", word)
+
+    stage = Stage(program)
+    assert stage.live.ended[0] == "failed" and "cancelled itself" in stage.live.ended[2]
+
+
 # What goes wrong is found, and said.
+
+
+def test_an_id_in_use_cannot_be_used_again() -> None:
+    async def program(step: Step, note: Note) -> Any:
+        await step.run("a", word)
+        await asyncio.gather(step.run("a", word), step.run("a", word))
+
+    stage = Stage(program)
+    stage.step_gives("a", "word")
+    outcome = stage.live.outcome
+    assert outcome is not None and isinstance(outcome.error, ValueError) and "'a' is used twice" in str(outcome.error)
+    assert stage.waits_for == []
+
+
+def test_what_is_let_go_of_twice_is_let_go_of_once() -> None:
+    stage = Stage(one_step)
+    [op] = stage.live.execution.ops.values()
+    stage.live.execution.drop(op)
+    stage.live.execution.drop(op)
+    assert stage.live.execution.take_dropped() == [op] and stage.waits_for == []
+
+
+def test_a_workflow_that_finds_itself_out_is_believed() -> None:
+    async def program(step: Step, note: Note) -> Any:
+        await step.run("a", word)
+        raise NonDeterminism("the configuration has changed")
+
+    stage = Stage(program)
+    with pytest.raises(NonDeterminism, match="the configuration has changed"):
+        stage.step_gives("a", "word")
 
 
 def differs(stage: Stage, program: Program) -> NonDeterminism:
