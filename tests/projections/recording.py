@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import sqlalchemy as sa
+from histories import Ledger
 
+from stepfold.client import run_state
+from stepfold.drivers import MemoryDriver
 from stepfold.events import RunEvent
-from stepfold.fold import PartitionState, fold
-from stepfold.log import Log
+from stepfold.fold import REMEMBER_MS, PartitionState, fold
+from stepfold.log import Entry, Log
 from stepfold.projections import Projection, ProjectionRunner, RunSoFar
 
 Told = tuple[int, int, str, str, str, int]
@@ -72,10 +75,29 @@ async def records_of(log: Log, partition: int) -> list[Any]:
     return found
 
 
+async def used_again() -> Log:
+    """A memory log in which the id `order-42` is used for a second run, a day after the first one completed."""
+    ledger = Ledger(stride=1)
+    ledger.claim()
+    ledger.start()
+    error = {"type": "E", "message": "no"}
+    ledger.accepts("step-failed", step_id="a", attempt=1, error=error, next_at=1)
+    ledger.accepts("step-completed", step_id="a", attempt=2, result=1)
+    ledger.accepts("completed", result="first")
+    ledger.now_ms += REMEMBER_MS
+    ledger.start(input={"n": 2})
+    ledger.accepts("sleep-scheduled", step_id="b", wake_at=ledger.now_ms + 1)
+    now_ms = 0
+    log = MemoryDriver(clock=lambda: now_ms)
+    await log.open()
+    for record in ledger.records:
+        now_ms = record.timestamp
+        await log.append(0, [Entry(record.key, record.value)])
+    return log
+
+
 async def to_be_told(log: Log) -> list[Told]:
     """By the fold, from the beginning of the log."""
-    from stepfold.client import run_state
-
     found: list[Told] = []
     for partition in range(log.partitions):
         state = PartitionState(partition, log.partitions)

@@ -15,6 +15,7 @@ import pytest
 from eventually import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from recording import used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, Retry, RunNotFound, Step
@@ -159,6 +160,15 @@ async def test_claims_between_the_records_go_along() -> None:
     assert check(data).ok
     kinds = [orjson.loads(orjson.loads(line)["value"])["type"] for line in lines_of(data)[1:-1]]
     assert kinds == ["started", "wait-started", "claim", "step-completed", "claim", "step-completed"]
+    await log.close()
+
+
+async def test_of_an_id_that_is_used_again_the_last_run_is_exported() -> None:
+    log = await used_again()
+    data, _ = await exported(log, "order-42")
+    assert check(data).ok
+    events = [orjson.loads(orjson.loads(line)["value"]) for line in lines_of(data)[1:-1]]
+    assert [event["type"] for event in events] == ["started", "sleep-scheduled"]
     await log.close()
 
 

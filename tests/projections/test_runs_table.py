@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from eventually import eventually
 from hypothesis import HealthCheck, given, settings
-from recording import records_of
+from recording import records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, NonRetryable, Retry, Run, Step
@@ -198,6 +198,17 @@ async def test_texts_that_a_column_could_not_hold() -> None:
         row = await row_of(runner, "big")
     assert row.workflow == "w\N{REPLACEMENT CHARACTER}" * 99 + "w…"
     assert len(row.input) == 2000 and row.input.startswith('"é\\u0000é') and row.input.endswith("…")
+    await log.close()
+
+
+async def test_of_an_id_that_is_used_again_the_last_run_has_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = await used_again()
+    for batch in (1, 1000):
+        monkeypatch.setattr(runner, "BATCH_RECORDS", batch)
+        async with ProjectionRunner(log, [RunsProjection()]) as running:
+            row = await row_of(running, "order-42")
+        assert (row.state, row.input, row.result, row.last_error) == ("waiting", '{"n":2}', None, None)
+        assert (row.steps_completed, row.attempts_failed, row.ended_at) == (0, 0, None)
     await log.close()
 
 
