@@ -374,7 +374,6 @@ class Execution:
             source=source,
         )
 
-
     def _standing(self, waiting: tuple[Op, ...]) -> str:
         if waiting:
             return ", ".join(str(op) for op in waiting[:5])
