@@ -204,10 +204,8 @@ class Execution:
         return op
 
     def drop(self, op: Op) -> None:
-        """The code no longer waits for this."""
-        if self.ops.pop(op.id, None) is not None:
-            self._gone[op.id] = op
-            self._dropped.append(op)
+        """The code no longer waits for this. Idempotent."""
+        self._let_go(op.id)
 
     # -- inside
 
@@ -217,9 +215,13 @@ class Execution:
         self._requested.append(op)
 
     def _timer_dropped(self, timer: Timer) -> None:
-        op = self.ops.get(timer.id)
+        self._let_go(timer.id)
+
+    def _let_go(self, op_id: str) -> None:
+        op = self.ops.pop(op_id, None)
         if op is not None:
-            self.drop(op)
+            self._gone[op_id] = op
+            self._dropped.append(op)
 
     def _settle(self) -> None:
         """Run until idle; while the run is being cancelled, press on whatever waits outside a shield."""
