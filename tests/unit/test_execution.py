@@ -404,6 +404,33 @@ def test_a_closed_execution_does_nothing_more() -> None:
     stage.live.execution.close()
 
 
+def test_a_run_is_closed_with_a_timer_set() -> None:
+    async def program(step: Step, note: Note) -> Any:
+        async with asyncio.timeout(60):
+            await step.run("a", word)
+
+    stage = Stage(program)
+    assert sorted(stage.waits_for) == ["sleep @timer", "step a"]
+    stage.live.execution.close()
+    assert stage.waits_for == [] and stage.live.execution.take_dropped() == []
+
+
+def test_a_timer_that_the_cancelled_code_lets_go_of_after_its_end() -> None:
+    async def program(step: Step, note: Note) -> Any:
+        async def careful() -> None:
+            async with asyncio.timeout(60):
+                with step.shield():
+                    await step.run("clean", word)
+
+        await asyncio.gather(careful(), step.run("work", word))
+
+    stage = Stage(program)
+    stage.cancel()
+    stage.step_gives("clean", "done")
+    assert stage.live.ended[0] == "cancelled" and stage.waits_for == []
+    stage.check()
+
+
 def test_the_code_may_not_use_another_run_s_step() -> None:
     steps: list[Step] = []
 
