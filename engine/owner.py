@@ -119,7 +119,7 @@ class Owner:
         self._resumes: list[str] = []
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
-        self._stopping = False
+        self.leaving = False
         self.loop = asyncio.get_running_loop()
         self._evict_above = worker.settings.live_runs
 
@@ -129,9 +129,8 @@ class Owner:
         """Claim the partition, recover its runs, and serve them.
 
         Returns when another worker's claim is seen. Raises LogUnavailable and ConfigError. Cancel it to stop at once;
-        call `leave` first to stop in good order.
+        call `leave` first to stop in good order; after that `leaving` says that it shall not be owned again.
         """
-        self._stopping = False
         if self.state is None:
             self.state = await self._checkpoint.load()
         reader = self._reader = self.log.reader(self.partition, self.state.offset)
@@ -196,9 +195,9 @@ class Owner:
 
     async def leave(self, grace_s: float) -> None:
         """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up."""
+        self.leaving = True
         if not self.active or self.state is None:
             return
-        self._stopping = True
         for live in self.live.values():
             for attempt in live.attempts.values():
                 if attempt.task is None:
@@ -327,7 +326,7 @@ class Owner:
         if live is None:
             if kind == "cancel-requested" and run.phase == "quarantined":
                 self._emit(run, "cancelled", reason=run.reason)
-            elif run.phase == "open" and not self._stopping and (kind in _WAKES or len(run.journal) > run.executed):
+            elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
                 self._revive(run)
             for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
                 self._arm(run, step_id)
@@ -336,7 +335,7 @@ class Owner:
             step_id = event["step_id"]
             attempt = live.attempts.get(step_id)
             if kind == "attempt-started" and attempt is not None:
-                if not self._stopping:
+                if not self.leaving:
                     self.worker.dispatch(attempt)
                 return
             live.attempts.pop(step_id, None)
@@ -455,7 +454,7 @@ class Owner:
 
     def _dispatch(self, live: Live, op: Op) -> None:
         """Hand an attempt to the worker."""
-        if self._stopping or op.id in live.attempts:
+        if self.leaving or op.id in live.attempts:
             return
         call = op.call
         assert isinstance(call, StepCall)
@@ -471,7 +470,7 @@ class Owner:
 
     def announce(self, attempt: Attempt) -> None:
         """Record that an attempt is about to run; it does once the record is back."""
-        if self._stopping or not self._expects(attempt):
+        if self.leaving or not self._expects(attempt):
             return
         known = attempt.run.open.get(attempt.op.id)
         if isinstance(known, OpenStep) and known.started:  # by an owner that left before it ran
@@ -701,7 +700,7 @@ class Owner:
     def _retry(self, run: RunState, step_id: str) -> None:
         live = self.live.get(run.id)
         if live is None:
-            if not self._stopping:
+            if not self.leaving:
                 self._revive(run)
             return
         op = live.execution.ops.get(step_id)

@@ -141,22 +141,24 @@ class Worker:
             assigned = await membership.assigned()
             logger.info("%s: partitions %s", self.log.name, sorted(assigned))
             for partition in self._serving.keys() - assigned:
-                task = self._serving.pop(partition)
+                task = self._serving[partition]
                 try:
                     await self.owners[partition].leave(0)
                 except LogUnavailable as error:  # whoever comes next claims it all the same
                     logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+                del self._serving[partition]
             for partition in sorted(assigned - self._serving.keys()):
                 owner = self.owners.get(partition) or Owner(self.log, partition, self)
                 self.owners[partition] = owner
                 self._serving[partition] = asyncio.create_task(self._serve(owner), name=f"stepfold-owner-{partition}")
 
     async def _serve(self, owner: Owner) -> None:
-        """Own one partition, again after every loss, as long as it is assigned to us."""
+        """Own one partition, again after every loss, until told to leave it."""
         pause_s = RETRY_S[0]
-        while True:
+        owner.leaving = False
+        while not owner.leaving:
             try:
                 await owner.run()
                 pause_s = RETRY_S[0]
