@@ -197,7 +197,8 @@ async def test_processes_that_start_at_once_share_one_database(tmp_path: Path, d
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
 
 
 def killed_after(batches: int, *arguments: str) -> bool:
