@@ -8,7 +8,7 @@ The rooms, from the pure core outwards (imports go one way, downwards in this li
     loop         asyncio without I/O or clock, in an order every process repeats
     execution    the user's code over its journal: replay, and live execution as replay of the tail
     step context workflow codec retry duration errors     what users touch
-    checkpoint owner worker router tail requests client   what makes it run
+    attempt checkpoint owner worker router inbox tail requests client   what makes it run
     testing      the conformance suite for drivers, virtual time
     cli          the command line
 
@@ -26,6 +26,7 @@ from .errors import (
     NonRetryable,
     NotOwner,
     PayloadTooLarge,
+    ProjectionFailed,
     RetryAfter,
     RunAlreadyExists,
     RunNotFound,
@@ -56,6 +57,7 @@ __all__ = [
     "NonRetryable",
     "NotOwner",
     "PayloadTooLarge",
+    "ProjectionFailed",
     "Retry",
     "RetryAfter",
     "Run",
