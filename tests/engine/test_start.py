@@ -10,8 +10,20 @@ from typing import Any, Literal
 import pytest
 from local_logs import NewLog
 from pydantic import BaseModel, Field
+from virtually import virtually
 
-from stepfold import Client, ConfigError, Context, InputInvalid, PayloadTooLarge, RunAlreadyExists, RunNotFound, Step, Workflow
+from stepfold import (
+    Client,
+    ConfigError,
+    Context,
+    InputInvalid,
+    LogUnavailable,
+    PayloadTooLarge,
+    RunAlreadyExists,
+    RunNotFound,
+    Step,
+    Workflow,
+)
 from stepfold.drivers import MemoryDriver
 from stepfold.log import CLAIM_KEY, Log
 
@@ -219,6 +231,40 @@ async def test_a_start_is_durable_without_any_worker(tmp_path: Path) -> None:
     echo_on(client)
     async with client.worker():
         assert await client.run("order-1").result(LIMIT_S) == Order(order_id="1")
+
+
+def test_an_id_is_free_again_a_day_after_its_run_has_ended() -> None:
+    async def main(client: Client) -> None:
+        @client.workflow(id="w")
+        async def w(ctx: Context[int], step: Step) -> int:
+            return ctx.input.data
+
+        async with client.worker():
+            first = await client.start_workflow(w, 1, run_id="r")
+            assert await first.result() == 1
+            await asyncio.sleep(23 * 3_600)
+            with pytest.raises(RunAlreadyExists):
+                await client.start_workflow(w, 2, run_id="r")
+            await asyncio.sleep(2 * 3_600)
+            second = await client.start_workflow(w, 2, run_id="r", if_exists="reject")
+            assert await second.result() == 2
+            assert await client.run("r").result() == 2, "not that of the run before"
+            assert len(await second.history()) == 2
+            assert (await second.status()).result == 2
+
+    virtually(main)
+
+
+async def test_who_waits_for_a_result_hears_of_the_client_s_end(new_log: NewLog) -> None:
+    serving, asking = Client(driver=new_log()), Client(driver=new_log())
+    async with serving.worker():
+        await serving.start_workflow("nobody-knows-it", run_id="r")
+        async with asking:
+            waiting = asyncio.create_task(asking.run("r").result())
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+        with pytest.raises(LogUnavailable):
+            await asyncio.wait_for(waiting, LIMIT_S)
 
 
 # What is refused at once.

@@ -1,0 +1,444 @@
+"""What a worker leaves behind, in good order or not, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from eventually import eventually
+from local_logs import NewLog
+from one_run import LIMIT_S
+
+from stepfold import Client, ConfigError, Context, Retry, Run, Step, StepFailed, Worker, WorkflowCancelled, current_step
+from stepfold.drivers import MemoryDriver
+from stepfold.errors import LogUnavailable
+from stepfold.log import Reader, Record
+
+
+@asynccontextmanager
+async def crashing(client: Client) -> AsyncGenerator[Worker]:
+    """A worker that ends as in a crash: nothing is said, nothing is released, what runs is dropped."""
+    async with client.worker(grace=0) as worker:
+        yield worker
+        await client.log.close()
+
+
+async def state(run: Run[Any]) -> str:
+    return (await run.status()).state
+
+
+async def is_in(run: Run[Any], *states: str) -> bool:
+    return await state(run) in states
+
+
+async def types(run: Run[Any]) -> list[str]:
+    return [event.type for event in await run.history()]
+
+
+# Lost attempts.
+
+
+async def test_a_step_that_ran_when_its_worker_died_is_lost_and_run_again(new_log: NewLog) -> None:
+    running = asyncio.Event()
+    attempts: list[int] = []
+
+    async def hang() -> str:
+        attempts.append(current_step().attempt)
+        if len(attempts) == 1:
+            running.set()
+            await asyncio.Event().wait()
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> str:
+        return await step.run("hang", hang, retry=Retry(1))
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        await first.start_workflow(workflow, run_id="r")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        run = second.run("r")
+        assert await run.result(LIMIT_S) == "done", "a lost attempt does not count against max_attempts"
+        assert await types(run) == ["started", "attempt-lost", "step-completed", "completed"]
+    assert attempts == [1, 2], "but it has a number"
+
+
+async def test_a_run_whose_step_is_lost_again_and_again_is_quarantined(new_log: NewLog) -> None:
+    running = asyncio.Event()
+
+    async def killer() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    async def body(ctx: Context, step: Step) -> None:
+        await step.run("killer", killer)
+
+    async def fine(ctx: Context, step: Step) -> str:
+        return "fine"
+
+    deaths = 0
+    while True:
+        client = Client(driver=new_log())
+        workflow = client.workflow(id="w")(body)
+        other = client.workflow(id="other")(fine)
+        running.clear()
+        async with crashing(client):
+            run = await client.start_workflow(workflow, run_id="r")
+            await eventually(lambda run=run: happened(run, running))
+            if await state(run) == "quarantined":
+                status = await run.status()
+                assert status.error is not None and status.error.type == "StepInterrupted"
+                assert "'killer' was lost with its worker 5 times in a row" in status.error.message
+                assert await (await client.start_workflow(other)).result(LIMIT_S) == "fine", "the partition goes on"
+                await run.cancel("enough")
+                with pytest.raises(WorkflowCancelled, match="enough"):
+                    await run.result(LIMIT_S)
+                break
+        deaths += 1
+        assert deaths < 10
+    assert deaths == 5
+
+
+async def happened(run: Run[Any], running: asyncio.Event) -> bool:
+    return running.is_set() or await state(run) == "quarantined"
+
+
+async def test_at_most_once_is_announced_and_a_lost_one_has_failed(new_log: NewLog) -> None:
+    running = asyncio.Event()
+    calls: list[int] = []
+
+    async def charge() -> None:
+        calls.append(current_step().attempt)
+        running.set()
+        await asyncio.Event().wait()
+
+    async def body(ctx: Context, step: Step) -> Any:
+        try:
+            await step.run("charge", charge, at_most_once=True)
+        except StepFailed as failed:
+            return [failed.error.type, failed.attempts]
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        await first.start_workflow(workflow, run_id="r")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        run = second.run("r")
+        assert await run.result(LIMIT_S) == ["StepInterrupted", 1]
+        assert await types(run) == ["started", "attempt-started", "step-failed", "completed"]
+    assert calls == [1]
+
+
+async def test_at_most_once_with_more_attempts_counts_the_lost_one(new_log: NewLog) -> None:
+    running = asyncio.Event()
+    calls: list[int] = []
+
+    async def charge() -> str:
+        calls.append(current_step().attempt)
+        if len(calls) == 1:
+            running.set()
+            await asyncio.Event().wait()
+        raise ValueError("no")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(StepFailed) as failed:
+            await step.run("charge", charge, at_most_once=True, retry=Retry(2, backoff="1ms"))
+        return [failed.value.error.type, failed.value.attempts]
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        await first.start_workflow(workflow, run_id="r")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        assert await second.run("r").result(LIMIT_S) == ["ValueError", 2]
+    assert calls == [1, 2]
+
+
+# What goes on.
+
+
+async def test_everything_that_was_open_goes_on(new_log: NewLog) -> None:
+    ran: list[str] = []
+
+    def fail_once() -> str:
+        if current_step().attempt == 1:
+            raise ValueError
+        return "at last"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        ran.append(await step.run("before", lambda: "before"))
+        nap, flaky, signal, timeout, slept = await asyncio.gather(
+            step.sleep("nap", "30ms"),
+            step.run("flaky", fail_once, retry=Retry(2, backoff="30ms", jitter=False)),
+            step.wait_for_signal("w", signal="go"),
+            step.wait_for_signal("t", signal="never", timeout="30ms"),
+            asyncio.sleep(0.03, "slept"),
+        )
+        return [nap, flaky, signal.data, timeout, slept]
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        run = await first.start_workflow(workflow, run_id="r")
+        await run.signal("go", 7)
+        await eventually(lambda: has(run, "sleep-scheduled", "step-failed", "wait-started"))
+
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        assert await second.run("r").result(LIMIT_S) == [None, "at last", 7, None, "slept"]
+        steps = [event.step_id for event in await second.run("r").history() if event.type == "step-completed"]
+    assert sorted(steps) == ["before", "flaky"], "what has a result is not run again"
+
+
+async def has(run: Run[Any], *kinds: str) -> bool:
+    return set(kinds) <= set(await types(run))
+
+
+async def test_who_waits_for_a_result_does_not_mind_who_brings_it(new_log: NewLog) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        return (await step.wait_for_signal("go", signal="go")).data
+
+    caller, first, second = (Client(driver=new_log()) for _ in range(3))
+    workflow = first.workflow(id="w")(body)
+    second.workflow(id="w")(body)
+    async with caller:
+        async with crashing(first):
+            await first.start_workflow(workflow, run_id="r")
+            await eventually(lambda: is_in(caller.run("r"), "waiting"))
+            waiting = asyncio.create_task(caller.run("r").result(LIMIT_S))
+        async with second.worker():
+            await caller.run("r").signal("go", "from the second")
+            assert await waiting == "from the second"
+
+
+# Leaving in good order.
+
+
+async def test_who_leaves_in_good_order_leaves_nothing_lost(new_log: NewLog) -> None:
+    """It waits for what runs, gives the partition back, and what it had to abandon is not taken for a crash."""
+    running = asyncio.Event()
+
+    async def hang() -> str:
+        if running.is_set():
+            return "second worker"
+        running.set()
+        await asyncio.Event().wait()
+        return "?"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("hang", hang)
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with first.worker(grace="10ms"):
+        await first.start_workflow(workflow, run_id="r")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        assert await second.run("r").result(LIMIT_S) == "second worker"
+        assert await types(second.run("r")) == ["started", "step-completed", "completed"]
+
+
+async def test_leaving_waits_for_running_steps(new_log: NewLog) -> None:
+    running, release = asyncio.Event(), asyncio.Event()
+
+    async def work() -> str:
+        running.set()
+        await release.wait()
+        return "finished"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("work", work)
+
+    client = Client(driver=new_log())
+    workflow = client.workflow(id="w")(body)
+    async with client:
+        async with client.worker(grace=LIMIT_S):
+            run = await client.start_workflow(workflow, run_id="r")
+            await asyncio.wait_for(running.wait(), LIMIT_S)
+            asyncio.get_running_loop().call_later(0.02, release.set)
+        assert "step-completed" in await types(run)
+
+
+# Checkpoints.
+
+
+class Counting(MemoryDriver):
+    """A memory log that counts the records its readers were given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.given = 0
+
+    def reader(self, partition: int, offset: int) -> Any:
+        return CountingReader(self, super().reader(partition, offset))
+
+
+class CountingReader:
+    def __init__(self, log: Counting, reader: Reader) -> None:
+        self._log = log
+        self._reader = reader
+
+    @property
+    def position(self) -> int:
+        return self._reader.position
+
+    async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
+        records = await self._reader.read(limit, wait)
+        self._log.given += len(records)
+        return records
+
+    def seek(self, offset: int) -> None:
+        self._reader.seek(offset)
+
+    async def close(self) -> None:
+        await self._reader.close()
+
+
+async def test_a_restart_costs_what_is_open_and_the_tail(request: pytest.FixtureRequest) -> None:
+    name = request.node.name
+
+    async def quick(ctx: Context, step: Step) -> None:
+        await step.run("a", str)
+
+    async def slow(ctx: Context, step: Step) -> Any:
+        return (await step.wait_for_signal("go", signal="go")).data
+
+    first = Client(driver=Counting(name))
+    ended, open_one = first.workflow(id="quick")(quick), first.workflow(id="slow")(slow)
+    async with first.worker():
+        runs = [await first.start_workflow(ended) for _ in range(200)]
+        await first.start_workflow(open_one, run_id="r")
+        await asyncio.gather(*(run.result(LIMIT_S) for run in runs))
+        await eventually(lambda: is_in(first.run("r"), "waiting"))
+
+    log = Counting(name)
+    second = Client(driver=log)
+    second.workflow(id="quick")(quick)
+    second.workflow(id="slow")(slow)
+    async with second.worker():
+        await second.run("r").signal("go", 1)
+        assert await second.run("r").result(LIMIT_S) == 1
+        assert log.given < 20, "of more than 600 records"
+        again = await second.start_workflow("quick", run_id=runs[0].id)
+        assert await types(again) == ["started", "step-completed", "completed"], "the ended ones are remembered"
+
+
+async def test_many_checkpoints_and_restarts_lose_nothing(new_log: NewLog) -> None:
+    async def count(ctx: Context, step: Step) -> int:
+        total = 0
+        while (got := await step.wait_for_signal("next", signal="add")).data:
+            total += await step.run("add", int, got.data)
+        return total
+
+    for turn in range(4):
+        client = Client(driver=new_log())
+        workflow = client.workflow(id="count")(count)
+        async with client.worker(checkpoint_records=1 + turn * 3):
+            runs = [await client.start_workflow(workflow, run_id=f"run/{number}/m") for number in range(5)]
+            for run in runs:
+                await run.signal("add", 1 + turn)
+            await eventually(lambda runs=runs, turn=turn: all_counted(runs, turn + 1))
+    last = Client(driver=new_log())
+    last.workflow(id="count")(count)
+    async with last.worker():
+        for number in range(5):
+            run = last.run(f"run/{number}/m")
+            await run.signal("add", 0)
+            assert await run.result(LIMIT_S) == 1 + 2 + 3 + 4
+
+
+async def all_counted(runs: list[Run[Any]], count: int) -> bool:
+    statuses = [await run.status() for run in runs]
+    return all(status.steps_completed == count and status.state == "waiting" for status in statuses)
+
+
+async def test_a_damaged_checkpoint_costs_time_only(new_log: NewLog) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        await step.run("a", str)
+        return (await step.wait_for_signal("go", signal="go")).data
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with first, first.worker():
+        await first.start_workflow(workflow, run_id="r")
+        await eventually(lambda: is_in(first.run("r"), "waiting"))
+    log = new_log()
+    await log.open()
+    for partition in range(log.partitions):
+        stored = await log.checkpoint_load(partition)
+        await log.checkpoint_put(partition, dict.fromkeys(stored, b"\x00damaged"))
+    await log.close()
+    second = Client(driver=new_log())
+    second.workflow(id="w")(body)
+    async with second.worker():
+        await second.run("r").signal("go", 5)
+        assert await second.run("r").result(LIMIT_S) == 5
+
+
+async def test_a_log_that_was_made_again_under_old_checkpoints_stops_the_worker() -> None:
+    old, new = MemoryDriver(), MemoryDriver()
+    first = Client(driver=old)
+    async with first, first.worker():
+        await first.start_workflow("w")
+        await eventually(lambda: has_claim(old))
+    await old.open()
+    await new.open()
+    await new.checkpoint_put(0, await old.checkpoint_load(0))
+    second = Client(driver=new)
+    with pytest.raises(ConfigError, match="deleted and made again"):
+        async with second.worker() as worker:
+            await asyncio.wait_for(worker.wait(), LIMIT_S)
+    await old.close()
+
+
+async def has_claim(log: MemoryDriver) -> bool:
+    return bool(await log.find(0, ["@claim"]))
+
+
+async def test_a_log_that_comes_back_is_owned_again(new_log: NewLog) -> None:
+    class Flaky:
+        def __init__(self) -> None:
+            self.log = new_log()
+            self.failures = 0
+            self.calls = 0
+
+        def break_once(self) -> None:
+            self.calls += 1
+            self.failures = int(self.calls == 1)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.log, name)
+
+        async def append(self, partition: int, entries: Any) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise LogUnavailable("away for a moment")
+            return await self.log.append(partition, entries)
+
+    log: Any = Flaky()
+    client = Client(driver=log)
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> Any:
+        return await step.run("break", log.break_once)
+
+    async with client.worker():
+        assert await (await client.start_workflow(w)).result(LIMIT_S) is None
+        assert (log.failures, log.calls) == (0, 2), "its result was lost with the log, so it ran again"
