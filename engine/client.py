@@ -283,7 +283,7 @@ class Client:
             await log.append(partition_of(run_id, log.partitions), [entry])
             existing = (await read_run(log, run_id)).run
             if existing is not None and request in existing.requests:
-                return Run(self, run_id, codec)
+                return Run(self, run_id, codec, start=existing.start)
         if existing is None:
             raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
         if existing.workflow != workflow_id or existing.input != orjson.loads(encoded):
@@ -292,7 +292,7 @@ class Client:
             )
         if if_exists == "reject":
             raise RunAlreadyExists(f"run {run_id!r} exists since {_utc(existing.started_at):%Y-%m-%d %H:%M:%S} UTC")
-        return Run(self, run_id, codec)
+        return Run(self, run_id, codec, start=existing.start)
 
     def run(self, run_id: str) -> Run[Any]:
         """A handle for a run that exists. Its methods raise RunNotFound where it does not."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from weakref import WeakSet
 
+from .errors import LogUnavailable
 from .events import Event, parse
 from .fold import PartitionState, RunState, fold
 from .log import CLAIM_KEY, Log, Record, partition_of
@@ -71,9 +72,15 @@ class Watch:
             self.ended.set_result(change.run)
 
     def catch_up(self, past: Sequence[Record]) -> None:
+        """Fold what has been; of several runs that had the id one after another, the last one counts."""
         held, self.held = self.held or [], None
+        last: RunState | None = None
         for record in (*past, *held):
-            self.take(record)
+            change = fold(self.state, record)
+            if change is not None and change.run is not None:
+                last = change.run
+        if last is not None and last.ended:
+            self.ended.set_result(last)
 
 
 class Tail:
@@ -153,17 +160,21 @@ class Tail:
                         return
             finally:
                 await reader.close()
+        except asyncio.CancelledError:
+            self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a result was waited for"))
+            raise
         except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to those who wait
-            if not ready.done():
-                ready.set_exception(error)
-            for watches in self._watches.values():
-                for watch in watches:
-                    if not watch.ended.done():
-                        watch.ended.set_exception(error)
-                        watch.ended.exception()  # whoever does not wait yet is not told
+            self._fail(ready, error)
         finally:
             self._watches.clear()
             self._ready = None
+
+    def _fail(self, ready: asyncio.Future[None], error: Exception) -> None:
+        waiting = [watch.ended for watches in self._watches.values() for watch in watches]
+        for future in (ready, *waiting):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever does not wait yet is not told
 
     def _take(self, record: Record) -> None:
         key = record.key
