@@ -75,10 +75,17 @@ def limited(data: bytes) -> bytes:
 
 def _taken_back(adapter: TypeAdapter[Any], data: bytes) -> bytes:
     """The same bytes, once they are known to give the value again: not every type that can be written can be read."""
-    if _LONG_NUMBER.search(data) and orjson.loads(data) != json.loads(data):
-        raise ValueError("an integer of more than 64 bits; give it as a string")
+    if _LONG_NUMBER.search(data):
+        json.loads(data, parse_int=_of_64_bits)
     adapter.validate_json(data)
     return limited(data)
+
+
+def _of_64_bits(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("an integer of more than 64 bits; give it as a string")
+    return number
 
 
 _LONG_NUMBER = re.compile(rb"\d{19}")
