@@ -159,11 +159,17 @@ class Cluster:
             )
         except ValueError as error:
             raise ConfigError(f"Kafka at {self.bootstrap}: {error}") from None
+        # Its first connection is known to nobody else: who is cancelled meanwhile would leave it open.
+        bootstrapping = asyncio.ensure_future(client.bootstrap())
         try:
-            await client.bootstrap()
+            await asyncio.shield(bootstrapping)
         except KafkaError as error:
             await _quietly(client.close(), "closing connections")
             raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap}: {error}") from None
+        except asyncio.CancelledError:
+            await _quietly(bootstrapping, "connecting")
+            await _quietly(client.close(), "closing connections")
+            raise
         return client
 
     @property

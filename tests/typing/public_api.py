@@ -1,0 +1,100 @@
+"""What a type checker knows about a user's code. Read by pyright in strict mode (`make lint`), never run.
+
+`assert_type` fails the check when a type is another one. A line that must be an error carries an ignore with its rule; pyright
+reports an ignore that nothing needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any, assert_type
+
+from pydantic import BaseModel
+
+from stepfold import Client, Context, Run, Signal, Step, Workflow
+
+client = Client("memory://")
+
+
+class Order(BaseModel):
+    order_id: str
+
+
+class Receipt(BaseModel):
+    total: int
+
+
+class Extras:
+    def publish(self, topic: str) -> int:
+        raise NotImplementedError
+
+
+async def fetch(url: str, tries: int) -> bytes:
+    raise NotImplementedError
+
+
+def total(prices: list[int]) -> int:
+    return sum(prices)
+
+
+@client.workflow(id="typed")
+async def typed(ctx: Context[Order], step: Step) -> Receipt:
+    assert_type(ctx.input.data, Order)
+    assert_type(ctx.input.data.order_id, str)
+
+    assert_type(await step.run("async", fetch, "http://x", 3), bytes)
+    assert_type(await step.run("plain", total, [1, 2]), int)
+    assert_type(await step.run("lambda", lambda: 1.5), float)
+    assert_type(await step.run("tuned", total, [1], timeout="30s", at_most_once=True), int)
+    await step.run("too few", fetch, "http://x")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
+    await step.run("wrong", total, "prices")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
+
+    assert_type(await step.sleep("nap", timedelta(days=3)), None)
+    assert_type(await step.wait_for_signal("a", signal="go"), Signal[Any])
+    assert_type(await step.wait_for_signal("b", signal="go", timeout="1d"), Signal[Any] | None)
+    assert_type(await step.wait_for_signal("c", signal="go", schema=Order), Signal[Order])
+    assert_type(await step.wait_for_signal("d", signal="go", timeout=5, schema=Order), Signal[Order] | None)
+    assert_type((await step.wait_for_signal("e", signal="go", schema=Order)).data, Order)
+
+    first, second = await asyncio.gather(step.run("x", total, [1]), step.run("y", fetch, "u", 1))
+    assert_type(first, int)
+    assert_type(second, bytes)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(step.run("z", total, [1]))
+    assert_type(task.result(), int)
+    async with step.scope("inner") as inner:
+        assert_type(await inner.run("a", total, [1]), int)
+    return Receipt(total=1)
+
+
+@client.workflow(id="bare")
+async def bare(ctx: Context, step: Step) -> None:
+    assert_type(ctx.input.data, Any)
+
+
+@client.workflow(id="extended")
+async def extended(ctx: Context[int | None], step: Step[Extras]) -> list[str]:
+    assert_type(ctx.input.data, int | None)
+    assert_type(step.ext.publish("topic"), int)
+    return []
+
+
+@client.workflow(id="explicit", input_schema=Order)
+async def explicit(ctx: Context[Any], step: Step) -> int:
+    return 1
+
+
+async def use() -> None:
+    assert_type(typed, Workflow[Order, Receipt])
+    run = await client.start_workflow(typed, Order(order_id="1"))
+    assert_type(run, Run[Receipt])
+    assert_type(await run.result(timeout=30), Receipt)
+    assert_type(await (await client.start_workflow(typed, {"order_id": "1"}, run_id="r")).result(), Receipt)
+    assert_type(await (await client.start_workflow(bare)).result(), None)
+    assert_type(await (await client.start_workflow(extended, 1)).result(), list[str])
+    assert_type(explicit, Workflow[Order, int])
+    assert_type(await client.start_workflow("by-name", {"any": 1}), Run[Any])
+    assert_type(client.run("r"), Run[Any])
+    await client.start_workflow(typed, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
+    await client.start_workflow(typed, Order(order_id="1"), if_exists="maybe")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error

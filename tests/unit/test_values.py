@@ -1,0 +1,154 @@
+"""Durations, retries, errors and codecs: what they take, what they refuse, and what comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from random import Random
+from typing import Any, NoReturn
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepfold.codec import Codec, codec_for, result_codec
+from stepfold.duration import duration_ms, words
+from stepfold.errors import ConfigError, ErrorInfo, NonRetryable, PayloadTooLarge, RetryAfter, StepFailed
+from stepfold.events import MAX_DEPTH, decode
+from stepfold.retry import Retry
+
+
+@pytest.mark.parametrize(
+    ("duration", "ms"),
+    [
+        (0, 0),
+        (1, 1_000),
+        (0.0015, 2),
+        ("250ms", 250),
+        ("1.5h", 5_400_000),
+        ("1w2d", 777_600_000),
+        (timedelta(hours=1), 3_600_000),
+    ],
+)
+def test_a_duration(duration: Any, ms: int) -> None:
+    assert duration_ms(duration) == ms
+
+
+@pytest.mark.parametrize(
+    "duration", ["", "5", "s", "1 s", "-1s", "1y", -0.001, math.nan, math.inf, True, None, [], timedelta(-1), "9999999d"]
+)
+def test_no_duration(duration: Any) -> None:
+    with pytest.raises(ValueError, match="is not a duration"):
+        duration_ms(duration)
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"), [(0, "0ms"), (999, "999ms"), (1_000, "1s"), (5_400_000, "1h 30m"), (90_061_000, "1d 1h")]
+)
+def test_a_duration_in_words(ms: int, text: str) -> None:
+    assert words(ms) == text
+
+
+@given(st.integers(1, 2_000), st.floats(1, 10), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 2**32))
+def test_a_pause_is_within_its_bounds(failures: int, factor: float, backoff_s: int, longest_s: int, seed: int) -> None:
+    exact = Retry(10_000, backoff_s, factor, longest_s, jitter=False).pause_ms(ValueError(), failures, Random(seed))
+    jittered = Retry(10_000, backoff_s, factor, longest_s).pause_ms(ValueError(), failures, Random(seed))
+    assert exact is not None and 0 < exact <= longest_s * 1000
+    assert jittered is not None and exact // 2 <= jittered <= exact
+
+
+def test_when_there_is_no_next_attempt() -> None:
+    retry, random = Retry(3, retry_on=(OSError, ExceptionGroup)), Random(0)
+    assert retry.pause_ms(ConnectionError(), 2, random) is not None
+    assert retry.pause_ms(ConnectionError(), 3, random) is None
+    assert retry.pause_ms(ValueError(), 1, random) is None
+    assert retry.pause_ms(RetryAfter("2s"), 2, random) == 2_000
+    assert retry.pause_ms(RetryAfter("2s"), 3, random) is None
+    for final in (NonRetryable("no"), PayloadTooLarge("no")):
+        assert Retry(3).pause_ms(final, 1, random) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_attempts": 0},
+        {"factor": 0.5},
+        {"backoff": "soon"},
+        {"max_backoff": -1},
+        {"retry_on": [OSError]},
+        {"retry_on": "OSError"},
+    ],
+)
+def test_a_retry_that_cannot_work(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"Retry\(|is not a duration"):
+        Retry(**wrong)
+
+
+@pytest.mark.parametrize("data", [None, 5, [], {}, {"type": 1, "message": None, "step_id": 5}, {"message": "m"}])
+def test_whatever_a_record_holds_is_an_error(data: Any) -> None:
+    info = ErrorInfo.from_json(data)
+    assert ErrorInfo.from_json(info.to_json()) == info and str(info)
+
+
+def test_the_error_of_a_failed_step_is_the_root() -> None:
+    root = ErrorInfo("ValueError", "no", "trace", "charge")
+    assert ErrorInfo.of(StepFailed("charge", 3, root)) is root
+    assert str(ErrorInfo("ValueError", "")) == "ValueError" and str(root) == "ValueError: no"
+
+
+def gives_plain() -> Any: ...
+def gives_awaitable() -> Awaitable[int]: ...  # pyright: ignore[reportReturnType]  # never called
+def gives_never() -> NoReturn: ...  # pyright: ignore[reportReturnType]  # never called
+def gives_future() -> asyncio.Future[int]: ...  # pyright: ignore[reportReturnType]  # never called
+
+
+@pytest.mark.parametrize(
+    ("function", "annotation"),
+    [(gives_plain, Any), (gives_awaitable, int), (gives_never, NoReturn), (gives_future, int)],
+)
+def test_the_annotation_that_counts(function: Callable[..., Any], annotation: Any) -> None:
+    assert result_codec(function).annotation == annotation
+
+
+@given(st.integers(-(2**63), 2**64 - 1) | st.sampled_from([2**64, 2**70, 2**70 + 1, -(2**63) - 1]))
+def test_an_integer_comes_back_as_it_was_or_is_refused(number: int) -> None:
+    codec = codec_for(int)
+    try:
+        data = codec.encode(number)
+    except ValueError:
+        assert not -(2**63) <= number < 2**64
+        return
+    assert codec.decode(orjson.loads(data)) == number
+
+
+@given(st.integers(1, 400))
+def test_what_may_be_written_may_be_read(depth: int) -> None:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    try:
+        data = Codec(Any, "x").encode(value)
+    except (TypeError, ValueError):
+        assert depth > MAX_DEPTH
+        return
+    assert depth <= MAX_DEPTH
+    event = b'{"type":"started","v":1,"run_id":"r","at":1,"request":"q","workflow":"w","input":' + data + b"}"
+    assert decode(event) is not None
+
+
+def test_a_record_that_is_nested_too_deep_is_no_event() -> None:
+    deep = b"[" * 300 + b"]" * 300
+    event = b'{"type":"started","v":1,"run_id":"r","at":1,"request":"q","workflow":"w","input":' + deep + b"}"
+    wide = b"[" + b"[],{}," * 300 + b"0]"
+    assert decode(event) is None and decode(event.replace(deep, wide)) is not None
+
+
+def test_a_name_that_is_not_there_at_run_time_is_named() -> None:
+    def give() -> Any: ...
+
+    give.__annotations__["return"] = "NotImported"
+    with pytest.raises(ConfigError, match=r"give.*NotImported.*TYPE_CHECKING"):
+        result_codec(give)
