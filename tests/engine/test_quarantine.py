@@ -112,7 +112,7 @@ async def test_a_resumed_run_s_sleeps_and_time_outs_still_end(new_log: NewLog) -
 
     async def before(ctx: Context, step: Step) -> Any:
         return await asyncio.gather(
-            step.sleep("nap", "50ms"), step.wait_for_signal("w", signal="never", timeout="50ms"), step.run("a", lambda: "a")
+            step.sleep("nap", "2s"), step.wait_for_signal("w", signal="never", timeout="2s"), step.run("a", lambda: "a")
         )
 
     workflow = first.workflow(id="w")(before)
@@ -128,7 +128,7 @@ async def test_a_resumed_run_s_sleeps_and_time_outs_still_end(new_log: NewLog) -
     async with second.worker():
         await eventually(lambda: in_state(second.run("r"), "quarantined"))
         events = await second.run("r").history()
-        last = max(event.wake_at if event.type == "sleep-scheduled" else event.at + 50 for event in events)
+        last = max(event.wake_at if event.type == "sleep-scheduled" else event.at + 2000 for event in events)
         await eventually(lambda: is_past(second, last))
     third = Client(driver=new_log())
     third.workflow(id="w")(before)

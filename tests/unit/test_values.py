@@ -100,9 +100,9 @@ def test_the_error_of_a_failed_step_is_the_root() -> None:
 
 
 def gives_plain() -> Any: ...
-def gives_awaitable() -> Awaitable[int]: ...  # pyright: ignore[reportReturnType]  # never called
-def gives_never() -> NoReturn: ...  # pyright: ignore[reportReturnType]  # never called
-def gives_future() -> asyncio.Future[int]: ...  # pyright: ignore[reportReturnType]  # never called
+def gives_awaitable() -> Awaitable[int]: ...  # never called
+def gives_never() -> NoReturn: ...  # never called
+def gives_future() -> asyncio.Future[int]: ...  # never called
 
 
 @pytest.mark.parametrize(
