@@ -343,8 +343,8 @@ def is_deeper(value: bytes, parsed: Any, limit: int = MAX_DEPTH) -> bool:
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """The bytes of an event."""
-    return orjson.dumps(event)
+    """The bytes of an event. A copy: orjson leaves 4 KB behind what it gives, for as long as that is kept."""
+    return bytes(memoryview(orjson.dumps(event)))
 
 
 def parse(event: dict[str, Any], offset: int | None = None, timestamp: int | None = None) -> Event:

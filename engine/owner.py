@@ -28,7 +28,7 @@ from .attempt import Attempt
 from .checkpoint import Checkpoint
 from .duration import words
 from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
-from .events import FORMAT
+from .events import FORMAT, encode
 from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
 from .fold import Change, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
 from .log import CLAIM_KEY, Entry, Log, Reader, Record
@@ -613,7 +613,7 @@ class Owner:
             live = self.live.get(run.id)
             if live is not None:
                 event["version"] = live.workflow.version
-        self._outbox.append(Entry(run.id, orjson.dumps(event)))
+        self._outbox.append(Entry(run.id, encode(event)))
         self._wake_append.set()
 
     async def _appending(self, reader: Reader) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from .errors import ConfigError, PayloadTooLarge
-from .events import FORMAT
+from .events import FORMAT, encode
 from .fold import valid_run_id
 from .log import Entry
 
@@ -44,7 +44,7 @@ def started(
         event["trigger"] = trigger
     if reply_to is not None:
         event["reply_to"] = reply_to
-    return Entry(run_id, orjson.dumps(event))
+    return Entry(run_id, encode(event))
 
 
 def signal_received(run_id: str, signal: str, data: bytes, *, request: str, at: int) -> Entry:
@@ -60,7 +60,7 @@ def signal_received(run_id: str, signal: str, data: bytes, *, request: str, at: 
         "signal": signal,
         "data": orjson.Fragment(data),
     }
-    return Entry(run_id, orjson.dumps(event))
+    return Entry(run_id, encode(event))
 
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int) -> Entry:
@@ -75,7 +75,7 @@ def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int) 
         "request": request,
         "reason": reason,
     }
-    return Entry(run_id, orjson.dumps(event))
+    return Entry(run_id, encode(event))
 
 
 def _utf8(text: str) -> bool:

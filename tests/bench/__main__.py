@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import resource
 import sqlite3
 import statistics
 import sys
 import tempfile
 import time
+import tracemalloc
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
@@ -67,7 +67,12 @@ def client_with_workflows(driver: Log) -> Client:
         await step.run("before", nothing)
         await step.sleep("long", "30d")
 
+    async def holder(ctx: Context[int], step: Step) -> None:
+        await steps(ctx, step)
+        await step.wait_for_signal("end", signal="end")
+
     client.workflow(id="steps")(steps)
+    client.workflow(id="holder")(holder)
     client.workflow(id="sleeper")(sleeper)
     return client
 
@@ -166,7 +171,6 @@ def rate(case: str, ours: Sequence[float], bare: Sequence[float], wanted: float)
 
 async def sqlite_long(folder: Path) -> list[Figure]:
     took: dict[int, float] = {}
-    memory: dict[int, int] = {}
     driver = SQLiteDriver(folder / "long.db")
     client = client_with_workflows(driver)
     async with serving(client):
@@ -174,13 +178,10 @@ async def sqlite_long(folder: Path) -> list[Figure]:
         for steps in (1_000, 10_000):
             times: list[float] = []
             for _ in range(ROUNDS):
-                gc.collect()
-                before = rss_bytes()
-                times.append((await runs_once(client, steps))[0])
-                memory.setdefault(steps, rss_bytes() - before)
+                times.append((await runs_once(client, steps))[0])  # noqa: PERF401  # one after another
             took[steps] = statistics.median(times)
+        per_step = await bytes_a_step(client, 5_000)
     bare = statistics.median(bare_sqlite(folder / "bare.db", 2_000, 1)) * 10_002
-    per_step = max(memory[10_000], 0) / 10_000
     growth = took[10_000] / took[1_000]
     return [
         Figure(
@@ -203,9 +204,20 @@ async def runs_once(client: Client, steps: int) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1]) if Path("/proc/self/statm").exists() else 0
-    return pages * resource.getpagesize()
+async def bytes_a_step(client: Client, steps: int) -> float:
+    """What a run keeps in memory for each of its steps, while it waits for something after them."""
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    run = await client.start_workflow("holder", steps)
+    while (await run.status()).state != "waiting":
+        await asyncio.sleep(0.2)
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    await run.signal("end")
+    await run.result()
+    return (after - before) / steps
 
 
 # -- fold and restart
