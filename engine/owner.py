@@ -208,18 +208,11 @@ class Owner:
         await self._flushed()
         if not self.active:
             return
-        release = {
-            "type": "claim",
-            "v": FORMAT,
-            "at": self.log.now(),
-            "prev": self.claim,
-            "owner": None,
-            "nonce": self.worker.ids(),
-        }
+        release = self._claim_entry(self.claim, None, self.worker.ids())
         for live in list(self.live.values()):
             self._close(live)
         await self._write_checkpoint(self.state)
-        await self.log.append(self.partition, [Entry(CLAIM_KEY, orjson.dumps(release))])
+        await self.log.append(self.partition, [release])
         self._end()
 
     async def _flushed(self) -> None:
@@ -240,15 +233,7 @@ class Owner:
             self._check_format(state)
             previous = state.owner
             nonce = self.worker.ids()
-            claim = {
-                "type": "claim",
-                "v": FORMAT,
-                "at": self.log.now(),
-                "prev": state.claim,
-                "owner": self.worker.name,
-                "nonce": nonce,
-            }
-            await self.log.append(self.partition, [Entry(CLAIM_KEY, orjson.dumps(claim))])
+            await self.log.append(self.partition, [self._claim_entry(state.claim, self.worker.name, nonce)])
             accepted = None
             while accepted is None:
                 records = await reader.read(READ_RECORDS, None)
@@ -263,6 +248,11 @@ class Owner:
                         previous = state.owner
             if accepted and state.claim == self.claim:
                 return previous
+
+    def _claim_entry(self, prev: int, owner: str | None, nonce: str) -> Entry:
+        """A claim that follows the one at `prev`; without an owner it gives the partition up."""
+        claim = {"type": "claim", "v": FORMAT, "at": self.log.now(), "prev": prev, "owner": owner, "nonce": nonce}
+        return Entry(CLAIM_KEY, encode(claim))
 
     def _check_format(self, state: PartitionState) -> None:
         if state.needs_format > FORMAT:
@@ -433,7 +423,7 @@ class Owner:
         if lost + 1 >= LOST_LIMIT:
             message = (
                 f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be what kills it. "
-                f"Mend the step, then resume or cancel the run"
+                f"Cancel the run, mend the step, and start it again under another run id"
             )
             self._stand_still(live, ErrorInfo("StepInterrupted", message, step_id=op.id))
             return
