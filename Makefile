@@ -19,7 +19,7 @@ COVERAGE := --cov
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench constraints clean
+.PHONY: help setup demo test lint format bench torture constraints clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -43,6 +43,9 @@ format: $(VENV)/ready-dev ## let ruff mend what it can
 
 bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
 	$(BIN)/python tests/bench
+
+torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
+	$(BIN)/python tests/faults --minutes $(or $(MINUTES),10)
 
 constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
 	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --group dev pyproject.toml -o constraints.txt

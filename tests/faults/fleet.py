@@ -27,6 +27,7 @@ class Fleet:
         self.folder = folder
         self.kills = 0
         self.pauses = 0
+        self.sent_home = 0
         self.random = random.Random(seed)
         self._seed = seed
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -51,7 +52,8 @@ class Fleet:
         for process in alive:
             process.send_signal(signal.SIGUSR1)
         time.sleep(0.5)
-        print(f"seed {self._seed}, {self.kills} kills, {self.pauses} pauses; alive: {[process.pid for process in alive]}")
+        print(f"seed {self._seed}, {self.kills} kills, {self.pauses} pauses, {self.sent_home} sent home")
+        print(f"alive: {[process.pid for process in alive]}")
         print(f"the processes' logs are in {self.folder}")
 
     def _start(self, role: str, argument: object) -> subprocess.Popen[bytes]:
@@ -83,14 +85,24 @@ class Fleet:
         worker.wait()
         self.kills += 1
 
+    def send_home(self, worker: subprocess.Popen[bytes] | None = None) -> subprocess.Popen[bytes]:
+        """SIGTERM one, a random one unless said: it finishes what runs and leaves in good order."""
+        worker = worker or self.random.choice(self._workers)
+        self._workers.remove(worker)
+        worker.terminate()
+        self.sent_home += 1
+        return worker
+
     async def pause(self, seconds: float) -> None:
-        """A random worker stands still and does not know it."""
+        """A random worker stands still and does not know it; meanwhile nothing else happens to it."""
         worker = self.random.choice(self._workers)
+        self._workers.remove(worker)
         worker.send_signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
         finally:
             worker.send_signal(signal.SIGCONT)
+        self._workers.append(worker)
         self.pauses += 1
 
     # What they left behind.

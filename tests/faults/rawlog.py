@@ -235,6 +235,9 @@ class Counts:
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in vars(self).items())
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
 
 class Audit:
     """Judges records as they come; `violations` are promises broken, in words."""

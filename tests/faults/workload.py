@@ -1,6 +1,7 @@
 """The programs of the fault tests: a worker that may die at any moment, and a client that survives.
 
-    python workload.py worker URL FOLDER SEED    executes runs; each step that runs leaves a line in FOLDER/executions
+    python workload.py worker URL FOLDER SEED    executes runs until SIGTERM; each step that runs leaves a line in
+                                                 FOLDER/executions
     python workload.py client URL FOLDER RATE    starts RATE runs a second until SIGTERM, then waits for all of them, and
                                                  notes in FOLDER/told what it was told: starts acknowledged, and outcomes
 
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 URL, FOLDER = sys.argv[2], Path(sys.argv[3])
 SIGNALS = 3
+GRACE_S = 2
 
 client = Client(URL)
 
@@ -155,10 +157,16 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
 async def worker(seed: int) -> None:
     """With bounds so small that runs are evicted, and checkpoints written and read, all the time."""
     choose = random.Random(seed)
+    told_to_leave = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_leave.set)
     async with client.worker(
-        concurrency=choose.choice([3, 50]), live_runs=choose.choice([2, 1000]), checkpoint_records=choose.choice([40, 400])
+        grace=GRACE_S,
+        concurrency=choose.choice([3, 50]),
+        live_runs=choose.choice([2, 1000]),
+        checkpoint_records=choose.choice([40, 400]),
     ) as serving:
-        await serving.wait()
+        waits = [asyncio.create_task(serving.wait()), asyncio.create_task(told_to_leave.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
 
 class Caller:
