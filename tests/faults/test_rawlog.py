@@ -6,8 +6,10 @@ import ast
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import judge
 import pytest
 import rawlog
 from rawlog import Audit, Execution, Raw
@@ -132,8 +134,10 @@ def test_a_second_result_is_void() -> None:
     assert judged([*GOOD[:3], completed(3, "y", attempt=2), end(4, "x")]).conclude().void == {"precondition: step-completed": 1}
 
 
-def test_the_judge_shares_no_code_with_the_engine() -> None:
-    tree = ast.parse(Path(rawlog.__file__).read_text())
+@pytest.mark.parametrize("module", [rawlog, judge])
+def test_the_judge_shares_no_code_with_the_engine(module: ModuleType) -> None:
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not [name for name in imported if name.partition(".")[0] in ("stepfold", "engine", "drivers", "projections")]

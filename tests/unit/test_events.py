@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
+import judge
 import orjson
 import pytest
 from histories import START_MS
@@ -73,7 +74,7 @@ def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, fie
         assert decode(encode(event | {field: 1.5})) is None
         assert decode(encode(event | {field: True})) is None
     without = {name: value for name, value in event.items() if name != field}
-    assert decode(encode(without)) == (without if field in OPTIONAL else None)
+    assert decode(encode(without)) == judge.parse(encode(without)) == (without if field in OPTIONAL else None)
 
 
 @pytest.mark.parametrize("kind", ["step-failed", "quarantined", "failed"])
@@ -141,9 +142,11 @@ def test_what_decode_takes_the_models_take(event: dict[str, Any]) -> None:
     found = decode(orjson.dumps(event))
     if found is not None:
         assert parse(found, 1, 2).offset == 1
+    assert judge.parse(orjson.dumps(event)) == found, "the judge of the simulator and of the fault tests sees the same"
 
 
 @given(st.binary() | JSON_VALUES.map(orjson.dumps))
 def test_any_bytes_are_an_event_or_none(value: bytes) -> None:
     found = decode(value)
     assert found is None or found["type"] in SHAPES
+    assert judge.parse(value) == found

@@ -14,6 +14,7 @@ import orjson
 from histories import START_MS, Keeper, Ledger, facts, record, stored
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from judge import Judge, differences
 
 from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT, SHAPES, parse
@@ -194,6 +195,16 @@ def author_of(choices: list[Choice]) -> Author:
     author = Author()
     author.write(BEGINNING + choices)
     return author
+
+
+@thorough
+@given(choices=CHOICES)
+def test_who_judges_by_the_description_alone_comes_to_the_same(choices: list[Choice]) -> None:
+    judge, state = Judge(1), PartitionState()
+    for each in author_of(choices).ledger.records:
+        accepted = judge.judge(0, *each).void is None
+        assert (fold(state, each) is not None) == accepted, each
+        assert differences(judge.partitions[0], state) == "", each
 
 
 def test_the_author_gets_far() -> None:

@@ -1,0 +1,574 @@
+"""The rule of the history, written a second time from its description: what every record of a partition amounts to.
+
+It imports nothing of stepfold on purpose, so that a mistake in the engine's fold cannot hide itself. A record is accepted iff
+it was written under the claim that is current at its offset and its precondition holds; requests are under no claim. The
+checkers of the fault tests and of the simulator stand on it.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+ENDS = ("completed", "failed", "cancelled")
+REQUESTS = ("started", "signal-received", "cancel-requested")
+FORMAT = 1
+DAY_MS = 24 * 3600 * 1000
+MAX_DEPTH = 210
+
+Json = dict[str, Any]
+
+# The published fields of each type of event, with the types that JSON may give them; "?": may be missing.
+
+_TEXT, _NUMBER, _OBJECT, _ANY = (str,), (int,), (dict,), ()
+_TEXT_OR_NULL, _NUMBER_OR_NULL, _OBJECT_OR_NULL = (str, type(None)), (int, type(None)), (dict, type(None))
+_RUN = {"v": _NUMBER, "at": _NUMBER, "run_id": _TEXT}
+_REQUEST = {**_RUN, "request": _TEXT}
+_DECISION = {**_RUN, "claim": _NUMBER, "version?": _TEXT_OR_NULL}
+_STEP = {**_DECISION, "step_id": _TEXT}
+_ATTEMPT = {**_STEP, "attempt": _NUMBER}
+_ERROR = {"type": _TEXT, "message": _TEXT, "traceback?": _TEXT_OR_NULL, "step_id?": _TEXT_OR_NULL}
+
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "claim": {"v": _NUMBER, "at": _NUMBER, "prev": _NUMBER, "owner": _TEXT_OR_NULL, "nonce": _TEXT},
+    "started": {
+        **_REQUEST,
+        "workflow": _TEXT,
+        "version?": _TEXT_OR_NULL,
+        "input": _ANY,
+        "trigger?": _OBJECT_OR_NULL,
+        "reply_to?": _TEXT_OR_NULL,
+    },
+    "signal-received": {**_REQUEST, "signal": _TEXT, "data": _ANY},
+    "cancel-requested": {**_REQUEST, "reason?": _TEXT_OR_NULL},
+    "step-completed": {**_ATTEMPT, "result": _ANY},
+    "step-failed": {**_ATTEMPT, "error": _OBJECT, "next_at": _NUMBER_OR_NULL, "heartbeat?": _ANY},
+    "attempt-started": _ATTEMPT,
+    "attempt-lost": _ATTEMPT,
+    "step-heartbeat": {**_ATTEMPT, "details": _ANY},
+    "step-cancelled": _STEP,
+    "sleep-scheduled": {**_STEP, "wake_at": _NUMBER},
+    "sleep-completed": _STEP,
+    "wait-started": {**_STEP, "signal": _TEXT, "timeout_at": _NUMBER_OR_NULL},
+    "wait-timed-out": _STEP,
+    "workflow-unknown": _DECISION,
+    "quarantined": {**_DECISION, "error": _OBJECT},
+    "resumed": _DECISION,
+    "completed": {**_DECISION, "result": _ANY},
+    "failed": {**_DECISION, "error": _OBJECT},
+    "cancelled": {**_DECISION, "reason?": _TEXT_OR_NULL},
+}
+_MISSING = object()
+
+
+Shape = list[tuple[str, bool, tuple[type, ...]]]
+
+
+def _shape(fields: dict[str, tuple[type, ...]]) -> Shape:
+    return [(name.removesuffix("?"), name[-1] != "?", kinds) for name, kinds in fields.items()]
+
+
+_SHAPES = {kind: _shape(fields) for kind, fields in FIELDS.items()}
+_ERROR_SHAPE = _shape(_ERROR)
+_WITH_ERROR = {kind for kind, fields in FIELDS.items() if "error" in fields}
+
+
+def _fits(event: Json, shape: Shape) -> bool:
+    for name, required, kinds in shape:
+        value = event.get(name, _MISSING)
+        if value is _MISSING:
+            if required:
+                return False
+        elif kinds and type(value) not in kinds:
+            return False
+    return True
+
+
+def _too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    if isinstance(value, dict):
+        return left == 0 or any(_too_deep(inner, left - 1) for inner in cast(Json, value).values())
+    return isinstance(value, list) and (left == 0 or any(_too_deep(inner, left - 1) for inner in cast(list[Any], value)))
+
+
+def parse(value: bytes) -> Json | None:
+    """The event that a record's value holds; None where it holds none."""
+    try:
+        parsed: Any = orjson.loads(value)
+    except ValueError:
+        return None
+    if type(parsed) is not dict:
+        return None
+    event = cast(Json, parsed)
+    kind = event.get("type")
+    if type(kind) is not str or kind not in _SHAPES or not _fits(event, _SHAPES[kind]):
+        return None
+    if kind in _WITH_ERROR and not _fits(event["error"], _ERROR_SHAPE):
+        return None
+    if value.count(b"[") + value.count(b"{") > MAX_DEPTH and _too_deep(event):
+        return None
+    return event
+
+
+_RUN_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
+
+
+class Open:
+    """A step, sleep or wait that has begun and is not over."""
+
+    __slots__ = (
+        "announced",
+        "attempts",
+        "error",
+        "failures",
+        "heartbeat",
+        "kind",
+        "lost",
+        "next_at",
+        "signal",
+        "timeout_at",
+        "wake_at",
+    )
+
+    def __init__(self, kind: str, *, wake_at: int = 0, signal: str = "", timeout_at: int | None = None) -> None:
+        self.kind = kind
+        self.attempts = 0  # of a step: attempts that are over
+        self.failures = 0
+        self.lost = 0  # in a row
+        self.announced = False
+        self.next_at: int | None = None
+        self.error: Json | None = None
+        self.heartbeat: Any = None
+        self.wake_at = wake_at
+        self.signal = signal
+        self.timeout_at = timeout_at
+
+    def __repr__(self) -> str:
+        shown = {name: value for name in self.__slots__ if (value := getattr(self, name))}
+        return f"<{shown.pop('kind')} {shown}>"
+
+
+class Entry(NamedTuple):
+    """What the code of a run was given. `now`: the run's time, ms."""
+
+    step_id: str
+    kind: str
+    now: int
+    value: Any
+
+
+class Run:
+    """What the accepted records say of one run."""
+
+    def __init__(self, run_id: str, partition: int, offset: int, timestamp: int, event: Json) -> None:
+        self.id = run_id
+        self.partition = partition
+        self.start = self.changed_at = offset
+        self.started_at = self.now = timestamp
+        self.workflow: str = event["workflow"]
+        self.version: str | None = event.get("version")
+        self.input: Any = event["input"]
+        self.requests: set[str] = {event["request"]}
+        self.journal: list[Entry] = []
+        self.open: dict[str, Open] = {}
+        self.over: set[str] = set()
+        self.returned: set[str] = set()  # waits whose signal was given back
+        self.failures: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.sent: dict[str, list[Any]] = {}  # by name: data of the signals, in order
+        self.waiting: dict[str, list[list[Any]]] = {}  # of these, not yet taken: [data, request]
+        self.given: dict[str, list[Any]] = {}  # by wait: [name, data, request]
+        self.due = 0  # when what was just accepted might happen at the earliest
+        self.cancelled = False
+        self.reason: str | None = None
+        self.decided = False
+        self.unserved = False
+        self.quarantined: Json | None = None
+        self.end: Json | None = None
+        self.ended_at = 0
+
+    def __repr__(self) -> str:
+        return f"<run {self.id!r}: {len(self.journal)} given, open {self.open}, end {self.end}>"
+
+
+class Ownership(NamedTuple):
+    """An accepted claim; `owner` None: the partition was given up."""
+
+    offset: int
+    timestamp: int
+    owner: str | None
+
+
+class Partition:
+    """What the accepted records say of one partition."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.next_offset = 0
+        self.claims: list[Ownership] = []
+        self.claim = -1
+        self.format = FORMAT
+        self.runs: dict[str, Run] = {}  # of those that had one id, the last
+
+
+class Judged(NamedTuple):
+    """`void`: why the record changes nothing; None: it is accepted. `run`: the run as it is now, if there is one."""
+
+    void: str | None
+    event: Json | None = None
+    run: Run | None = None
+
+
+_NO_EVENT = Judged("no event")
+
+
+class Judge:
+    """Judges the records of a history as they come, in the order of each partition."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = [Partition(number) for number in range(partitions)]
+
+    def judge(self, number: int, offset: int, timestamp: int, key: str, value: bytes) -> Judged:
+        """Judge the next record of a partition. `timestamp`: the log's, in ms."""
+        partition = self.partitions[number]
+        partition.next_offset = offset + 1
+        event = parse(value)
+        if event is None:
+            return _NO_EVENT
+        kind: str = event["type"]
+        if kind == "claim":
+            return self._claim(partition, offset, timestamp, key, event)
+        if event["v"] > partition.format:
+            return Judged("newer format", event)
+        if event["run_id"] != key:
+            return Judged("another run's key", event)
+        request = kind in REQUESTS
+        run = partition.runs.get(key)
+        if not request and event["claim"] != partition.claim:
+            return Judged("stale claim", event, run)
+        if kind == "started":
+            return self._start(partition, run, offset, timestamp, key, event)
+        if run is None:
+            return Judged("unknown run", event)
+        if run.end is not None:
+            return Judged(f"ended run: {kind}", event, run)
+        before = run.now
+        if timestamp > before:
+            run.now = timestamp
+        run.due = 0
+        if not _RULES[kind](run, event):
+            run.now = before
+            return Judged(f"precondition: {kind}", event, run)
+        run.changed_at = offset
+        if not request and kind != "workflow-unknown":
+            run.decided = True
+            run.unserved = False
+            if run.version is None:
+                run.version = event.get("version")
+        if kind in ENDS:
+            run.end = event
+            run.ended_at = run.now
+        return Judged(None, event, run)
+
+    @staticmethod
+    def _claim(partition: Partition, offset: int, timestamp: int, key: str, event: Json) -> Judged:
+        if key != "@claim" or event["prev"] != partition.claim:
+            return Judged("stale claim: claim", event)
+        partition.claims.append(Ownership(offset, timestamp, event["owner"]))
+        partition.claim = offset
+        partition.format = event["v"]
+        return Judged(None, event)
+
+    def _start(self, partition: Partition, known: Run | None, offset: int, timestamp: int, run_id: str, event: Json) -> Judged:
+        if known is not None and (known.end is None or timestamp < known.ended_at + DAY_MS):
+            return Judged("known run", event, known)
+        if not _RUN_ID.fullmatch(run_id) or run_id[0] == "@":
+            return Judged("no run id", event)
+        if zlib.crc32(run_id.encode()) % len(self.partitions) != partition.number:
+            return Judged("another partition's run", event)
+        run = partition.runs[run_id] = Run(run_id, partition.number, offset, timestamp, event)
+        return Judged(None, event, run)
+
+
+# One rule per event of a run that has not ended: checks the precondition, changes the run, says whether it holds.
+
+
+def _is_new(run: Run, step_id: str) -> bool:
+    return step_id != "" and step_id not in run.open and step_id not in run.over
+
+
+def _next_attempt(run: Run, event: Json) -> Open | None:
+    """The step, if this is about its next attempt. A step is open from the first thing that is recorded of it."""
+    step_id = event["step_id"]
+    step = run.open.get(step_id)
+    if step is None and _is_new(run, step_id):
+        step = Open("step")
+    if step is None or step.kind != "step" or event["attempt"] != step.attempts + 1:
+        return None
+    run.open[step_id] = step
+    return step
+
+
+def _end_of_op(run: Run, step_id: str, kind: str, value: Any) -> None:
+    del run.open[step_id]
+    run.over.add(step_id)
+    run.journal.append(Entry(step_id, kind, run.now, value))
+
+
+def _step_completed(run: Run, event: Json) -> bool:
+    step = _next_attempt(run, event)
+    if step is None:
+        return False
+    run.due = step.next_at or 0
+    _end_of_op(run, event["step_id"], "result", event["result"])
+    return True
+
+
+def _step_failed(run: Run, event: Json) -> bool:
+    step = _next_attempt(run, event)
+    if step is None:
+        return False
+    run.due = step.next_at or 0
+    run.failures[event["step_id"]] += 1
+    step.attempts += 1
+    step.failures += 1
+    step.lost = 0
+    step.announced = False
+    step.error = event["error"]
+    step.next_at = event["next_at"]
+    if event.get("heartbeat") is not None:
+        step.heartbeat = event["heartbeat"]
+    if step.next_at is None:
+        _end_of_op(run, event["step_id"], "error", [step.attempts, step.error])
+    return True
+
+
+def _attempt_started(run: Run, event: Json) -> bool:
+    step = _next_attempt(run, event)
+    if step is None or step.announced:
+        return False
+    step.announced = True
+    return True
+
+
+def _attempt_lost(run: Run, event: Json) -> bool:
+    step = _next_attempt(run, event)
+    if step is None:
+        return False
+    run.lost[event["step_id"]] += 1
+    step.attempts += 1
+    step.lost += 1
+    step.announced = False
+    step.next_at = None
+    return True
+
+
+def _step_heartbeat(run: Run, event: Json) -> bool:
+    step = _next_attempt(run, event)
+    if step is None:
+        return False
+    step.heartbeat = event["details"]
+    return True
+
+
+def _step_cancelled(run: Run, event: Json) -> bool:
+    step_id = event["step_id"]
+    if step_id in run.open:
+        del run.open[step_id]
+        run.over.add(step_id)
+        return True
+    if step_id not in run.given:
+        return False
+    name, data, request = run.given.pop(step_id)
+    run.returned.add(step_id)
+    run.waiting.setdefault(name, []).insert(0, [data, request])
+    _give(run, name)
+    return True
+
+
+def _sleep_scheduled(run: Run, event: Json) -> bool:
+    if not _is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = Open("sleep", wake_at=event["wake_at"])
+    return True
+
+
+def _sleep_completed(run: Run, event: Json) -> bool:
+    sleep = run.open.get(event["step_id"])
+    if sleep is None or sleep.kind != "sleep" or event["at"] < sleep.wake_at:
+        return False
+    run.due = sleep.wake_at
+    _end_of_op(run, event["step_id"], "woken", None)
+    return True
+
+
+def _wait_started(run: Run, event: Json) -> bool:
+    if not _is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = Open("wait", signal=event["signal"], timeout_at=event["timeout_at"])
+    _give(run, event["signal"])
+    return True
+
+
+def _wait_timed_out(run: Run, event: Json) -> bool:
+    wait = run.open.get(event["step_id"])
+    if wait is None or wait.kind != "wait" or wait.timeout_at is None or event["at"] < wait.timeout_at:
+        return False
+    run.due = wait.timeout_at
+    _end_of_op(run, event["step_id"], "timeout", None)
+    return True
+
+
+def _signal_received(run: Run, event: Json) -> bool:
+    if event["request"] in run.requests:
+        return False
+    run.requests.add(event["request"])
+    run.sent.setdefault(event["signal"], []).append(event["data"])
+    run.waiting.setdefault(event["signal"], []).append([event["data"], event["request"]])
+    _give(run, event["signal"])
+    return True
+
+
+def _give(run: Run, name: str) -> None:
+    """The oldest signal to the oldest wait."""
+    signals = run.waiting.get(name)
+    wait = next((step_id for step_id, op in run.open.items() if op.kind == "wait" and op.signal == name), None)
+    if signals is None or wait is None:
+        return
+    given = run.given[wait] = [name, *signals.pop(0)]
+    if not signals:
+        del run.waiting[name]
+    _end_of_op(run, wait, "signal", given)
+
+
+def _cancel_requested(run: Run, event: Json) -> bool:
+    if run.cancelled or event["request"] in run.requests:
+        return False
+    run.requests.add(event["request"])
+    run.cancelled = True
+    run.reason = event.get("reason")
+    run.journal.append(Entry("", "cancel", run.now, run.reason))
+    return True
+
+
+def _workflow_unknown(run: Run, event: Json) -> bool:
+    if run.unserved:
+        return False
+    run.unserved = True
+    return True
+
+
+def _quarantined(run: Run, event: Json) -> bool:
+    if run.quarantined is not None:
+        return False
+    run.quarantined = event["error"]
+    return True
+
+
+def _resumed(run: Run, event: Json) -> bool:
+    if run.quarantined is None:
+        return False
+    run.quarantined = None
+    for op in run.open.values():
+        op.lost = 0
+    return True
+
+
+_RULES: dict[str, Callable[[Run, Json], bool]] = {
+    "step-completed": _step_completed,
+    "step-failed": _step_failed,
+    "attempt-started": _attempt_started,
+    "attempt-lost": _attempt_lost,
+    "step-heartbeat": _step_heartbeat,
+    "step-cancelled": _step_cancelled,
+    "sleep-scheduled": _sleep_scheduled,
+    "sleep-completed": _sleep_completed,
+    "wait-started": _wait_started,
+    "wait-timed-out": _wait_timed_out,
+    "signal-received": _signal_received,
+    "cancel-requested": _cancel_requested,
+    "workflow-unknown": _workflow_unknown,
+    "quarantined": _quarantined,
+    "resumed": _resumed,
+    "completed": lambda run, event: run.quarantined is None,
+    "failed": lambda run, event: run.quarantined is None,
+    "cancelled": lambda run, event: run.cancelled,
+}
+
+
+# The engine's state, held against this.
+
+
+def differences(partition: Partition, state: Any) -> str:
+    """What a folded PartitionState says otherwise than the records before its offset, in words; empty: nothing."""
+    offset: int = state.offset
+    ownership = next((claim for claim in reversed(partition.claims) if claim.offset < offset), Ownership(-1, 0, None))
+    if (state.claim, state.owner) != (ownership.offset, ownership.owner):
+        return f"the claim is {state.claim} of {state.owner}, by the records {ownership.offset} of {ownership.owner}"
+    theirs: dict[str, Any] = state.runs
+    unknown = theirs.keys() - partition.runs.keys()
+    if unknown:
+        return f"runs that no record has started: {sorted(unknown)}"
+    for run_id, run in partition.runs.items():
+        if run.changed_at >= offset:
+            continue
+        found = theirs.get(run_id)
+        if run.end is not None:
+            if found is not None:
+                return f"run {run_id}: it is still open, and ended at offset {run.changed_at}"
+            if not state.ended.remembers(run_id, run.ended_at):
+                return f"run {run_id}: it ended, and its id is forgotten"
+        elif found is None:
+            return f"run {run_id}: it is missing, and began at offset {run.start}"
+        elif difference := _difference(run, found):
+            return f"run {run_id}: {difference}"
+    return ""
+
+
+_NAMES = {
+    "now": "now",
+    "started_at": "started_at",
+    "workflow": "workflow",
+    "version": "version",
+    "input": "input",
+    "requests": "requests",
+    "journal": "journal",
+    "waiting": "signals",
+    "cancelled": "cancel_requested",
+    "reason": "reason",
+    "decided": "decided",
+    "unserved": "awaits_worker",
+    "quarantined": "error",
+}
+_OP_NAMES = {
+    "step": ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat"],
+    "sleep": ["wake_at"],
+    "wait": ["signal", "timeout_at"],
+}
+
+
+def _difference(run: Run, found: Any) -> str:
+    for mine, theirs in _NAMES.items():
+        expected, value = getattr(run, mine), getattr(found, theirs)
+        if value != expected:
+            return f"{theirs} is {value!r}, by the records {expected!r}"
+    if (found.phase == "quarantined") != (run.quarantined is not None):
+        return f"it is {found.phase}, by the records {'not ' * (run.quarantined is None)}quarantined"
+    over = run.over | {f"@returned/{step_id}" for step_id in run.returned}
+    if found.done != over:
+        return f"over are {sorted(found.done)}, by the records {sorted(over)}"
+    if list(found.open) != list(run.open):
+        return f"open are {list(found.open)}, by the records {list(run.open)}"
+    for step_id, op in run.open.items():
+        other = found.open[step_id]
+        if other.kind != op.kind:
+            return f"{step_id} is a {other.kind}, by the records a {op.kind}"
+        for name in _OP_NAMES[op.kind]:
+            expected, value = getattr(op, name), getattr(other, "started" if name == "announced" else name)
+            if value != expected:
+                return f"{name} of {step_id} is {value!r}, by the records {expected!r}"
+    return ""
