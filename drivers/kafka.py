@@ -88,7 +88,7 @@ class KafkaReader:
         self._driver = driver
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
-        self._tail = driver.tail(TopicPartition(driver.namespace.history, partition), offset, self._wake)
+        self._tail = driver.tail(partition, offset, self._wake)
 
     @property
     def position(self) -> int:
@@ -160,7 +160,8 @@ class KafkaDriver:
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
         self._members: dict[GroupMember, KafkaInbox] = {}
-        self._tails: set[Tail[Record]] = set()
+        self._tails: dict[int, set[Tail[Record]]] = {}
+        self._echoes: list[tuple[int, Sequence[Entry], Sequence[Ack]]] = []
         self._foreign_topics: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
@@ -228,8 +229,9 @@ class KafkaDriver:
         await asyncio.gather(*(member.leave() for member in self._members))
         await asyncio.gather(*(producer.close(_CLOSE_TIMEOUT_S) for producer in self._producers.values()))
         closed = LogUnavailable(f"{self.name} was closed")
-        for tail in self._tails:
-            tail.end(closed)
+        for tails in self._tails.values():
+            for tail in tails:
+                tail.end(closed)
         await fetcher.close()
         await asyncio.gather(*self._endings)
         self._producers.clear()
@@ -266,7 +268,30 @@ class KafkaDriver:
             if len(value) > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
                 raise _too_large(key, value)
             messages.append(Message(key_bytes, value))
-        return await self._producer("history").send(TopicPartition(self.namespace.history, partition), messages)
+        acks = await self._producer("history").send(TopicPartition(self.namespace.history, partition), messages)
+        if acks:
+            if not self._echoes:
+                asyncio.get_running_loop().call_soon(self._echo)
+            self._echoes.append((partition, entries, acks))
+        return acks
+
+    def _echo(self) -> None:
+        """Give what was appended to the tails that stand just before it, but for those that whoever appended it has moved on."""
+        echoes, self._echoes = self._echoes, []
+        if self._fetcher is None:
+            return
+        for partition, entries, acks in echoes:
+            first, end = acks[0].offset, acks[-1].offset + 1
+            if first < 0 or end - first != len(entries):
+                continue
+            tails = self._tails.get(partition, ())
+            following = [tail for tail in tails if tail.offset == first]
+            if following:
+                records = [Record(ack.offset, ack.timestamp, *entry) for entry, ack in zip(entries, acks, strict=True)]
+                size_bytes = sum(len(entry.value) for entry in entries)
+                for tail in following:
+                    tail.echo(records, size_bytes)
+            self._fetcher.appended(TopicPartition(self.namespace.history, partition), end)
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         return await offsets(self._opened(), TopicPartition(self.namespace.history, partition), self._patience_s)
@@ -274,16 +299,16 @@ class KafkaDriver:
     def reader(self, partition: int, offset: int) -> KafkaReader:
         return KafkaReader(self, partition, offset)
 
-    def tail(self, place: TopicPartition, offset: int, news: Callable[[], None]) -> Tail[Record]:
+    def tail(self, partition: int, offset: int, news: Callable[[], None]) -> Tail[Record]:
         """A tail of history records that `close` ends."""
         self._opened()
         assert self._fetcher is not None
-        tail = Tail(self._fetcher, place, offset, _record, news)
-        self._tails.add(tail)
+        tail = Tail(self._fetcher, TopicPartition(self.namespace.history, partition), offset, _record, news)
+        self._tails.setdefault(partition, set()).add(tail)
         return tail
 
     def forget(self, tail: Tail[Record]) -> None:
-        self._tails.discard(tail)
+        self._tails.get(tail.place.partition, set[Tail[Record]]()).discard(tail)
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         cluster = self._opened()

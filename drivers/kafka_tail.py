@@ -6,11 +6,16 @@ A `Tail` is a position in one partition and the records fetched ahead of whoever
 that have no request under way, per node in as few requests as their number allows: a busy machine with several partitions
 spends a request on all of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the
 same position share what is fetched and decoded. One that nobody reads takes part no more, once it is far enough ahead.
+
+What this process appends need not be fetched: an acknowledgement tells at which offsets the records are, so a tail that stands
+just before them is given them. While such acknowledgements come one after another nothing is fetched at all, since one that
+leaves a gap shows what others have appended; where they cease, the fetch goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
@@ -41,6 +46,12 @@ _REQUEST_BYTES: Final = 8_000_000
 _REQUEST_PARTITIONS: Final = 16
 """A request costs what its partitions cost, also those without news."""
 _AHEAD_BYTES: Final = 4_000_000
+_SETTLE_S: Final = 0.005
+"""So long after an acknowledged append the next one is awaited before the partition is asked what others have appended."""
+_BATCH: Final = struct.Struct(">qi4xb6xi")
+"""How a record batch begins: base offset, length of the rest, leader epoch, format, checksum and attributes, last offset."""
+_BATCH_PREFIX_BYTES: Final = 12
+"""What comes before the part of a batch whose length it gives."""
 
 
 class Raw(NamedTuple):
@@ -169,6 +180,11 @@ class Tail(Generic[P]):
             self._buffered_bytes += size_bytes
             self._news()
 
+    def echo(self, items: Sequence[P], size_bytes: int) -> None:
+        """These come next: our own append was acknowledged at `offset`."""
+        if self._started and not self._waits_for_room:
+            self.receive(items, items[-1].offset + 1, size_bytes)
+
     def fail(self, error: KafkaError, patience_s: float) -> bool:
         """Whether to try again."""
         if isinstance(error, OffsetOutOfRangeError):
@@ -214,6 +230,9 @@ class Fetcher:
         self._scheduled = False
         self._flights: dict[_Flight, list[Tail[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._appended: dict[TopicPartition, tuple[int, float]] = {}
+        self._settled: dict[TopicPartition, list[Tail[Any]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def want(self, tails: Iterable[Tail[Any]]) -> None:
         """These have no request under way and want one. Those of one turn of the loop travel together."""
@@ -222,7 +241,31 @@ class Fetcher:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
+    def appended(self, place: TopicPartition, end: int) -> None:
+        """An append of ours ends before this offset, and the tails that stood just before it have been given it."""
+        self._appended[place] = end, self._loop.time()
+        behind = [tail for tail in self._settled.get(place, ()) if tail.offset != end]
+        if behind:
+            self.want(self._settled.pop(place))
+
+    def _settle(self) -> None:
+        self._timer = None
+        settled, self._settled = self._settled, {}
+        self.want(tail for tails in settled.values() for tail in tails)
+
+    def _awaits_append(self, tail: Tail[Any]) -> bool:
+        """Whether the tail has all there was at our last append, just now."""
+        end, at = self._appended.get(tail.place, (-1, 0.0))
+        if tail.offset != end or self._loop.time() - at >= _SETTLE_S:
+            return False
+        self._settled.setdefault(tail.place, []).append(tail)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SETTLE_S, self._settle)
+        return True
+
     async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -234,7 +277,7 @@ class Fetcher:
         requests: dict[int, list[dict[TopicPartition, _Flight]]] = {}
         leaderless: list[Tail[Any]] = []
         for tail in tails:
-            if not tail.wants_more():
+            if not tail.wants_more() or self._awaits_append(tail):
                 continue
             flight = _Flight(tail.place, tail.offset, tail.make)
             shared = self._flights.get(flight)
@@ -303,7 +346,7 @@ class Fetcher:
         items: list[Any] = []
         next_offset = flight.offset
         if data:
-            items, next_offset = _decode(data, flight.offset, flight.make)
+            items, next_offset = _decode(data, min(tail.offset for tail in tails), flight.make)
         for tail in tails:
             tail.receive(items, next_offset, len(data or b""))
 
@@ -319,7 +362,7 @@ def _decode(data: bytes, offset: int, make: Callable[[Any], T]) -> tuple[list[T]
     """What `make` makes of each record from `offset` on, and the offset behind all of them."""
     found: list[T] = []
     append = found.append
-    batches = MemoryRecords(data)
+    batches = MemoryRecords(data[_beginning(data, offset) :])
     while batches.has_next():
         batch: Any = batches.next_batch()
         if not batch.validate_crc():
@@ -330,6 +373,17 @@ def _decode(data: bytes, offset: int, make: Callable[[Any], T]) -> tuple[list[T]
                     append(make(record))
         offset = max(offset, batch.next_offset)
     return found, offset
+
+
+def _beginning(data: bytes, offset: int) -> int:
+    """Where in `data` the first batch begins that reaches up to `offset`."""
+    at = 0
+    while at + _BATCH.size <= len(data):
+        base, length, magic, last = _BATCH.unpack_from(data, at)
+        if magic != 2 or length < _BATCH.size or base + last >= offset:
+            break
+        at += _BATCH_PREFIX_BYTES + length
+    return at
 
 
 async def scan(

@@ -21,7 +21,7 @@ from kafka_suite import Broker, KafkaSuite, connections_may_leak, survives_a_kil
 
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
-from stepfold.log import Entry, Inbox, InboxRecord, Membership
+from stepfold.log import Entry, Inbox, InboxRecord, Membership, Record
 
 pytestmark = pytest.mark.kafka
 
@@ -155,6 +155,34 @@ async def test_what_foreign_hands_write_into_the_history_is_read(driver: KafkaDr
     reader = driver.reader(0, 0)
     records = [await reader.read(1, wait=None) for _ in range(3)]
     assert [(record.key, record.value) for [record] in records] == [("\ufffd\ufffd", b""), ("", b"{}"), ("run", b"ours")]
+
+
+async def test_what_others_append_between_our_own_is_read_in_order(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
+    records: list[Record] = []
+
+    async def read() -> None:
+        reader = driver.reader(0, 0)
+        while len(records) < 90:
+            records.extend(await reader.read(wait=None))
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(read())
+        for number in range(30):
+            await driver.append(0, [Entry("ours", b"%d" % number), Entry("ours", b"again")])
+            await foreigner.send_and_wait(driver.namespace.history, key=b"theirs", value=b"%d" % number, partition=0)
+    assert [record.key for record in records] == ["ours", "ours", "theirs"] * 30
+    assert records == await driver.find(0, ["ours", "theirs"]), "also what was not fetched is as it is in the log"
+
+
+async def test_our_own_are_there_without_being_fetched(driver: KafkaDriver) -> None:
+    one, other, behind = driver.reader(0, 0), driver.reader(0, 0), driver.reader(0, 0)
+    await one.read()
+    await other.read()
+    for number in range(20):
+        [ack] = await driver.append(0, [Entry("run", b"%d" % number)])
+        for reader in (one, other):
+            assert await reader.read() == [Record(ack.offset, ack.timestamp, "run", b"%d" % number)]
+    assert len(await behind.read(wait=None)) == 20
 
 
 async def test_transactions_of_foreign_hands_leave_gaps_and_nothing_else(driver: KafkaDriver, kafka_bootstrap: str) -> None:
