@@ -47,6 +47,7 @@ PORTION_BYTES = 8_000_000
 """About as much as one fetch takes into memory."""
 
 KEYS_PER_QUERY = 500
+CHECKPOINTS_PER_QUERY = 500
 
 LOCKED_S = 10.0
 """How long other processes may hold the file before it counts as unavailable."""
@@ -369,18 +370,14 @@ class Queries:
 
         return self._ask(ask)
 
-    def checkpoints(self, partition: int, prefix: str) -> dict[str, bytes]:
+    def checkpoints(self, partition: int, after: str | None) -> dict[str, bytes]:
+        """Some of what is stored, by key, beyond the key `after`."""
+        query = "SELECT key, value FROM checkpoints WHERE partition = ? AND key > ? ORDER BY key LIMIT ?"
+        if after is None:
+            query, after = query.replace("key >", "key >="), ""
+
         def ask(connection: sqlite3.Connection) -> dict[str, bytes]:
-            found: dict[str, bytes] = {}
-            cursor = connection.execute(
-                "SELECT key, value FROM checkpoints WHERE partition = ? AND key >= ? ORDER BY key", (partition, prefix)
-            )
-            for key, value in cursor:  # keys with one prefix stand together
-                if not key.startswith(prefix):
-                    break
-                found[key] = value
-            cursor.close()
-            return found
+            return dict(connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall())
 
         return self._ask(ask)
 

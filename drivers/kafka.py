@@ -15,7 +15,7 @@ import contextlib
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 from urllib.parse import parse_qs, urlsplit
@@ -375,25 +375,16 @@ class KafkaDriver:
             messages.append(Message(key_bytes, value))
         await self._producer("other").send(TopicPartition(self.namespace.checkpoints, partition), messages)
 
-    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+    async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         cluster = self._opened()
         place = TopicPartition(self.namespace.checkpoints, partition)
         start, end = await offsets(cluster, place, self._patience_s)
-        wanted = prefix.encode("utf-8", "surrogatepass")
 
-        def make(record: Any) -> tuple[bytes, bytes | None] | None:
-            key = record.key or b""
-            return (key, record.value) if key.startswith(wanted) else None
+        def make(record: Any) -> tuple[str, bytes | None]:
+            return _text(record.key or b""), record.value
 
-        found: dict[str, bytes] = {}
         async for portion in scan(cluster, place, start, end, make, self._patience_s):
-            for key, value in portion:
-                name = _text(key)
-                if value is None:
-                    found.pop(name, None)
-                else:
-                    found[name] = value
-        return found
+            yield dict(portion)
 
     # What users get.
 

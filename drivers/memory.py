@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stepfold.errors import ConfigError, LogUnavailable
@@ -160,9 +160,9 @@ class MemoryDriver:
             else:
                 self._store.checkpoints[key] = value
 
-    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+    async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         self._opened(partition)
-        return {key: value for key, value in self._store.checkpoints.items() if key.startswith(prefix)}
+        yield dict(self._store.checkpoints)
 
     def inbox(self) -> None:
         return None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -155,9 +155,12 @@ class SQLiteDriver:
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
         await self._opened(partition).checkpoint(partition, items)
 
-    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+    async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         session = self._opened(partition)
-        return await session.ask(session.queries.checkpoints, partition, prefix)
+        after: str | None = None
+        while portion := await session.ask(session.queries.checkpoints, partition, after):
+            yield portion
+            after = next(reversed(portion))
 
     def inbox(self) -> None:
         return None

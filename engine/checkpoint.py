@@ -13,9 +13,11 @@ log, which is always right.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -35,21 +37,26 @@ PACK_RUNS = 200
 
 
 class Checkpoint:
-    """What is stored beside one partition, as the owner under `claim` keeps it up."""
+    """What is stored beside one partition, as the owner under `claim` keeps it up.
+
+    A run that has not changed costs nothing here: the claim under which its snapshot is stored is kept with the run.
+    """
 
     def __init__(self, log: Log, partition: int, is_idle: Callable[[RunState], bool]) -> None:
         self._log = log
         self._partition = partition
         self._is_idle = is_idle
-        self._stored: dict[str, set[str]] = {}  # run id -> the keys under which it is stored
+        self._pieces: dict[str, set[str]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
         self._others: set[str] = set()  # markers and chunks of other claims
-        self.dirty: set[str] = set()  # runs that changed since the last marker began
+        self._superseded: set[str] = set()  # keys of snapshots that the next marker makes worthless
+        self.dirty: dict[str, int] = {}  # runs that changed since the last marker began -> the claim they were stored under
         self._incomplete = False
-        self._packing: set[str] = set()
-        self._gone: set[str] = set()
+        self._attempted: dict[str, int] = {}  # what was dirty when the last marker began
+        self._packing: dict[str, int] = {}  # what of that is still to be packed
         self._forgotten: set[str] = set()
         self._marker = b""
         self._items: dict[str, bytes | None] = {}
+        self._claim = -1
         self._prefix = ""
         self._offset = 0
         self._chunks: dict[int, int] = {}  # number -> length written under our claim
@@ -57,21 +64,16 @@ class Checkpoint:
     async def load(self) -> PartitionState:
         """The state at the best marker, or an empty one. Raises ConfigError where the log has lost what a marker covers."""
         log, partition = self._log, self._partition
-        items = await log.checkpoint_load(partition)
-        self._stored.clear()
-        self._others.clear()
-        self._chunks.clear()
-        self.dirty.clear()
-        self._packing.clear()
-        for key in items:
-            rest = key.partition("/")[2]
-            if rest.startswith("r/"):
-                self._stored.setdefault(rest[2:].rsplit("\n", 1)[0], set()).add(key)
-            else:
-                self._others.add(key)
+        for kept in (self._pieces, self._others, self._superseded, self.dirty, self._packing, self._attempted, self._chunks):
+            kept.clear()
+        self._incomplete = False
+        found = _Found(log, partition)
         start, end = await log.bounds(partition)
         try:
-            state = _restore(items, log, partition)
+            async for portion in log.checkpoint_load(partition):
+                found.take(portion)
+                await asyncio.sleep(0)
+            state = found.state()
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
             state = None
@@ -81,46 +83,66 @@ class Checkpoint:
                     f"{log.name} partition {partition}: its records below offset {start} are gone and no checkpoint covers them, "
                     f"so its runs cannot be known. Restore the log from a backup, or use a new namespace"
                 )
+            async for portion in log.checkpoint_load(partition):
+                for key in portion:
+                    (self._superseded if _rest(key).startswith("r/") else self._others).add(key)
             return PartitionState(partition, log.partitions)
         if state.offset > end or state.offset < start:
             raise ConfigError(
                 f"{log.name} partition {partition}: a checkpoint covers it up to offset {state.offset}, but the log holds only "
                 f"offsets {start} to {end}: records were lost. Restore the log from a backup, or use a new namespace"
             )
+        self._others.update(found.others)
+        self._superseded.update(found.worthless)
+        self._pieces.update(found.pieces)
         return state
 
     def touch(self, run_id: str, state: PartitionState) -> None:
         """A record of this run is about to be folded."""
-        self.dirty.add(run_id)
         if run_id in self._packing:
             self._pack(run_id, state)
+        if run_id not in self.dirty:
+            run = state.runs.get(run_id)
+            self.dirty[run_id] = -1 if run is None else run.stored
 
     def _pack(self, run_id: str, state: PartitionState) -> None:
-        self._packing.discard(run_id)
-        run = state.runs.get(run_id)
-        if run is None:
-            return
-        value = run.pack()
-        key = f"{self._prefix}r/{run_id}"
+        stored = self._packing.pop(run_id)
+        if stored not in (-1, self._claim):
+            self._superseded.add(f"{stored}/r/{run_id}")
+        run = state.runs.at_hand.get(run_id)
+        value = state.runs.snapshot(run_id)
+        state.runs.mark_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
-        head = orjson.dumps([VERSION, self._offset, self._is_idle(run), len(pieces), _digest(value).hex()])
-        keys = self._stored.setdefault(run_id, set())
-        for number, piece in enumerate(pieces):
-            name = key if number == 0 else f"{key}\n{number}"
-            self._items[name] = head + b"\n" + piece if number == 0 else piece
-            keys.add(name)
+        is_idle = run is None or self._is_idle(run)
+        head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), _digest(value).hex()])
+        key = f"{self._prefix}r/{run_id}"
+        self._superseded.discard(key)
+        self._items[key] = head + b"\n" + pieces[0]
+        self._superseded |= self._pieces.pop(run_id, set())
+        if len(pieces) > 1:
+            further = {f"{key}\n{number}": piece for number, piece in enumerate(pieces) if number}
+            self._items.update(further)
+            self._superseded -= further.keys()
+            self._pieces[run_id] = set(further)
 
     def begin(self, state: PartitionState, claim: int) -> None:
         """Begin a checkpoint of `state` as it is now; runs are packed before they next change."""
         if self._incomplete:  # the last one was given up: nobody knows what of it is there
-            self.dirty.update(state.runs, self._stored)
+            for run_id in self._attempted:
+                self.touch(run_id, state)
             self._chunks.clear()
         self._incomplete = True
+        self._claim = claim
         self._prefix = f"{claim}/"
         self._offset = state.offset
         self._items = {}
-        self._packing, self.dirty = self.dirty, set()
-        self._gone = {run_id for run_id in self._packing if run_id not in state.runs}
+        self._attempted, self._packing, self.dirty = self.dirty, {}, {}
+        for run_id, stored in self._attempted.items():
+            if run_id in state.runs:
+                self._packing[run_id] = stored
+            elif stored >= 0:
+                self._superseded.add(f"{stored}/r/{run_id}")
+                self._superseded |= self._pieces.pop(run_id, set())
         forgotten = state.ended.forget(self._log.now())
         for number, chunk in state.ended.chunks.items():
             if self._chunks.get(number) != len(chunk):
@@ -144,7 +166,7 @@ class Checkpoint:
 
     def pack_some(self, state: PartitionState) -> bool:
         """Pack some of the runs that are due; whether there are more."""
-        for run_id in [run_id for run_id, _ in zip(self._packing, range(PACK_RUNS), strict=False)]:
+        for run_id in list(islice(self._packing, PACK_RUNS)):
             self._pack(run_id, state)
         return bool(self._packing)
 
@@ -155,19 +177,10 @@ class Checkpoint:
             await self._log.checkpoint_put(self._partition, items)
         marker = f"{self._prefix}m"
         await self._log.checkpoint_put(self._partition, {marker: self._marker})
-        gone: dict[str, bytes | None] = {}
-        for run_id in self._gone:
-            for key in self._stored.pop(run_id, ()):
-                gone[key] = None
-        for key in items:
-            if "/r/" in key:
-                run_id = key.partition("/r/")[2].rsplit("\n", 1)[0]
-                for old in [old for old in self._stored.get(run_id, ()) if old not in items]:
-                    self._stored[run_id].discard(old)
-                    gone[old] = None
-        written = {key.partition("/")[2] for key in items}
+        gone: dict[str, bytes | None] = dict.fromkeys(self._superseded)
+        written = {_rest(key) for key in items}
         for key in list(self._others):
-            rest = key.partition("/")[2]
+            rest = _rest(key)
             if key != marker and key not in items and (rest == "m" or rest in written or f"/{rest}" in self._forgotten):
                 gone[key] = None
                 self._others.discard(key)
@@ -175,6 +188,7 @@ class Checkpoint:
         self._others.add(marker)
         if gone:
             await self._log.checkpoint_put(self._partition, gone)
+        self._superseded.clear()
         self._incomplete = False
 
 
@@ -182,55 +196,146 @@ def _digest(value: bytes | bytearray) -> bytes:
     return hashlib.blake2b(value, digest_size=DIGEST_BYTES).digest()
 
 
-def _restore(items: Mapping[str, bytes], log: Log, partition: int) -> PartitionState | None:
-    """The state that the best marker speaks of; None where there is none. Raises on what cannot be read or does not fit."""
-    markers = sorted((int(key.partition("/")[0]), value) for key, value in items.items() if key.partition("/")[2] == "m")
-    if not markers:
-        return None
-    marker: dict[str, Any] = orjson.loads(markers[-1][1])
-    if marker["version"] != VERSION:
-        raise ValueError(f"version {marker['version']}")
-    if marker["log"] != log.id:
-        raise ConfigError(
-            f"{log.name} partition {partition}: its checkpoint belongs to another log (id {marker['log']}, this one is "
-            f"{log.id}): the log was deleted and made again. Delete its checkpoints too, or use a new namespace"
-        )
-    state = PartitionState(partition, log.partitions)
-    state.offset = marker["offset"]
-    state.claim = marker["claim"]
-    state.owner = marker["owner"]
-    state.format = marker["format"]
-    state.needs_format = max(FORMAT, state.format)
-    chunks: dict[int, bytes] = {}
-    best: dict[str, tuple[int, str, list[Any], bytes]] = {}
-    for key, value in items.items():
-        rest = key.partition("/")[2]
-        if rest.startswith("e/"):
-            number = int(rest[2:])
+def _rest(key: str) -> str:
+    """A key without its claim."""
+    return key.partition("/")[2]
+
+
+class _Found:
+    """What is stored, portion by portion. Everything raises on what cannot be read or does not fit."""
+
+    def __init__(self, log: Log, partition: int) -> None:
+        self._log = log
+        self._state = PartitionState(partition, log.partitions)
+        self._markers: dict[int, bytes] = {}
+        self._chunks: dict[str, bytes] = {}
+        self._large: dict[str, bytes] = {}  # snapshots of several pieces: key -> piece
+        self._last_start = -1
+        self.others: set[str] = set()
+        self.worthless: set[str] = set()
+        self.pieces: dict[str, set[str]] = {}
+
+    def take(self, portion: Mapping[str, bytes | None]) -> None:
+        """The next ones; a key that comes again replaces what it said before."""
+        for key, value in portion.items():
+            claim, _, rest = key.partition("/")
+            if rest.startswith("r/"):
+                self._snapshot(int(claim), rest[2:], key, value)
+            elif value is None:
+                self.others.discard(key)
+                self._markers.pop(int(claim), None)
+                self._chunks.pop(key, None)
+            else:
+                self.others.add(key)
+                if rest == "m":
+                    self._markers[int(claim)] = value
+                elif rest.startswith("e/"):
+                    self._chunks[key] = value
+
+    def _snapshot(self, claim: int, run_id: str, key: str, value: bytes | None) -> None:
+        if value is None:
+            self._large.pop(key, None)
+            run = self._state.runs.peek(run_id) if run_id in self._state.runs else None
+            if run is not None and run.stored == claim:
+                self._drop(run_id)
+            return
+        if "\n" in run_id:
+            self._large[key] = value
+            return
+        head, _, piece = value.partition(b"\n")
+        fields = orjson.loads(head)
+        if fields[3] > 1:
+            self._large[key] = value
+        else:
+            self._large.pop(key, None)
+            self._add(claim, run_id, key, fields, piece)
+
+    def _add(self, claim: int, run_id: str, key: str, fields: list[Any], value: bytes) -> None:
+        """Keep the snapshot, unless there is one of a higher offset."""
+        _, offset, is_idle, _, digest = fields
+        if fields[0] != VERSION or _digest(value).hex() != digest:
+            raise ValueError(f"snapshot of run {run_id!r} is damaged")
+        runs = self._state.runs
+        if run_id in runs:
+            known = runs.peek(run_id)
+            if known.stored != claim and known.folded > offset:
+                self.worthless.add(key)
+                return
+            if known.stored != claim:
+                self.worthless.add(f"{known.stored}/r/{run_id}")
+            self._drop(run_id)
+        if is_idle:
+            _, workflow, _, _, _, start, *_ = orjson.loads(value)
+            runs.put(run_id, workflow, value, offset, claim)
+        else:
+            run = runs[run_id] = RunState.unpack(value)
+            run.folded, run.stored, start = offset, claim, run.start
+        self._last_start = max(self._last_start, start)
+        self._state.open_mark ^= fingerprint(run_id)
+
+    def _drop(self, run_id: str) -> None:
+        del self._state.runs[run_id]
+        self._state.open_mark ^= fingerprint(run_id)
+
+    def state(self) -> PartitionState | None:
+        """The state that the best marker speaks of; None where there is none."""
+        log, partition, state = self._log, self._state.partition, self._state
+        if not self._markers:
+            return None
+        marker: dict[str, Any] = orjson.loads(self._markers[max(self._markers)])
+        if marker["version"] != VERSION:
+            raise ValueError(f"version {marker['version']}")
+        if marker["log"] != log.id:
+            raise ConfigError(
+                f"{log.name} partition {partition}: its checkpoint belongs to another log (id {marker['log']}, this one is "
+                f"{log.id}): the log was deleted and made again. Delete its checkpoints too, or use a new namespace"
+            )
+        state.offset = marker["offset"]
+        state.claim = marker["claim"]
+        state.owner = marker["owner"]
+        state.format = marker["format"]
+        state.needs_format = max(FORMAT, state.format)
+        self._load_ended(marker["ended"])
+        self._join_pieces()
+        wanted = (marker["runs"], marker["mark"])
+        if self._last_start >= state.offset or (len(state.runs), f"{state.open_mark:032x}") != wanted:
+            self._drop_others()
+        if (len(state.runs), f"{state.open_mark:032x}") != wanted:
+            raise ValueError(f"{len(state.runs)} open runs found, {marker['runs']} expected, or others")
+        return state
+
+    def _load_ended(self, lengths: list[tuple[int, int]]) -> None:
+        chunks: dict[int, bytes] = {}
+        for key, value in self._chunks.items():
+            number = int(_rest(key)[2:])
             chunk = value[DIGEST_BYTES:]
             if len(chunk) > len(chunks.get(number, b"")) and value[:DIGEST_BYTES] == _digest(chunk):
                 chunks[number] = chunk
-        elif rest.startswith("r/") and "\n" not in rest:
-            head, _, piece = value.partition(b"\n")
+        self._chunks.clear()
+        for number, length in lengths:
+            if len(chunks[number]) < length:
+                raise ValueError(f"chunk {number} of the ended runs is not complete")
+            self._state.ended.load(number, chunks[number][:length])
+
+    def _join_pieces(self) -> None:
+        """Put together what is stored in several pieces."""
+        self.worthless.update(key for key in self._large if "\n" in key)
+        for key in [key for key in self._large if "\n" not in key]:
+            head, _, piece = self._large[key].partition(b"\n")
             fields = orjson.loads(head)
-            run_id = rest[2:]
-            if run_id not in best or fields[1] > best[run_id][0]:
-                best[run_id] = (fields[1], key, fields, piece)
-    for number, length in marker["ended"]:
-        if len(chunks[number]) < length:
-            raise ValueError(f"chunk {number} of the ended runs is not complete")
-        state.ended.load(number, chunks[number][:length])
-    for run_id, (offset, key, fields, piece) in best.items():
-        value = piece + b"".join(items[f"{key}\n{number}"] for number in range(1, fields[3]))
-        if fields[0] != VERSION or _digest(value).hex() != fields[4]:
-            raise ValueError(f"snapshot of run {run_id!r} is damaged")
-        run = RunState.unpack(value)
-        if run.start >= state.offset or state.ended.remembers(run_id, run.now):
-            continue
-        run.folded = offset
-        run.idle = fields[2]
-        state.runs[run_id] = run
-        state.open_mark ^= fingerprint(run_id)
-    if len(state.runs) != marker["runs"] or f"{state.open_mark:032x}" != marker["mark"]:
-        raise ValueError(f"{len(state.runs)} open runs found, {marker['runs']} expected, or others")
-    return state
+            further = [f"{key}\n{number}" for number in range(1, fields[3])]
+            claim, _, run_id = key.partition("/r/")
+            self._add(int(claim), run_id, key, fields, piece + b"".join(self._large[name] for name in further))
+            if key not in self.worthless:
+                self.pieces[run_id] = set(further)
+        for further in self.pieces.values():
+            self.worthless -= further
+
+    def _drop_others(self) -> None:
+        """Leave out runs that had not begun at the marker, or had ended: somebody wrote them after it, or brought them back."""
+        state = self._state
+        for run_id in list(state.runs):
+            run = state.runs.peek(run_id)
+            if run.start >= state.offset or state.ended.remembers(run_id, run.now):
+                self.worthless.add(f"{run.stored}/r/{run_id}")
+                self._drop(run_id)

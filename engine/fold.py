@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ import orjson
 
 from .events import FORMAT, SHAPES, decode
 from .log import CLAIM_KEY, Record, partition_of
+from .packing import Packer
 
 REMEMBER_MS = 24 * 3600 * 1000
 """How long after its end a run's id cannot be used again, by the log's time."""
@@ -126,6 +127,7 @@ class RunState:
         "signals",
         "start",
         "started_at",
+        "stored",
         "trigger",
         "version",
         "workflow",
@@ -157,6 +159,7 @@ class RunState:
         self.folded = start + 1  # records of this run below this offset are in a snapshot it was made from
         self.idle = False  # its code has run as far as the journal goes and waits only for what is open
         self.executed = -1  # how many entries of the journal its code is known to have seen
+        self.stored = -1  # the claim under which a snapshot of it is stored
 
     @property
     def ended(self) -> bool:
@@ -207,6 +210,97 @@ class RunState:
         run.requests = set(fields[16])
         (run.result, run.error, run.reason, run.ended_at) = fields[17:21]
         return run
+
+
+_OFFSET_BYTES = 7
+
+
+class Runs(MutableMapping[str, RunState]):
+    """Runs by id. Those whose code waits may be put away, packed: some 250 bytes each with all that there is to it.
+
+    What is asked for is unpacked and stays so, except by `peek` and `snapshot`.
+    """
+
+    __slots__ = ("_packed", "_packer", "at_hand")
+
+    def __init__(self) -> None:
+        self.at_hand: dict[str, RunState] = {}
+        self._packed: dict[str, bytes] = {}
+        self._packer: Packer | None = None
+
+    def __len__(self) -> int:
+        return len(self.at_hand) + len(self._packed)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.at_hand
+        yield from self._packed
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self.at_hand or run_id in self._packed
+
+    def __getitem__(self, run_id: str) -> RunState:
+        run = self.at_hand.get(run_id)
+        if run is None:
+            run = self.peek(run_id)
+            del self._packed[run_id]
+            self.at_hand[run_id] = run
+        return run
+
+    def get(self, run_id: str, default: Any = None) -> Any:
+        run = self.at_hand.get(run_id)
+        return run if run is not None else self[run_id] if run_id in self._packed else default
+
+    def __setitem__(self, run_id: str, run: RunState) -> None:
+        self._packed.pop(run_id, None)
+        self.at_hand[run_id] = run
+
+    def __delitem__(self, run_id: str) -> None:
+        if self._packed.pop(run_id, None) is None:
+            del self.at_hand[run_id]
+
+    def put_away(self, run_id: str) -> None:
+        """Pack an idle run whose state nobody holds."""
+        run = self.at_hand.pop(run_id)
+        self.put(run_id, run.workflow, run.pack(), run.folded, run.stored)
+
+    def put(self, run_id: str, workflow: str, snapshot: bytes, folded: int, stored: int) -> None:
+        """Take an idle run as its snapshot."""
+        if self._packer is None:
+            self._packer = Packer()
+        head = folded.to_bytes(_OFFSET_BYTES) + stored.to_bytes(_OFFSET_BYTES, signed=True)
+        self._packed[run_id] = head + self._packer.pack(workflow, run_id, snapshot)
+
+    def peek(self, run_id: str) -> RunState:
+        """The run; one that is packed stays so, and what is given is a copy. Raises KeyError."""
+        run = self.at_hand.get(run_id)
+        if run is not None:
+            return run
+        packed = self._packed[run_id]
+        run = RunState.unpack(self._snapshot(run_id, packed))
+        run.id = run_id  # one string, whoever keeps it
+        run.folded = int.from_bytes(packed[:_OFFSET_BYTES])
+        run.stored = int.from_bytes(packed[_OFFSET_BYTES : 2 * _OFFSET_BYTES], signed=True)
+        run.idle = True
+        run.executed = len(run.journal) if run.decided else -1
+        return run
+
+    def snapshot(self, run_id: str) -> bytes:
+        """What `RunState.pack` gives. Raises KeyError."""
+        packed = self._packed.get(run_id)
+        return self.at_hand[run_id].pack() if packed is None else self._snapshot(run_id, packed)
+
+    def mark_stored(self, run_id: str, claim: int) -> None:
+        """Note under which claim its snapshot is stored. Raises KeyError."""
+        packed = self._packed.get(run_id)
+        if packed is None:
+            self.at_hand[run_id].stored = claim
+        else:
+            stored = claim.to_bytes(_OFFSET_BYTES, signed=True)
+            self._packed[run_id] = packed[:_OFFSET_BYTES] + stored + packed[2 * _OFFSET_BYTES :]
+
+    def _snapshot(self, run_id: str, packed: bytes) -> bytes:
+        assert self._packer is not None
+        return self._packer.unpack(run_id, packed[2 * _OFFSET_BYTES :])
 
 
 def fingerprint(run_id: str) -> int:
@@ -278,7 +372,7 @@ class PartitionState:
         self.owner: str | None = None  # None: nobody, or the last owner left in good order
         self.format = FORMAT  # what the owner can judge
         self.needs_format = FORMAT  # above FORMAT: this code must not go on
-        self.runs: dict[str, RunState] = {}  # open and quarantined ones
+        self.runs = Runs()  # open and quarantined ones
         self.ended = Ended()
         self.open_mark = 0  # exclusive or of the fingerprints of `runs`
 
@@ -290,7 +384,7 @@ class PartitionState:
                 self.claim,
                 self.owner,
                 self.format,
-                [self.runs[run_id].pack().decode() for run_id in sorted(self.runs)],
+                [self.runs.snapshot(run_id).decode() for run_id in sorted(self.runs)],
                 [[number, chunk.hex()] for number, chunk in self.ended.chunks.items()],
             ]
         )
@@ -325,7 +419,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
         return None
     if SHAPES[kind].decision and event["claim"] != state.claim:
         return None
-    run = state.runs.get(record.key)
+    run = state.runs.at_hand.get(record.key) or state.runs.get(record.key)
     if run is None:
         return _started(state, record, event) if kind == "started" else None
     if offset < run.folded:
@@ -343,7 +437,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
             run.version = event.get("version")
     if run.phase in _ENDED:
         run.ended_at = run.now
-        del state.runs[run.id]
+        del state.runs.at_hand[run.id]
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now)
     return _change((event, run))
@@ -368,7 +462,7 @@ def _started(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     run = RunState(run_id, event["workflow"], event.get("version"), event["input"], record.offset, record.timestamp)
     run.trigger = event.get("trigger")
     run.requests.add(event["request"])
-    state.runs[run_id] = run
+    state.runs.at_hand[run_id] = run
     state.open_mark ^= fingerprint(run_id)
     return Change(event, run)
 

@@ -10,7 +10,7 @@ The suite in `stepfold.testing.suite` is the executable form of this text; a fou
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 CLAIM_KEY = "@claim"
@@ -169,8 +169,8 @@ class Log(Protocol):
         """Store (None: delete) values by key beside the partition. Durable on return; items land in order."""
         ...
 
-    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
-        """What is stored beside the partition under keys with this prefix."""
+    def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
+        """What is stored beside the partition, in portions. What a key says later replaces what it said before (None: gone)."""
         ...
 
     def inbox(self) -> Inbox | None:

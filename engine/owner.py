@@ -15,7 +15,6 @@ owner writes under its claim and stops as soon as the fold has seen another one.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
 from .fold import Change, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
 from .log import CLAIM_KEY, Entry, Log, Reader, Record
 from .step import StepPorts
+from .timers import Timers
 from .workflow import Workflow
 
 logger = logging.getLogger("stepfold.worker")
@@ -110,13 +110,12 @@ class Owner:
         self._outbox: list[Entry] = []
         self._appending_now = False
         self._wake_append = asyncio.Event()
-        self._timers: list[tuple[int, str, str]] = []
+        self._timers = Timers()
         self._timer: asyncio.TimerHandle | None = None
         self._since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_lock = asyncio.Lock()
-        self._resumes: list[str] = []
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
         self.leaving = False
@@ -190,7 +189,6 @@ class Owner:
             self._close(live)
         self._outbox.clear()
         self._timers.clear()
-        self._resumes.clear()
         self.waiting.clear()
 
     async def leave(self, grace_s: float) -> None:
@@ -397,7 +395,7 @@ class Owner:
             known = run.open.get(op.id)
             step = known if isinstance(known, OpenStep) else None
             if step is not None and step.next_at is not None and step.next_at > self.log.now():
-                heapq.heappush(self._timers, (step.next_at, run.id, op.id))
+                self._timers.push(step.next_at, run.id, op.id)
                 self._set_timer()
             elif step is not None and step.started and call.at_most_once:
                 self._interrupted(live, op, call, step)
@@ -534,8 +532,9 @@ class Owner:
         return True
 
     def _evict(self) -> None:
-        """Beyond the bound, idle runs leave memory, those brought in first."""
-        if len(self.live) <= self._evict_above:
+        """Beyond the bound, the code of idle runs leaves memory, those brought in first, and their state is put away."""
+        state = self.state
+        if len(self.live) <= self._evict_above or state is None:
             return
         bound = self.worker.settings.live_runs
         wanted = len(self.live) - bound + bound // 10
@@ -547,6 +546,7 @@ class Owner:
                     break
         for live in idle:
             self._close(live)
+            state.runs.put_away(live.run.id)
         self._evict_above = max(bound, len(self.live) * 11 // 10)
 
     # -- what steps report
@@ -649,13 +649,13 @@ class Owner:
             return
         if at is not None:
             assert step_id is not None
-            heapq.heappush(self._timers, (at, run.id, step_id))
+            self._timers.push(at, run.id, step_id)
             self._set_timer()
 
     def _set_timer(self) -> None:
         if not self.active or not self._timers:
             return
-        left_s = max((self._timers[0][0] - self.log.now()) / 1000, 0.0)
+        left_s = max((self._timers.first - self.log.now()) / 1000, 0.0)
         delay_s = min(left_s, max(TIMER_CHECK_S, left_s / 1000))
         loop = asyncio.get_running_loop()
         if self._timer is not None:
@@ -671,9 +671,9 @@ class Owner:
             return
         now = self.log.now()
         for _ in range(RESUME_RUNS):
-            if not self._timers or self._timers[0][0] > now:
+            if not self._timers or self._timers.first > now:
                 break
-            at, run_id, step_id = heapq.heappop(self._timers)
+            at, run_id, step_id = self._timers.pop()
             run = state.runs.get(run_id)
             op = run.open.get(step_id) if run is not None else None
             if run is None or op is None or run.phase != "open":
@@ -701,28 +701,27 @@ class Owner:
 
     async def _recovering(self, state: PartitionState, crashed: bool) -> None:
         """See to every open run, some at a time: arm its timers, and replay those that may have work to do."""
-        self._resumes = list(state.runs)
-        while self._resumes and self.active:
-            batch, self._resumes = self._resumes[:RESUME_RUNS], self._resumes[RESUME_RUNS:]
-            for run_id in batch:
-                run = state.runs.get(run_id)
-                if run is None or not self.active:
-                    continue
-                self._recover(run, crashed)
-            await asyncio.sleep(0)
+        for number, run_id in enumerate(list(state.runs)):
+            if number % RESUME_RUNS == 0:
+                await asyncio.sleep(0)
+            if run_id in state.runs and self.active:
+                self._recover(state, run_id, crashed)
         self.caught_up.set()
 
-    def _recover(self, run: RunState, crashed: bool) -> None:
+    def _recover(self, state: PartitionState, run_id: str, crashed: bool) -> None:
+        run = state.runs.peek(run_id)
         for step_id in run.open:
             self._arm(run, step_id)
-        if run.id in self.live:
+        if run_id in self.live:
             return
         if run.phase == "quarantined":
             self._try_resume(run)
             return
         run.executed = len(run.journal) if run.decided else -1
         if not run.idle or (crashed and self._may_have_retried(run)):
-            self._revive(run, crashed)
+            self._revive(state.runs[run_id], crashed)
+        elif run_id in state.runs.at_hand:
+            state.runs.put_away(run_id)
 
     def _may_have_retried(self, run: RunState) -> bool:
         now = self.log.now()

@@ -16,6 +16,7 @@ from stepfold import Client, ConfigError, Context, Retry, Run, Step, StepFailed,
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
 from stepfold.log import Reader, Record
+from stepfold.testing.suite import checkpoints_of
 
 
 @asynccontextmanager
@@ -382,7 +383,7 @@ async def test_a_damaged_checkpoint_costs_time_only(new_log: NewLog) -> None:
     log = new_log()
     await log.open()
     for partition in range(log.partitions):
-        stored = await log.checkpoint_load(partition)
+        stored = await checkpoints_of(log, partition)
         await log.checkpoint_put(partition, dict.fromkeys(stored, b"\x00damaged"))
     await log.close()
     second = Client(driver=new_log())
@@ -400,7 +401,7 @@ async def test_a_log_that_was_made_again_under_old_checkpoints_stops_the_worker(
         await eventually(lambda: has_claim(old))
     await old.open()
     await new.open()
-    await new.checkpoint_put(0, await old.checkpoint_load(0))
+    await new.checkpoint_put(0, await checkpoints_of(old, 0))
     second = Client(driver=new)
     with pytest.raises(ConfigError, match="deleted and made again"):
         async with second.worker() as worker:

@@ -13,6 +13,7 @@ from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.fold import FORGET_MS, Ended, PartitionState
 from stepfold.log import Entry
+from stepfold.testing.suite import checkpoints_of
 
 LINES = "stepfold.worker"
 
@@ -96,7 +97,7 @@ async def test_nothing_is_left_of_runs_that_have_ended() -> None:
     ledger.accepts("completed", "a", result=1)
     keeper.fold(ledger.records)
     await keeper.save()
-    assert sorted(await keeper.log.checkpoint_load(0)) == ["0/e/0", "0/m", "0/r/b"]
+    assert sorted(await checkpoints_of(keeper.log, 0)) == ["0/e/0", "0/m", "0/r/b"]
 
 
 async def test_a_new_owner_replaces_what_the_old_one_wrote() -> None:
@@ -109,7 +110,7 @@ async def test_a_new_owner_replaces_what_the_old_one_wrote() -> None:
     second.fold(ledger.records)
     await second.save()
     claim = ledger.state.claim
-    assert sorted(await log.checkpoint_load(0)) == ["0/r/b", f"{claim}/e/0", f"{claim}/m"]
+    assert sorted(await checkpoints_of(log, 0)) == ["0/r/b", f"{claim}/e/0", f"{claim}/m"]
     assert (await reloaded(ledger, log)).pack() == ledger.state.pack()
 
 
@@ -151,13 +152,13 @@ async def test_chunks_past_remembering_leave_the_store(monkeypatch: pytest.Monke
     for run_id in ("a", "b"):
         ledger.accepts("completed", run_id, result=1)
     keeper = await kept(ledger)
-    assert {"0/e/0", "0/e/1"} <= set(await keeper.log.checkpoint_load(0))
+    assert {"0/e/0", "0/e/1"} <= set(await checkpoints_of(keeper.log, 0))
     ledger.now_ms += FORGET_MS
     ledger.start("c")
     keeper.fold(ledger.records)
     await stored(ledger, keeper.log)
     await keeper.save()
-    assert sorted(await keeper.log.checkpoint_load(0)) == ["0/e/1", "0/m", "0/r/c"]
+    assert sorted(await checkpoints_of(keeper.log, 0)) == ["0/e/1", "0/m", "0/r/c"]
     loaded = await Keeper(keeper.log).load()
     assert loaded.offset == ledger.state.offset and list(loaded.runs) == ["c"] and len(loaded.ended) == 1
 
@@ -167,7 +168,7 @@ async def test_a_large_run_is_stored_in_pieces() -> None:
     for number in range(4):
         ledger.accepts("step-completed", step_id=f"step-{number}", attempt=1, result="x" * 400_000)
     keeper = await kept(ledger)
-    sizes = [len(value) for key, value in (await keeper.log.checkpoint_load(0)).items() if "/r/" in key]
+    sizes = [len(value) for key, value in (await checkpoints_of(keeper.log, 0)).items() if "/r/" in key]
     assert len(sizes) == 4 and max(sizes) < 600_000
     assert (await Keeper(keeper.log).load()).pack() == ledger.state.pack()
 
@@ -196,7 +197,7 @@ async def test_damage_costs_a_fold_from_the_beginning(spoilt: str, how: str) -> 
     ledger = ledger_of("a", "b")
     ledger.accepts("completed", "b", result=1)
     keeper = await kept(ledger)
-    whole = (await keeper.log.checkpoint_load(0))[spoilt]
+    whole = (await checkpoints_of(keeper.log, 0))[spoilt]
     values = {"cut": whole[:-3], "garbage": b"\xff\x00" * 40, "empty": b"", "missing": None, "json": b'[{"a":1}]'}
     await keeper.log.checkpoint_put(0, {spoilt: values[how]})
     assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
@@ -206,7 +207,7 @@ async def test_damage_costs_a_fold_from_the_beginning(spoilt: str, how: str) -> 
 async def test_other_runs_than_the_marker_counts_cost_a_fold_from_the_beginning(spoilt: str) -> None:
     ledger = ledger_of("a", "b")
     keeper = await kept(ledger)
-    before = dict(await keeper.log.checkpoint_load(0))
+    before = await checkpoints_of(keeper.log, 0)
     ledger.accepts("completed", "a", result=1)
     keeper.fold(ledger.records)
     await stored(ledger, keeper.log)
@@ -215,7 +216,7 @@ async def test_other_runs_than_the_marker_counts_cost_a_fold_from_the_beginning(
         await keeper.log.checkpoint_put(0, {"0/r/a": before["0/r/a"]})
     elif "never" in spoilt:
         other = await kept(ledger_of("c"))
-        await keeper.log.checkpoint_put(0, {"0/r/c": (await other.log.checkpoint_load(0))["0/r/c"]})
+        await keeper.log.checkpoint_put(0, {"0/r/c": (await checkpoints_of(other.log, 0))["0/r/c"]})
     else:
         await keeper.log.checkpoint_put(0, {"0/r/b": None})
     assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
@@ -224,7 +225,7 @@ async def test_other_runs_than_the_marker_counts_cost_a_fold_from_the_beginning(
 async def test_a_checkpoint_of_another_format_is_not_read() -> None:
     ledger = ledger_of("a")
     keeper = await kept(ledger)
-    marker = orjson.loads((await keeper.log.checkpoint_load(0))["0/m"])
+    marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
     await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"version": 99})})
     assert (await Keeper(keeper.log).load()).offset == 0
 
@@ -232,7 +233,7 @@ async def test_a_checkpoint_of_another_format_is_not_read() -> None:
 async def test_a_log_that_lost_what_a_checkpoint_covers_is_refused() -> None:
     ledger = ledger_of("a")
     keeper = await kept(ledger)
-    marker = orjson.loads((await keeper.log.checkpoint_load(0))["0/m"])
+    marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
     await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"offset": ledger.state.offset + 1})})
     with pytest.raises(ConfigError, match="records were lost"):
         await Keeper(keeper.log).load()

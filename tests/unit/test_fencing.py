@@ -10,6 +10,7 @@ from histories import RUN, Keeper, Ledger, begun, facts, reloaded, stored
 
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError
+from stepfold.testing.suite import checkpoints_of
 
 
 def test_1_a_paused_owner_finds_its_record_void_after_another_claimed() -> None:
@@ -130,6 +131,6 @@ async def test_8_a_log_that_was_made_again_under_the_same_name_is_refused() -> N
     await keeper.save()
 
     recreated = await stored(ledger, MemoryDriver())
-    await recreated.checkpoint_put(0, await keeper.log.checkpoint_load(0))
+    await recreated.checkpoint_put(0, await checkpoints_of(keeper.log, 0))
     with pytest.raises(ConfigError, match="deleted and made again"):
         await Keeper(recreated).load()

@@ -1,0 +1,202 @@
+"""What is kept small for the many runs that wait: their packed state, and their timers."""
+
+from __future__ import annotations
+
+import heapq
+from random import Random
+
+import pytest
+from histories import RUN, Keeper, Ledger, begun, owned, reloaded, stored
+
+from stepfold.drivers import MemoryDriver
+from stepfold.fold import Runs, RunState
+from stepfold.packing import MAX_SAMPLES, Packer
+from stepfold.testing.suite import checkpoints_of
+from stepfold.timers import SHARED_STEP_IDS, Timers
+
+
+def asleep() -> Ledger:
+    """A run that sleeps, put away."""
+    ledger = begun()
+    ledger.accepts("step-completed", step_id="before", attempt=1, result={"n": 1})
+    ledger.accepts("sleep-scheduled", step_id="nap", wake_at=ledger.now_ms)
+    ledger.run.folded, ledger.run.stored = 7, 3
+    ledger.state.runs.put_away(RUN)
+    return ledger
+
+
+def value_of(run: RunState) -> object:
+    return run.pack(), run.folded, run.stored, run.idle, run.executed
+
+
+# Runs.
+
+
+def test_a_run_that_is_put_away_is_still_there() -> None:
+    runs = asleep().state.runs
+    assert RUN in runs and list(runs) == [RUN] and len(runs) == 1 and RUN not in runs.at_hand
+
+
+def test_what_is_asked_for_comes_back_as_it_was() -> None:
+    ledger = asleep()
+    copy = ledger.state.runs.peek(RUN)
+    assert RUN not in ledger.state.runs.at_hand
+    run = ledger.state.runs[RUN]
+    assert ledger.state.runs.at_hand == {RUN: run} and ledger.state.runs[RUN] is run
+    assert ledger.state.runs.get(RUN) is run and ledger.state.runs.peek(RUN) is run
+    assert value_of(run) == value_of(copy)
+    assert (run.folded, run.stored, run.idle, run.executed) == (7, 3, True, 1)
+
+
+def test_a_run_that_has_decided_nothing_has_not_been_executed_for_all_we_know() -> None:
+    runs = begun().state.runs
+    runs.put_away(RUN)
+    assert runs[RUN].executed == -1
+
+
+def test_who_is_not_there_is_not_found() -> None:
+    runs = asleep().state.runs
+    assert "other" not in runs and runs.get("other") is None
+    for look in (runs.__getitem__, runs.peek, runs.snapshot, runs.__delitem__):
+        with pytest.raises(KeyError):
+            look("other")
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_snapshot_is_the_same_wherever_the_run_is(away: bool) -> None:
+    ledger = asleep()
+    expected = ledger.state.runs.peek(RUN).pack()
+    if not away:
+        assert ledger.state.runs[RUN].id == RUN
+    assert ledger.state.runs.snapshot(RUN) == expected
+    assert (RUN in ledger.state.runs.at_hand) is not away
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_where_its_snapshot_is_stored_is_noted_wherever_the_run_is(away: bool) -> None:
+    runs = asleep().state.runs
+    if not away:
+        assert runs[RUN].stored == 3
+    runs.mark_stored(RUN, 99)
+    assert (RUN in runs.at_hand) is not away
+    assert runs[RUN].stored == 99 and runs[RUN].folded == 7
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_run_is_taken_out_or_replaced_wherever_it_is(away: bool) -> None:
+    runs = asleep().state.runs
+    other = begun().run
+    if not away:
+        assert runs[RUN].id == RUN
+    runs[RUN] = other
+    assert runs[RUN] is other and len(runs) == 1
+    if away:
+        runs.put_away(RUN)
+    del runs[RUN]
+    assert not runs and RUN not in runs
+
+
+def test_a_record_finds_a_run_that_was_put_away() -> None:
+    ledger = asleep()
+    run = ledger.accepts("sleep-completed", step_id="nap")
+    assert [entry.step_id for entry in run.journal] == ["before", "nap"]
+    ledger.accepts("completed", result=1)
+    assert not ledger.state.runs and ledger.state.open_mark == 0
+
+
+def test_a_run_that_was_put_away_cannot_be_started_again() -> None:
+    asleep().rejects("started", workflow="process-order", version="1", input=1)
+
+
+def test_where_a_run_is_does_not_change_the_state() -> None:
+    ledger = asleep()
+    packed = ledger.state.pack()
+    assert ledger.state.runs[RUN].id == RUN
+    assert ledger.state.pack() == packed
+
+
+async def test_checkpoints_hold_what_was_put_away() -> None:
+    ledger = Ledger(stride=1)
+    ledger.claim()
+    for name in "abc":
+        ledger.start(name)
+        ledger.accepts("sleep-scheduled", name, step_id="nap", wake_at=ledger.now_ms)
+    keeper = Keeper(await stored(ledger, MemoryDriver(clock=lambda: ledger.now_ms)))
+    keeper.fold(ledger.records)
+    keeper.state.runs.put_away("a")
+    await keeper.save()
+    assert not keeper.state.runs.at_hand.get("a")
+    second = Keeper(keeper.log)
+    loaded = await second.load()
+    assert list(loaded.runs.at_hand) == ["b", "c"] and loaded.pack() == ledger.state.pack()
+    ledger.claim("worker-b")
+    ledger.accepts("completed", "a", result=1)
+    await stored(ledger, keeper.log)
+    second.fold(ledger.records)
+    await second.save()
+    assert sorted(await checkpoints_of(keeper.log, 0)) == [
+        "0/r/b",
+        "0/r/c",
+        f"{ledger.state.claim}/e/0",
+        f"{ledger.state.claim}/m",
+    ]
+    assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
+
+
+def test_an_idle_run_is_small() -> None:
+    ledger = owned()
+    runs: Runs = ledger.state.runs
+    for number in range(200):
+        run_id = f"order-{number:08}-of-a-customer"
+        run = ledger.start(run_id, input={"order": number, "customer": f"customer-{number}"})
+        ledger.accepts("sleep-scheduled", run_id, step_id="until-the-end-of-the-month", wake_at=ledger.now_ms + number)
+        plain = len(run.pack())
+        runs.put_away(run_id)
+        assert number == 0 or len(runs._packed[run_id]) * 3 < plain  # pyright: ignore[reportPrivateUsage]  # its purpose
+
+
+# Packer.
+
+
+def test_what_is_packed_is_unpacked_whatever_it_is() -> None:
+    packer, random = Packer(), Random(7)
+    values = [(f"kind-{n % 400}", f"key-{n}-ключ", random.randbytes(n) if n % 2 else b"[1,2,3]" * n) for n in range(800)]
+    packed = [packer.pack(kind, key, value) for kind, key, value in values]
+    assert len(packed) > MAX_SAMPLES
+    assert [packer.unpack(key, each) for (_, key, _), each in zip(values, packed, strict=True)] == [each for *_, each in values]
+
+
+# Timers.
+
+
+def test_the_earliest_comes_first() -> None:
+    random, timers, model = Random(42), Timers(), list[int]()
+    for _ in range(5_000):
+        if model and random.random() < 0.4:
+            due = heapq.heappop(model)
+            assert timers.first == due
+            assert timers.pop() == (due, f"run-{due}", f"step-{due}")
+        else:
+            due = random.randrange(1_000)
+            heapq.heappush(model, due)
+            timers.push(due, f"run-{due}", f"step-{due}")
+        assert len(timers) == len(model)
+    assert [timers.pop()[0] for _ in range(len(timers))] == sorted(model)
+
+
+def test_step_ids_are_shared_but_not_for_ever() -> None:
+    timers = Timers()
+    for number in range(SHARED_STEP_IDS + 2):
+        timers.push(number, "run", f"step-{number}")
+    timers.push(-2, "run", "-".join(("step", str(SHARED_STEP_IDS + 1))))
+    timers.push(-1, "run", "-".join(("step", str(SHARED_STEP_IDS + 1))))
+    assert timers.pop()[2] is timers.pop()[2]
+
+
+def test_cleared_timers_are_gone() -> None:
+    timers = Timers()
+    timers.push(1, "run", "step")
+    timers.clear()
+    assert not timers
+    timers.push(2, "run", "step")
+    assert timers.pop() == (2, "run", "step")
