@@ -52,6 +52,8 @@ CHECKPOINTS_PER_QUERY = 500
 LOCKED_S = 10.0
 """How long other processes may hold the file before it counts as unavailable."""
 
+_WRITABLE = "it and its directory must be writable for this user"
+
 SCHEMA = f"""
 CREATE TABLE record_keys (partition INTEGER, key TEXT, offset INTEGER, PRIMARY KEY (partition, key, offset)) WITHOUT ROWID;
 CREATE TABLE indexed (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL);
@@ -79,7 +81,7 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
         elif code == sqlite3.SQLITE_NOTADB:
             kind, says = ConfigError, f"{path} is not an SQLite database; choose another path"
         elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            kind, says = ConfigError, f"{path} cannot be written ({error}); it and its directory must be writable for this user"
+            kind, says = ConfigError, f"{path} cannot be written ({error}); {_WRITABLE}"
         else:
             says = f"{path} could not be used: {error}"
         raise (kind if opening else LogUnavailable)(says) from error
@@ -122,6 +124,8 @@ class Writer:
             raise ConfigError(f"{path} is a directory; the path of a log names a file")
         if not path.parent.is_dir():
             raise ConfigError(f"{path}: there is no directory {path.parent}; create it first, or choose another path")
+        if path.exists() and not os.access(path, os.W_OK):  # SQLite says so only at the first append
+            raise ConfigError(f"{path} cannot be written; {_WRITABLE}")
         self._path = path
         self._clock = clock
         self.ends: list[int] = []

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ class Fleet:
         self._seed = seed
         self._workers: list[subprocess.Popen[bytes]] = []
         self._all: list[subprocess.Popen[bytes]] = []
+        self._logs: dict[int, Path] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -56,23 +57,30 @@ class Fleet:
         print(f"alive: {[process.pid for process in alive]}")
         print(f"the processes' logs are in {self.folder}")
 
-    def _start(self, role: str, argument: object) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{role}-{len(self._all)}.log").open("wb") as output:
+    def _start(self, role: str, argument: object, url: str | None = None, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        log = self.folder / f"{role}-{len(self._all)}.log"
+        with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, str(PROGRAMS), role, self.url, str(self.folder), str(argument)],
+                [*within, sys.executable, str(PROGRAMS), role, url or self.url, str(self.folder), str(argument)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
         self._all.append(process)
+        self._logs[process.pid] = log
         return process
+
+    def said(self, process: subprocess.Popen[bytes]) -> str:
+        """What a process has written to its log."""
+        return self._logs[process.pid].read_text()
 
     def client(self, rate: float) -> subprocess.Popen[bytes]:
         """A client that starts `rate` runs a second."""
         return self._start("client", rate)
 
-    def worker(self) -> subprocess.Popen[bytes]:
-        worker = self._start("worker", self.random.randrange(1_000_000))
+    def worker(self, url: str | None = None, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Another worker, with a URL of its own if that is given, and by the commands of `within`."""
+        worker = self._start("worker", self.random.randrange(1_000_000), url, within)
         self._workers.append(worker)
         return worker
 
