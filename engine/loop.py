@@ -277,6 +277,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise RuntimeError("a loop cannot be abandoned while it runs")
         tasks = self.blocked_tasks()
         self._abandoned = True
+        self._on_timer = self._on_timer_cancelled = _nobody
         self._tasks = []
         context = contextvars.copy_context()
         self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
@@ -485,6 +486,10 @@ def _code(name: str) -> CodeType | None:
 _ENSURE_FUTURE = _code("ensure_future")
 _ENSURE_FUTURE_311 = _code("_ensure_future")
 _AS_COMPLETED = (_code("as_completed"), _code("_AsCompletedIterator"))
+
+
+def _nobody(timer: Timer) -> None:
+    """Who is told of the timers of an abandoned run."""
 
 
 def _close(task: asyncio.Task[Any]) -> None:

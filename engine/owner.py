@@ -74,6 +74,8 @@ class Worker(Protocol):
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
     def ctx_ext(self, run_id: str) -> object: ...
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
     def dispatch(self, attempt: Attempt) -> None: ...
     def dispatch_alone(self, attempt: Attempt) -> None: ...
     def settled(self, attempt: Attempt) -> None: ...
@@ -281,17 +283,21 @@ class Owner:
         """Fold records and do what follows from each."""
         state = self.state
         assert state is not None
-        for record in records:
-            change = self._fold_one(state, record)
-            if change is None or not self.active:
-                continue
-            run = change.run
-            if run is None:
-                if state.claim != self.claim:
-                    logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
-                    self._end()
-                continue
-            self._react(change.event, run)
+        self.worker.hold()
+        try:
+            for record in records:
+                change = self._fold_one(state, record)
+                if change is None or not self.active:
+                    continue
+                run = change.run
+                if run is None:
+                    if state.claim != self.claim:
+                        logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
+                        self._end()
+                    continue
+                self._react(change.event, run)
+        finally:
+            self.worker.release()
         if self._checkpoint_timer is None:
             self._checkpoint_timer = self.loop.call_later(self.worker.settings.checkpoint_s, self._checkpoint_due.set)
         if self._since_checkpoint >= self.worker.settings.checkpoint_records:

@@ -14,9 +14,10 @@ import logging
 import os
 import socket
 import sys
+import types
 import uuid
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from random import Random
@@ -35,6 +36,8 @@ logger = logging.getLogger("stepfold.worker")
 
 RETRY_S = (0.2, 5.0)
 """First and longest pause before a partition is tried again after an error."""
+ATTEMPTS_PER_TURN = 100
+"""So many attempts that have nothing to wait for may run before others on the loop get a turn."""
 
 Ts = TypeVarTuple("Ts")
 RunInThread = Callable[[Callable[[], Any]], Coroutine[Any, Any, Any]]
@@ -70,7 +73,10 @@ class Worker:
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: deque[Attempt] = deque()
+        self._held = False
+        self._runner_due = False  # a task has been made and has not begun
         self._running = 0
+        self._context = contextvars.copy_context()
         self._alone: deque[Attempt] = deque()  # the first one's turn it is
         self._threads: ThreadPoolExecutor | None = None
         self._run_in_thread = run_in_thread or self._thread
@@ -190,12 +196,20 @@ class Worker:
 
     # -- steps
 
+    def hold(self) -> None:
+        """What is dispatched from here on waits for `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Run what was dispatched meanwhile, at once if this Python can."""
+        self._held = False
+        self._go_on(_start_at_once)
+
     def dispatch(self, attempt: Attempt) -> None:
         """Run an attempt, now or when there is a place."""
-        if self._running < self.settings.concurrency:
-            self._start(attempt)
-        else:
-            self._queue.append(attempt)
+        self._queue.append(attempt)
+        if not self._held:
+            self._go_on()
 
     def dispatch_alone(self, attempt: Attempt) -> None:
         """Run an attempt that may end this process, while no other such attempt of this worker is announced or runs."""
@@ -222,18 +236,31 @@ class Worker:
             with contextlib.suppress(ValueError):
                 self._queue.remove(attempt)
 
-    def _start(self, attempt: Attempt) -> None:
-        self._running += 1
-        task = attempt.task = _create_task(self._attempt(attempt))
-        if task.done():
-            self._running -= 1
-        else:
-            task.add_done_callback(self._ended)
+    def _go_on(self, start: Callable[[Coroutine[Any, Any, None]], object] | None = None) -> None:
+        """See that somebody runs what is queued, if there is a place."""
+        if self._queue and not self._runner_due and self._running < self.settings.concurrency:
+            self._runner_due = True
+            (start or asyncio.get_running_loop().create_task)(self._run_queued())
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running -= 1
-        while self._queue and self._running < self.settings.concurrency:
-            self._start(self._queue.popleft())
+    async def _run_queued(self) -> None:
+        """Run queued attempts, one after another as long as none has to wait; from then on the next task goes on."""
+        self._runner_due = False
+        task = asyncio.current_task()
+        try:
+            for _ in range(ATTEMPTS_PER_TURN):
+                if not self._queue or self._running >= self.settings.concurrency:
+                    break
+                attempt = self._queue.popleft()
+                attempt.task = task
+                self._running += 1
+                try:
+                    if await in_context(self._context.copy(), self._attempt(attempt), self._go_on):
+                        break
+                finally:
+                    attempt.task = None
+                    self._running -= 1
+        finally:
+            self._go_on()
 
     async def _attempt(self, attempt: Attempt) -> None:
         """Run one attempt and report how it ended; a cancelled one reports nothing."""
@@ -305,13 +332,33 @@ def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004  # the method itself is wanted
 
 
+@types.coroutine
+def in_context(
+    context: contextvars.Context, coro: Coroutine[Any, Any, None], on_wait: Callable[[], None]
+) -> Generator[Any, Any, bool]:
+    """Await `coro` in a context of its own, in this task; whether it had to wait, which `on_wait` is told when it first does."""
+    try:
+        waits_for = context.run(coro.send, None)
+    except StopIteration:
+        return False
+    on_wait()
+    while True:
+        try:
+            value = yield waits_for
+        except BaseException as error:  # noqa: BLE001  # the task's word to the coroutine, whatever it is
+            resume = partial(coro.throw, error)
+        else:
+            resume = partial(coro.send, value)
+        try:
+            waits_for = context.run(resume)
+        except StopIteration:
+            return True
+
+
 if sys.version_info >= (3, 12):
 
-    def _create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task that runs at once, up to its first wait: a step that waits for nothing costs no turn of the loop."""
+    def _start_at_once(coro: Coroutine[Any, Any, None]) -> object:
         return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)
 
 else:
-
-    def _create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(coro)
+    _start_at_once = None

@@ -130,6 +130,29 @@ def pauses(times: list[int]) -> list[int]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
+async def test_scores_of_steps_wait_side_by_side_each_in_a_task_of_its_own(client: Client) -> None:
+    tasks: set[object] = set()
+    ended = asyncio.Event()
+
+    async def wait(number: int) -> int:
+        tasks.add(asyncio.current_task())
+        async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as group:
+            group.create_task(ended.wait())
+            if len(tasks) == 90:
+                ended.set()
+        return number
+
+    async def at_once(number: int) -> int:
+        return number
+
+    async def body(ctx: Context, step: Step) -> int:
+        steps = [step.run(f"{fn.__name__}-{number}", fn, number) for number in range(90) for fn in (wait, at_once)]
+        return sum(await asyncio.gather(*steps))
+
+    assert await outcome(client, body) == 2 * sum(range(90))
+    assert len(tasks) == 90
+
+
 def test_backoff_grows_and_is_bounded() -> None:
     times: dict[str, list[int]] = {}
 
