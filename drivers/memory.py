@@ -27,8 +27,8 @@ APPENDS_PER_TURN = 64
 class _Store:
     """What the drivers of one name share. The offset of a record is its index."""
 
-    def __init__(self) -> None:
-        self.id = uuid.uuid4().hex
+    def __init__(self, log_id: str) -> None:
+        self.id = log_id
         self.records: list[Record] = []
         self.timestamp = 0
         self.checkpoints: dict[str, bytes] = {}
@@ -50,15 +50,20 @@ _stores: dict[str, _Store] = {}
 
 
 class MemoryDriver:
-    """`Log` in memory. `clock` gives milliseconds since 1970; timestamps never go back, even where it does."""
+    """`Log` in memory.
+
+    `clock` gives milliseconds since 1970; timestamps never go back, even where it does. `log_id` becomes the `id` of a log
+    that is new; a random one unless said.
+    """
 
     partitions = 1
     max_value_bytes = MAX_VALUE_BYTES
 
-    def __init__(self, name: str = "", *, clock: Callable[[], int] = wall_clock_ms) -> None:
+    def __init__(self, name: str = "", *, clock: Callable[[], int] = wall_clock_ms, log_id: str | None = None) -> None:
         self.name = f"memory://{name}"
         self._clock = clock
-        self._store = _stores.setdefault(name, _Store()) if name else _Store()
+        store = _stores.get(name) or _Store(log_id or uuid.uuid4().hex)
+        self._store = _stores.setdefault(name, store) if name else store
         self._tail: Tail | None = None
         self._members: list[_Membership] = []
         self._appends = 0

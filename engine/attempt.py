@@ -31,7 +31,7 @@ class Reports(Protocol):
 class Attempt:
     """One attempt of one step, on its way through the worker."""
 
-    __slots__ = ("alone", "beats", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
+    __slots__ = ("alone", "announced", "beats", "begun", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
 
     def __init__(self, owner: Reports, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
         self.owner = owner
@@ -41,6 +41,8 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None
         self.beats: Heartbeats | None = None
         self.alone = False  # it may be what kills the worker
+        self.begun = False  # its function was called
+        self.announced = False  # that it is about to run is in the log, or on its way there
         if known is None:
             self.number = 1
             self.failures = 0

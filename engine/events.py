@@ -140,7 +140,7 @@ class AttemptStarted(StepDecision):
 
 
 class AttemptLost(StepDecision):
-    """The attempt was under way, as far as anyone knows, when its worker died."""
+    """The attempt was under way, as far as anyone knows, when its worker died; or its worker left before an announced one ran."""
 
     type: Literal["attempt-lost"] = "attempt-lost"
     attempt: int

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -722,11 +722,3 @@ _RULES: dict[str, Callable[[RunState, dict[str, Any]], bool]] = {
 }
 _ENDED = frozenset({"completed", "failed", "cancelled"})
 _DECIDES = frozenset(kind for kind, shape in SHAPES.items() if shape.decision and kind != "workflow-unknown")
-
-
-def fold_all(state: PartitionState, records: Iterable[Record]) -> Iterator[Change]:
-    """Fold records in order; gives the accepted ones."""
-    for record in records:
-        change = fold(state, record)
-        if change is not None:
-            yield change

@@ -107,7 +107,7 @@ class Owner:
         self.active = False
         self.caught_up = asyncio.Event()
         self.live: dict[str, Live] = {}
-        self.waiting: set[str] = set()  # runs whose workflow is not known here
+        self.waiting: dict[str, bool] = {}  # runs whose workflow is not known here; whether their last owner died
         self._checkpoint = Checkpoint(log, partition, self._is_idle)
         self._outbox: list[Entry] = []
         self._appending_now = False
@@ -118,6 +118,9 @@ class Owner:
         self._checkpoint_due = asyncio.Event()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_lock = asyncio.Lock()
+        self._crashed = False  # the owner before did not leave in good order
+        self._unrecovered: dict[str, bool] = {}  # while recovering: runs of the owner before that may have work to do
+        self._unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, and never ran
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
         self.leaving = False
@@ -138,15 +141,16 @@ class Owner:
         self._ended = asyncio.get_running_loop().create_future()
         tasks: list[asyncio.Task[None]] = []
         try:
-            previous = await self._acquire(self.state, reader)
-            crashed = previous is not None and previous != self.worker.name
+            previous, rest = await self._acquire(self.state, reader)
+            self._crashed = previous is not None and previous != self.worker.name
+            self._unrecovered = dict.fromkeys(self.state.runs.at_hand, True)
             self.active = True
             tasks = [
                 asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
                 for name, part, *args in (
-                    ("read", self._reading, reader),
+                    ("read", self._reading, reader, rest),
                     ("append", self._appending, reader),
-                    ("recover", self._recovering, self.state, crashed),
+                    ("recover", self._recovering, self.state),
                     ("checkpoint", self._checkpointing, self.state),
                 )
             ]
@@ -188,9 +192,11 @@ class Owner:
             self._checkpoint_timer.cancel()
             self._checkpoint_timer = None
         for live in list(self.live.values()):
+            self._unbegun.update((live.run.id, attempt.op.id, attempt.number) for attempt in _unbegun(live))
             self._close(live)
         self._outbox.clear()
         self._timers.clear()
+        self._unrecovered.clear()
         self.waiting.clear()
 
     async def leave(self, grace_s: float) -> None:
@@ -199,6 +205,8 @@ class Owner:
         if not self.active or self.state is None:
             return
         for live in self.live.values():
+            for attempt in _unbegun(live):
+                self._emit(live.run, "attempt-lost", step_id=attempt.op.id, attempt=attempt.number)
             for attempt in live.attempts.values():
                 if attempt.task is None:
                     self.worker.withdraw(attempt)
@@ -220,8 +228,8 @@ class Owner:
         while self.active and (self._outbox or self._appending_now):
             await asyncio.sleep(0.001)
 
-    async def _acquire(self, state: PartitionState, reader: Reader) -> str | None:
-        """Read to the end, then claim until the fold accepts it; gives the owner before."""
+    async def _acquire(self, state: PartitionState, reader: Reader) -> tuple[str | None, Sequence[Record]]:
+        """Read to the end, then claim until the fold accepts it; gives the owner before, and what was read behind the claim."""
         _, end = await self.log.bounds(self.partition)
         while state.offset < end:
             records = await reader.read(READ_RECORDS, CATCH_UP_WAIT_S)
@@ -234,20 +242,18 @@ class Owner:
             previous = state.owner
             nonce = self.worker.ids()
             await self.log.append(self.partition, [self._claim_entry(state.claim, self.worker.name, nonce)])
-            accepted = None
-            while accepted is None:
+            judged = False
+            while not judged:
                 records = await reader.read(READ_RECORDS, None)
                 for index, record in enumerate(records):
                     change = self._fold_one(state, record)
                     if record.key == CLAIM_KEY and nonce.encode() in record.value:
-                        accepted = change is not None
-                        self.claim = state.claim
-                        self._fold_only(state, records[index + 1 :])
-                        break
-                    if change is not None and change.run is None:
+                        if change is not None:
+                            self.claim = state.claim
+                            return previous, records[index + 1 :]
+                        judged = True
+                    elif change is not None and change.run is None:
                         previous = state.owner
-            if accepted and state.claim == self.claim:
-                return previous
 
     def _claim_entry(self, prev: int, owner: str | None, nonce: str) -> Entry:
         """A claim that follows the one at `prev`; without an owner it gives the partition up."""
@@ -275,7 +281,8 @@ class Owner:
 
     # -- the log comes in
 
-    async def _reading(self, reader: Reader) -> None:
+    async def _reading(self, reader: Reader, records: Sequence[Record]) -> None:
+        self._take(records)
         while True:
             self._take(await reader.read(READ_RECORDS, None))
 
@@ -286,6 +293,8 @@ class Owner:
         self.worker.hold()
         try:
             for record in records:
+                if self._unrecovered and self._unrecovered.get(record.key, False):
+                    self._recover(state, record.key)  # as the owner before left it
                 change = self._fold_one(state, record)
                 if change is None or not self.active:
                     continue
@@ -315,10 +324,10 @@ class Owner:
         if run.ended:
             if live is not None:
                 self._close(live)
-            self.waiting.discard(run.id)
+            self.waiting.pop(run.id, None)
             return
         if live is None:
-            if kind == "cancel-requested" and run.phase == "quarantined":
+            if kind in _STANDS_STILL and run.cancel_requested and self._stands_still(run):
                 self._emit(run, "cancelled", reason=run.reason)
             elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
                 self._revive(run)
@@ -351,11 +360,11 @@ class Owner:
         """Bring a run's code into memory: replay it, and see to what it waits for."""
         workflow = self.worker.find(run.workflow, run.version)
         if workflow is None:
-            self.waiting.add(run.id)
+            self.waiting[run.id] = crashed or self.waiting.get(run.id, False)
             if not run.awaits_worker:
                 self._emit(run, "workflow-unknown")
             return None
-        self.waiting.discard(run.id)
+        crashed = self.waiting.pop(run.id, False) or crashed
         worker = self.worker
 
         def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
@@ -404,7 +413,12 @@ class Owner:
                 self._timers.push(step.next_at, run.id, op.id)
                 self._set_timer()
             elif step is not None and step.started and call.at_most_once:
-                self._interrupted(live, op, call, step)
+                if (run.id, op.id, step.attempts + 1) in self._unbegun:
+                    attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
+                    attempt.announced = True
+                    self.worker.dispatch(attempt)
+                else:
+                    self._interrupted(live, op, call, step)
             elif crashed and not call.at_most_once and (step is None or step.started or step.lost < SUSPECT_AFTER):
                 self._lost(live, op, call, step)
             else:
@@ -471,6 +485,7 @@ class Owner:
             self.worker.dispatch(attempt)
             return
         attempt.op.recorded = True
+        attempt.announced = True
         self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number)
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
@@ -705,29 +720,41 @@ class Owner:
 
     # -- recovery and checkpoints
 
-    async def _recovering(self, state: PartitionState, crashed: bool) -> None:
-        """See to every open run, some at a time: arm its timers, and replay those that may have work to do."""
+    async def _recovering(self, state: PartitionState) -> None:
+        """See to every open run, some at a time; one of which a record comes in has its turn before the record."""
         for number, run_id in enumerate(list(state.runs)):
             if number % RESUME_RUNS == 0:
                 await asyncio.sleep(0)
-            if run_id in state.runs and self.active:
-                self._recover(state, run_id, crashed)
+            if run_id in state.runs and self._unrecovered.get(run_id, True) and self.active:
+                self._recover(state, run_id)
+        self._unrecovered.clear()
+        self._unbegun.clear()
         self.caught_up.set()
 
-    def _recover(self, state: PartitionState, run_id: str, crashed: bool) -> None:
+    def _recover(self, state: PartitionState, run_id: str) -> None:
+        """Arm the timers of a run that another owner had, and replay it if it may have work to do."""
+        if run_id in self._unrecovered:
+            self._unrecovered[run_id] = False
         run = state.runs.peek(run_id)
         for step_id in run.open:
             self._arm(run, step_id)
         if run_id in self.live:
             return
+        if run.cancel_requested and self._stands_still(run):
+            self._emit(run, "cancelled", reason=run.reason)
+            return
         if run.phase == "quarantined":
             self._try_resume(run)
             return
         run.executed = len(run.journal) if run.decided else -1
-        if not run.idle or (crashed and self._may_have_retried(run)):
-            self._revive(state.runs[run_id], crashed)
+        if not run.idle or (self._crashed and self._may_have_retried(run)):
+            self._revive(state.runs[run_id], self._crashed)
         elif run_id in state.runs.at_hand:
             state.runs.put_away(run_id)
+
+    def _stands_still(self, run: RunState) -> bool:
+        """Whether a cancellation ends the run at once: its code cannot go on, or is unknown here and has not begun anywhere."""
+        return run.phase == "quarantined" or (not run.decided and self.worker.find(run.workflow, run.version) is None)
 
     def _may_have_retried(self, run: RunState) -> bool:
         now = self.log.now()
@@ -735,9 +762,6 @@ class Owner:
 
     def _try_resume(self, run: RunState) -> None:
         """A run that was quarantined for its code goes on when the code agrees with the history again."""
-        if run.cancel_requested:
-            self._emit(run, "cancelled", reason=run.reason)
-            return
         if run.error.get("type") != "NonDeterminism":
             return
         workflow = self.worker.find(run.workflow, run.version)
@@ -790,5 +814,12 @@ class Owner:
             logger.warning("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
 
 
+def _unbegun(live: Live) -> list[Attempt]:
+    """The at_most_once attempts that were announced and have not begun to run."""
+    return [one for one in live.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
+
+
 _WAKES = frozenset({"started", "resumed"})
 """Events that call for a run's code although its journal has not grown."""
+_STANDS_STILL = frozenset({"cancel-requested", "quarantined"})
+"""Events after which a run may have been cancelled and have no code that could end it."""

@@ -252,6 +252,7 @@ class Worker:
                     break
                 attempt = self._queue.popleft()
                 attempt.task = task
+                attempt.begun = True
                 self._running += 1
                 try:
                     if await in_context(self._context.copy(), self._attempt(attempt), self._go_on):

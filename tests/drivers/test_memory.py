@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import uuid
 
 import pytest
 
@@ -134,6 +135,13 @@ def test_a_named_log_belongs_to_one_event_loop() -> None:
         await log.close()
 
     asyncio.run(outer())
+
+
+def test_its_id_may_be_given() -> None:
+    assert MemoryDriver(log_id="mine").id == "mine"
+    assert MemoryDriver().id != MemoryDriver().id
+    name = uuid.uuid4().hex
+    assert MemoryDriver(name, log_id="first").id == MemoryDriver(name, log_id="second").id == "first"
 
 
 async def test_it_adds_nothing_to_ext() -> None:

@@ -275,3 +275,70 @@ async def test_input_that_a_later_model_rejects_fails_the_run(client: Client) ->
         with pytest.raises(WorkflowFailed, match=r"InputInvalid.*'later'"):
             await run.result(LIMIT_S)
         assert later.version == "1"
+
+
+async def test_a_run_of_an_unknown_workflow_is_cancelled(client: Client) -> None:
+    """There is no code that could clean up, and none has begun anything."""
+    async with client.worker():
+        run = await client.start_workflow("later", run_id="r")
+        await eventually(lambda: unknown(run))
+        await run.cancel("not any more")
+        with pytest.raises(WorkflowCancelled, match="not any more"):
+            await run.result(LIMIT_S)
+        assert [event.type for event in await run.history()] == ["started", "workflow-unknown", "cancel-requested", "cancelled"]
+
+
+async def test_a_run_of_an_unknown_workflow_that_was_cancelled_meanwhile_ends_when_a_worker_comes(client: Client) -> None:
+    async with client:
+        async with client.worker():
+            run = await client.start_workflow("later", run_id="r")
+            await eventually(lambda: unknown(run))
+        await run.cancel()
+        async with client.worker():
+            with pytest.raises(WorkflowCancelled):
+                await run.result(LIMIT_S)
+
+
+async def test_a_run_that_has_begun_is_cancelled_by_its_code(new_log: NewLog) -> None:
+    """What it has done may have to be undone: it waits for a worker that can."""
+
+    async def careful(ctx: Context, step: Step) -> None:
+        await step.run("charge", str)
+        try:
+            await step.wait_for_signal("go", signal="go")
+        finally:
+            with step.shield():
+                await step.run("refund", str)
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(careful)
+    async with first.worker():
+        started = await first.start_workflow(workflow, run_id="r")
+        await eventually(lambda: in_state(started, "waiting"))
+
+    second = Client(driver=new_log())
+    async with second.worker():
+        run = second.run("r")
+        await run.cancel()
+        await eventually(lambda: unknown(run))
+        second.workflow(id="w")(careful)
+        with pytest.raises(WorkflowCancelled):
+            await run.result(LIMIT_S)
+        assert [event.step_id for event in await run.history() if event.type == "step-completed"] == ["charge", "refund"]
+
+
+async def test_a_run_whose_code_fails_over_its_cancellation_is_cancelled_all_the_same(client: Client) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> None:
+        try:
+            await step.wait_for_signal("go", signal="go")
+        finally:
+            await asyncio.to_thread(print)
+
+    async with client.worker():
+        run = await client.start_workflow(w, run_id="r")
+        await eventually(lambda: in_state(run, "waiting"))
+        await run.cancel()
+        with pytest.raises(WorkflowCancelled):
+            await run.result(LIMIT_S)
+        assert [event.type for event in await run.history()][-2:] == ["quarantined", "cancelled"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -12,10 +13,23 @@ from eventually import eventually
 from local_logs import NewLog
 from one_run import LIMIT_S
 
-from stepfold import Client, ConfigError, Context, Retry, Run, Step, StepFailed, Worker, WorkflowCancelled, current_step
+from stepfold import (
+    Client,
+    ConfigError,
+    Context,
+    Retry,
+    Run,
+    Step,
+    StepFailed,
+    Worker,
+    WorkflowCancelled,
+    WorkflowFailed,
+    current_step,
+)
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
-from stepfold.log import Reader, Record
+from stepfold.log import Ack, Entry, Log, Reader, Record, partition_of
+from stepfold.requests import signal_received
 from stepfold.testing.suite import checkpoints_of
 
 
@@ -167,6 +181,176 @@ async def test_at_most_once_with_more_attempts_counts_the_lost_one(new_log: NewL
     async with second.worker():
         assert await second.run("r").result(LIMIT_S) == ["ValueError", 2]
     assert calls == [1, 2]
+
+
+async def test_a_run_that_is_told_something_before_its_turn_has_lost_its_attempt_too(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Recovery takes many runs some at a time; a signal does not wait for that."""
+    monkeypatch.setattr("stepfold.owner.RESUME_RUNS", 1)
+    name = request.node.name
+    runs = 20
+    running: set[str] = set()
+
+    class Telling(MemoryDriver):
+        """As soon as the first run is recovered, the last one is sent a signal."""
+
+        told = False
+
+        async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+            acks = await super().append(partition, entries)
+            if not self.told and any(b"attempt-lost" in value for _, value in entries):
+                self.told = True
+                last = f"run-{runs - 1}"
+                await super().append(partition, [signal_received(last, "go", b"1", request="go", at=self.now())])
+            return acks
+
+    async def hang() -> str:
+        if current_step().attempt == 1:
+            running.add(current_step().run_id)
+            await asyncio.Event().wait()
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await asyncio.gather(step.run("hang", hang), step.wait_for_signal("go", signal="go"))
+        await step.run("after", str)
+
+    first = Client(driver=MemoryDriver(name))
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        for number in range(runs):
+            await first.start_workflow(workflow, run_id=f"run-{number}")
+        await eventually(lambda: reaches(running, runs))
+
+    second = Client(driver=Telling(name))
+    second.workflow(id="w")(body)
+    async with second.worker():
+        last = second.run(f"run-{runs - 1}")
+        await last.result(LIMIT_S)
+        events = [(event.type, getattr(event, "step_id", None)) for event in await last.history()]
+        assert events[2:5] == [("signal-received", None), ("attempt-lost", "hang"), ("step-completed", "hang")]
+        assert ("attempt-lost", "after") not in events, "it had not begun"
+
+
+async def reaches(found: set[str], size: int) -> bool:
+    return len(found) == size
+
+
+async def test_what_was_lost_is_counted_when_the_workflow_is_registered(new_log: NewLog) -> None:
+    running = asyncio.Event()
+
+    async def hang() -> str:
+        if current_step().attempt == 1:
+            running.set()
+            await asyncio.Event().wait()
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> str:
+        return await step.run("hang", hang)
+
+    first = Client(driver=new_log())
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        await first.start_workflow(workflow, run_id="r")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+
+    second = Client(driver=new_log())
+    async with second.worker():
+        run = second.run("r")
+        await eventually(lambda: has(run, "workflow-unknown"))
+        second.workflow(id="w")(body)
+        assert await run.result(LIMIT_S) == "done"
+        assert await types(run) == ["started", "workflow-unknown", "attempt-lost", "step-completed", "completed"]
+
+
+async def test_at_most_once_attempts_that_were_announced_and_never_ran_have_not_failed(new_log: NewLog) -> None:
+    running, begun = asyncio.Event(), list[str]()
+
+    async def hang() -> None:
+        running.set()
+        if len(begun) == 0:
+            await asyncio.Event().wait()
+
+    async def charge() -> str:
+        begun.append("charge")
+        return "charged"
+
+    async def hanging(ctx: Context, step: Step) -> None:
+        await step.run("hang", hang)
+
+    async def paying(ctx: Context, step: Step) -> str:
+        return await step.run("charge", charge, at_most_once=True)
+
+    first = Client(driver=new_log())
+    hangs, pays = first.workflow(id="hangs")(hanging), first.workflow(id="pays")(paying)
+    async with first.worker(concurrency=1, grace=0):
+        await first.start_workflow(hangs)
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+        run = await first.start_workflow(pays, run_id="r")
+        await eventually(lambda: has(run, "attempt-started"))
+    assert begun == []
+
+    second = Client(driver=new_log())
+    second.workflow(id="pays")(paying)
+    async with second.worker():
+        assert await second.run("r").result(LIMIT_S) == "charged"
+    assert begun == ["charge"]
+
+
+async def test_nor_have_they_when_the_log_was_away(new_log: NewLog) -> None:
+    log: Any = Flaky(new_log())
+    client = Client(driver=log)
+    running, begun = asyncio.Event(), list[str]()
+
+    async def hang() -> None:
+        if not running.is_set():
+            running.set()
+            await asyncio.Event().wait()
+
+    async def charge() -> str:
+        begun.append("charge")
+        return "charged"
+
+    @client.workflow(id="hangs")
+    async def hangs(ctx: Context, step: Step) -> None:
+        await step.run("hang", hang)
+        await step.wait_for_signal("go", signal="go")
+
+    @client.workflow(id="pays")
+    async def pays(ctx: Context, step: Step) -> str:
+        return await step.run("charge", charge, at_most_once=True)
+
+    async with client.worker(concurrency=1):
+        first = await client.start_workflow(hangs, run_id="hangs")
+        await asyncio.wait_for(running.wait(), LIMIT_S)
+        run = await client.start_workflow(pays, run_id=log.neighbour("hangs"))
+        await eventually(lambda: has(run, "attempt-started"))
+        log.failures = 1
+        await client.start_workflow("unknown", run_id=log.neighbour(run.id))
+        assert await run.result(LIMIT_S) == "charged"
+        assert log.failures == 0
+        await first.cancel()
+    assert begun == ["charge"]
+
+
+async def test_but_one_that_ran_and_whose_result_was_lost_with_the_log_has(new_log: NewLog) -> None:
+    log: Any = Flaky(new_log())
+    client = Client(driver=log)
+    begun: list[str] = []
+
+    async def charge() -> str:
+        begun.append("charge")
+        log.failures = 1
+        return "charged"
+
+    @client.workflow(id="pays")
+    async def pays(ctx: Context, step: Step) -> str:
+        return await step.run("charge", charge, at_most_once=True)
+
+    async with client.worker():
+        with pytest.raises(WorkflowFailed, match="StepInterrupted"):
+            await (await client.start_workflow(pays)).result(LIMIT_S)
+    assert begun == ["charge"]
 
 
 # What goes on.
@@ -413,33 +597,42 @@ async def has_claim(log: MemoryDriver) -> bool:
     return bool(await log.find(0, ["@claim"]))
 
 
+class Flaky:
+    """A log on which the next `failures` decisions of an owner cannot be appended."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.failures = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+        if self.failures and any(b'"claim":' in value for _, value in entries):
+            self.failures -= 1
+            raise LogUnavailable("away for a moment")
+        return await self.log.append(partition, entries)
+
+    def neighbour(self, run_id: str) -> str:
+        """The id of another run in the same partition."""
+        ids = (f"{run_id}-{number}" for number in count())
+        return next(one for one in ids if partition_of(one, self.log.partitions) == partition_of(run_id, self.log.partitions))
+
+
 async def test_a_log_that_comes_back_is_owned_again(new_log: NewLog) -> None:
-    class Flaky:
-        def __init__(self) -> None:
-            self.log = new_log()
-            self.failures = 0
-            self.calls = 0
-
-        def break_once(self) -> None:
-            self.calls += 1
-            self.failures = int(self.calls == 1)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.log, name)
-
-        async def append(self, partition: int, entries: Any) -> Any:
-            if self.failures:
-                self.failures -= 1
-                raise LogUnavailable("away for a moment")
-            return await self.log.append(partition, entries)
-
-    log: Any = Flaky()
+    log: Any = Flaky(new_log())
     client = Client(driver=log)
+    calls = 0
+
+    def break_once() -> None:
+        nonlocal calls
+        calls += 1
+        log.failures = int(calls == 1)
 
     @client.workflow(id="w")
     async def w(ctx: Context, step: Step) -> Any:
-        return await step.run("break", log.break_once)
+        return await step.run("break", break_once)
 
     async with client.worker():
         assert await (await client.start_workflow(w)).result(LIMIT_S) is None
-        assert (log.failures, log.calls) == (0, 2), "its result was lost with the log, so it ran again"
+        assert (log.failures, calls) == (0, 2), "its result was lost with the log, so it ran again"

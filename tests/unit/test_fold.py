@@ -19,7 +19,6 @@ from stepfold.fold import (
     RunState,
     fingerprint,
     fold,
-    fold_all,
     valid_run_id,
 )
 from stepfold.log import CLAIM_KEY, partition_of
@@ -637,17 +636,9 @@ def test_a_run_skips_what_its_snapshot_covers() -> None:
     run.folded = covered
     later.runs[RUN] = run
     later.open_mark = fingerprint(RUN)
-    assert [change.event["data"] for change in fold_all(later, ledger.records) if change.run] == [2]
+    changes = [change for record in ledger.records if (change := fold(later, record)) is not None]
+    assert [change.event["data"] for change in changes if change.run] == [2]
     assert facts(later) == facts(ledger.state)
-
-
-def test_fold_all_gives_what_was_accepted() -> None:
-    ledger = begun()
-    ledger.rejects_value(b"nonsense")
-    ledger.accepts("completed", result=1)
-    changes = list(fold_all(PartitionState(), ledger.records))
-    assert [change.event["type"] for change in changes] == ["claim", "started", "completed"]
-    assert changes[0].run is None and changes[1].run is changes[2].run
 
 
 def test_a_state_is_equal_exactly_when_its_value_is() -> None:
