@@ -45,7 +45,7 @@ bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
 	$(BIN)/python tests/bench
 
 torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
-	$(BIN)/python tests/faults --minutes $(or $(MINUTES),10)
+	PYTHONPATH=tests $(BIN)/python tests/faults --minutes $(or $(MINUTES),10)
 
 constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
 	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --group dev pyproject.toml -o constraints.txt

@@ -104,6 +104,9 @@ class KafkaReader:
                 await asyncio.sleep(0)  # who asks again and again gives the fetch its turn
             else:
                 await self._news(wait)
+        if tail.was_cut_off:
+            await self._driver.check_identity()
+            tail.was_cut_off = False
         return tail.take(limit)
 
     async def _news(self, wait: float | None) -> None:
@@ -156,6 +159,7 @@ class KafkaDriver:
         self._cluster: Cluster | None = None
         self._fetcher: Fetcher | None = None
         self._id = ""
+        self._replaced = ""  # how the history was found to be another one, in words
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
@@ -212,7 +216,7 @@ class KafkaDriver:
             if wrong:
                 raise ConfigError(f"{self.name} cannot be used. " + " ".join(str(finding) for finding in wrong))
             history = topics[self.namespace.history]
-            self._id, self._partitions = history.id, history.partitions
+            self._id, self._partitions, self._replaced = history.id, history.partitions, ""
             self._inbox_partitions = topics[self.namespace.inbox].partitions
             await cluster.start(self.namespace.topics)
         except BaseException:
@@ -245,6 +249,8 @@ class KafkaDriver:
     def _opened(self) -> Cluster:
         if self._cluster is None:
             raise LogUnavailable(f"{self.name} is not open")
+        if self._replaced:
+            raise ConfigError(self._replaced)
         return self._cluster
 
     def _producer(self, purpose: str) -> Producer:
@@ -292,6 +298,18 @@ class KafkaDriver:
                 for tail in following:
                     tail.echo(records, size_bytes)
             self._fetcher.appended(TopicPartition(self.namespace.history, partition), end)
+
+    async def check_identity(self) -> None:
+        """Raises ConfigError where the history is not the one that was opened."""
+        history = self.namespace.history
+        found = await describe(self._opened(), [history], self._patience_s)
+        if history in found and found[history].id != self._id:
+            self._replaced = (
+                f"{self.name}: the topic {history} was deleted and made again while it was in use (its id was {self._id} and "
+                f"is {found[history].id}): what it held is gone. Stop everything that uses it, see that "
+                f"{self.namespace.checkpoints} was made again too, and start anew, or restore the log from a backup"
+            )
+            raise ConfigError(self._replaced)
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         return await offsets(self._opened(), TopicPartition(self.namespace.history, partition), self._patience_s)

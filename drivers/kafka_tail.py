@@ -96,6 +96,8 @@ class Tail(Generic[P]):
         self.closed = False
         self.backoff = Backoff()
         self.failing_since: float | None = None
+        self.was_cut_off = False
+        """Something failed since whoever reads has last set it back: the topic may be another one by now."""
         self._fetcher = fetcher
         self._news = news
         self._buffer: deque[P] = deque()
@@ -187,6 +189,7 @@ class Tail(Generic[P]):
 
     def fail(self, error: KafkaError, patience_s: float) -> bool:
         """Whether to try again."""
+        self.was_cut_off = True
         if isinstance(error, OffsetOutOfRangeError):
             where = f"{name_of(self.place)} has no offset {self.offset}"
             self._fail(_Gone(f"{where}: records were deleted or the topic was made again; see `stepfold topics check`"))

@@ -59,7 +59,8 @@ class Reader(Protocol):
         With nothing there it waits up to `wait` seconds for news (None: as long as it takes) and then returns an empty
         sequence. A prefix of what exists is a valid answer. May be cancelled without losing records.
 
-        Raises `LogUnavailable`, also when records at `position` are no longer in the log (never skips them silently).
+        Raises `LogUnavailable`, also when records at `position` are no longer in the log (never skips them silently), and
+        `ConfigError` when it sees that this is another log now, made again under the same name.
         """
         ...
 

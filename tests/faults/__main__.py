@@ -1,7 +1,7 @@
-"""`make torture MINUTES=30`, or `python tests/faults --minutes 30 sqlite kafka`: the storm of test_kills, for hours if need be.
+"""`make torture MINUTES=30`: the storm of test_kills, for hours if need be. `python tests/faults --help` says what may be chosen.
 
 Each log has its minutes, in rounds of a hundred kills, each on a fresh log with a seed of its own. What a round that broke a
-promise has left behind is kept and named, and the command fails. At least 60 kills a minute on a machine with two cores.
+promise has left behind is kept and named, and the command fails. About 60 kills a minute on a machine with two cores.
 """
 
 from __future__ import annotations

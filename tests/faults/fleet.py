@@ -18,6 +18,9 @@ from rawlog import Audit, Execution, History
 
 PROGRAMS = Path(__file__).parent / "workload.py"
 
+DEADLINE_S = 120.0
+"""Only a failing test waits this long."""
+
 
 class Fleet:
     """Workers and clients on one log; `folder` keeps what they leave behind."""
@@ -101,6 +104,15 @@ class Fleet:
         self.sent_home += 1
         return worker
 
+    async def gives_up(self, worker: subprocess.Popen[bytes]) -> None:
+        """A worker ends by itself with an error, soon."""
+        self._workers.remove(worker)
+        deadline = time.monotonic() + DEADLINE_S
+        while worker.poll() is None:
+            assert time.monotonic() < deadline, f"worker {worker.pid} goes on"
+            await asyncio.sleep(0.05)
+        assert worker.returncode == 1
+
     async def pause(self, seconds: float) -> None:
         """A random worker stands still and does not know it; meanwhile nothing else happens to it."""
         worker = self.random.choice(self._workers)
@@ -134,10 +146,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole ones: the last may be in the making."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-DEADLINE_S = 120.0
-"""Only a failing test waits this long."""
 
 
 async def until(what: Callable[[], bool], history: History, audit: Audit) -> None:

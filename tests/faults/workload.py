@@ -166,7 +166,9 @@ async def worker(seed: int) -> None:
         checkpoint_records=choose.choice([40, 400]),
     ) as serving:
         waits = [asyncio.create_task(serving.wait()), asyncio.create_task(told_to_leave.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in done:
+            wait.result()
 
 
 class Caller:
