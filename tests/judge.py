@@ -174,6 +174,7 @@ class Run:
         self.input: Any = event["input"]
         self.requests: set[str] = {event["request"]}
         self.journal: list[Entry] = []
+        self.by_step: dict[str, Entry] = {}
         self.open: dict[str, Open] = {}
         self.over: set[str] = set()
         self.returned: set[str] = set()  # waits whose signal was given back
@@ -316,7 +317,8 @@ def _next_attempt(run: Run, event: Json) -> Open | None:
 def _end_of_op(run: Run, step_id: str, kind: str, value: Any) -> None:
     del run.open[step_id]
     run.over.add(step_id)
-    run.journal.append(Entry(step_id, kind, run.now, value))
+    entry = run.by_step[step_id] = Entry(step_id, kind, run.now, value)
+    run.journal.append(entry)
 
 
 def _step_completed(run: Run, event: Json) -> bool:
@@ -509,22 +511,20 @@ def differences(partition: Partition, state: Any) -> str:
     ownership = next((claim for claim in reversed(partition.claims) if claim.offset < offset), Ownership(-1, 0, None))
     if (state.claim, state.owner) != (ownership.offset, ownership.owner):
         return f"the claim is {state.claim} of {state.owner}, by the records {ownership.offset} of {ownership.owner}"
-    theirs: dict[str, Any] = state.runs
-    unknown = theirs.keys() - partition.runs.keys()
-    if unknown:
+    theirs: Any = state.runs
+    if unknown := [run_id for run_id in theirs if run_id not in partition.runs]:
         return f"runs that no record has started: {sorted(unknown)}"
     for run_id, run in partition.runs.items():
         if run.changed_at >= offset:
             continue
-        found = theirs.get(run_id)
         if run.end is not None:
-            if found is not None:
+            if run_id in theirs:
                 return f"run {run_id}: it is still open, and ended at offset {run.changed_at}"
             if not state.ended.remembers(run_id, run.ended_at):
                 return f"run {run_id}: it ended, and its id is forgotten"
-        elif found is None:
+        elif run_id not in theirs:
             return f"run {run_id}: it is missing, and began at offset {run.start}"
-        elif difference := _difference(run, found):
+        elif difference := _difference(run, theirs.peek(run_id)):
             return f"run {run_id}: {difference}"
     return ""
 

@@ -1,0 +1,456 @@
+"""The checker of the simulated world: holds everything that it is told against what the engine promises.
+
+It judges by the published rule alone (`judge`); of the engine it uses only what is to be checked: the state of an owner, and
+what a checkpoint gives back. Every promise is checked at the event that would break it, so the last line of a trace is the
+one to look at.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NoReturn, cast
+
+import orjson
+from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences
+
+from stepfold.checkpoint import Checkpoint
+from stepfold.errors import StepFailed
+from stepfold.fold import PartitionState, fold
+from stepfold.log import Record
+
+RULES = {
+    1: "an acknowledged record is never lost, changed or reordered",
+    2: "one effective writer per claim",
+    3: "the fold from the start, the fold from a snapshot and the live state are the same",
+    4: "a recorded result never changes, its step does not run again, attempts stay within the policy",
+    5: "no effect comes from a result that is not in the log",
+    6: "every run has exactly one end, and everybody is told the same",
+    7: "a timer fires once, never early",
+    8: "a signal is consumed at most once, in order, none is lost",
+    9: "a start is idempotent",
+    10: "a cancellation reaches everything it should",
+    11: "nondeterministic code is found, and sound code is not called so",
+    13: "positions never go back",
+    14: "when the faults are over every run ends or waits for something named",
+}
+"""Those of the promises that can be told from the events; the world itself holds projections (12), old histories (15) and
+what is left behind (16) against what it knows."""
+
+LOST_IN_A_ROW = 4
+"""How often a step may be lost with its worker before its run is quarantined instead."""
+SUSPECT_AFTER = 2
+PAUSE_MS = 50
+"""The first pause of a program's steps, for each attempt that they are allowed."""
+
+Node = list[Any]
+_SEND: Json = {"max": 3, "once": False, "pause_ms": 1000}
+_TRACEBACK = re.compile(r',?"traceback":"(?:[^"\\]|\\.)*"')
+
+
+class Broken(AssertionError):
+    """A promise is broken."""
+
+    def __init__(self, rule: int, what: str) -> None:
+        super().__init__(f"rule {rule} ({RULES[rule]}): {what}")
+        self.rule = rule
+
+
+class _Seen:
+    """What was seen of one run besides its records. A place is (offset, claim)."""
+
+    __slots__ = ("args", "counted", "ended", "over", "quarantined", "started")
+
+    def __init__(self) -> None:
+        self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
+        self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
+        self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
+        self.args: dict[str, Any] = {}
+        self.quarantined: tuple[int, int] | None = None
+        self.ended: tuple[int, int] | None = None
+
+
+class _Part:
+    """What was seen of one partition besides its state."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record] = {}
+        self.writers: dict[int, str] = {}
+        self.claims: dict[str, list[int]] = {}  # by writer: the accepted ones
+        self.claimed_by: list[str] = []  # the writers of the accepted claims, in order
+        self.values: set[tuple[int, bytes]] = set()  # decisions of the rightful owner: claim and value
+        self.requests: set[tuple[str, str]] = set()  # run and request
+        self.stored: dict[str, bytes] = {}  # beside the partition
+        self.marked: dict[int, int] = {}  # by claim: the offset of its last marker
+
+
+class Checker:
+    """An `Observer`. `clock`: what a process believes the time to be, in ms; None: nobody can say."""
+
+    def __init__(self, partitions: int, clock: Callable[[str], int | None] = lambda process: None) -> None:
+        self.judge = Judge(partitions)
+        self._clock = clock
+        self._parts = [_Part() for _ in range(partitions)]
+        self._seen: dict[int, _Seen] = {}  # by the identity of a judged run, which lives as long as this
+        self._kept: list[Run] = []
+
+    # -- the log
+
+    def appended(self, partition: int, record: Record, writer: str) -> None:
+        """Judge a record that became durable."""
+        part, judged = self._parts[partition], self.judge.partitions[partition]
+        offset, timestamp, key, value = record
+        if offset < judged.next_offset:
+            self._broken(1, f"its offset does not rise: {judged.next_offset} is next", partition, record)
+        claim = judged.claim
+        part.records[offset] = record
+        part.writers[offset] = writer
+        void, event, run = self.judge.judge(partition, offset, timestamp, key, value)
+        if event is None:
+            return
+        kind = event["type"]
+        if kind == "claim":
+            if void is None:
+                part.claims.setdefault(writer, []).append(offset)
+                part.claimed_by.append(writer)
+            return
+        if kind in REQUESTS:
+            if event["run_id"] == key:
+                part.requests.add((key, event["request"]))
+            if void is None and run is not None and kind == "started":
+                self._kept.append(run)
+                self._seen[id(run)] = _Seen()
+            return
+        if void is not None:
+            if writer != "stranger":
+                self._void(part, partition, record, writer, event, run, claim)
+            return
+        assert run is not None
+        if writer != part.claimed_by[-1]:
+            if writer != "stranger" or (claim, value) not in part.values:
+                self._broken(2, f"{writer} decided under the claim of {part.claimed_by[-1]}", partition, record)
+        else:
+            part.values.add((claim, value))
+        self._accepted(partition, record, run, event, kind, (offset, claim))
+
+    def _void(self, part: _Part, partition: int, record: Record, writer: str, event: Json, run: Run | None, claim: int) -> None:
+        """Most of what is void is so for good reason; some must not even be written."""
+        under: int = event["claim"]
+        if under not in part.claims.get(writer, ()):
+            self._broken(2, f"{writer} decided under claim {under}, which it never had", partition, record)
+        if under == claim and run is not None and run.end is None:
+            op = run.open.get(event.get("step_id", ""))
+            if op is not None and event["type"] == "sleep-completed" and op.kind == "sleep":
+                self._broken(7, f"the sleep ends at {op.wake_at}, and was ended at {event['at']}", partition, record)
+            if op is not None and event["type"] == "wait-timed-out" and op.timeout_at is not None:
+                self._broken(7, f"the wait ends at {op.timeout_at}, and was ended at {event['at']}", partition, record)
+
+    def _accepted(self, partition: int, record: Record, run: Run, event: Json, kind: str, place: tuple[int, int]) -> None:
+        """A decision counts."""
+        seen = self._seen[id(run)]
+        if kind in ENDS:
+            seen.ended = place
+        elif kind == "quarantined":
+            seen.quarantined = place
+            self._may_be_quarantined(partition, record, run, event)
+        elif kind == "resumed":
+            seen.quarantined = None
+        step_id = event.get("step_id")
+        if step_id is None:
+            return
+        if step_id in run.over:
+            seen.over.setdefault(step_id, place)
+        if kind == "step-completed":
+            if event["attempt"] > 1 or step_id in seen.counted:
+                seen.counted[step_id] = place
+        elif kind == "step-failed":
+            seen.counted[step_id] = place
+            self._within_policy(partition, record, run, event)
+        elif kind == "attempt-lost":
+            seen.counted[step_id] = place
+            if run.open[step_id].lost > LOST_IN_A_ROW:
+                self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
+        elif kind in ("sleep-completed", "wait-timed-out"):
+            believed = self._clock(self._parts[partition].writers[record.offset])
+            if believed is not None and event["at"] > believed:
+                self._broken(7, f"its writer's clock says {believed} only", partition, record)
+        if step_id.rpartition("/")[2].startswith("drift-"):
+            drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
+            if len(drifted) > 1:
+                self._broken(11, f"the code went on with other steps than before: {sorted(drifted)}", partition, record)
+
+    def _may_be_quarantined(self, partition: int, record: Record, run: Run, event: Json) -> None:
+        error: Json = event["error"]
+        if error["type"] == "NonDeterminism":
+            if not _contains(_program(run), "drift"):
+                self._broken(11, "sound code was called nondeterministic", partition, record)
+        elif not any(op.kind == "step" and op.lost >= LOST_IN_A_ROW for op in run.open.values()):
+            self._broken(4, "no step of it was lost too often", partition, record)
+
+    def _within_policy(self, partition: int, record: Record, run: Run, event: Json) -> None:
+        """The step gives up neither too late nor too early, and its pause is as long as was asked for."""
+        step_id: str = event["step_id"]
+        policies = _policies(_program(run), step_id)
+        if not policies:
+            return
+        allowed = [how["max"] for how in policies]
+        failures, attempt = run.failures[step_id], event["attempt"]
+        if failures > max(allowed) or (failures == max(allowed) and event["next_at"] is not None):
+            self._broken(4, f"attempt {attempt} is failure {failures}, of {max(allowed)} that are allowed", partition, record)
+        if event["next_at"] is None:
+            if failures not in allowed and "NonRetryable" not in event["error"]["type"]:
+                self._broken(4, f"it gives up after failure {failures}, of {allowed} that are allowed", partition, record)
+            return
+        pauses = [how.get("pause_ms", PAUSE_MS * how["max"]) * 2 ** (failures - 1) for how in policies]
+        shortest, longest = min(pauses) // 2, max(pauses)
+        if not shortest <= event["next_at"] - event["at"] <= longest + 1:
+            self._broken(4, f"the pause shall be between {shortest} and {longest} ms", partition, record)
+
+    def acknowledged(self, partition: int, offset: int, writer: str) -> None:
+        """Only what is there may be acknowledged, and to who wrote it."""
+        if self._parts[partition].writers.get(offset) != writer:
+            found = self._parts[partition].records.get(offset)
+            raise Broken(1, f"{writer} was told that its record is at {partition}/{offset}; there is {found}")
+
+    def read(self, partition: int, record: Record, reader: str) -> None:
+        """What is read is what was written."""
+        written = self._parts[partition].records.get(record.offset)
+        if written is not record and written != record:
+            raise Broken(1, f"{reader} was given {record} of partition {partition}, where {written} was written")
+
+    # -- steps and code
+
+    def _find(self, run_id: str) -> tuple[_Part, Partition, Run | None]:
+        number = zlib.crc32(run_id.encode()) % len(self._parts)
+        judged = self.judge.partitions[number]
+        return self._parts[number], judged, judged.runs.get(run_id)
+
+    def step_started(self, worker: str, run_id: str, step_id: str, attempt: int, at_ms: int, args: Any) -> None:
+        """A step may run if the log, as its worker knows it, says neither that it is over nor that another attempt is next."""
+        part, judged, run = self._find(run_id)
+        what = f"attempt {attempt} of step {step_id} of run {run_id} ran on {worker}"
+        if run is None:
+            raise Broken(5, f"{what}, and no record has started that run")
+        claims = part.claims.get(worker)
+        if not claims:
+            raise Broken(2, f"{what}, which never had a claim on partition {judged.number}")
+        latest = claims[-1]
+        seen = self._seen[id(run)]
+        # Whoever decided something, or has claimed the partition after that, knows of it.
+        if seen.ended is not None and seen.ended[1] <= latest:
+            raise Broken(10 if run.cancelled else 6, f"{what} after the end of the run at offset {seen.ended[0]}")
+        if seen.quarantined is not None and seen.quarantined[1] <= latest:
+            raise Broken(11, f"{what}; the run stands still since offset {seen.quarantined[0]}")
+        over = seen.over.get(step_id)
+        if over is not None and over[1] <= latest:
+            raise Broken(4, f"{what} after the step was over at offset {over[0]}: {run.by_step.get(step_id)}")
+        op = run.open.get(step_id)
+        counted = op.attempts if op is not None else 0
+        if over is None and (attempt > counted + 1 or (attempt <= counted and seen.counted[step_id][1] <= latest)):
+            raise Broken(4, f"{what}; the log counts {counted} attempts before")
+        if seen.args.setdefault(step_id, args) != args:
+            raise Broken(11, f"{what} with {args!r}, and with {seen.args[step_id]!r} before")
+        before = seen.started.setdefault((step_id, attempt), [])
+        once = _is_once(_program(run), step_id)
+        if once and (before or (op is not None and not op.announced and attempt > counted) or (op is None and over is None)):
+            raise Broken(4, f"{what}, though it may run once only, after its announcement; it ran on {before}, {op}")
+        if before and not once and before[-1] != worker and self._must_count_the_lost(part, judged, op, before[-1], worker):
+            raise Broken(4, f"{what} again; it was lost with {before[-1]}, and nothing counted that")
+        before.append(worker)
+
+    @staticmethod
+    def _must_count_the_lost(part: _Part, judged: Partition, op: Open | None, before: str, worker: str) -> bool:
+        """Who claims directly after a worker that died counts what that one had under way."""
+        if op is not None and (op.next_at is not None or (op.lost >= SUSPECT_AFTER and not op.announced)):
+            return False
+        return part.claimed_by[-2:] == [before, worker] and judged.claims[-2].owner is not None
+
+    def step_ended(self, worker: str, run_id: str, step_id: str, attempt: int, at_ms: int, outcome: Any) -> None:
+        """Nothing follows from that until it is in the log."""
+
+    def delivered(self, worker: str, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
+        """Code may be given only what the log holds."""
+        _, _, run = self._find(run_id)
+        entry = run.by_step.get(step_id) if run is not None else None
+        what = f"{worker} gave {value!r} to step {step_id} of run {run_id}"
+        if entry is None:
+            raise Broken(5, f"{what}, and no record says so")
+        if not _is_what(entry, value):
+            raise Broken(8 if entry.kind == "signal" else 4, f"{what}, the log says {entry}")
+        if at_ms != entry.now:
+            raise Broken(4, f"{what} at {at_ms}, the log says {entry}")
+
+    # -- state
+
+    def state(self, worker: str, partition: int, state: PartitionState) -> None:
+        """An owner's state is what the records before its offset amount to."""
+        if difference := differences(self.judge.partitions[partition], state):
+            raise Broken(3, f"{worker}, partition {partition} up to offset {state.offset}: {difference}")
+
+    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        """Whoever loads what is stored now, and reads on from there, comes to the same state."""
+        part = self._parts[partition]
+        for key, value in items.items():
+            part.stored.pop(key, None)
+            if value is not None:
+                part.stored[key] = value
+                claim, _, rest = key.partition("/")
+                if rest == "m":
+                    offset = orjson.loads(value)["offset"]
+                    if offset < part.marked.get(int(claim), 0):
+                        raise Broken(13, f"partition {partition}: the marker of claim {claim} went back to offset {offset}")
+                    part.marked[int(claim)] = offset
+        if part.marked:
+            self._restored(partition)
+
+    def _restored(self, partition: int) -> None:
+        judged = self.judge.partitions[partition]
+        part = self._parts[partition]
+        shelf: Any = _Shelf(part.stored, len(self._parts), judged.next_offset)
+        state = _at_once(Checkpoint(shelf, partition, lambda run: False).load())
+        start = state.offset
+        if start == 0:  # what is stored does not fit together: the fold from the start is always right
+            return
+        for offset, record in part.records.items():
+            if offset >= start:
+                fold(state, record)
+        if difference := differences(judged, state):
+            raise Broken(3, f"partition {partition}, from the checkpoint at offset {start} on: {difference}")
+
+    # -- clients
+
+    def client_acked(self, what: str, run_id: str, request: str, detail: Any) -> None:
+        """What a client was told to be durable is in the log."""
+        part, _, run = self._find(run_id)
+        if run is None:
+            raise Broken(1, f"the {what} of run {run_id} was acknowledged, and no record has started that run")
+        if request and (run_id, request) not in part.requests:
+            raise Broken(1, f"the {what} {request!r} of run {run_id} was acknowledged, and is not in the log")
+        if what == "start" and run.input != detail:
+            raise Broken(9, f"run {run_id} was started with {detail!r}, the log says {run.input!r}")
+        if what == "signal" and run.end is None and (request not in run.requests or detail[1] not in run.sent.get(detail[0], ())):
+            raise Broken(8, f"the signal {request!r} of run {run_id} was acknowledged, and the run has not got it")
+        if what == "cancel" and run.end is None and not run.cancelled:
+            raise Broken(10, f"the cancellation of run {run_id} was acknowledged, and the run goes on")
+
+    def client_result(self, run_id: str, outcome: Any) -> None:
+        """A client is told what the log says."""
+        _, _, run = self._find(run_id)
+        end = run.end if run is not None else None
+        kind = {"WorkflowFailed": "failed", "WorkflowCancelled": "cancelled"}.get(type(outcome).__name__, "completed")
+        if end is None or end["type"] != kind or (kind == "completed" and end["result"] != outcome):
+            raise Broken(6, f"a client was told that run {run_id} gave {outcome!r}, the log says {end}")
+
+    def died(self, process: str) -> None:
+        """Its work goes on elsewhere."""
+
+    def quiet(self, world: Any) -> None:
+        """Every run has come to something, and nothing that was asked for is missing."""
+        for judged, part in zip(self.judge.partitions, self._parts, strict=True):
+            for run in judged.runs.values():
+                if run.end is None and run.quarantined is None:
+                    raise Broken(10 if run.cancelled else 14, f"run {run.id} has not ended; open are {run.open}")
+            if part.claims and not part.claimed_by:
+                raise Broken(14, f"nobody owns partition {judged.number}")
+        self._all_routed(world.log)
+
+    def _all_routed(self, log: Any) -> None:
+        """What came through the inbox is in the history, or among the dead letters."""
+        refused = {record.place for record, _ in log.dead_letters}
+        asked = {request for part in self._parts for _, request in part.requests}
+        for part in log.partitions:
+            for record in part.inbox:
+                is_cloud_event = b'"specversion"' in (record.value or b"")
+                if not is_cloud_event and record.place not in refused and record.place not in asked:
+                    raise Broken(13, f"the inbox was read past {record.place}, and {record.value!r} has come to nothing")
+
+    def _broken(self, rule: int, what: str, partition: int, record: Record) -> NoReturn:
+        shown = _TRACEBACK.sub("", record.value.decode(errors="replace"))
+        raise Broken(
+            rule, f"{partition}/{record.offset}, written by {self._parts[partition].writers.get(record.offset)}: {what}: {shown}"
+        )
+
+
+class _Shelf:
+    """As much of a log as it takes to load a checkpoint."""
+
+    name = "the simulated log"
+
+    def __init__(self, stored: dict[str, bytes], partitions: int, end: int) -> None:
+        self._stored = stored
+        self.partitions = partitions
+        self._end = end
+        markers = [value for key, value in stored.items() if key.endswith("/m")]
+        self.id = orjson.loads(markers[-1])["log"] if markers else ""
+
+    async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
+        yield cast(dict[str, bytes | None], self._stored)
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        return 0, self._end
+
+
+def _at_once(coroutine: Any) -> Any:
+    """What a coroutine gives that waits for nothing but its turn."""
+    try:
+        while True:
+            coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+
+
+def _is_what(entry: Entry, value: Any) -> bool:
+    """Whether the code was given what the log holds."""
+    if entry.kind == "error":
+        return isinstance(value, StepFailed) and [value.attempts, value.error.message] == [
+            entry.value[0],
+            entry.value[1]["message"],
+        ]
+    return value == (entry.value[1] if entry.kind == "signal" else entry.value)
+
+
+# What a program asks for: its JSON is the input of its run, see programs.py.
+
+
+def _inner(node: Node) -> list[Node]:
+    if node[0] in ("seq", "gather", "group", "race"):
+        return node[1]
+    return [node[2]] if node[0] == "within" else [node[1]] if node[0] == "shield" else []
+
+
+def _program(run: Run) -> Node:
+    """What its input says; runs of others than the world have none."""
+    program: Any = run.input
+    return cast(Node, program) if isinstance(program, list) else ["seq", []]
+
+
+def _contains(node: Node, kind: str) -> bool:
+    return node[0] == kind or any(_contains(inner, kind) for inner in _inner(node))
+
+
+def _policies(program: Node, step_id: str) -> list[Json]:
+    """Of the steps that may have this id."""
+    *path, name = step_id.partition("#")[0].split("/")
+    return list(_steps(program, path, name))
+
+
+def _steps(node: Node, path: list[str], name: str) -> Iterator[Json]:
+    kind = node[0]
+    if kind == "step":
+        if not path and node[1] == name:
+            yield node[2]
+    elif kind == "send":
+        if not path and node[1] == name:
+            yield _SEND
+    elif kind in ("gather", "group", "race"):
+        if path and int(path[0]) < len(node[1]):
+            yield from _steps(node[1][int(path[0])], path[1:], name)
+    else:
+        for inner in _inner(node):
+            yield from _steps(inner, path, name)
+
+
+def _is_once(program: Node, step_id: str) -> bool:
+    policies = _policies(program, step_id)
+    return bool(policies) and all(how["once"] for how in policies)

@@ -1,0 +1,287 @@
+"""The checker finds what it is there to find: for every rule a history that breaks it, and none that is good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+import pytest
+from check import RULES, Broken, Checker
+from histories import Keeper, Ledger
+
+from stepfold.drivers import MemoryDriver
+from stepfold.errors import ErrorInfo, StepFailed, WorkflowFailed
+from stepfold.fold import PartitionState, fold
+from stepfold.log import CLAIM_KEY, Record
+
+RUN = "run"
+ERROR = {"type": "ValueError", "message": "no"}
+STEP = {"fails": 0, "max": 2, "once": False}
+PROGRAM = ["seq", [["step", "a", STEP], ["step", "once", {**STEP, "once": True}], ["wait", "w", "x", 50], ["sleep", "s", 10]]]
+DRIFTING = ["seq", [["drift", "drifts"]]]
+
+
+class Story:
+    """Tells a checker a story; `now_ms` is every clock."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1000
+        self.offset = 0
+        self.claim = -1
+        self.state = PartitionState()
+        self.checker = Checker(1, lambda process: self.now_ms)
+        self.records: list[Record] = []
+
+    def put(self, event: dict[str, Any], writer: str = "w1", key: str = RUN) -> Record:
+        return self.append(Record(self.offset, self.now_ms, key, orjson.dumps({"v": 1, "at": self.now_ms, **event})), writer)
+
+    def append(self, record: Record, writer: str = "w1") -> Record:
+        self.offset = record.offset + 1
+        self.records.append(record)
+        self.checker.appended(0, record, writer)
+        fold(self.state, record)
+        return record
+
+    def owned(self, writer: str = "w1") -> Story:
+        self.claim = self.put({"type": "claim", "prev": self.claim, "owner": writer, "nonce": "n"}, writer, CLAIM_KEY).offset
+        return self
+
+    def request(self, kind: str, request: str = "r", **fields: Any) -> Record:
+        return self.put({"type": kind, "run_id": RUN, "request": request, **fields}, "client")
+
+    def start(self, program: Any = PROGRAM) -> Story:
+        self.request("started", workflow="program", version="1", input=program)
+        return self
+
+    def decide(self, kind: str, step_id: str = "", writer: str = "w1", **fields: Any) -> Record:
+        named = {"step_id": step_id} if step_id else {}
+        return self.put({"type": kind, "run_id": RUN, "claim": self.claim, **named, **fields}, writer)
+
+    def complete(self, step_id: str = "a", result: Any = "A", **fields: Any) -> Story:
+        self.decide("step-completed", step_id, attempt=1, result=result, **fields)
+        return self
+
+    def fail(self, attempt: int, next_at: int | None = None, **fields: Any) -> Story:
+        self.decide("step-failed", "a", attempt=attempt, error=ERROR, next_at=next_at, **fields)
+        return self
+
+    def runs(self, step_id: str = "a", attempt: int = 1, worker: str = "w1", args: Any = 1) -> Story:
+        self.checker.step_started(worker, RUN, step_id, attempt, self.now_ms, args)
+        return self
+
+    def gives(self, value: Any, step_id: str = "a", at_ms: int = 0) -> Story:
+        self.checker.delivered("w1", RUN, step_id, value, at_ms or self.now_ms)
+        return self
+
+    def tells(self) -> Story:
+        self.checker.state("w1", 0, self.state)
+        return self
+
+    def quiet(self, inbox: list[Any] | None = None) -> Story:
+        log = SimpleNamespace(dead_letters=[], partitions=[SimpleNamespace(inbox=inbox or [])])
+        self.checker.quiet(SimpleNamespace(log=log))
+        return self
+
+
+def begun(program: Any = PROGRAM) -> Story:
+    return Story().owned().start(program)
+
+
+def failed(attempts: int, message: str = "no") -> StepFailed:
+    return StepFailed("a", attempts, ErrorInfo("ValueError", message))
+
+
+def test_a_good_story_is_believed() -> None:
+    story = begun().runs().fail(1, 1080).tells()
+    story.now_ms = 1080
+    story.runs(attempt=2)
+    story.decide("step-completed", "a", attempt=2, result="A")
+    story.gives("A")
+    story.decide("attempt-started", "once", attempt=1)
+    story.runs("once")
+    story.decide("step-completed", "once", attempt=1, result=None)
+    story.decide("wait-started", "w", signal="x", timeout_at=2000)
+    story.request("signal-received", "s1", signal="x", data=[1])
+    story.checker.client_acked("signal", RUN, "s1", ("x", [1]))
+    story.gives([1], "w").tells()
+    story.decide("sleep-scheduled", "s", wake_at=1090)
+    story.now_ms = 1090
+    story.decide("sleep-completed", "s")
+    story.gives(None, "s").tells()
+    story.decide("completed", result="R")
+    story.checker.client_acked("start", RUN, "", PROGRAM)
+    story.checker.client_result(RUN, "R")
+    for record in story.records:
+        story.checker.read(0, record, "w1")
+    story.checker.acknowledged(0, story.records[-1].offset, "w1")
+    story.tells().quiet()
+
+
+def test_what_a_takeover_brings_is_believed() -> None:
+    story = begun().runs()
+    old = story.claim
+    story.owned("w2")
+    story.runs(attempt=1)  # the zombie does not know yet
+    story.decide("attempt-lost", "a", "w2", attempt=1)
+    story.runs(attempt=2, worker="w2")
+    story.put({"type": "step-completed", "run_id": RUN, "claim": old, "step_id": "a", "attempt": 1, "result": "void"})
+    story.decide("step-completed", "a", "w2", attempt=2, result="A")
+    story.runs(attempt=1)
+    story.append(story.records[-2]._replace(offset=story.offset), "stranger")
+    story.append(Record(story.offset, 1, RUN, b"garbage"), "stranger")
+    story.tells()
+
+
+def told(story: Story, but: Callable[[PartitionState], Any]) -> Story:
+    """The state as it is, but for one thing."""
+    but(story.state)
+    return story.tells()
+
+
+def ended(story: Story, how: str = "completed") -> Story:
+    story.decide(how, result="R")
+    return story
+
+
+def lost(times: int) -> Story:
+    story = begun()
+    for number in range(times):
+        story.owned(f"w{number + 2}")
+        story.decide("attempt-lost", "a", f"w{number + 2}", attempt=number + 1)
+    return story
+
+
+def waiting(story: Story, timeout_at: int = 2000) -> Story:
+    story.decide("wait-started", "w", signal="x", timeout_at=timeout_at)
+    return story
+
+
+def signalled(story: Story) -> Story:
+    story.request("signal-received", "s1", signal="x", data=1)
+    return story
+
+
+def sleeping() -> Story:
+    story = begun()
+    story.decide("sleep-scheduled", "s", wake_at=5000)
+    return story
+
+
+def announced() -> Story:
+    story = begun()
+    story.decide("attempt-started", "once", attempt=1)
+    return story
+
+
+def quarantined(program: Any, kind: str = "NonDeterminism") -> Story:
+    story = begun(program)
+    story.decide("quarantined", error={"type": kind, "message": ""})
+    return story
+
+
+def cancelled(story: Story) -> Story:
+    story.request("cancel-requested", "c", reason=None)
+    return story
+
+
+def mark(story: Story, offset: int) -> Story:
+    story.checker.checkpoint(0, {"0/m": orjson.dumps({"version": 0, "log": "", "offset": offset})})
+    return story
+
+
+BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
+    (1, "does not rise", lambda: (story := begun()).append(story.records[0])),
+    (1, "was told that its record is at", lambda: begun().checker.acknowledged(0, 1, "w1")),
+    (1, "was told that its record is at", lambda: begun().checker.acknowledged(0, 7, "client")),
+    (1, "where .* was written", lambda: (story := begun()).checker.read(0, story.records[1]._replace(value=b"{}"), "w1")),
+    (1, "no record has started", lambda: Story().checker.client_acked("start", RUN, "", None)),
+    (1, "not in the log", lambda: begun().checker.client_acked("signal", RUN, "s1", ("x", 1))),
+    (2, "decided under the claim of w1", lambda: begun().complete(writer="w2")),
+    (2, "which it never had", lambda: begun().owned("w2").complete(claim=1)),
+    (2, "never had a claim", lambda: begun().runs(worker="w2")),
+    (3, "signals is {}", lambda: told(signalled(begun()), lambda state: state.runs[RUN].signals.clear())),
+    (3, "it is missing", lambda: told(begun(), lambda state: state.runs.clear())),
+    (3, "still open", lambda: told(ended(begun()), lambda state: state.runs.update({RUN: begun().state.runs[RUN]}))),
+    (3, "is forgotten", lambda: told(ended(begun()), lambda state: setattr(state, "ended", PartitionState().ended))),
+    (3, "no record has started", lambda: told(begun(), lambda state: state.runs.update({"other": state.runs[RUN]}))),
+    (3, "the claim is", lambda: told(begun(), lambda state: setattr(state, "claim", 5))),
+    (4, "after the step was over", lambda: begun().runs().complete().runs()),
+    (4, "after the step was over", lambda: begun().complete().owned("w2").runs(worker="w2")),
+    (4, "the log counts 0 attempts", lambda: begun().runs(attempt=2)),
+    (4, "the log counts 1 attempts", lambda: begun().fail(1, 1080).runs(attempt=1)),
+    (4, "run once only", lambda: begun().runs("once")),
+    (4, "run once only", lambda: announced().runs("once").runs("once")),
+    (4, "the log says", lambda: begun().complete().gives("B")),
+    (4, "the log says", lambda: begun().complete().gives("A", at_ms=1)),
+    (4, "the log says", lambda: begun().fail(1, 1080).fail(2).gives(failed(2, "yes"))),
+    (4, "is failure 2, of 2 that are allowed", lambda: begun().fail(1, 1080).fail(2, 1200)),
+    (4, "gives up after failure 1", lambda: begun().fail(1)),
+    (4, "pause shall be between 50 and 100", lambda: begun().fail(1, 1001)),
+    (4, "nothing counted that", lambda: begun().runs().owned("w2").runs(worker="w2")),
+    (4, "lost 5 times in a row", lambda: lost(5)),
+    (4, "no step of it was lost too often", lambda: quarantined(PROGRAM, "StepInterrupted")),
+    (5, "no record says so", lambda: begun().gives("A")),
+    (5, "no record has started that run", lambda: Story().owned().runs()),
+    (6, "after the end of the run", lambda: ended(begun()).runs()),
+    (6, "the log says", lambda: ended(begun()).checker.client_result(RUN, "S")),
+    (6, "the log says", lambda: ended(begun()).checker.client_result(RUN, WorkflowFailed(RUN, ErrorInfo("E", "")))),
+    (6, "the log says None", lambda: begun().checker.client_result(RUN, "R")),
+    (7, "the sleep ends at 5000", lambda: sleeping().decide("sleep-completed", "s")),
+    (7, "clock says 1000 only", lambda: sleeping().decide("sleep-completed", "s", at=5000)),
+    (7, "the wait ends at 2000", lambda: waiting(begun()).decide("wait-timed-out", "w")),
+    (7, "clock says 1000 only", lambda: waiting(begun()).decide("wait-timed-out", "w", at=2000)),
+    (8, "the log says", lambda: waiting(signalled(begun())).gives(2, "w")),
+    (8, "has not got it", lambda: signalled(begun()).checker.client_acked("signal", RUN, "s1", ("y", 1))),
+    (9, "was started with", lambda: begun().checker.client_acked("start", RUN, "", ["seq", []])),
+    (10, "the run goes on", lambda: begun().checker.client_acked("cancel", RUN, "", None)),
+    (10, "has not ended", lambda: cancelled(begun()).quiet()),
+    (10, "after the end of the run", lambda: ended(cancelled(begun()), "cancelled").runs()),
+    (11, "sound code", lambda: quarantined(PROGRAM)),
+    (11, "stands still", lambda: quarantined(DRIFTING).runs()),
+    (11, "other steps than before", lambda: begun(DRIFTING).complete("drift-w1").complete("drift-w2")),
+    (11, "with 2, and with 1 before", lambda: begun().runs().fail(1, 1080).runs(attempt=2, args=2)),
+    (13, "went back", lambda: mark(mark(Story(), 9), 8)),
+    (13, "has come to nothing", lambda: Story().quiet([SimpleNamespace(place="p/0", value=b"{}")])),
+    (14, "has not ended; open are", lambda: sleeping().quiet()),
+]
+
+
+@pytest.mark.parametrize(("rule", "finds", "happens"), BROKEN, ids=[f"{n}-rule-{rule}" for n, (rule, *_) in enumerate(BROKEN)])
+def test_a_broken_promise_is_found(rule: int, finds: str, happens: Callable[[], Any]) -> None:
+    with pytest.raises(Broken, match=finds) as found:
+        happens()
+    assert found.value.rule == rule
+
+
+def test_every_rule_has_its_violation() -> None:
+    assert {rule for rule, _, _ in BROKEN} == RULES.keys()
+
+
+async def test_a_snapshot_that_lies_is_found() -> None:
+    """One that is older than the marker says, as when a marker is written before what it speaks of."""
+    ledger = Ledger(stride=1)
+    ledger.claim()
+    ledger.start(RUN, input=PROGRAM, workflow="program")
+    checker = Checker(1)
+    for record in ledger.records:
+        checker.appended(0, record, "client" if record.key == RUN else "worker-a")
+    log = MemoryDriver()
+    await log.open()
+    keeper = Keeper(log)
+    keeper.fold(ledger.records)
+    await keeper.save()
+    [before] = [portion async for portion in log.checkpoint_load(0)]
+    checker.checkpoint(0, before)
+    ledger.accepts("step-completed", RUN, step_id="a", attempt=1, result="A")
+    checker.appended(0, ledger.records[-1], "worker-a")
+    keeper.fold(ledger.records)
+    await keeper.save()
+    [after] = [portion async for portion in log.checkpoint_load(0)]
+    await log.close()
+    assert before.keys() == after.keys() == {"0/m", f"0/r/{RUN}"}
+    with pytest.raises(Broken, match=r"journal is .*, by the records") as found:
+        checker.checkpoint(0, {"0/m": after["0/m"]})
+    assert found.value.rule == 3
+    checker.checkpoint(0, {f"0/r/{RUN}": after[f"0/r/{RUN}"]})
