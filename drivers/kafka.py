@@ -274,7 +274,14 @@ class KafkaDriver:
             if len(value) > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
                 raise _too_large(key, value)
             messages.append(Message(key_bytes, value))
-        acks = await self._producer("history").send(TopicPartition(self.namespace.history, partition), messages)
+        place = TopicPartition(self.namespace.history, partition)
+        fetcher = self._fetcher
+        assert fetcher is not None
+        fetcher.append_begins(place)
+        try:
+            acks = await self._producer("history").send(place, messages)
+        finally:
+            fetcher.append_ends(place)
         if acks:
             if not self._echoes:
                 asyncio.get_running_loop().call_soon(self._echo)

@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from io import BytesIO
+from typing import Any, Final, NamedTuple, Self
 
 from aiokafka import TopicPartition
 from aiokafka.errors import DuplicateSequenceNumber, KafkaError, LeaderNotAvailableError, NoError, for_code
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.transaction import InitProducerIdRequest
+from aiokafka.protocol.types import Schema
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stepfold.errors import ConfigError, LogUnavailable
@@ -26,6 +29,7 @@ MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
 _NOT_TRANSACTIONAL: Final[Any] = None  # which aiokafka's annotations do not foresee
+_NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
 
 
 class Message(NamedTuple):
@@ -51,6 +55,7 @@ class _Call:
 class _Batch(NamedTuple):
     data: bytes
     parts: list[tuple[_Call, int]]  # whose messages are in it, and how many of each
+    timestamp: int  # of its records, where the topic does not take the broker's
     since: float
 
 
@@ -82,14 +87,14 @@ class Producer:
         self._queues: dict[TopicPartition, _Queue] = {}
         self._active: dict[TopicPartition, _Queue] = {}
         self._busy: set[int] = set()
-        self._wake = asyncio.Event()
+        self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._failure: LogUnavailable | None = None
         self._id, self._epoch = -1, -1
-        self._requests: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(self._run())
+        self._run(self._introduce)
 
     @property
     def failed(self) -> bool:
@@ -112,7 +117,7 @@ class Producer:
                 queue.waiting_since = time.monotonic()
                 self._idle.clear()
             queue.calls.append(_Call(messages, done))
-            self._wake.set()
+            self._schedule()
         return done
 
     async def close(self, timeout_s: float = 0) -> None:
@@ -122,20 +127,35 @@ class Producer:
                 async with asyncio.timeout(timeout_s):
                     await self._idle.wait()
         self._fail(LogUnavailable("the log was closed"))
-        await asyncio.gather(self._task, *self._requests, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._cluster.give_lane(self._lane)
 
-    async def _run(self) -> None:
+    def _schedule(self) -> None:
+        """What is sent in one turn of the loop travels together."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if self._id < 0 or self._failure is not None:
+            return
         try:
-            await self._introduce()
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                for node, queues in self._next_requests().items():
-                    self._busy.add(node)
-                    task = asyncio.create_task(self._request(node, queues))
-                    self._requests.add(task)
-                    task.add_done_callback(self._requests.discard)
+            for node, queues in self._next_requests().items():
+                self._busy.add(node)
+                self._run(self._request, node, queues)
+        except LogUnavailable as error:
+            self._fail(error)
+
+    def _run(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        task = self._loop.create_task(self._guard(part, *args))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """What fails in one part fails the session."""
+        try:
+            await part(*args)
         except LogUnavailable as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - a background task does not die silently
@@ -152,6 +172,7 @@ class Producer:
                 error = for_code(answer.error_code)
                 if error is NoError:
                     self._id, self._epoch = answer.producer_id, answer.producer_epoch
+                    self._schedule()
                     return
                 raise error()
             except KafkaError as error:
@@ -176,15 +197,13 @@ class Producer:
                 queue.sending = True
                 requests.setdefault(node, []).append(queue)
         if leaderless:
-            task = asyncio.create_task(self._find_leaders())
-            self._requests.add(task)
-            task.add_done_callback(self._requests.discard)
+            self._run(self._find_leaders)
         return requests
 
     async def _find_leaders(self) -> None:
         await self._cluster.refresh()
         await asyncio.sleep(BACKOFF_S)
-        self._wake.set()
+        self._schedule()
 
     def _batch(self, queue: _Queue) -> _Batch:
         timestamp = int(time.time() * 1000)
@@ -197,7 +216,7 @@ class Producer:
             call = calls[0]
             taken = 0
             for key, value, headers in call.messages[call.sent :] if call.sent else call.messages:
-                if append(count, timestamp, key, value, list(headers)) is None:  # full
+                if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # full
                     break
                 count += 1
                 taken += 1
@@ -208,54 +227,43 @@ class Producer:
                 break
             calls.popleft()
         queue.sequence = (queue.sequence + count) & 0x7FFF_FFFF
-        return _Batch(bytes(builder.build()), parts, queue.waiting_since)
+        return _Batch(bytes(builder.build()), parts, timestamp, queue.waiting_since)
 
     async def _request(self, node: int, queues: list[_Queue]) -> None:
-        by_topic: dict[str, list[tuple[int, bytes]]] = {}
-        for queue in queues:
-            assert queue.batch is not None
-            by_topic.setdefault(queue.place.topic, []).append((queue.place.partition, queue.batch.data))
-        request = ProduceRequest(None, -1, _REPLICATION_TIMEOUT_MS, list(by_topic.items()))
+        batches = [(queue.place, queue.batch.data) for queue in queues if queue.batch is not None]
         failed: KafkaError | None = None
-        results: dict[tuple[str, int], tuple[int, int, int]] = {}
+        results: Mapping[tuple[str, int], tuple[int, int, int]] = {}
         try:
-            answer = await self._cluster.ask(node, request, self._lane)
-            for topic, partitions in answer.topics:
-                for partition, code, offset, timestamp, *_ in partitions:
-                    results[topic, partition] = code, offset, timestamp
+            results = (await self._cluster.ask(node, _ProduceRequest(batches), self._lane)).results
         except KafkaError as error:
             failed = error
         except ConfigError as error:
-            self._fail(LogUnavailable(str(error)))
+            raise LogUnavailable(str(error)) from None
         if self._failure is not None:
             return
-        try:
-            again = False
-            for queue in queues:
-                code, offset, timestamp = results.get(queue.place, (-1, -1, -1))
-                error = failed or (for_code(code)() if code else None)
-                queue.sending = False
-                if error is None or isinstance(error, DuplicateSequenceNumber):
-                    self._acknowledge(queue, offset, timestamp)
-                elif error.retriable:
-                    self._check_patience(queue, error)
-                    again = True
-                else:
-                    raise LogUnavailable(f"Kafka refused to append to {name_of(queue.place)}: {error!r}")
-        except LogUnavailable as error:
-            self._fail(error)
-            return
+        again = False
+        for queue in queues:
+            code, offset, timestamp = results.get(queue.place, (-1, -1, -1))
+            error = failed or (for_code(code)() if code else None)
+            queue.sending = False
+            if error is None or isinstance(error, DuplicateSequenceNumber):
+                self._acknowledge(queue, offset, timestamp)
+            elif error.retriable:
+                self._check_patience(queue, error)
+                again = True
+            else:
+                raise LogUnavailable(f"Kafka refused to append to {name_of(queue.place)}: {error!r}")
         if again:
             await self._cluster.refresh()
             await asyncio.sleep(BACKOFF_S)
         self._busy.discard(node)
-        self._wake.set()
+        self._schedule()
 
     def _acknowledge(self, queue: _Queue, offset: int, timestamp: int) -> None:
         batch, queue.batch = queue.batch, None
         assert batch is not None
         if timestamp < 0:
-            timestamp = int(time.time() * 1000)
+            timestamp = batch.timestamp
         for call, count in batch.parts:
             if offset < 0:  # a repetition whose first place the broker has forgotten
                 call.acks.extend([Ack(-1, timestamp)] * count)
@@ -291,6 +299,78 @@ class Producer:
         self._active.clear()
         self._idle.set()
         current = asyncio.current_task()
-        for task in (self._task, *self._requests):
+        for task in self._tasks:
             if task is not current:
                 task.cancel()
+
+
+# aiokafka writes and reads a request field by field, which costs more than all that is in it.
+
+
+class _ProduceAnswer(Response):
+    """Version 7: what became of each batch, as (error code, base offset, the broker's timestamp or -1)."""
+
+    API_KEY = 0  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
+    API_VERSION = 7  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - as the line before
+    SCHEMA = Schema()
+    _PARTITION: Final = struct.Struct(">ihqqq")
+
+    def __init__(self, results: Mapping[tuple[str, int], tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.results = results
+
+    @classmethod
+    def decode(cls, data: BytesIO | bytes) -> Self:
+        body = data if isinstance(data, bytes) else data.read()
+        results: dict[tuple[str, int], tuple[int, int, int]] = {}
+        (topics,) = _INT32.unpack_from(body)
+        at = 4
+        for _ in range(topics):
+            (size,) = _INT16.unpack_from(body, at)
+            at += 2
+            topic = body[at : at + size].decode()
+            at += size
+            (partitions,) = _INT32.unpack_from(body, at)
+            at += 4
+            for _ in range(partitions):
+                partition, code, offset, timestamp, _log_start = cls._PARTITION.unpack_from(body, at)
+                results[topic, partition] = code, offset, timestamp
+                at += cls._PARTITION.size
+        return cls(results)
+
+
+class _ProduceStruct(RequestStruct):
+    API_KEY = 0
+    API_VERSION = 7
+    RESPONSE_TYPE = _ProduceAnswer
+    SCHEMA = Schema()
+    _BEGINNING: Final = struct.Struct(">hhi").pack(-1, -1, _REPLICATION_TIMEOUT_MS)  # no transaction, all in-sync replicas
+    _PARTITION: Final = struct.Struct(">ii")
+
+    def __init__(self, batches: Sequence[tuple[TopicPartition, bytes]]) -> None:
+        super().__init__()
+        self._batches = batches
+
+    def encode(self) -> bytes:
+        by_topic: dict[str, list[bytes]] = {}
+        for (topic, partition), batch in self._batches:
+            by_topic.setdefault(topic, []).append(self._PARTITION.pack(partition, len(batch)) + batch)
+        parts = [self._BEGINNING, _INT32.pack(len(by_topic))]
+        for topic, partitions in by_topic.items():
+            name = topic.encode()
+            parts += (_INT16.pack(len(name)), name, _INT32.pack(len(partitions)), *partitions)
+        return b"".join(parts)
+
+
+class _ProduceRequest(Request[_ProduceStruct]):
+    API_KEY = 0
+
+    def __init__(self, batches: Sequence[tuple[TopicPartition, bytes]]) -> None:
+        self._batches = batches
+
+    def build(self, request_struct_class: type[_ProduceStruct]) -> _ProduceStruct:
+        return request_struct_class(self._batches)
+
+
+_INT16: Final = struct.Struct(">h")
+_INT32: Final = struct.Struct(">i")

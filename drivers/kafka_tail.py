@@ -7,9 +7,9 @@ that have no request under way, per node in as few requests as their number allo
 spends a request on all of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the
 same position share what is fetched and decoded. One that nobody reads takes part no more, once it is far enough ahead.
 
-What this process appends need not be fetched: an acknowledgement tells at which offsets the records are, so a tail that stands
-just before them is given them. While such acknowledgements come one after another nothing is fetched at all, since one that
-leaves a gap shows what others have appended; where they cease, the fetch goes on.
+What this process appends is not fetched: an acknowledgement tells at which offsets the records are, so a tail that stands
+just before them is given them. As long as an append is under way nothing else is fetched from its partition either: if others
+have appended as well, its offset will show it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ _REQUEST_BYTES: Final = 8_000_000
 _REQUEST_PARTITIONS: Final = 16
 """A request costs what its partitions cost, also those without news."""
 _AHEAD_BYTES: Final = 4_000_000
-_SETTLE_S: Final = 0.005
-"""So long after an acknowledged append the next one is awaited before the partition is asked what others have appended."""
+_SETTLE_S: Final = 0.002
+"""So long after an append the next one is awaited before the partition is asked what others have appended."""
+_LONGEST_APPEND_S: Final = 0.1
+"""One that takes longer is not waited for."""
 _BATCH: Final = struct.Struct(">qi4xb6xi")
 """How a record batch begins: base offset, length of the rest, leader epoch, format, checksum and attributes, last offset."""
 _BATCH_PREFIX_BYTES: Final = 12
@@ -222,6 +224,18 @@ class _Flight(NamedTuple):
     make: Callable[[Any], Placed]
 
 
+class _Own:
+    """What this process appends to one partition."""
+
+    __slots__ = ("end", "since", "tails", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.since = 0.0  # the last one ended, or the first of those under way began
+        self.end = -1  # of the last one
+        self.tails: list[Tail[Any]] = []  # that wait for the next one
+
+
 class Fetcher:
     """Keeps every tail that wants more in exactly one request."""
 
@@ -233,8 +247,7 @@ class Fetcher:
         self._scheduled = False
         self._flights: dict[_Flight, list[Tail[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._appended: dict[TopicPartition, tuple[int, float]] = {}
-        self._settled: dict[TopicPartition, list[Tail[Any]]] = {}
+        self._own: dict[TopicPartition, _Own] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def want(self, tails: Iterable[Tail[Any]]) -> None:
@@ -244,27 +257,51 @@ class Fetcher:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
-    def appended(self, place: TopicPartition, end: int) -> None:
-        """An append of ours ends before this offset, and the tails that stood just before it have been given it."""
-        self._appended[place] = end, self._loop.time()
-        behind = [tail for tail in self._settled.get(place, ()) if tail.offset != end]
-        if behind:
-            self.want(self._settled.pop(place))
+    def append_begins(self, place: TopicPartition) -> None:
+        own = self._own.get(place)
+        if own is None:
+            own = self._own[place] = _Own()
+        if not own.under_way:
+            own.since = self._loop.time()
+        own.under_way += 1
 
-    def _settle(self) -> None:
-        self._timer = None
-        settled, self._settled = self._settled, {}
-        self.want(tail for tails in settled.values() for tail in tails)
+    def append_ends(self, place: TopicPartition) -> None:
+        own = self._own[place]
+        own.under_way -= 1
+        own.since = self._loop.time()
+
+    def appended(self, place: TopicPartition, end: int) -> None:
+        """What this process has appended ends before this offset, and the tails that stood just before it were given it."""
+        own = self._own[place]
+        own.end = max(own.end, end)
+        if any(tail.offset < end for tail in own.tails):
+            self._release(own)
+
+    def _release(self, own: _Own) -> None:
+        tails, own.tails = own.tails, []
+        self.want(tails)
 
     def _awaits_append(self, tail: Tail[Any]) -> bool:
-        """Whether the tail has all there was at our last append, just now."""
-        end, at = self._appended.get(tail.place, (-1, 0.0))
-        if tail.offset != end or self._loop.time() - at >= _SETTLE_S:
+        own = self._own.get(tail.place)
+        if own is None or tail.offset < own.end or not self._is_appending(own):
             return False
-        self._settled.setdefault(tail.place, []).append(tail)
+        own.tails.append(tail)
         if self._timer is None:
             self._timer = self._loop.call_later(_SETTLE_S, self._settle)
         return True
+
+    def _is_appending(self, own: _Own) -> bool:
+        return self._loop.time() - own.since < (_LONGEST_APPEND_S if own.under_way else _SETTLE_S)
+
+    def _settle(self) -> None:
+        self._timer = None
+        for own in self._own.values():
+            if not own.tails:
+                continue
+            if not self._is_appending(own):
+                self._release(own)
+            elif self._timer is None:
+                self._timer = self._loop.call_later(_SETTLE_S, self._settle)
 
     async def close(self) -> None:
         if self._timer is not None:
