@@ -1,0 +1,707 @@
+"""A log in memory that fails as real logs do: what a driver may do to its users and still keep the promises of `stepfold.log`.
+
+`FaultyLog` is what is stored, and the broker or file behind it; `driver(process)` is one process's way to it. It has one of
+two characters: "kafka" (an inbox, gaps in offsets, timestamps that step back, writes that land long after they were given up, a
+group that takes partitions from a silent member) or "sqlite" (dense offsets, all or nothing, nothing late). All delays are
+virtual and all chance comes from `random`, so a seed gives one run. `rates` says how often each fault of `FAULTS` happens, from
+0 to 1; without any it is a plain log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import Random
+from typing import Any, Literal, NoReturn
+
+from ..errors import ConfigError, LogUnavailable, PayloadTooLarge
+from ..log import Ack, Entry, InboxRecord, Record
+from .processes import Process, ProcessLoop
+
+FAULTS = {
+    "ack-lost": "a write is durable and its writer is told that the log is unavailable",
+    "refused": "a write is not done: no leader, or a busy file",
+    "torn": "a write that fails is done in part (kafka)",
+    "late": "a write that was given up lands long afterwards (kafka)",
+    "slow": "a write takes seconds",
+    "crash": "the process dies while its write is under way",
+    "unknown-offset": "an acknowledgement does not say where the record is (kafka)",
+    "gap": "offsets are left out (kafka)",
+    "unavailable": "a question is not answered",
+    "prefix": "a read gives less than there is",
+    "reread-compacted": "a checkpoint is read while it is rewritten and compacted (kafka)",
+}
+MAX_VALUE_BYTES = 1_000_000
+PATIENCE_S = 10.0
+SESSION_S = 10.0
+LATE_S = 120.0
+COORDINATE_S = 1.0
+_KAFKA_ONLY = frozenset({"torn", "late", "unknown-offset", "gap", "reread-compacted"})
+_WRITES = ("ack-lost", "refused", "late", "slow", "crash")
+
+Character = Literal["kafka", "sqlite"]
+
+
+class Watch:
+    """Is told what happens to the log. Subclass what is of interest."""
+
+    def appended(self, partition: int, record: Record, writer: str) -> None:
+        """It became durable."""
+
+    def acknowledged(self, partition: int, offset: int, writer: str) -> None:
+        """The writer was told so."""
+
+    def read(self, partition: int, record: Record, reader: str) -> None:
+        """A reader was given it."""
+
+    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        """They became durable beside the partition."""
+
+    def crash(self, process: Process) -> None:
+        """The process shall die now."""
+        process.kill()
+
+
+class _Partition:
+    """What is stored of one partition."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.records: list[Record] = []
+        self.offsets: list[int] = []
+        self.by_key: dict[str, list[Record]] = {}
+        self.end = 0
+        self.timestamp = 0
+        self.checkpoints: dict[str, bytes] = {}
+        self.readers: list[FaultyReader] = []  # those that wait
+        self.inbox: list[InboxRecord] = []
+        self.routed = 0  # the position in the inbox that was committed
+
+
+class FaultyLog:
+    """`watch` is told everything. `counts` counts the faults that happened."""
+
+    def __init__(
+        self,
+        loop: ProcessLoop,
+        random: Random,
+        *,
+        character: Character = "kafka",
+        partitions: int = 2,
+        rates: Mapping[str, float] | None = None,
+        watch: Watch | None = None,
+        name: str = "faulty",
+    ) -> None:
+        self.loop = loop
+        self.random = random
+        self.kafka = character == "kafka"
+        self.name = f"{name}://{character}"
+        self.id = f"{random.getrandbits(128):032x}"
+        self.partitions = [_Partition(number) for number in range(partitions)]
+        self.rates: dict[str, float] = {}
+        self.watch = watch or Watch()
+        self.counts: Counter[str] = Counter()
+        self.clock_ms = 0  # how far the broker's clock is off
+        self.down_until = 0.0  # an outage: nobody is answered; a full disk: nothing can be written
+        self.dead_letters: list[tuple[InboxRecord, str]] = []
+        self.context = contextvars.Context()  # the broker belongs to no process
+        self.group = _Group(self)
+        self.set_rates(rates or {})
+
+    def set_rates(self, rates: Mapping[str, float]) -> None:
+        """From now on."""
+        self.rates = {kind: rate for kind, rate in rates.items() if self.kafka or kind not in _KAFKA_ONLY}
+
+    def driver(self, process: Process) -> FaultyDriver:
+        """A process's own."""
+        return FaultyDriver(self, process)
+
+    def happens(self, kind: str) -> bool:
+        """Whether a fault happens now."""
+        rate = self.rates.get(kind)
+        if rate and self.random.random() < rate:
+            self.counts[kind] += 1
+            return True
+        return False
+
+    def delay_s(self) -> float:
+        """How long a message travels."""
+        return (0.0005 if self.kafka else 0.0001) * (1 + self.random.randrange(4))
+
+    def later(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
+        """On the broker's side."""
+        self.loop.call_later(delay_s, call, *args, context=self.context)
+
+    def put(self, partition: int, entries: Sequence[Entry], writer: str, clock_ms: int) -> list[Ack]:
+        """They are durable now. `clock_ms` is the writer's, which counts on a file."""
+        part = self.partitions[partition]
+        if self.kafka:
+            timestamp = self.loop.clock() + self.clock_ms
+            if self.happens("gap"):
+                part.end += 1 + self.random.randrange(3)
+        else:
+            timestamp = max(clock_ms, part.timestamp)
+        part.timestamp = timestamp
+        acks: list[Ack] = []
+        for key, value in entries:
+            offset = part.end
+            record = Record._make((offset, timestamp, key, value))
+            part.end = offset + 1
+            part.records.append(record)
+            part.offsets.append(offset)
+            of_key = part.by_key.get(key)
+            if of_key is None:
+                part.by_key[key] = [record]
+            else:
+                of_key.append(record)
+            acks.append(Ack._make((offset, timestamp)))
+            self.watch.appended(partition, record, writer)
+        for reader in part.readers:
+            reader.news()
+        return acks
+
+    def put_checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        """They are durable now."""
+        stored = self.partitions[partition].checkpoints
+        for key, value in items.items():
+            stored.pop(key, None)
+            if value is not None:
+                stored[key] = value
+        self.watch.checkpoint(partition, items)
+
+    def put_inbox(
+        self, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...] = ()
+    ) -> str:
+        """Somebody outside put a record into the inbox; gives its place."""
+        part = self.partitions[partition]
+        place = f"{self.name}.inbox/{partition}/{len(part.inbox)}"
+        part.inbox.append(InboxRecord(place, self.loop.clock() + self.clock_ms, key, value, headers))
+        self.group.inbox_news()
+        return place
+
+
+class _Call:
+    """One append, or one checkpoint, on its way. `write` makes the first `count` of its entries durable."""
+
+    __slots__ = ("count", "done", "write")
+
+    def __init__(self, count: int, write: Callable[[int], Any], done: asyncio.Future[Any]) -> None:
+        self.count = count
+        self.write = write
+        self.done = done
+
+
+class _Lane:
+    """What one process writes to one place: a batch is under way while the next gathers, and a failure fails them all."""
+
+    def __init__(self, driver: FaultyDriver) -> None:
+        self._driver = driver
+        self._waiting: list[_Call] = []
+        self._sent: list[_Call] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return not self._waiting and self._sent is None
+
+    def add(self, call: _Call) -> None:
+        self._waiting.append(call)
+        if self._sent is None:
+            self._send()
+
+    def _send(self) -> None:
+        log = self._driver.log
+        batch = self._sent = self._waiting
+        self._waiting = []
+        delay_s = log.delay_s()
+        down_s = log.down_until - log.loop.time()
+        fault = "refused" if down_s > 0 else next((kind for kind in _WRITES if log.happens(kind)), None)
+        if fault is None:
+            log.later(delay_s, self._land, batch, True)
+        elif fault == "slow":
+            log.later(delay_s + log.random.random() * PATIENCE_S * 0.9, self._land, batch, True)
+        elif fault == "crash":
+            log.later(delay_s, self._crash, batch)
+        else:
+            if fault == "ack-lost":
+                log.later(delay_s, self._land, batch, False)
+            elif fault == "late":
+                log.later(PATIENCE_S + log.random.random() * LATE_S, self._land, batch, False)
+            self._driver.later(PATIENCE_S if log.kafka else delay_s, self._fail, batch)
+
+    def _crash(self, batch: list[_Call]) -> None:
+        log = self._driver.log
+        if log.random.random() < 0.5:
+            self._land(batch, False)
+        log.watch.crash(self._driver.process)
+
+    def _land(self, batch: list[_Call], acknowledged: bool) -> None:
+        """The batch arrives."""
+        driver = self._driver
+        log = driver.log
+        if driver.process.state == "dead" and log.random.random() < 0.3:  # it was never sent
+            return
+        torn = not acknowledged and log.happens("torn")
+        answers: list[Any] = []
+        for call in batch:
+            if torn:
+                count = log.random.randrange(call.count + 1)
+                call.write(count)
+                if count < call.count:
+                    return
+            else:
+                answers.append(call.write(call.count))
+        if acknowledged:
+            driver.later(log.delay_s(), self._acknowledge, batch, answers)
+
+    def _acknowledge(self, batch: list[_Call], answers: list[Any]) -> None:
+        if self._sent is not batch:  # given up
+            return
+        self._sent = None
+        for call, answer in zip(batch, answers, strict=True):
+            if not call.done.done():
+                call.done.set_result(answer)
+        if self._waiting:
+            self._send()
+
+    def _fail(self, batch: list[_Call]) -> None:
+        if self._sent is batch:
+            self._driver.session_failed(self)
+
+    def fail(self, reason: str) -> None:
+        """Whoever waits for an acknowledgement hears that there is none."""
+        calls = [*(self._sent or ()), *self._waiting]
+        self._sent, self._waiting = None, []
+        for call in calls:
+            if not call.done.done():
+                call.done.set_exception(LogUnavailable(reason))
+                call.done.exception()  # who was cancelled meanwhile does not fetch it
+
+
+class FaultyReader:
+    """A `Reader`."""
+
+    def __init__(self, driver: FaultyDriver, partition: int, offset: int) -> None:
+        self.position = offset
+        self._driver = driver
+        self._part = driver.log.partitions[partition]
+        self._waiter: asyncio.Future[None] | None = None
+        self._waking = False
+
+    async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
+        """As the port says."""
+        driver, part = self._driver, self._part
+        driver.check_open()
+        log = driver.log
+        if log.happens("unavailable"):
+            await driver.question()
+        if self.position >= part.end and wait != 0:
+            await self._news(wait)
+            driver.check_open()
+        else:
+            await asyncio.sleep(0)  # a loop of reads must let others run
+        if log.happens("prefix"):
+            limit = 1 + log.random.randrange(3)
+        first = bisect_left(part.offsets, self.position)
+        records = part.records[first : first + limit]
+        if records:
+            self.position = records[-1].offset + 1
+            watch, reader = log.watch, driver.process.name
+            for record in records:
+                watch.read(part.number, record, reader)
+        elif self.position < part.end:
+            self.position = part.end
+        return records
+
+    async def _news(self, wait: float | None) -> None:
+        waiter = self._waiter = self._driver.log.loop.create_future()
+        timer = None if wait is None else self._driver.log.loop.call_later(wait, _settle, waiter)
+        self._part.readers.append(self)
+        try:
+            await waiter
+        finally:
+            self._waiter = None
+            self._part.readers.remove(self)
+            if timer is not None:
+                timer.cancel()
+
+    def news(self) -> None:
+        """There is something new: this reader learns of it soon."""
+        if not self._waking:
+            self._waking = True
+            self._driver.later(self._driver.log.delay_s() * 2, self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
+        if self._waiter is not None and self.position < self._part.end:
+            _settle(self._waiter)
+
+    def end(self) -> None:
+        """The log was closed."""
+        if self._waiter is not None:
+            _settle(self._waiter)
+
+    def seek(self, offset: int) -> None:
+        """As the port says."""
+        self.position = max(self.position, offset)
+
+    async def close(self) -> None:
+        """As the port says."""
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class FaultyDriver:
+    """A `Log`: what one process has of a faulty log."""
+
+    max_value_bytes = MAX_VALUE_BYTES
+
+    def __init__(self, log: FaultyLog, process: Process) -> None:
+        self.log = log
+        self.process = process
+        self.name = log.name
+        self.now = process.clock
+        self._open = False
+        self._lanes: dict[str | int, _Lane] = {}
+        self._members: list[FaultyMembership] = []
+
+    @property
+    def id(self) -> str:
+        """As the port says."""
+        return self.log.id
+
+    @property
+    def partitions(self) -> int:
+        """As the port says."""
+        return len(self.log.partitions)
+
+    def later(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
+        """On this process's side: held while it is paused."""
+        self.log.loop.call_later(delay_s, call, *args, context=self.process.context)
+
+    async def open(self) -> None:
+        """As the port says."""
+        self._open = True
+
+    async def close(self) -> None:
+        """As the port says."""
+        if not self._open:
+            return
+        while not all(lane.idle for lane in self._lanes.values()):
+            await asyncio.sleep(0.01)
+        self._open = False
+        for member in self._members[:]:
+            await member.leave()
+        for part in self.log.partitions:
+            for reader in part.readers[:]:
+                if reader._driver is self:  # pyright: ignore[reportPrivateUsage]  # of the same module
+                    reader.end()
+
+    def check_open(self) -> None:
+        """Raises LogUnavailable."""
+        if not self._open:
+            raise LogUnavailable(f"{self.name} is not open")
+
+    def _part(self, partition: int) -> _Partition:
+        self.check_open()
+        if not 0 <= partition < len(self.log.partitions):
+            raise ConfigError(f"{self.name} has no partition {partition}")
+        return self.log.partitions[partition]
+
+    async def question(self) -> None:
+        """A question that gets no answer. Raises LogUnavailable."""
+        await asyncio.sleep(self.log.random.random() * PATIENCE_S)
+        raise LogUnavailable(f"{self.name} did not answer")
+
+    async def _ask(self) -> None:
+        """To the broker."""
+        log = self.log
+        self.check_open()
+        if log.happens("unavailable") or (log.kafka and log.down_until > log.loop.time()):
+            await self.question()
+        await asyncio.sleep(log.delay_s())
+        self.check_open()
+
+    def _lane(self, purpose: str | int) -> _Lane:
+        lane = self._lanes.get(purpose)
+        if lane is None:
+            lane = self._lanes[purpose] = _Lane(self)
+        return lane
+
+    def session_failed(self, lane: _Lane) -> None:
+        """An idempotent producer that gives up a batch gives up all that it has under way; a file fails one transaction."""
+        reason = f"{self.name} did not acknowledge a write: it may or may not be done"
+        for purpose, other in self._lanes.items():
+            if other is lane or (self.log.kafka and purpose != "other"):
+                other.fail(reason)
+
+    async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+        """As the port says."""
+        self._part(partition)
+        for key, value in entries:
+            if len(value) > MAX_VALUE_BYTES:
+                raise PayloadTooLarge(f"a record of {key!r} has {len(value):,} bytes; the limit is {MAX_VALUE_BYTES:,}")
+            if not key.isascii():
+                key.encode()
+        if not entries:
+            return []
+        log, process = self.log, self.process
+        entries = list(entries)
+
+        def write(count: int) -> list[Ack]:
+            return log.put(partition, entries[:count], process.name, process.clock())
+
+        done: asyncio.Future[list[Ack]] = log.loop.create_future()
+        self._lane(partition).add(_Call(len(entries), write, done))
+        acks = await done
+        for ack in acks:
+            log.watch.acknowledged(partition, ack.offset, process.name)
+        if log.happens("unknown-offset"):
+            return [Ack(-1, ack.timestamp) for ack in acks]
+        return acks
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        """As the port says."""
+        part = self._part(partition)
+        await self._ask()
+        return 0, part.end
+
+    def reader(self, partition: int, offset: int) -> FaultyReader:
+        """As the port says."""
+        return FaultyReader(self, partition, offset)
+
+    async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
+        """As the port says."""
+        part = self._part(partition)
+        wanted = dict.fromkeys(keys)
+        await self._ask()
+        found = sorted(record for key in wanted for record in part.by_key.get(key, ()) if record.offset >= start)
+        for record in found:
+            self.log.watch.read(partition, record, self.process.name)
+        await asyncio.sleep(self.log.delay_s())
+        return found
+
+    async def join(self, member: str) -> FaultyMembership:
+        """As the port says."""
+        await self._ask()
+        joined = FaultyMembership(self.log.group, self, member)
+        self._members.append(joined)
+        return joined
+
+    def left(self, member: FaultyMembership) -> None:
+        """It is no member any more."""
+        if member in self._members:
+            self._members.remove(member)
+
+    async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        """As the port says."""
+        self._part(partition)
+        if not items:
+            return
+        log = self.log
+        pairs = list(items.items())
+
+        def write(count: int) -> None:
+            log.put_checkpoint(partition, dict(pairs[:count]))
+
+        done: asyncio.Future[None] = log.loop.create_future()
+        self._lane("other").add(_Call(len(pairs), write, done))
+        await done
+
+    async def checkpoint_load(self, partition: int, prefix: str = "") -> Mapping[str, bytes]:
+        """As the port says."""
+        stored = self._part(partition).checkpoints
+        await self._ask()
+        found = {key: value for key, value in stored.items() if key.startswith(prefix)}
+        if self.log.kafka:
+            compacted = self.log.happens("reread-compacted")
+            await asyncio.sleep(self.log.random.random() * 2 if compacted else self.log.delay_s())
+            if compacted:  # what was written again meanwhile lies behind the end that this reader stops at
+                found = {key: value for key, value in found.items() if stored.get(key) is value}
+        return found
+
+    def inbox(self) -> FaultyInbox | None:
+        """As the port says."""
+        return FaultyInbox(self._members[-1]) if self.log.kafka else None
+
+    def step_ext(self, step: Any) -> NoReturn:
+        """This log adds nothing."""
+        raise ConfigError(f"{self.name} adds nothing to step.ext")
+
+    def ctx_ext(self, run_id: str) -> None:
+        """This log adds nothing."""
+
+
+class _Group:
+    """Who should own what: spreads the partitions over those that are there, and tells each some time later."""
+
+    def __init__(self, log: FaultyLog) -> None:
+        self._log = log
+        self._ticking = False
+        self.generation = 0
+        self.members: list[FaultyMembership] = []
+        self.owners: list[FaultyMembership | None] = [None for _ in log.partitions]
+
+    def enter(self, member: FaultyMembership) -> None:
+        if member not in self.members:
+            self.members.append(member)
+            self.rebalance()
+        if not self._ticking:
+            self._ticking = True
+            self._log.later(COORDINATE_S, self._tick)
+
+    def leave(self, member: FaultyMembership) -> None:
+        if member in self.members:
+            self.members.remove(member)
+            self.rebalance()
+
+    def rebalance(self, shuffle: bool = False) -> None:
+        """Spread evenly, with as few moves as possible, unless they are to be moved."""
+        members, owners = self.members, self.owners
+        if shuffle:
+            self._log.random.shuffle(members)
+            owners[:] = [None] * len(owners)
+        most = -(-len(owners) // len(members)) if members else 0
+        held = dict.fromkeys(members, 0)
+        for partition, owner in enumerate(owners):
+            if owner is None or owner not in held or held[owner] >= most:
+                owners[partition] = None
+            else:
+                held[owner] += 1
+        for partition, owner in enumerate(owners):
+            if owner is None and members:
+                chosen = min(members, key=lambda member: held[member])
+                owners[partition] = chosen
+                held[chosen] += 1
+        self.generation += 1
+        for member in members:
+            target = frozenset(partition for partition, owner in enumerate(owners) if owner is member)
+            delay_s = self._log.delay_s() * 4 + self._log.random.random() * 0.2
+            member.driver.later(delay_s, member.told, self.generation, target)
+
+    def _tick(self) -> None:
+        """Dead and silent members lose their partitions; a locked file stays locked as long as its process lives."""
+        now = self._log.loop.time()
+        kafka = self._log.kafka
+        for member in self.members[:]:
+            process = member.driver.process
+            if not process.stopped:
+                member.seen = now
+            elif now - member.seen > SESSION_S or (not kafka and process.state == "dead"):
+                self.members.remove(member)
+                if process.state == "paused":
+                    member.driver.later(0, self.enter, member)  # which it does when it goes on
+                self.rebalance()
+        if self.members or self._log.loop.time() < SESSION_S:
+            self._log.later(COORDINATE_S, self._tick)
+        else:
+            self._ticking = False
+
+    def inbox_news(self) -> None:
+        for member in self.members:
+            member.driver.later(self._log.delay_s(), member.news.set)
+
+
+class FaultyMembership:
+    """A `Membership`."""
+
+    def __init__(self, group: _Group, driver: FaultyDriver, member: str) -> None:
+        self.driver = driver
+        self.name = member
+        self.seen = driver.log.loop.time()
+        self.assignment: frozenset[int] | None = None
+        self.news = asyncio.Event()  # for the inbox
+        self._group = group
+        self._answered: frozenset[int] | None = None
+        self._generation = 0
+        self._changed = asyncio.Event()
+        self._left = False
+        group.enter(self)
+
+    def told(self, generation: int, assignment: frozenset[int]) -> None:
+        """A decision of the group has arrived; an older one may come later."""
+        if generation < self._generation:
+            return
+        self._generation = generation
+        self.assignment = assignment
+        self._changed.set()
+        self.news.set()
+
+    async def assigned(self) -> frozenset[int]:
+        """As the port says."""
+        while not self._left:
+            if self.assignment is not None and self.assignment != self._answered:
+                self._answered = self.assignment
+                return self.assignment
+            self._changed.clear()
+            await self._changed.wait()
+        raise LogUnavailable(f"member {self.name!r} has left; join again")
+
+    async def leave(self) -> None:
+        """As the port says."""
+        if not self._left:
+            self._left = True
+            self._group.leave(self)
+            self.driver.left(self)
+            self._changed.set()
+            self.news.set()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has."""
+        return self._left
+
+
+class FaultyInbox:
+    """An `Inbox`. Whoever owns a partition of the history reads the inbox partition of that number."""
+
+    def __init__(self, member: FaultyMembership) -> None:
+        self._member = member
+        self._log = member.driver.log
+        self._positions: dict[int, int] = {}
+        self._received: list[tuple[int, InboxRecord]] = []
+
+    async def receive(self) -> Sequence[InboxRecord]:
+        """As the port says."""
+        member, log = self._member, self._log
+        while not member.has_left:
+            member.driver.check_open()
+            member.news.clear()
+            mine = member.assignment or frozenset()
+            for partition in self._positions.keys() - mine:
+                del self._positions[partition]
+            if log.happens("unavailable"):
+                await member.driver.question()
+            for partition in sorted(mine):
+                self._positions.setdefault(partition, log.partitions[partition].routed)
+            if self._received:
+                return [record for _, record in self._received]
+            for partition, position in self._positions.items():
+                records = log.partitions[partition].inbox[position : position + 5]
+                self._positions[partition] = position + len(records)
+                self._received += ((partition, record) for record in records)
+            if self._received:
+                return [record for _, record in self._received]
+            await member.news.wait()
+        raise LogUnavailable(f"{log.name}: this member has left")
+
+    async def done(self, records: Sequence[InboxRecord]) -> None:
+        """As the port says. Where the position cannot be committed, the records come again to somebody."""
+        received, self._received = self._received, []
+        await asyncio.sleep(self._log.delay_s())
+        if self._log.happens("unavailable"):
+            return
+        for partition, record in received:
+            part = self._log.partitions[partition]
+            if partition in self._positions:
+                part.routed = max(part.routed, int(record.place.rpartition("/")[2]) + 1)
+
+    async def refuse(self, record: InboxRecord, reason: str) -> None:
+        """As the port says."""
+        await self._member.driver._ask()  # pyright: ignore[reportPrivateUsage]  # of the same module
+        self._log.dead_letters.append((record, reason))

@@ -1,0 +1,158 @@
+"""Several processes on one virtual-time loop, each of which may be paused or killed at any await.
+
+What a process does runs inside `Process.run` or a task started there; everything that follows from it (tasks, callbacks,
+timers) belongs to it too, by its context. A paused process gets no turn until it goes on; a killed one never again, and
+nothing of it is cleaned up, as after SIGKILL. What must outlive it, such as a broker, runs in a context of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, Literal, TypeVar
+
+from .virtual import START_MS, VirtualTimeLoop
+
+T = TypeVar("T")
+
+_process: ContextVar[Process] = ContextVar("stepfold_simulated_process")
+
+
+class Process:
+    """One life of one process. `clock()` is its own idea of the date: `skew_ms` may be changed at any time.
+
+    `on_turn` is called, once, before the `turns`-th turn that the process would get, and may pause or kill it.
+    """
+
+    def __init__(self, loop: ProcessLoop, name: str, skew_ms: int = 0) -> None:
+        self.loop = loop
+        self.name = name
+        self.skew_ms = skew_ms
+        self.state: Literal["running", "paused", "dead"] = "running"
+        self.stopped = False
+        self.turns = 0
+        self.on_turn: Callable[[], None] = lambda: None
+        self.held: list[asyncio.Handle] = []
+        self.remains: list[Any] = []  # of a dead process: nothing of it may be collected, for that would run its clean-up
+        self.context = copy_context()
+        self.context.run(_process.set, self)
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name} {self.state}>"
+
+    def clock(self) -> int:
+        """Milliseconds since 1970, UTC, as this process believes."""
+        return self.loop.clock() + self.skew_ms
+
+    def start(self, main: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Run a coroutine as part of this process."""
+        return self.loop.create_task(main, name=name, context=self.context.copy())
+
+    def pause(self) -> None:
+        """No more turns, until `resume`; what is due meanwhile waits."""
+        if self.state == "running":
+            self.state = "paused"
+            self.stopped = True
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        if self.state == "paused":
+            self.state = "running"
+            self.stopped = False
+            held, self.held = self.held, []
+            self.loop.again(held)
+
+    def kill(self) -> None:
+        """No more turns, ever."""
+        if self.state != "dead":
+            self.state = "dead"
+            self.stopped = True
+            self.remains.append(asyncio.all_tasks(self.loop))
+
+
+def current_process() -> Process | None:
+    """The process whose turn it is."""
+    return _process.get(None)
+
+
+class _Handle(asyncio.Handle):
+    __slots__ = ("process",)
+
+    process: Process | None
+
+
+class _Timer(asyncio.TimerHandle):
+    __slots__ = ("process",)
+
+    process: Process | None
+
+
+class ProcessLoop(VirtualTimeLoop):
+    """A virtual-time loop that gives turns to processes."""
+
+    _ready: Any  # BaseEventLoop's deque of handles
+
+    def __init__(self, start_ms: int = START_MS) -> None:
+        super().__init__(start_ms)
+        self._timers: list[tuple[float, int, _Timer]] = []
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """As asyncio's."""
+        if context is None:
+            context = copy_context()
+        handle = _Handle(callback, args, self, context)
+        handle.process = context.get(_process)
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's; timers of the same time run in the order of these calls."""
+        if context is None:
+            context = copy_context()
+        self._timers_made += 1
+        timer = _Timer(when, callback, args, self, context)
+        timer.process = context.get(_process)
+        heapq.heappush(self._timers, (when, self._timers_made, timer))
+        return timer
+
+    def again(self, handles: list[asyncio.Handle]) -> None:
+        """Give a process what it was kept from."""
+        self._ready.extend(handles)
+
+    def close(self) -> None:
+        """As asyncio's."""
+        self._timers.clear()
+        super().close()
+
+    def _run_once(self) -> None:
+        ready, timers = self._ready, self._timers
+        if not ready and not self._stopping:
+            while timers and timers[0][2]._cancelled:
+                heapq.heappop(timers)
+            if not timers:
+                self.select(None)  # which says where all wait
+            self._now = max(self._now, timers[0][0])
+        end = self._now + self._clock_resolution
+        while timers and timers[0][0] < end:
+            timer = heapq.heappop(timers)[2]
+            if not timer._cancelled:
+                ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            process = handle.process
+            if process is not None:
+                if process.turns:
+                    process.turns -= 1
+                    if not process.turns and not process.stopped:
+                        process.on_turn()
+                if process.stopped:
+                    process.held.append(handle)
+                    continue
+            handle._run()

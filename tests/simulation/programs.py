@@ -1,0 +1,314 @@
+"""Random workflows, and the model that says what may come of them.
+
+A program is JSON: the input of the one workflow `program`, which interprets it. So the log holds what was to be done, and
+`allowed` can judge a result without the engine. The nodes:
+
+    ["step", id, {fails, max, how, ms, once, plain}]    fails its first `fails` attempts, if it is not lost before
+    ["sleep", id, ms]
+    ["wait", id, signal, timeout_ms or null]
+    ["seq" | "gather" | "group" | "race", [nodes]]      one after the other; all at once; in a TaskGroup; the first that ends
+    ["within", ms, node]                                asyncio.timeout
+    ["shield", node]                                    out of reach of a cancellation
+    ["send", id, run_id, signal]                        to another run
+    ["drift", id]                                       another step in every process: nondeterministic
+    ["fail", message]                                   ends the run
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from random import Random
+from typing import Any, Protocol
+
+from stepfold import Client, Context, Retry, Step, StepFailed, current_step
+from stepfold.errors import NonRetryable
+
+Node = list[Any]
+ALWAYS = 1000
+"""As a number of failures: every attempt."""
+HANG_S = 1e6
+
+
+class Host(Protocol):
+    """The process in which programs run."""
+
+    name: str
+
+    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None: ...
+    def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
+    def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None: ...
+
+
+# -- making them
+
+
+def generate(random: Random, *, others: list[str], size: int = 6) -> Node:
+    """A program. `others`: runs that it may send signals to."""
+    if random.random() < 0.06:
+        return ["seq", [["drift", "drifts"], ["wait", "release", "release", None]]]
+    nodes: list[Node] = [_node(random, 2, others) for _ in range(1 + random.randrange(size))]
+    if random.random() < 0.08:
+        nodes.append(["fail", "meant to fail"])
+    return ["seq", nodes]
+
+
+def _node(random: Random, depth: int, others: list[str]) -> Node:
+    kind = random.choices(
+        ("step", "sleep", "wait", "seq", "gather", "group", "race", "within", "shield", "send"),
+        (50, 10, 9, 5, 5, 4, 4, 3, 2, 2) if depth else (50, 10, 9, 0, 0, 0, 0, 0, 0, 2),
+    )[0]
+    name = random.choice("abcd")
+    if kind == "sleep":
+        return ["sleep", name, random.choice((0, 1, 10, 300, 2_000, 15_000))]
+    if kind == "wait":
+        return ["wait", name, random.choice("xyz"), random.choice((None, None, 5, 1_000, 30_000))]
+    if kind in ("seq", "gather", "group", "race"):
+        return [kind, [_node(random, depth - 1, others) for _ in range(2 + random.randrange(3))]]
+    if kind == "within":
+        return ["within", random.choice((1, 50, 1_000, 10_000)), _node(random, depth - 1, others)]
+    if kind == "shield":
+        return ["shield", _node(random, depth - 1, others)]
+    if kind == "send" and others:
+        return ["send", name, random.choice(others), random.choice("xyz")]
+    most = random.choice((1, 2, 3, 5))
+    return [
+        "step",
+        name,
+        {
+            "fails": random.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, ALWAYS)),
+            "max": most,
+            "how": random.choice(("error", "error", "hang", "fatal")),
+            "ms": random.choice((0, 0, 0, 0, 1, 30, 1_000)),
+            "once": random.random() < 0.1,
+            "plain": random.random() < 0.1,
+        },
+    ]
+
+
+def waits(node: Node) -> Iterator[str]:
+    """The signals that a program may take, each as often as it may."""
+    if node[0] == "wait":
+        yield node[2]
+    for inner in _inner(node):
+        yield from waits(inner)
+
+
+def contains(node: Node, kind: str) -> bool:
+    """Whether there is such a node in it."""
+    return node[0] == kind or any(contains(inner, kind) for inner in _inner(node))
+
+
+def _inner(node: Node) -> list[Node]:
+    if node[0] in ("seq", "gather", "group", "race"):
+        return node[1]
+    return [node[2]] if node[0] == "within" else [node[1]] if node[0] == "shield" else []
+
+
+# -- what may come of them
+
+
+def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) -> bool:
+    """Whether a program may have given this value. `signals`: all (name, data) that the run was ever sent."""
+    kind = node[0]
+    if kind == "step":
+        how = node[2]
+        good, bad = value == ["ok", node[1], run_id], value == ["failed", node[1]]
+        if not how["fails"]:
+            return good or (bad and how["once"])
+        if how["fails"] >= (1 if how["how"] == "fatal" else how["max"]):
+            return bad or (good and how["fails"] != ALWAYS)
+        return good or (bad and how["once"])
+    if kind == "sleep":
+        return value == ["slept", node[1]]
+    if kind == "wait":
+        if value == ["timeout", node[1]]:
+            return node[3] is not None
+        return value[0] == "signal" and value[1] == node[2] and (node[2], value[2]) in signals
+    if kind in ("seq", "gather", "group"):
+        inner = node[1]
+        return len(value) == len(inner) and all(
+            allowed(one, found, run_id, signals) for one, found in zip(inner, value, strict=True)
+        )
+    if kind == "race":
+        return value[0] == "first" and allowed(node[1][value[1]], value[2], run_id, signals)
+    if kind == "within":
+        return value == ["too late"] or (value[0] == "in time" and allowed(node[2], value[1], run_id, signals))
+    if kind == "shield":
+        return allowed(node[1], value, run_id, signals)
+    if kind == "send":
+        return value in (["sent", node[1]], ["failed", node[1]])
+    return kind == "drift" and value[0] == "ok"
+
+
+# -- running them
+
+
+def register(client: Client, host: Host, versions: tuple[str, ...]) -> None:
+    """Make the workflow known to a client's workers in these versions."""
+
+    functions = Functions(host)
+
+    async def program(ctx: Context[Any], step: Step) -> Any:
+        machine = _Machine(ctx, functions)
+        try:
+            return await machine.do(ctx.input.data, step, "")
+        except asyncio.CancelledError:
+            with step.shield():
+                await machine.step(step, "", ["step", "cleanup", _QUICK])
+            raise
+
+    for version in versions:
+        client.workflow("program", version=version)(program)
+
+
+_QUICK = {"fails": 0, "max": 3, "how": "error", "ms": 0, "once": False, "plain": False}
+
+
+class _Machine:
+    """Interprets a program in one replay of one run. `path` is the scope that `step` is in."""
+
+    def __init__(self, ctx: Context[Any], functions: Functions) -> None:
+        self.ctx = ctx
+        self.functions = functions
+        self.host = functions.host
+        self._used: dict[str, int] = {}
+
+    async def do(self, node: Node, step: Step, path: str) -> Any:
+        kind = node[0]
+        if kind == "step":
+            return await self.step(step, path, node)
+        if kind == "sleep":
+            step_id = self._id(path, node[1])
+            await step.sleep(node[1], node[2] / 1000)
+            self._got(step_id, None)
+            return ["slept", node[1]]
+        if kind == "wait":
+            return await self._wait(step, path, node)
+        if kind == "seq":
+            return [await self.do(inner, step, path) for inner in node[1]]
+        if kind == "gather":
+            return list(await asyncio.gather(*(self._branch(inner, step, path, n) for n, inner in enumerate(node[1]))))
+        if kind == "group":
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._branch(inner, step, path, n)) for n, inner in enumerate(node[1])]
+            return [task.result() for task in tasks]
+        if kind == "race":
+            return await self._race(step, path, node)
+        if kind == "within":
+            try:
+                async with asyncio.timeout(node[1] / 1000):
+                    return ["in time", await self.do(node[2], step, path)]
+            except TimeoutError:
+                return ["too late"]
+        if kind == "shield":
+            with step.shield():
+                return await self.do(node[1], step, path)
+        if kind == "send":
+            return await self._send(step, path, node)
+        if kind == "drift":
+            return await self.step(step, path, ["step", f"drift-{self.host.name}", _QUICK])
+        raise RuntimeError(node[1])
+
+    def _id(self, path: str, name: str) -> str:
+        """The id that the engine gives to the next step of this name."""
+        step_id = path + name
+        used = self._used[step_id] = self._used.get(step_id, 0) + 1
+        return step_id if used == 1 else f"{step_id}#{used}"
+
+    def _got(self, step_id: str, value: Any) -> None:
+        self.host.delivered(self.ctx.run_id, step_id, value, round(self.ctx.now().timestamp() * 1000))
+
+    async def step(self, step: Step, path: str, node: Node) -> Any:
+        _, name, how = node
+        retry = Retry(how["max"], backoff=0.05 * how["max"])
+        step_id = self._id(path, name)
+        work = self.functions.plain if how["plain"] and how["how"] != "hang" else self.functions.work
+        timeout = 2 if how["how"] == "hang" else None
+        argument = self.ctx.random.randrange(1000)
+        try:
+            value = await step.run(name, work, how, name, argument, retry=retry, timeout=timeout, at_most_once=how["once"])
+        except StepFailed as error:
+            self._got(step_id, error)
+            return ["failed", name]
+        self._got(step_id, value)
+        return value
+
+    async def _wait(self, step: Step, path: str, node: Node) -> Any:
+        _, name, signal, timeout_ms = node
+        step_id = self._id(path, name)
+        if timeout_ms is None:
+            found = await step.wait_for_signal(name, signal=signal)
+        else:
+            found = await step.wait_for_signal(name, signal=signal, timeout=timeout_ms / 1000)
+        self._got(step_id, None if found is None else found.data)
+        return ["timeout", name] if found is None else ["signal", found.name, found.data]
+
+    async def _send(self, step: Step, path: str, node: Node) -> Any:
+        _, name, run_id, signal = node
+        step_id = self._id(path, name)
+        try:
+            await step.send_signal(name, signal=signal, data=f"from {self.ctx.run_id}", run_id=run_id)
+        except StepFailed as error:
+            self._got(step_id, error)
+            return ["failed", name]
+        self._got(step_id, None)
+        return ["sent", name]
+
+    async def _branch(self, node: Node, step: Step, path: str, number: int) -> Any:
+        async with step.scope(f"{number}") as inner:
+            return await self.do(node, inner, f"{path}{number}/")
+
+    async def _race(self, step: Step, path: str, node: Node) -> Any:
+        tasks = [asyncio.create_task(self._branch(inner, step, path, n)) for n, inner in enumerate(node[1])]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            first = min(number for number, task in enumerate(tasks) if task in done)
+            return ["first", first, tasks[first].result()]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Functions:
+    """The step functions of one process."""
+
+    def __init__(self, host: Host) -> None:
+        async def work(how: dict[str, Any], name: str, argument: int) -> list[str]:
+            now = current_step()
+            host.step_started(now.run_id, now.step_id, now.attempt, argument)
+            try:
+                if how["ms"]:
+                    await asyncio.sleep(how["ms"] / 1000)
+                if how["how"] == "hang" and now.attempt <= how["fails"]:
+                    await asyncio.sleep(HANG_S)
+                value = _outcome(how, name, now.run_id, now.attempt)
+            except BaseException as error:
+                host.step_ended(now.run_id, now.step_id, now.attempt, error)
+                raise
+            host.step_ended(now.run_id, now.step_id, now.attempt, value)
+            return value
+
+        def plain(how: dict[str, Any], name: str, argument: int) -> list[str]:
+            now = current_step()
+            host.step_started(now.run_id, now.step_id, now.attempt, argument)
+            try:
+                value = _outcome(how, name, now.run_id, now.attempt)
+            except Exception as error:
+                host.step_ended(now.run_id, now.step_id, now.attempt, error)
+                raise
+            host.step_ended(now.run_id, now.step_id, now.attempt, value)
+            return value
+
+        self.host = host
+        self.work = work
+        self.plain = plain
+
+
+def _outcome(how: dict[str, Any], name: str, run_id: str, attempt: int) -> list[str]:
+    if attempt <= how["fails"]:
+        if how["how"] == "fatal":
+            raise NonRetryable(f"attempt {attempt} of {name} fails for good")
+        raise ValueError(f"attempt {attempt} of {name} fails")
+    return ["ok", name, run_id]

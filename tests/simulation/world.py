@@ -1,0 +1,852 @@
+"""One seed, one world: workers, clients, foreign producers and strangers on a faulty log, until the faults end and all is quiet.
+
+The engine runs unchanged; what is simulated is everything around it: processes, time, chance and the log. All chance comes
+from the seed, each kind of fault from a source of its own, so that a failure stays when others are switched off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import hashlib
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, cast
+
+import orjson
+import programs
+from observe import Observer
+
+import stepfold.worker
+from stepfold import Client
+from stepfold.codec import dumps
+from stepfold.errors import ConfigError, LogUnavailable, RunAlreadyExists, RunNotFound, StepfoldError
+from stepfold.events import decode
+from stepfold.fold import RunState
+from stepfold.log import CLAIM_KEY, Entry, Record, partition_of
+from stepfold.owner import Settings
+from stepfold.projections import ProjectionRunner, RunsProjection
+from stepfold.tail import read_run
+from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Watch
+from stepfold.testing.processes import Process, ProcessLoop, current_process
+from stepfold.worker import Worker
+
+KINDS = (
+    *FAULTS,
+    "kill",
+    "pause",
+    "leave",
+    "clock",
+    "broker-clock",
+    "rebalance",
+    "outage",
+    "stranger",
+    "foreign",
+    "cancel",
+    "versions",
+    "client-kill",
+)
+"""Everything that may go wrong; each can be switched off."""
+POLL_S = 1.0
+SETTLE_S = 4 * 3600.0
+_TRACEBACK = re.compile(rb'"traceback":"(?:[^"\\]|\\.)*",?')
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to simulate. `off`: kinds of faults that shall not happen; `runs`: only these programs; `faults_s`: when the
+    faults end, if not by the seed. `trace`: keep lines for people."""
+
+    seed: int
+    off: frozenset[str] = frozenset()
+    runs: frozenset[int] | None = None
+    faults_s: float | None = None
+    trace: bool = False
+
+
+@dataclass(slots=True)
+class Intent:
+    """What a client wants, until it is done."""
+
+    at_s: float
+    kind: str
+    run: Planned
+    request: str
+    name: str = ""
+    data: Any = None
+    done: bool = False
+
+
+@dataclass(slots=True)
+class Planned:
+    """A run that somebody is to start."""
+
+    number: int
+    id: str
+    program: programs.Node
+    version: str | None
+    foreign: bool
+    known: bool = False  # its start was acknowledged, or seen by the world
+    cancelled: bool = False
+    signals: set[tuple[str, Any]] = field(default_factory=lambda: set[tuple[str, Any]]())
+
+
+@dataclass(slots=True)
+class Report:
+    """How a world went."""
+
+    seed: int
+    events: int
+    hash: str
+    counts: Counter[str]
+    failure: BaseException | None
+    lines: list[str]
+
+
+class Host:
+    """The process that programs run in, for `programs`."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self.name = process.name
+        self._world = world
+        self._process = process
+
+    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None:
+        now = self._process.clock()
+        self._world.tell(lambda eye: eye.step_started(self.name, run_id, step_id, attempt, now, args))
+
+    def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None:
+        if self._process.state != "dead":
+            now = self._process.clock()
+            self._world.tell(lambda eye: eye.step_ended(self.name, run_id, step_id, attempt, now, outcome))
+
+    def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
+        self._world.tell(lambda eye: eye.delivered(self.name, run_id, step_id, value, at_ms))
+
+
+class Life:
+    """One life of one worker."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self.worker: Worker | None = None
+        self.client: Client | None = None
+        self.leaving = False
+        self.left = asyncio.Event()
+
+
+class World(Watch):
+    """Made and run once: `World(plan, observer).run()`."""
+
+    def __init__(self, plan: Plan, observer: Observer) -> None:
+        self.plan = plan
+        self.observer = observer
+        self.failure: BaseException | None = None
+        self.counts: Counter[str] = Counter()
+        self.lines: list[str] = []
+        self.events = 0
+        self.runs: list[Planned] = []
+        self.loop = ProcessLoop()
+        random = self.random = self.source("world")
+        kafka = random.random() < 0.7
+        self.partitions = random.choice((1, 2, 3))
+        self.faults_s = plan.faults_s if plan.faults_s is not None else random.choice((2.0, 8.0, 25.0, 80.0))
+        self.intensity = random.choice((0.0, 0.3, 1.0, 2.0))
+        self.live_runs = random.choice((2, 5, 10_000))
+        self.checkpoint_records = random.choice((5, 40, 20_000))
+        self.concurrency = random.choice((1, 4, 100))
+        self.projecting = random.random() < 0.1
+        self.versions: tuple[str, ...] = ("1",)
+        self.faulty = True
+        self.log = FaultyLog(
+            self.loop,
+            self.source("log"),
+            character="kafka" if kafka else "sqlite",
+            partitions=self.partitions,
+            rates=self._rates(random),
+            watch=self,
+            name="simulated",
+        )
+        self.lives: list[Life] = []  # the living, by slot
+        self.clients: list[Process] = []
+        self.graves: list[Any] = []
+        self.agendas: list[list[Intent]] = []
+        self.deaths = 0
+        self.dead: list[Process] = []
+        self._births: Counter[str] = Counter()
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._by_id: dict[str, Planned] = {}
+        self._kills = self.source("kill")
+        self._pauses = self.source("pause")
+
+    def source(self, kind: str) -> Random:
+        """Chance for one purpose."""
+        return Random(f"{self.plan.seed}/{kind}")
+
+    def _rates(self, random: Random) -> dict[str, float]:
+        rates = {kind: self.intensity * random.choice((0.0, 0.005, 0.02)) for kind in FAULTS}
+        rates.update({"gap": random.choice((0.0, 0.02, 0.3)), "prefix": random.choice((0.0, 0.05, 0.5))})
+        rates.update({"unknown-offset": random.choice((0.0, 0.05)), "reread-compacted": self.intensity * 0.2})
+        rates["crash"] *= 0.3
+        return {kind: rate for kind, rate in rates.items() if kind not in self.plan.off}
+
+    # -- running
+
+    def run(self) -> Report:
+        """To the end, or to the first promise broken."""
+        asyncio.set_event_loop(None)
+        watching = _Errors(self)
+        logger = logging.getLogger("stepfold")
+        logger.addHandler(watching)
+        eager = stepfold.worker._create_task  # pyright: ignore[reportPrivateUsage]  # from 3.12 on tasks would start eagerly, in 3.11 not
+        stepfold.worker._create_task = lambda coro: self.loop.create_task(coro)  # pyright: ignore[reportPrivateUsage]  # as above
+        self.loop.set_exception_handler(self._unhandled)
+        try:
+            main = self.loop.create_task(self._main())
+            main.add_done_callback(lambda _: self.loop.stop())
+            self.loop.run_forever()
+            if self.failure is None:
+                self.failure = main.exception()
+        except Exception as error:  # noqa: BLE001  # whatever it is belongs to this seed
+            self.failure = self.failure or error
+        finally:
+            logger.removeHandler(watching)
+            stepfold.worker._create_task = eager  # pyright: ignore[reportPrivateUsage]  # as above
+            self._bury()
+        self.counts.update(self.log.counts)
+        digest = self._hash.hexdigest()
+        return Report(self.plan.seed, self.events, digest, self.counts, self.failure, self.lines)
+
+    def _bury(self) -> None:
+        """Whatever is left is garbage from now on: its clean-up may complain, nobody listens."""
+        self.loop.set_exception_handler(lambda loop, context: None)
+        self.loop.close()
+
+    def fail(self, error: BaseException) -> None:
+        """A promise is broken: the world stands still."""
+        if self.failure is None:
+            self.failure = error
+            self.loop.stop()
+
+    def _unhandled(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception) and not isinstance(error, StepfoldError):
+            self.fail(error)
+
+    def tell(self, what: Callable[[Observer], None]) -> None:
+        """Tell the observer; what it finds ends the world, wherever it was called from."""
+        if self.failure is None:
+            try:
+                what(self.observer)
+            except Exception as error:  # noqa: BLE001  # mostly AssertionError; any other is a mistake of the observer
+                self.fail(error)
+
+    def note(self, line: str) -> None:
+        """For people."""
+        if self.plan.trace:
+            self.lines.append(f"{self.loop.time():10.4f}  {line}")
+
+    def happened(self, kind: str, line: str) -> None:
+        """A fault."""
+        self.counts[kind] += 1
+        self.note(f"** {kind}: {line}")
+
+    # -- what the log tells
+
+    def appended(self, partition: int, record: Record, writer: str) -> None:
+        self.events += 1
+        value = _TRACEBACK.sub(b"", record.value)
+        self._hash.update(b"%d %d %d " % (partition, record.offset, record.timestamp))
+        self._hash.update(record.key.encode())
+        self._hash.update(value)
+        if self.plan.trace:
+            self.note(f"{partition}/{record.offset} {writer}: {value.decode(errors='replace')}")
+        if record.key in self._by_id and record.value.startswith(b'{"type":"started"'):
+            self._by_id[record.key].known = True
+        self.tell(lambda eye: eye.appended(partition, record, writer))
+
+    def acknowledged(self, partition: int, offset: int, writer: str) -> None:
+        self.tell(lambda eye: eye.acknowledged(partition, offset, writer))
+
+    def read(self, partition: int, record: Record, reader: str) -> None:
+        if self.failure is None:
+            try:
+                self.observer.read(partition, record, reader)
+            except Exception as error:  # noqa: BLE001  # as in `tell`
+                self.fail(error)
+
+    def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        self.tell(lambda eye: eye.checkpoint(partition, items))
+
+    def crash(self, process: Process) -> None:
+        self._died(process, "while a write was under way")
+
+    # -- processes
+
+    def _born(self, kind: str) -> Process:
+        self._births[kind] += 1
+        skew = self.source(f"skew/{kind}/{self._births[kind]}")
+        process = Process(self.loop, f"{kind}.{self._births[kind]}", skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0)
+        return process
+
+    def _died(self, process: Process, how: str) -> None:
+        if process.state == "dead":
+            return
+        self.deaths += 1
+        self.dead.append(process)
+        self.happened("kill", f"{process.name} {how}")
+        process.kill()
+        self.tell(lambda eye: eye.died(process.name))
+        if process in self.clients:
+            slot = self.clients.index(process)
+            self.after(self.random.random() * 3, self._start_client, slot)
+            return
+        for slot, life in enumerate(self.lives):
+            if life.process is process:
+                self.graves.append(life)
+                self.after(self.random.choice((0.05, 1.0, 5.0, 25.0)) if self.faulty else 0.05, self._start_worker, slot, life)
+
+    def after(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
+        """On nobody's side."""
+        self.loop.call_later(delay_s, call, *args, context=self.log.context)
+
+    def _ids(self, process: Process) -> Callable[[], str]:
+        random = self.source(f"ids/{process.name}")
+        return lambda: f"{random.getrandbits(128):032x}"
+
+    def _start_worker(self, slot: int, after: Life | None = None) -> None:
+        if after is not None and self.lives[slot] is not after:  # it has been replaced already
+            return
+        process = self._born(f"w{slot}")
+        life = Life(process)
+        if slot < len(self.lives):
+            self.lives[slot] = life
+        else:
+            self.lives.append(life)
+        if self.faulty:
+            self._arm(process)
+        self.note(f"-- {process.name} starts, versions {', '.join(self.versions)}")
+        process.start(self._worker(life), f"{process.name}")
+
+    def _arm(self, process: Process) -> None:
+        """It will be killed or paused at some await."""
+        kill = "kill" not in self.plan.off and self._kills.random() < 0.3 * self.intensity
+        pause = "pause" not in self.plan.off and self._pauses.random() < 0.2 * self.intensity
+        if kill:
+            process.turns = 1 + int(self._kills.expovariate(1 / 2500))
+            process.on_turn = lambda: self._died(process, f"at an await ({_where()})") if self.faulty else None
+        elif pause:
+            process.turns = 1 + int(self._pauses.expovariate(1 / 2500))
+            process.on_turn = lambda: self._pause(process)
+
+    def _pause(self, process: Process) -> None:
+        if not self.faulty or process.state != "running":
+            return
+        for_s = self._pauses.choice((0.1, 2.0, 15.0, 70.0))
+        self.happened("pause", f"{process.name} for {for_s} s")
+        process.pause()
+        self.after(for_s, self._resume, process)
+
+    def _resume(self, process: Process) -> None:
+        if process.state == "paused":
+            self.note(f"-- {process.name} goes on")
+            process.resume()
+
+    async def _worker(self, life: Life) -> None:
+        process = life.process
+        client = life.client = self._client_of(process)
+        programs.register(client, Host(self, process), self.versions)
+        settings = Settings(
+            concurrency=self.concurrency, live_runs=self.live_runs, checkpoint_records=self.checkpoint_records, checkpoint_s=5.0
+        )
+        async with client:
+            while True:
+                worker = Worker(
+                    client.log,
+                    client.registry,
+                    settings,
+                    client.signal_run,
+                    random=self.source(f"worker/{process.name}"),
+                    ids=client.ids,
+                    run_in_thread=_inline,
+                )
+                worker.name = process.name
+                try:
+                    await worker.start()
+                except LogUnavailable:
+                    await asyncio.sleep(1)
+                else:
+                    break
+            life.worker = worker
+            try:
+                await worker.wait()
+            except Exception as error:  # noqa: BLE001  # a worker that cannot go on is what is looked for
+                self.fail(AssertionError(f"worker {process.name} gave up: {error!r}"))
+            life.left.set()
+
+    def _client_of(self, process: Process) -> Client:
+        driver = FaultyDriver(self.log, process)
+        return Client(driver=driver, random=self.source(f"client/{process.name}"), ids=self._ids(process), run_in_thread=_inline)
+
+    def _leave(self, slot: int) -> None:
+        """A worker leaves in good order, and another comes."""
+        life = self.lives[slot]
+        if life.leaving or life.worker is None or life.process.state != "running":
+            return
+        life.leaving = True
+        self.happened("leave", life.process.name)
+        self.graves.append(life)
+        life.process.start(self._left(life))
+        self.after(self.random.random() * 3, self._start_worker, slot, life)
+
+    async def _left(self, life: Life) -> None:
+        assert life.worker is not None
+        with contextlib.suppress(LogUnavailable):
+            await life.worker.stop(self.random.choice((0, 1, 10)))
+
+    # -- clients
+
+    def _plan_runs(self) -> None:
+        random = self.source("programs")
+        count = random.choice((5, 20, 60, 150))
+        ids = [f"run-{self.plan.seed}-{number}" for number in range(count)]
+        foreign_allowed = self.log.kafka and "foreign" not in self.plan.off
+        for number, run_id in enumerate(ids):
+            own = Random(f"{self.plan.seed}/program/{number}")
+            program = programs.generate(own, others=ids)
+            version = own.choice((None, None, "1", "2" if "versions" not in self.plan.off else "1"))
+            run = Planned(number, run_id, program, version, foreign_allowed and own.random() < 0.3)
+            if self.plan.runs is None or number in self.plan.runs:
+                self.runs.append(run)
+                self._by_id[run_id] = run
+        self.agendas = [[], []]
+        for run in self.runs:
+            own = Random(f"{self.plan.seed}/agenda/{run.number}")
+            at_s = own.random() * self.faults_s * 0.7
+            agenda = own.choice(self.agendas)
+            if run.foreign:
+                self.after(at_s, self._foreign_start, run, own.random() < 0.3)
+            else:
+                agenda.append(Intent(at_s, "start", run, f"{run.id}/start"))
+                if own.random() < 0.2:
+                    own.choice(self.agendas).append(Intent(at_s + own.random() * 5, "start", run, f"{run.id}/again"))
+            for index, name in enumerate(programs.waits(run.program)):
+                if name == "release":
+                    continue  # comes when the faults are over
+                when = at_s + own.random() * min(self.faults_s, 40)
+                own.choice(self.agendas).append(Intent(when, "signal", run, f"{run.id}/signal/{index}", name, index))
+            if "cancel" not in self.plan.off and own.random() < 0.12:
+                own.choice(self.agendas).append(Intent(at_s + own.random() * 20, "cancel", run, f"{run.id}/cancel", data="enough"))
+        for agenda in self.agendas:
+            agenda.sort(key=lambda intent: intent.at_s)
+
+    def _foreign_start(self, run: Planned, twice: bool) -> None:
+        partition = partition_of(run.id, self.partitions)
+        value = dumps({"type": "start", "workflow": "program", "run_id": run.id, "version": run.version, "data": run.program})
+        for _ in range(2 if twice else 1):
+            self.log.put_inbox(partition, run.id.encode(), value)
+        self.happened("foreign", f"start of {run.id}")
+
+    def _start_client(self, slot: int) -> None:
+        process = self._born(f"c{slot}")
+        if slot < len(self.clients):
+            self.clients[slot] = process
+        else:
+            self.clients.append(process)
+        random = self.source(f"kill/{process.name}")
+        if self.faulty and "client-kill" not in self.plan.off and random.random() < 0.2 * self.intensity:
+            process.turns = 1 + random.randrange(1500)
+            process.on_turn = lambda: self._died(process, "at an await") if self.faulty else None
+        process.start(self._client(process, self.agendas[slot]), process.name)
+
+    async def _client(self, process: Process, agenda: list[Intent]) -> None:
+        client = self._client_of(process)
+        self.graves.append(client)
+        results: set[asyncio.Task[None]] = set()
+        async with client:
+            for intent in agenda:
+                if intent.done:
+                    continue
+                await asyncio.sleep(max(0.0, intent.at_s - self.loop.time()))
+                while not intent.done:
+                    try:
+                        await self._do(client, intent, results)
+                    except LogUnavailable:
+                        await asyncio.sleep(self.random.random() * 2)
+            if results:
+                await asyncio.wait(results)
+
+    async def _do(self, client: Client, intent: Intent, results: set[asyncio.Task[None]]) -> None:
+        run = intent.run
+        if intent.kind == "start":
+            run.known = True
+            handle = await client.start_workflow("program", run.program, run_id=run.id, version=run.version)
+            self.tell(lambda eye: eye.client_acked("start", run.id, "", run.program))
+            if len(results) < 5:
+                results.add(asyncio.create_task(self._result(client, handle.id)))
+        elif not run.known:
+            await asyncio.sleep(0.5)
+            return
+        elif intent.kind == "signal":
+            run.signals.add((intent.name, intent.data))
+            try:
+                await client.signal_run(run.id, intent.name, intent.data, intent.request)
+            except RunNotFound:
+                if not await self._has_ended(client, run):
+                    await asyncio.sleep(0.5)
+                    return
+            else:
+                self.tell(lambda eye: eye.client_acked("signal", run.id, intent.request, (intent.name, intent.data)))
+        else:
+            run.cancelled = True
+            try:
+                await client.run(run.id).cancel(intent.data)
+            except RunNotFound:
+                if not await self._has_ended(client, run):
+                    await asyncio.sleep(0.5)
+                    return
+            else:
+                self.counts["cancel"] += 1
+                self.tell(lambda eye: eye.client_acked("cancel", run.id, "", intent.data))
+        intent.done = True
+
+    async def _has_ended(self, client: Client, run: Planned) -> bool:
+        view = await read_run(client.log, run.id)
+        return view.run is not None and view.run.ended
+
+    async def _result(self, client: Client, run_id: str) -> None:
+        outcome: Any
+        while True:
+            try:
+                outcome = await client.run(run_id).result(timeout=3600)
+            except LogUnavailable:
+                await asyncio.sleep(1)
+                continue
+            except TimeoutError:
+                return
+            except StepfoldError as error:
+                outcome = error
+            self.tell(lambda eye: eye.client_result(run_id, outcome))
+            return
+
+    # -- faults by the clock
+
+    async def _mischief(self, kind: str, mean_s: float, do: Callable[[Random], None]) -> None:
+        if kind in self.plan.off or not self.intensity:
+            return
+        random = self.source(kind)
+        while True:
+            await asyncio.sleep(random.expovariate(self.intensity / mean_s))
+            if not self.faulty:
+                return
+            do(random)
+
+    def _mischiefs(self) -> list[Coroutine[Any, Any, None]]:
+        return [
+            self._mischief("kill", 10, lambda random: self._died(random.choice(self.lives).process, "at random")),
+            self._mischief("pause", 12, lambda random: self._pause(random.choice(self.lives).process)),
+            self._mischief("leave", 12, lambda random: self._leave(random.randrange(len(self.lives)))),
+            self._mischief("clock", 8, self._jump),
+            self._mischief("broker-clock", 8, self._broker_clock),
+            self._mischief("rebalance", 8, self._rebalance),
+            self._mischief("outage", 15, self._outage),
+            self._mischief("stranger", 1, self._stranger),
+            self._mischief("foreign", 4, self._foreigner),
+            self._mischief("versions", 12, self._roll),
+        ]
+
+    def _jump(self, random: Random) -> None:
+        process = random.choice(self.lives).process
+        process.skew_ms = random.choice((0, -30_000, -500, 700, 45_000))
+        self.happened("clock", f"{process.name} is {process.skew_ms} ms off")
+
+    def _broker_clock(self, random: Random) -> None:
+        self.log.clock_ms = random.choice((0, -5_000, -100, 150, 4_000))
+        self.happened("broker-clock", f"{self.log.clock_ms} ms off")
+
+    def _rebalance(self, random: Random) -> None:
+        self.happened("rebalance", "partitions are moved")
+        self.log.group.rebalance(shuffle=True)
+
+    def _outage(self, random: Random) -> None:
+        for_s = random.choice((0.2, 3.0, 25.0))
+        self.happened("outage", f"for {for_s} s")
+        self.log.down_until = self.loop.time() + for_s
+
+    def _roll(self, random: Random) -> None:
+        """New code on those that start from now on, or the old one again; and a worker that restarts with it."""
+        self.versions = random.choice((("1",), ("1", "2"), ("2", "1")))
+        self.happened("versions", f"workers that start know {', '.join(self.versions)}")
+        self._leave(random.randrange(len(self.lives)))
+
+    def _stranger(self, random: Random) -> None:
+        """Somebody with write access who should not have it."""
+        partition = random.randrange(self.partitions)
+        part = self.log.partitions[partition]
+        if random.random() < 0.5 and part.records:
+            old = random.choice(part.records[-50:])
+            entry = Entry(old.key, old.value)
+            self.happened("stranger", f"{partition}/{old.offset} again")
+        elif random.random() < 0.4:
+            prev = random.choice([-1, *(record.offset for record in part.by_key.get(CLAIM_KEY, ())[:-6])])
+            if any(decode(record.value) is not None for record in part.by_key.get(CLAIM_KEY, ())) is False and prev == -1:
+                return  # it would be a good claim
+            value = dumps({"type": "claim", "v": 1, "at": self.loop.clock(), "prev": prev, "owner": "stranger", "nonce": "n"})
+            entry = Entry(CLAIM_KEY, value)
+            self.happened("stranger", f"{partition}: a claim that follows {prev}")
+        else:
+            run = random.choice(self.runs).id if self.runs else "nobody"
+            claim = random.randrange(-1, part.end + 1) if random.random() < 0.5 else None
+            if claim is not None and any(record.offset == claim for record in part.by_key.get(CLAIM_KEY, ())):
+                claim = -2
+            garbage = random.choice(
+                (
+                    b"",
+                    b"\xff\xfe",
+                    b"[]",
+                    b'{"type":"nothing"}',
+                    b'{"type":"step-completed"}',
+                    dumps({"type": "completed", "v": 1, "run_id": run, "at": 1, "claim": -2 if claim is None else claim, "result": 1}),
+                    dumps({"type": "signal-received", "v": 9, "run_id": run, "at": 1, "request": "s", "signal": "x", "data": 1}),
+                    dumps({"type": "started", "v": 1, "run_id": "another", "at": 1, "request": "s", "workflow": "w", "input": 1}),
+                )
+            )
+            entry = Entry(random.choice((run, run, CLAIM_KEY, "@odd", "")), garbage)
+            self.happened("stranger", f"{partition}: garbage")
+        self.log.put(partition, [entry], "stranger", self.loop.clock())
+
+    def _foreigner(self, random: Random) -> None:
+        """Puts something into the inbox that is no request, or one that concerns nobody."""
+        if not self.log.kafka:
+            return
+        run = random.choice(self.runs).id if self.runs else "nobody"
+        value = random.choice(
+            (
+                None,
+                b"",
+                b"{",
+                b'{"type":"start"}',
+                b'{"type":"event","event":"x"}',
+                dumps({"type": "signal", "run_id": run, "signal": "unknown", "data": random.random()}),
+                dumps({"type": "signal", "run_id": "nobody", "signal": "x"}),
+                dumps({"specversion": "1.0", "type": "stepfold.signal", "source": "s", "id": "1", "data": {"run_id": run, "signal": "u"}}),
+            )
+        )
+        place = self.log.put_inbox(random.randrange(self.partitions), b"key", value)
+        self.happened("foreign", place)
+
+    # -- the course of the world
+
+    async def _main(self) -> None:
+        self._plan_runs()
+        random = self.random
+        projections = await self._project() if self.projecting else None
+        for slot in range(random.choice((1, 2, 2, 3))):
+            self._start_worker(slot)
+        for slot in range(len(self.agendas)):
+            self._start_client(slot)
+        mischief = [asyncio.create_task(one) for one in self._mischiefs()]
+        watching = asyncio.create_task(self._watch())
+        while self.loop.time() < self.faults_s:
+            await asyncio.sleep(min(POLL_S, self.faults_s - self.loop.time()))
+            if random.random() < 0.02 and self._settled() and not self._pending():
+                break
+        self._heal()
+        for task in mischief:
+            task.cancel()
+        await asyncio.gather(*mischief, return_exceptions=True)
+        await self._settle()
+        watching.cancel()
+        await self._check(projections)
+        self.tell(lambda eye: eye.quiet(self))
+        await self._end()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(5 * POLL_S if self.loop.time() < 2 * self.faults_s else 60 * POLL_S)
+            self._tell_states()
+
+    def _tell_states(self) -> None:
+        for life in self.lives:
+            if life.worker is None or life.process.state != "running":
+                continue
+            for partition, owner in life.worker.owners.items():
+                state = owner.state
+                if state is not None and owner.active:
+                    self.tell(lambda eye, w=life.process.name, p=partition, s=state: eye.state(w, p, s))
+
+    def _heal(self) -> None:
+        """The faults end: everybody who is paused goes on, every worker was restarted, all code is there."""
+        self.note("-- the faults end")
+        self.faulty = False
+        self.log.set_rates({})
+        self.log.down_until = 0.0
+        self.log.clock_ms = 0
+        self.versions = ("1", "2")
+        for slot, life in enumerate(self.lives):
+            life.process.skew_ms = 0
+            if life.process.state == "paused":
+                self._resume(life.process)
+            self.loop.call_later(0.01 * slot, self._died, life.process, "as the last of the faults", context=self.log.context)
+        for process in self.clients:
+            process.skew_ms = 0
+        late_s = max((intent.at_s for agenda in self.agendas for intent in agenda), default=0.0)
+        released = [run for run in self.runs if "release" in programs.waits(run.program)]
+        at_s = max(late_s, self.loop.time()) + 60
+        self.agendas.append([Intent(at_s, "signal", run, f"{run.id}/release", "release") for run in released])
+        self._start_client(len(self.agendas) - 1)
+
+    def _pending(self) -> bool:
+        return any(not intent.done for agenda in self.agendas for intent in agenda)
+
+    def _settled(self) -> bool:
+        """Whether every run that the log knows has ended, or stands still for good."""
+        for number, part in enumerate(self.log.partitions):
+            if self.log.kafka and part.routed < len(part.inbox):
+                return False
+            owners = [
+                life.worker.owners[number]
+                for life in self.lives
+                if life.worker is not None and life.process.state == "running" and number in life.worker.owners
+            ]
+            active = [owner for owner in owners if owner.active and owner.caught_up.is_set()]
+            if len(active) != 1 or active[0].state is None:
+                return False
+            state = active[0].state
+            if part.records and state.offset <= part.records[-1].offset:
+                return False
+            if any(run.phase != "quarantined" for run in state.runs.values()):
+                return False
+        return True
+
+    async def _settle(self) -> None:
+        until = self.loop.time() + SETTLE_S
+        quiet = 0
+        while quiet < 5:
+            await asyncio.sleep(5 * POLL_S)
+            quiet = quiet + 1 if self._settled() and not self._pending() else 0
+            if self.loop.time() > until:
+                raise AssertionError(f"{SETTLE_S / 3600:g} hours after the faults had ended: {self._unsettled()}")
+
+    def _unsettled(self) -> str:
+        words: list[str] = []
+        for life in self.lives:
+            for number, owner in life.worker.owners.items() if life.worker else ():
+                if owner.active and owner.state is not None:
+                    for run in owner.state.runs.values():
+                        if run.phase != "quarantined":
+                            words.append(f"run {run.id} on {life.process.name}/{number} waits for {sorted(run.open)} with signals {run.signals}")
+        words += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
+        return "; ".join(words) or "a partition has no owner that is caught up"
+
+    async def _check(self, projections: tuple[ProjectionRunner, Client] | None) -> None:
+        """What came of each run is what its program allows."""
+        process = self._born("judge")
+        driver = FaultyDriver(self.log, process)
+        await driver.open()
+        for run in self.runs:
+            view = await read_run(driver, run.id)
+            if view.run is None:
+                raise AssertionError(f"run {run.id} is not in the log, although its start was acknowledged")
+            problem = self._judge(run, view.run)
+            if problem:
+                raise AssertionError(f"run {run.id} of {orjson.dumps(run.program).decode()}: {problem}")
+        for life in self.lives:
+            worker = life.worker
+            if worker is None:
+                continue
+            busy = worker._running + len(worker._queue) + len(worker._alone)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
+            live = [run_id for owner in worker.owners.values() for run_id in owner.live]
+            if busy or live:
+                raise AssertionError(f"worker {life.process.name} keeps {busy} attempts and the code of {live}, though every run has ended")
+        self._tell_states()
+        if projections is not None:
+            runner, client = projections
+            await runner.catch_up()
+            before = await runner.query(_rows)
+            await runner.rebuild()
+            after = await runner.query(_rows)
+            if before != after:
+                raise AssertionError(f"a projection differs from its rebuild: {before} and {after}")
+            known = {row[0] for row in after}
+            missing = [run.id for run in self.runs if run.id not in known]
+            if missing:
+                raise AssertionError(f"the projection has no {missing}")
+            await runner.__aexit__(None, None, None)
+            await client.log.close()
+
+    def _judge(self, run: Planned, found: RunState) -> str:
+        signals = {*run.signals, *((name, f"from {other.id}") for other in self.runs for name in "xyz"), ("release", None)}
+        if found.phase == "completed":
+            if programs.allowed(run.program, found.result, run.id, signals):
+                return ""
+            return f"completed with {found.result}"
+        if found.phase == "cancelled":
+            return "" if run.cancelled else "cancelled, and nobody asked for it"
+        if found.phase == "failed":
+            return "" if programs.contains(run.program, "fail") and found.error["message"] == "meant to fail" else f"failed: {found.error}"
+        if found.phase == "quarantined":
+            kind = found.error["type"]
+            if kind == "NonDeterminism" and programs.contains(run.program, "drift"):
+                return ""
+            return "" if kind == "StepInterrupted" and self.deaths >= 5 else f"quarantined: {found.error}"
+        return f"is {found.phase}"
+
+    async def _project(self) -> tuple[ProjectionRunner, Client]:
+        process = self._born("projections")
+        client = self._client_of(process)
+        runner = ProjectionRunner(client, [RunsProjection()], database="sqlite://")
+        await process.start(runner.__aenter__())
+        return runner, client
+
+    async def _end(self) -> None:
+        """Everybody leaves; nothing may be left running."""
+        stops = [life.process.start(life.worker.stop(1)) for life in self.lives if life.worker is not None]
+        await asyncio.gather(*stops)
+        await asyncio.sleep(10)
+        for process in self.clients:
+            if process.state == "paused":
+                process.resume()
+        await asyncio.sleep(2 * 3600)
+        graves: set[Any] = set()
+        for process in self.dead:
+            for tasks in process.remains:
+                graves |= tasks
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task not in graves]
+        if left:
+            raise AssertionError(f"tasks are left when everybody has gone: {sorted(task.get_name() for task in left)}")
+
+
+def _rows(connection: Any) -> list[tuple[Any, ...]]:
+    table = RunsProjection.metadata.tables["stepfold_runs"]
+    return [tuple(row) for row in connection.execute(table.select().order_by(table.c.run_id))]
+
+
+def _where() -> str:
+    process = current_process()
+    return process.name if process is not None else "its turn"
+
+
+async def _inline(call: Callable[[], Any]) -> Any:
+    """A thread, which takes a moment."""
+    await asyncio.sleep(0.002)
+    return call()
+
+
+class _Errors(logging.Handler):
+    """The engine logs an exception that it does not expect, and goes on: here it ends the world."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.ERROR)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            self._world.fail(record.exc_info[1])
