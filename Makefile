@@ -19,7 +19,7 @@ COVERAGE := --cov
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench torture constraints clean
+.PHONY: help setup demo test lint format bench torture simulate constraints clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -43,6 +43,9 @@ format: $(VENV)/ready-dev ## let ruff mend what it can
 
 bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
 	$(BIN)/python tests/bench
+
+simulate: $(VENV)/ready-dev ## the engine in simulated worlds, MINUTES=1 of fresh ones, or SEED=n again
+	$(BIN)/python tests/simulation $(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),1))
 
 torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
 	PYTHONPATH=tests $(BIN)/python tests/faults --minutes $(or $(MINUTES),10)

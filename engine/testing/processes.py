@@ -94,6 +94,7 @@ class ProcessLoop(VirtualTimeLoop):
     """A virtual-time loop that gives turns to processes."""
 
     _ready: Any  # BaseEventLoop's deque of handles
+    _stopping: bool
 
     def __init__(self, start_ms: int = START_MS) -> None:
         super().__init__(start_ms)

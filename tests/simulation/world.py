@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import gc
 import hashlib
 import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import programs
+import strangers
 from observe import Observer
 
 import stepfold.worker
 from stepfold import Client
 from stepfold.codec import dumps
-from stepfold.errors import ConfigError, LogUnavailable, RunAlreadyExists, RunNotFound, StepfoldError
-from stepfold.events import decode
+from stepfold.errors import LogUnavailable, RunNotFound, StepfoldError
 from stepfold.fold import RunState
-from stepfold.log import CLAIM_KEY, Entry, Record, partition_of
+from stepfold.log import CLAIM_KEY, Record, partition_of
 from stepfold.owner import Settings
 from stepfold.projections import ProjectionRunner, RunsProjection
 from stepfold.tail import read_run
@@ -95,7 +92,7 @@ class Planned:
     foreign: bool
     known: bool = False  # its start was acknowledged, or seen by the world
     cancelled: bool = False
-    signals: set[tuple[str, Any]] = field(default_factory=lambda: set[tuple[str, Any]]())
+    signals: set[tuple[str, Any]] = field(default_factory=set[tuple[str, Any]])
 
 
 @dataclass(slots=True)
@@ -183,6 +180,7 @@ class World(Watch):
         self._births: Counter[str] = Counter()
         self._hash = hashlib.blake2b(digest_size=16)
         self._by_id: dict[str, Planned] = {}
+        self._plan_runs()
         self._kills = self.source("kill")
         self._pauses = self.source("pause")
 
@@ -193,7 +191,7 @@ class World(Watch):
     def _rates(self, random: Random) -> dict[str, float]:
         rates = {kind: self.intensity * random.choice((0.0, 0.005, 0.02)) for kind in FAULTS}
         rates.update({"gap": random.choice((0.0, 0.02, 0.3)), "prefix": random.choice((0.0, 0.05, 0.5))})
-        rates.update({"unknown-offset": random.choice((0.0, 0.05)), "reread-compacted": self.intensity * 0.2})
+        rates.update({"unknown-offset": random.choice((0.0, 0.05)), "compacted": random.choice((0.0, 0.2, 1.0))})
         rates["crash"] *= 0.3
         return {kind: rate for kind, rate in rates.items() if kind not in self.plan.off}
 
@@ -205,8 +203,8 @@ class World(Watch):
         watching = _Errors(self)
         logger = logging.getLogger("stepfold")
         logger.addHandler(watching)
-        eager = stepfold.worker._create_task  # pyright: ignore[reportPrivateUsage]  # from 3.12 on tasks would start eagerly, in 3.11 not
-        stepfold.worker._create_task = lambda coro: self.loop.create_task(coro)  # pyright: ignore[reportPrivateUsage]  # as above
+        at_once = stepfold.worker._start_at_once  # pyright: ignore[reportPrivateUsage]  # 3.11 cannot start a task at once
+        stepfold.worker._start_at_once = None  # pyright: ignore[reportPrivateUsage]  # so no version does
         self.loop.set_exception_handler(self._unhandled)
         try:
             main = self.loop.create_task(self._main())
@@ -218,7 +216,7 @@ class World(Watch):
             self.failure = self.failure or error
         finally:
             logger.removeHandler(watching)
-            stepfold.worker._create_task = eager  # pyright: ignore[reportPrivateUsage]  # as above
+            stepfold.worker._start_at_once = at_once  # pyright: ignore[reportPrivateUsage]  # what was replaced is put back
             self._bury()
         self.counts.update(self.log.counts)
         digest = self._hash.hexdigest()
@@ -293,8 +291,9 @@ class World(Watch):
     def _born(self, kind: str) -> Process:
         self._births[kind] += 1
         skew = self.source(f"skew/{kind}/{self._births[kind]}")
-        process = Process(self.loop, f"{kind}.{self._births[kind]}", skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0)
-        return process
+        return Process(
+            self.loop, f"{kind}.{self._births[kind]}", skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0
+        )
 
     def _died(self, process: Process, how: str) -> None:
         if process.state == "dead":
@@ -426,6 +425,8 @@ class World(Watch):
             if self.plan.runs is None or number in self.plan.runs:
                 self.runs.append(run)
                 self._by_id[run_id] = run
+
+    def _plan_agendas(self) -> None:
         self.agendas = [[], []]
         for run in self.runs:
             own = Random(f"{self.plan.seed}/agenda/{run.number}")
@@ -443,7 +444,9 @@ class World(Watch):
                 when = at_s + own.random() * min(self.faults_s, 40)
                 own.choice(self.agendas).append(Intent(when, "signal", run, f"{run.id}/signal/{index}", name, index))
             if "cancel" not in self.plan.off and own.random() < 0.12:
-                own.choice(self.agendas).append(Intent(at_s + own.random() * 20, "cancel", run, f"{run.id}/cancel", data="enough"))
+                own.choice(self.agendas).append(
+                    Intent(at_s + own.random() * 20, "cancel", run, f"{run.id}/cancel", data="enough")
+                )
         for agenda in self.agendas:
             agenda.sort(key=lambda intent: intent.at_s)
 
@@ -533,7 +536,7 @@ class World(Watch):
                 return
             except StepfoldError as error:
                 outcome = error
-            self.tell(lambda eye: eye.client_result(run_id, outcome))
+            self.tell(lambda eye, o=outcome: eye.client_result(run_id, o))
             return
 
     # -- faults by the clock
@@ -588,64 +591,23 @@ class World(Watch):
 
     def _stranger(self, random: Random) -> None:
         """Somebody with write access who should not have it."""
-        partition = random.randrange(self.partitions)
-        part = self.log.partitions[partition]
-        if random.random() < 0.5 and part.records:
-            old = random.choice(part.records[-50:])
-            entry = Entry(old.key, old.value)
-            self.happened("stranger", f"{partition}/{old.offset} again")
-        elif random.random() < 0.4:
-            prev = random.choice([-1, *(record.offset for record in part.by_key.get(CLAIM_KEY, ())[:-6])])
-            if any(decode(record.value) is not None for record in part.by_key.get(CLAIM_KEY, ())) is False and prev == -1:
-                return  # it would be a good claim
-            value = dumps({"type": "claim", "v": 1, "at": self.loop.clock(), "prev": prev, "owner": "stranger", "nonce": "n"})
-            entry = Entry(CLAIM_KEY, value)
-            self.happened("stranger", f"{partition}: a claim that follows {prev}")
-        else:
-            run = random.choice(self.runs).id if self.runs else "nobody"
-            claim = random.randrange(-1, part.end + 1) if random.random() < 0.5 else None
-            if claim is not None and any(record.offset == claim for record in part.by_key.get(CLAIM_KEY, ())):
-                claim = -2
-            garbage = random.choice(
-                (
-                    b"",
-                    b"\xff\xfe",
-                    b"[]",
-                    b'{"type":"nothing"}',
-                    b'{"type":"step-completed"}',
-                    dumps({"type": "completed", "v": 1, "run_id": run, "at": 1, "claim": -2 if claim is None else claim, "result": 1}),
-                    dumps({"type": "signal-received", "v": 9, "run_id": run, "at": 1, "request": "s", "signal": "x", "data": 1}),
-                    dumps({"type": "started", "v": 1, "run_id": "another", "at": 1, "request": "s", "workflow": "w", "input": 1}),
-                )
-            )
-            entry = Entry(random.choice((run, run, CLAIM_KEY, "@odd", "")), garbage)
-            self.happened("stranger", f"{partition}: garbage")
-        self.log.put(partition, [entry], "stranger", self.loop.clock())
+        part = random.choice(self.log.partitions)
+        run_id = random.choice(self.runs).id if self.runs else "nobody"
+        what, entry = strangers.record(random, part.records, part.by_key.get(CLAIM_KEY, []), run_id, self.loop.clock())
+        self.happened("stranger", f"partition {part.number}: {what}")
+        self.log.put(part.number, [entry], "stranger", self.loop.clock())
 
     def _foreigner(self, random: Random) -> None:
-        """Puts something into the inbox that is no request, or one that concerns nobody."""
-        if not self.log.kafka:
-            return
-        run = random.choice(self.runs).id if self.runs else "nobody"
-        value = random.choice(
-            (
-                None,
-                b"",
-                b"{",
-                b'{"type":"start"}',
-                b'{"type":"event","event":"x"}',
-                dumps({"type": "signal", "run_id": run, "signal": "unknown", "data": random.random()}),
-                dumps({"type": "signal", "run_id": "nobody", "signal": "x"}),
-                dumps({"specversion": "1.0", "type": "stepfold.signal", "source": "s", "id": "1", "data": {"run_id": run, "signal": "u"}}),
-            )
-        )
-        place = self.log.put_inbox(random.randrange(self.partitions), b"key", value)
-        self.happened("foreign", place)
+        """Somebody puts something into the inbox that is no request, or one that concerns nobody."""
+        if self.log.kafka:
+            run_id = random.choice(self.runs).id if self.runs else "nobody"
+            place = self.log.put_inbox(random.randrange(self.partitions), b"key", strangers.request(random, run_id))
+            self.happened("foreign", place)
 
     # -- the course of the world
 
     async def _main(self) -> None:
-        self._plan_runs()
+        self._plan_agendas()
         random = self.random
         projections = await self._project() if self.projecting else None
         for slot in range(random.choice((1, 2, 2, 3))):
@@ -736,15 +698,18 @@ class World(Watch):
                 raise AssertionError(f"{SETTLE_S / 3600:g} hours after the faults had ended: {self._unsettled()}")
 
     def _unsettled(self) -> str:
-        words: list[str] = []
-        for life in self.lives:
-            for number, owner in life.worker.owners.items() if life.worker else ():
-                if owner.active and owner.state is not None:
-                    for run in owner.state.runs.values():
-                        if run.phase != "quarantined":
-                            words.append(f"run {run.id} on {life.process.name}/{number} waits for {sorted(run.open)} with signals {run.signals}")
-        words += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
-        return "; ".join(words) or "a partition has no owner that is caught up"
+        """What is waited for."""
+        said = [
+            f"run {run.id} on {life.process.name} waits for {sorted(run.open)} with signals {run.signals}"
+            for life in self.lives
+            if life.worker is not None
+            for owner in life.worker.owners.values()
+            if owner.active and owner.state is not None
+            for run in owner.state.runs.values()
+            if run.phase != "quarantined"
+        ]
+        said += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
+        return "; ".join(said) or "a partition has no owner that is caught up"
 
     async def _check(self, projections: tuple[ProjectionRunner, Client] | None) -> None:
         """What came of each run is what its program allows."""
@@ -765,7 +730,7 @@ class World(Watch):
             busy = worker._running + len(worker._queue) + len(worker._alone)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
             live = [run_id for owner in worker.owners.values() for run_id in owner.live]
             if busy or live:
-                raise AssertionError(f"worker {life.process.name} keeps {busy} attempts and the code of {live}, though every run has ended")
+                raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")
         self._tell_states()
         if projections is not None:
             runner, client = projections
@@ -791,7 +756,8 @@ class World(Watch):
         if found.phase == "cancelled":
             return "" if run.cancelled else "cancelled, and nobody asked for it"
         if found.phase == "failed":
-            return "" if programs.contains(run.program, "fail") and found.error["message"] == "meant to fail" else f"failed: {found.error}"
+            meant = programs.contains(run.program, "fail") and found.error["message"] == "meant to fail"
+            return "" if meant else f"failed: {found.error}"
         if found.phase == "quarantined":
             kind = found.error["type"]
             if kind == "NonDeterminism" and programs.contains(run.program, "drift"):

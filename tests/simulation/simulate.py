@@ -1,0 +1,200 @@
+"""`make simulate SEED=n` repeats one world byte for byte; `make simulate MINUTES=m` makes fresh ones on all cores.
+
+A world that breaks a promise is made again without whatever is not needed for that, and told as a trace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import multiprocessing
+import os
+import re
+import sys
+import time
+import traceback
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+from observe import Observer, Silent
+from world import KINDS, Plan, Report, World
+
+BATCH = 20
+SHRINK_S = 60.0
+TRACE_LINES = 150
+
+
+def observer() -> Observer:
+    """Whoever watches a world."""
+    return Silent()
+
+
+def simulate(plan: Plan) -> Report:
+    """One world."""
+    return World(plan, observer()).run()
+
+
+def prepare() -> None:
+    """For a process that makes many worlds. They leave dead processes behind, which are collected between two worlds only, and
+    what their clean-up says then is not heard."""
+    sys.unraisablehook = lambda _: None
+    logging.getLogger("stepfold").setLevel(logging.ERROR)
+    logging.lastResort = None
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of some worlds."""
+
+    worlds: int = 0
+    events: int = 0
+    counts: Counter[str] = field(default_factory=Counter[str])
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+
+    def add(self, other: Tally) -> None:
+        """Take in other worlds."""
+        self.worlds += other.worlds
+        self.events += other.events
+        self.counts.update(other.counts)
+        self.failed.update(other.failed)
+
+
+def batch(seeds: range) -> Tally:
+    """These worlds, one after the other."""
+    tally = Tally()
+    for seed in seeds:
+        report = simulate(Plan(seed))
+        tally.worlds += 1
+        tally.events += report.events
+        tally.counts.update(report.counts)
+        if report.failure is not None:
+            tally.failed[seed] = words(report.failure)
+    gc.collect()
+    return tally
+
+
+def words(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return f"{type(error).__name__}: {error}"
+
+
+def fresh(minutes: float, processes: int) -> Tally:
+    """Worlds nobody has seen, on so many processes; ends early when one has failed."""
+    start = told = time.monotonic()
+    total = Tally()
+    firsts = count(int.from_bytes(os.urandom(5)), BATCH)
+    running: set[Future[Tally]] = set()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), prepare) as pool:
+        while running or not total.worlds:
+            while len(running) < 2 * processes and not total.failed and time.monotonic() - start < minutes * 60:
+                first = next(firsts)
+                running.add(pool.submit(batch, range(first, first + BATCH)))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                total.add(one.result())
+            now = time.monotonic()
+            if now - told >= 10:
+                told = now
+                print(f"{now - start:6.0f} s  {rates(total, now - start)}", flush=True)
+    print(f"\n{rates(total, time.monotonic() - start)}")
+    for kind, number in total.counts.most_common():
+        print(f"{number:12,}  {kind}")
+    return total
+
+
+def rates(tally: Tally, spent_s: float) -> str:
+    """How much and how fast."""
+    return (
+        f"{tally.worlds:,} worlds ({tally.worlds / spent_s:.1f} seeds/s), {tally.events:,} events ({tally.events / spent_s:,.0f} "
+        f"events/s), {len(tally.failed)} failed"
+    )
+
+
+def shrunk(plan: Plan, failure: BaseException) -> Plan:
+    """The same failure with as little as possible: without kinds of faults, runs, and time that it does not need."""
+    wanted = _kind(failure)
+    until = time.monotonic() + SHRINK_S
+
+    def try_instead(other: Plan) -> bool:
+        nonlocal plan
+        if time.monotonic() > until:
+            return False
+        found = simulate(other).failure
+        if found is None or _kind(found) != wanted:
+            return False
+        plan = other
+        return True
+
+    world = World(plan, Silent())
+    faults_s = world.faults_s
+    while faults_s > 0.5 and try_instead(replace(plan, faults_s=faults_s / 2)):
+        faults_s /= 2
+    for kind in KINDS:
+        try_instead(replace(plan, off=plan.off | {kind}))
+    runs = [run.number for run in world.runs]
+    size = len(runs)
+    while size > 1:
+        size = (size + 1) // 2
+        for first in range(0, len(runs), size):
+            fewer = runs[:first] + runs[first + size :]
+            if try_instead(replace(plan, runs=frozenset(fewer))):
+                runs = fewer
+                break
+        if size == 1:
+            break
+    return plan
+
+
+def _kind(error: BaseException) -> str:
+    """What two failures of the same sort have in common."""
+    return " ".join(re.sub(r"[\w./#-]*\d[\w./#-]*", "", words(error)).split()[:6])
+
+
+def tell(seed: int) -> None:
+    """A failure, for a person."""
+    report = simulate(Plan(seed))
+    if report.failure is None:
+        print(f"seed {seed} does not fail again: the simulator itself is not deterministic")
+        return
+    print(
+        f"\nseed {seed}: {words(report.failure)}\n`make simulate SEED={seed}` repeats it. Looking for what it needs ...",
+        flush=True,
+    )
+    plan = shrunk(Plan(seed), report.failure)
+    report = simulate(replace(plan, trace=True))
+    happened = [kind for kind in KINDS if report.counts[kind]]
+    runs = "all" if plan.runs is None else ", ".join(map(str, sorted(plan.runs)))
+    print(f"\nNeeded: faults {', '.join(happened)}; runs {runs}. The last {TRACE_LINES} lines:\n")
+    print("\n".join(line[:400] for line in report.lines[-TRACE_LINES:]))
+    assert report.failure is not None
+    print(f"\n{''.join(traceback.format_exception(report.failure, limit=-4))}")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
+    parser.add_argument("--seed", type=int, nargs="*", help="repeat these worlds")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--trace", action="store_true", help="with --seed: print all that happens")
+    args = parser.parse_args()
+    prepare()
+    failed: list[int] = []
+    if args.seed is None:
+        failed += list(fresh(args.minutes, args.processes).failed)[:1]
+    for seed in args.seed or ():
+        report = simulate(Plan(seed, trace=args.trace))
+        if args.trace:
+            print("\n".join(report.lines))
+        print(f"seed {seed}: {report.hash}  {report.events} events, {sum(report.counts.values())} faults")
+        if report.failure is not None:
+            failed.append(seed)
+    for seed in failed:
+        tell(seed)
+    return 1 if failed else 0
