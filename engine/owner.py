@@ -29,7 +29,7 @@ from .duration import words
 from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
 from .events import FORMAT, encode
 from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
-from .fold import Change, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
+from .fold import Change, Open, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
 from .log import CLAIM_KEY, Entry, Log, Reader, Record
 from .step import StepPorts
 from .timers import Timers
@@ -660,17 +660,10 @@ class Owner:
     def _arm(self, run: RunState, step_id: str | None) -> None:
         """Set the timer of what is open."""
         op = run.open.get(step_id) if step_id else None
-        if isinstance(op, OpenSleep):
-            at = op.wake_at
-        elif isinstance(op, OpenWait):
-            at = op.timeout_at
-        elif isinstance(op, OpenStep):
-            at = op.next_at
-        else:
-            return
-        if at is not None:
+        due = None if op is None else _due(op)
+        if due is not None:
             assert step_id is not None
-            self._timers.push(at, run.id, step_id)
+            self._timers.push(due, run.id, step_id)
             self._set_timer()
 
     def _set_timer(self) -> None:
@@ -724,11 +717,13 @@ class Owner:
         """See to every open run, some at a time; one of which a record comes in has its turn before the record."""
         for number, run_id in enumerate(list(state.runs)):
             if number % RESUME_RUNS == 0:
+                self._set_timer()
                 await asyncio.sleep(0)
             if run_id in state.runs and self._unrecovered.get(run_id, True) and self.active:
                 self._recover(state, run_id)
         self._unrecovered.clear()
         self._unbegun.clear()
+        self._set_timer()
         self.caught_up.set()
 
     def _recover(self, state: PartitionState, run_id: str) -> None:
@@ -736,8 +731,10 @@ class Owner:
         if run_id in self._unrecovered:
             self._unrecovered[run_id] = False
         run = state.runs.peek(run_id)
-        for step_id in run.open:
-            self._arm(run, step_id)
+        for step_id, op in run.open.items():
+            due = _due(op)
+            if due is not None:
+                self._timers.push(due, run_id, step_id)
         if run_id in self.live:
             return
         if run.cancel_requested and self._stands_still(run):
@@ -817,6 +814,13 @@ class Owner:
 def _unbegun(live: Live) -> list[Attempt]:
     """The at_most_once attempts that were announced and have not begun to run."""
     return [one for one in live.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
+
+
+def _due(op: Open) -> int | None:
+    """When something must happen to what is open, ms."""
+    if isinstance(op, OpenSleep):
+        return op.wake_at
+    return op.timeout_at if isinstance(op, OpenWait) else op.next_at
 
 
 _WAKES = frozenset({"started", "resumed"})

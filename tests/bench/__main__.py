@@ -7,7 +7,6 @@ for a run of 10 steps. Machines differ and are noisy, so the ratio is what count
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import sqlite3
 import statistics
@@ -16,92 +15,25 @@ import tempfile
 import time
 import tracemalloc
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from figures import APPENDS, Figure, client_with_workflows, ended_run, runs, serving
 from rich.console import Console
 from rich.table import Table
+from scale import ended_history, open_runs, sleepers, step_among_others
 
-from stepfold import Client, Context, Step, Worker
+from stepfold import Client
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.fold import PartitionState, fold
-from stepfold.log import Entry, Log, Record, partition_of
+from stepfold.log import Entry, Record, partition_of
 
-STEPS = 10
-APPENDS = STEPS + 2
 ROUNDS = 3
-
-
-class Figure(NamedTuple):
-    """One row: what was measured, the ceiling if there is one, and what the issue of this table asked for."""
-
-    case: str
-    measured: str
-    ceiling: str
-    ratio: str
-    wanted: str
-    holds: bool
-
-
-# -- the workflows
-
-
-async def nothing() -> None:
-    """A step that does nothing."""
-
-
-def client_with_workflows(driver: Log) -> Client:
-    client = Client(driver=driver)
-
-    async def steps(ctx: Context[int], step: Step) -> int:
-        for _ in range(ctx.input.data):
-            await step.run("step", nothing)
-        return ctx.input.data
-
-    async def sleeper(_ctx: Context[None], step: Step) -> None:
-        await step.run("before", nothing)
-        await step.sleep("long", "30d")
-
-    async def holder(ctx: Context[int], step: Step) -> None:
-        await steps(ctx, step)
-        await step.wait_for_signal("end", signal="end")
-
-    client.workflow(id="steps")(steps)
-    client.workflow(id="holder")(holder)
-    client.workflow(id="sleeper")(sleeper)
-    return client
-
-
-@contextlib.asynccontextmanager
-async def serving(client: Client) -> AsyncGenerator[Worker]:
-    """A worker that owns everything and has recovered it."""
-    async with client, client.worker() as worker:
-        while not worker.owners or not worker.caught_up:
-            await asyncio.sleep(0.002)
-        yield worker
-
-
-async def runs(client: Client, count: int, at_a_time: int, steps: int = STEPS) -> tuple[float, list[float]]:
-    """Runs per second and the seconds of each, start to result."""
-    took: list[float] = []
-
-    async def some(number: int) -> None:
-        for _ in range(number):
-            began = time.perf_counter()
-            run = await client.start_workflow("steps", steps)
-            await run.result()
-            took.append(time.perf_counter() - began)
-
-    await some(3)
-    took.clear()
-    began = time.perf_counter()
-    await asyncio.gather(*(some(count // at_a_time) for _ in range(at_a_time)))
-    return len(took) / (time.perf_counter() - began), took
 
 
 # -- SQLite
@@ -221,21 +153,6 @@ async def bytes_a_step(client: Client, steps: int) -> float:
 
 
 # -- fold and restart
-
-
-def ended_run(run_id: str, claim: int, at: int, steps: int = STEPS) -> list[Entry]:
-    """The records of a run that has been and gone."""
-
-    def event(kind: str, **fields: Any) -> Entry:
-        return Entry(run_id, orjson.dumps({"type": kind, "v": 1, "run_id": run_id, "at": at, **fields}))
-
-    made = [event("started", request=run_id, workflow="steps", version="1", input=steps)]
-    made += [
-        event("step-completed", claim=claim, step_id="step" if n == 1 else f"step#{n}", attempt=1, result=None)
-        for n in range(1, steps + 1)
-    ]
-    made.append(event("completed", claim=claim, result=steps))
-    return made
 
 
 async def fold_rate(folder: Path) -> Figure:
@@ -427,6 +344,10 @@ CASES: dict[str, Callable[[Path], Coroutine[Any, Any, Figure | list[Figure]]]] =
     "sqlite-long": sqlite_long,
     "fold": fold_rate,
     "restart": restart,
+    "open-runs": open_runs,
+    "ended-history": ended_history,
+    "sleepers": sleepers,
+    "step-among-others": step_among_others,
 }
 
 
