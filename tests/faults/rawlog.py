@@ -235,6 +235,11 @@ class Audit:
         if record.timestamp < run.due:
             self._broken(record, f"it was due at {run.due}, and the log says {record.timestamp}")
 
+    def owners(self) -> set[int]:
+        """The process ids of those that own partitions."""
+        last = (partition.claims[-1] for partition in self.partitions.values() if partition.claims)
+        return {pid_of(claim.owner) for claim in last if claim.owner is not None}
+
     # Promises.
 
     def unfinished(self, run_ids: Iterable[str]) -> list[str]:
