@@ -19,7 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-from observe import Observer, Silent
+from check import Checker
 from world import KINDS, Plan, Report, World
 
 BATCH = 20
@@ -27,14 +27,11 @@ SHRINK_S = 60.0
 TRACE_LINES = 150
 
 
-def observer() -> Observer:
-    """Whoever watches a world."""
-    return Silent()
-
-
 def simulate(plan: Plan) -> Report:
-    """One world."""
-    return World(plan, observer()).run()
+    """One world, under the eyes of the checker."""
+    world = World(plan)
+    world.observer = Checker(world.partitions, world.clock_of)
+    return world.run()
 
 
 def prepare() -> None:
@@ -131,7 +128,7 @@ def shrunk(plan: Plan, failure: BaseException) -> Plan:
         plan = other
         return True
 
-    world = World(plan, Silent())
+    world = World(plan)
     faults_s = world.faults_s
     while faults_s > 0.5 and try_instead(replace(plan, faults_s=faults_s / 2)):
         faults_s /= 2

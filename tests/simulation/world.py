@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import programs
 import strangers
-from observe import Observer
+from observe import Observer, Silent
 
 import stepfold.worker
 from stepfold import Client
@@ -140,11 +140,11 @@ class Life:
 
 
 class World(Watch):
-    """Made and run once: `World(plan, observer).run()`."""
+    """Made and run once: `World(plan).run()`. `observer` may be replaced before."""
 
-    def __init__(self, plan: Plan, observer: Observer) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.observer = observer
+        self.observer: Observer = Silent()
         self.failure: BaseException | None = None
         self.counts: Counter[str] = Counter()
         self.lines: list[str] = []
@@ -179,6 +179,7 @@ class World(Watch):
         self.dead: list[Process] = []
         self._births: Counter[str] = Counter()
         self._hash = hashlib.blake2b(digest_size=16)
+        self._by_name: dict[str, Process] = {}
         self._by_id: dict[str, Planned] = {}
         self._plan_runs()
         self._kills = self.source("kill")
@@ -291,9 +292,10 @@ class World(Watch):
     def _born(self, kind: str) -> Process:
         self._births[kind] += 1
         skew = self.source(f"skew/{kind}/{self._births[kind]}")
-        return Process(
-            self.loop, f"{kind}.{self._births[kind]}", skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0
-        )
+        name = f"{kind}.{self._births[kind]}"
+        skew_ms = skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0
+        process = self._by_name[name] = Process(self.loop, name, skew_ms)
+        return process
 
     def _died(self, process: Process, how: str) -> None:
         if process.state == "dead":
@@ -315,6 +317,11 @@ class World(Watch):
     def after(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
         """On nobody's side."""
         self.loop.call_later(delay_s, call, *args, context=self.log.context)
+
+    def clock_of(self, name: str) -> int | None:
+        """What a process believes the time is; None for one that nobody knows."""
+        process = self._by_name.get(name)
+        return None if process is None else process.clock()
 
     def _ids(self, process: Process) -> Callable[[], str]:
         random = self.source(f"ids/{process.name}")
