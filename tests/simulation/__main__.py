@@ -1,7 +1,10 @@
 """`python tests/simulation`: see `simulate`."""
 
 import sys
+from pathlib import Path
 
-from simulate import main
+sys.path.insert(1, str(Path(__file__).parents[1]))  # helpers shared by tests are modules there
+
+from simulate import main  # noqa: E402  # found there
 
 sys.exit(main())

@@ -157,7 +157,7 @@ class World(Watch):
         self.faults_s = plan.faults_s if plan.faults_s is not None else random.choice((2.0, 8.0, 25.0, 80.0))
         self.intensity = random.choice((0.0, 0.3, 1.0, 2.0))
         self.live_runs = random.choice((2, 5, 10_000))
-        self.checkpoint_records = random.choice((5, 40, 20_000))
+        self.checkpoint_records = random.choice((20, 200, 20_000))
         self.concurrency = random.choice((1, 4, 100))
         self.projecting = random.random() < 0.1
         self.versions: tuple[str, ...] = ("1",)
