@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Any, Protocol
 
@@ -46,6 +48,8 @@ TIMER_CHECK_S = 60.0
 """The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
 CATCH_UP_WAIT_S = 0.5
 RESUME_RUNS = 100
+ROOM_CHECK_S = 0.05
+"""Where the code of all runs in memory is busy, it is looked at again this often whether some have become idle."""
 READ_RECORDS = 2000
 
 
@@ -125,7 +129,10 @@ class Owner:
         self._reader: Reader | None = None
         self.leaving = False
         self.loop = asyncio.get_running_loop()
-        self._evict_above = worker.settings.live_runs
+        self._most_live = max(worker.settings.live_runs, 2 * worker.settings.concurrency)
+        self._evict_at = 0.0
+        self._deferred: OrderedDict[str, bool] = OrderedDict()  # runs whose code waits for room -> whether after a crash
+        self._bring_in_timer: asyncio.TimerHandle | None = None
 
     # -- its life
 
@@ -196,6 +203,10 @@ class Owner:
             self._close(live)
         self._outbox.clear()
         self._timers.clear()
+        if self._bring_in_timer is not None:
+            self._bring_in_timer.cancel()
+            self._bring_in_timer = None
+        self._deferred.clear()
         self._unrecovered.clear()
         self.waiting.clear()
 
@@ -305,6 +316,8 @@ class Owner:
                         self._end()
                     continue
                 self._react(change.event, run)
+            if self._deferred:
+                self._bring_in()
         finally:
             self.worker.release()
         if self._checkpoint_timer is None:
@@ -364,7 +377,11 @@ class Owner:
             if not run.awaits_worker:
                 self._emit(run, "workflow-unknown")
             return None
-        crashed = self.waiting.pop(run.id, False) or crashed
+        crashed = self.waiting.pop(run.id, False) or self._deferred.pop(run.id, False) or crashed
+        if not self._has_room():
+            self._deferred[run.id] = crashed
+            self._bring_in_later(ROOM_CHECK_S)
+            return None
         worker = self.worker
 
         def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
@@ -374,8 +391,40 @@ class Owner:
         live = Live(run, workflow, execution)
         self.live[run.id] = live
         self._advance(live, crashed)
-        self._evict()
         return live
+
+    def _has_room(self) -> bool:
+        """Whether the code of one more run may come into memory. Idle ones give way; if all are busy, it has to wait.
+
+        It must not wait while there are places for steps: what is busy might wait for it.
+        """
+        if len(self.live) >= self.worker.settings.live_runs and self.loop.time() >= self._evict_at:
+            self._evict()
+        return len(self.live) < self._most_live
+
+    def _bring_in_later(self, delay_s: float) -> None:
+        if self._bring_in_timer is None:
+            self._bring_in_timer = self.loop.call_later(delay_s, self._bring_in_now)
+
+    def _bring_in_now(self) -> None:
+        self._bring_in_timer = None
+        self._bring_in()
+
+    def _bring_in(self) -> None:
+        """Runs whose code had to wait for room have their turn, some of them."""
+        state = self.state
+        if state is None or not self.active or self.leaving:
+            return
+        for _ in range(min(RESUME_RUNS, len(self._deferred))):
+            if not self._has_room():
+                self._bring_in_later(ROOM_CHECK_S)
+                return
+            run_id, crashed = self._deferred.popitem(last=False)
+            run = state.runs.get(run_id)
+            if run is not None and run.phase == "open" and run_id not in self.live:
+                self._revive(run, crashed)
+        if self._deferred:
+            self._bring_in_later(0)
 
     def _advance(self, live: Live, crashed: bool = False) -> None:
         execution = live.execution
@@ -553,22 +602,17 @@ class Owner:
         return True
 
     def _evict(self) -> None:
-        """Beyond the bound, the code of idle runs leaves memory, those brought in first, and their state is put away."""
+        """Put the code of idle runs out of memory, those brought in first, and their state away."""
         state = self.state
-        if len(self.live) <= self._evict_above or state is None:
-            return
+        assert state is not None
         bound = self.worker.settings.live_runs
-        wanted = len(self.live) - bound + bound // 10
-        idle: list[Live] = []
-        for live in self.live.values():
-            if self._is_idle(live.run):
-                idle.append(live)
-                if len(idle) >= wanted:
-                    break
+        wanted = len(self.live) - bound + bound // 10 + 1
+        idle = list(islice((live for live in self.live.values() if self._is_idle(live.run)), wanted))
         for live in idle:
             self._close(live)
             state.runs.put_away(live.run.id)
-        self._evict_above = max(bound, len(self.live) * 11 // 10)
+        if len(idle) < wanted:
+            self._evict_at = self.loop.time() + ROOM_CHECK_S
 
     # -- what steps report
 

@@ -12,7 +12,7 @@ from eventually import eventually
 from local_logs import NewLog
 from one_run import LIMIT_S
 
-from stepfold import Client, Context, Run, Step
+from stepfold import Client, Context, Run, Step, Worker
 
 
 async def is_waiting(run: Run[Any]) -> bool:
@@ -138,6 +138,42 @@ async def test_runs_beyond_the_bound_leave_memory_and_come_back(client: Client, 
     for run in runs:
         said = [line.message for line in caplog.records if line.name == "stepfold.run" and getattr(line, "run_id", "") == run.id]
         assert said == ["begins", "has a"], "and a replay is silent"
+
+
+async def test_a_backlog_is_brought_in_as_there_is_room(client: Client) -> None:
+    in_memory: list[int] = []
+    workers: list[Worker] = []
+
+    async def look() -> None:
+        in_memory.extend(len(owner.live) for worker in workers for owner in worker.owners.values())
+
+    @client.workflow(id="w")
+    async def w(ctx: Context[int], step: Step) -> int:
+        await step.run("a", look)
+        await step.sleep("nap", 0.01)
+        await step.run("b", look)
+        return ctx.input.data
+
+    async with client.worker(live_runs=1, concurrency=2) as worker:
+        workers.append(worker)
+        runs = await asyncio.gather(*(client.start_workflow(w, number) for number in range(40)))
+        assert [await run.result(LIMIT_S) for run in runs] == list(range(40))
+    assert 1 <= max(in_memory) <= 4, "twice as many as there are places for steps"
+
+
+async def test_who_waits_makes_room_for_a_backlog(client: Client) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context[int], step: Step) -> int:
+        await step.wait_for_signal("go", signal="go")
+        return ctx.input.data
+
+    async with client.worker(live_runs=1, concurrency=1):
+        runs = await asyncio.gather(*(client.start_workflow(w, number) for number in range(40)))
+        for run in runs:
+            await eventually(lambda run=run: is_waiting(run))
+        for run in runs:
+            await run.signal("go")
+        assert [await run.result(LIMIT_S) for run in runs] == list(range(40))
 
 
 async def test_what_is_the_same_on_every_replay(new_log: NewLog) -> None:
