@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).parents[1]))  # helpers shared by tests are modules there
 
-from simulate import main  # noqa: E402  # found there
+from simulate import main
 
 sys.exit(main())
