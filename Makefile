@@ -44,8 +44,8 @@ format: $(VENV)/ready-dev ## let ruff mend what it can
 bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
 	$(BIN)/python tests/bench
 
-simulate: $(VENV)/ready-dev ## the engine in simulated worlds, MINUTES=1 of fresh ones, or SEED=n again
-	$(BIN)/python tests/simulation $(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),1))
+simulate: $(VENV)/ready-dev ## the engine in simulated worlds, MINUTES=1 of fresh ones, or SEED=n again; BUGS=1 plants bugs in it
+	$(BIN)/python tests/simulation $(if $(BUGS),--bugs $(filter-out 1,$(BUGS)),$(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),1)))
 
 torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
 	PYTHONPATH=tests $(BIN)/python tests/faults --minutes $(or $(MINUTES),10)

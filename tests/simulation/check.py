@@ -86,11 +86,11 @@ class _Part:
 
 
 class Checker:
-    """An `Observer`. `clock`: what a process believes the time to be, in ms; None: nobody can say."""
+    """An `Observer`. `latest`: the latest time, in ms, that a process can have seen on its clock by now."""
 
-    def __init__(self, partitions: int, clock: Callable[[str], int | None] = lambda process: None) -> None:
+    def __init__(self, partitions: int, latest: Callable[[str], int]) -> None:
         self.judge = Judge(partitions)
-        self._clock = clock
+        self._latest = latest
         self._parts = [_Part() for _ in range(partitions)]
         self._seen: dict[int, _Seen] = {}  # by the identity of a judged run, which lives as long as this
         self._kept: list[Run] = []
@@ -172,9 +172,9 @@ class Checker:
             if run.open[step_id].lost > LOST_IN_A_ROW:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
         elif kind in ("sleep-completed", "wait-timed-out"):
-            believed = self._clock(self._parts[partition].writers[record.offset])
-            if believed is not None and event["at"] > believed:
-                self._broken(7, f"its writer's clock says {believed} only", partition, record)
+            latest = self._latest(self._parts[partition].writers[record.offset])
+            if event["at"] > latest:
+                self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
         if step_id.rpartition("/")[2].startswith("drift-"):
             drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
             if len(drifted) > 1:
@@ -284,7 +284,9 @@ class Checker:
     # -- state
 
     def state(self, worker: str, partition: int, state: PartitionState) -> None:
-        """An owner's state is what the records before its offset amount to."""
+        """An owner's state is what the records before its offset amount to, and by that it is the owner."""
+        if state.claim not in self._parts[partition].claims.get(worker, ()):
+            raise Broken(2, f"{worker} is active on partition {partition}, and has read that claim {state.claim} holds it")
         if difference := differences(self.judge.partitions[partition], state):
             raise Broken(3, f"{worker}, partition {partition} up to offset {state.offset}: {difference}")
 

@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 from itertools import count
 
+import planted
 from check import Checker
 from world import KINDS, Plan, Report, World
 
@@ -28,9 +29,9 @@ TRACE_LINES = 150
 
 
 def simulate(plan: Plan) -> Report:
-    """One world, under the eyes of the checker."""
+    """One world, and its checker."""
     world = World(plan)
-    world.observer = Checker(world.partitions, world.clock_of)
+    world.observer = Checker(world.partitions, world.latest)
     return world.run()
 
 
@@ -181,7 +182,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--trace", action="store_true", help="with --seed: print all that happens")
+    parser.add_argument("--bugs", nargs="*", metavar="NAME", help="instead: plant these bugs, or all of bugs/, and look for them")
     args = parser.parse_args()
+    if args.bugs is not None:
+        return planted.main(args.bugs)
     prepare()
     failed: list[int] = []
     if args.seed is None:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 from check import RULES, Broken, Checker
-from histories import Keeper, Ledger
+from histories import START_MS, Keeper, Ledger
 
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ErrorInfo, StepFailed, WorkflowFailed
@@ -75,8 +75,8 @@ class Story:
         self.checker.delivered("w1", RUN, step_id, value, at_ms or self.now_ms)
         return self
 
-    def tells(self) -> Story:
-        self.checker.state("w1", 0, self.state)
+    def tells(self, worker: str = "w1") -> Story:
+        self.checker.state(worker, 0, self.state)
         return self
 
     def quiet(self, inbox: list[Any] | None = None) -> Story:
@@ -131,7 +131,7 @@ def test_what_a_takeover_brings_is_believed() -> None:
     story.runs(attempt=1)
     story.append(story.records[-2]._replace(offset=story.offset), "stranger")
     story.append(Record(story.offset, 1, RUN, b"garbage"), "stranger")
-    story.tells()
+    story.tells("w2")
 
 
 def told(story: Story, but: Callable[[PartitionState], Any]) -> Story:
@@ -206,7 +206,8 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (3, "still open", lambda: told(ended(begun()), lambda state: state.runs.update({RUN: begun().state.runs[RUN]}))),
     (3, "is forgotten", lambda: told(ended(begun()), lambda state: setattr(state, "ended", PartitionState().ended))),
     (3, "no record has started", lambda: told(begun(), lambda state: state.runs.update({"other": state.runs[RUN]}))),
-    (3, "the claim is", lambda: told(begun(), lambda state: setattr(state, "claim", 5))),
+    (2, "has read that claim 5 holds it", lambda: told(begun(), lambda state: setattr(state, "claim", 5))),
+    (3, "the claim is", lambda: told(begun(), lambda state: setattr(state, "owner", "w2"))),
     (4, "after the step was over", lambda: begun().runs().complete().runs()),
     (4, "after the step was over", lambda: begun().complete().owned("w2").runs(worker="w2")),
     (4, "the log counts 0 attempts", lambda: begun().runs(attempt=2)),
@@ -229,9 +230,9 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (6, "the log says", lambda: ended(begun()).checker.client_result(RUN, WorkflowFailed(RUN, ErrorInfo("E", "")))),
     (6, "the log says None", lambda: begun().checker.client_result(RUN, "R")),
     (7, "the sleep ends at 5000", lambda: sleeping().decide("sleep-completed", "s")),
-    (7, "clock says 1000 only", lambda: sleeping().decide("sleep-completed", "s", at=5000)),
+    (7, "cannot have said more than 1000", lambda: sleeping().decide("sleep-completed", "s", at=5000)),
     (7, "the wait ends at 2000", lambda: waiting(begun()).decide("wait-timed-out", "w")),
-    (7, "clock says 1000 only", lambda: waiting(begun()).decide("wait-timed-out", "w", at=2000)),
+    (7, "cannot have said more than 1000", lambda: waiting(begun()).decide("wait-timed-out", "w", at=2000)),
     (8, "the log says", lambda: waiting(signalled(begun())).gives(2, "w")),
     (8, "has not got it", lambda: signalled(begun()).checker.client_acked("signal", RUN, "s1", ("y", 1))),
     (9, "was started with", lambda: begun().checker.client_acked("start", RUN, "", ["seq", []])),
@@ -264,7 +265,7 @@ async def test_a_snapshot_that_lies_is_found() -> None:
     ledger = Ledger(stride=1)
     ledger.claim()
     ledger.start(RUN, input=PROGRAM, workflow="program")
-    checker = Checker(1)
+    checker = Checker(1, lambda process: START_MS)
     for record in ledger.records:
         checker.appended(0, record, "client" if record.key == RUN else "worker-a")
     log = MemoryDriver()

@@ -178,8 +178,8 @@ class World(Watch):
         self.deaths = 0
         self.dead: list[Process] = []
         self._births: Counter[str] = Counter()
+        self._ahead_ms: dict[str, int] = {}  # by process: the most that its clock was ever ahead
         self._hash = hashlib.blake2b(digest_size=16)
-        self._by_name: dict[str, Process] = {}
         self._by_id: dict[str, Planned] = {}
         self._plan_runs()
         self._kills = self.source("kill")
@@ -292,10 +292,17 @@ class World(Watch):
     def _born(self, kind: str) -> Process:
         self._births[kind] += 1
         skew = self.source(f"skew/{kind}/{self._births[kind]}")
-        name = f"{kind}.{self._births[kind]}"
-        skew_ms = skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0
-        process = self._by_name[name] = Process(self.loop, name, skew_ms)
+        process = Process(self.loop, f"{kind}.{self._births[kind]}")
+        self._set_clock(process, skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0)
         return process
+
+    def _set_clock(self, process: Process, skew_ms: int) -> None:
+        process.skew_ms = skew_ms
+        self._ahead_ms[process.name] = max(skew_ms, self._ahead_ms.get(process.name, skew_ms))
+
+    def latest(self, process: str) -> int:
+        """The latest time, in ms, that a process can have seen on its clock by now."""
+        return self.loop.clock() + self._ahead_ms.get(process, 0)
 
     def _died(self, process: Process, how: str) -> None:
         if process.state == "dead":
@@ -317,11 +324,6 @@ class World(Watch):
     def after(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
         """On nobody's side."""
         self.loop.call_later(delay_s, call, *args, context=self.log.context)
-
-    def clock_of(self, name: str) -> int | None:
-        """What a process believes the time is; None for one that nobody knows."""
-        process = self._by_name.get(name)
-        return None if process is None else process.clock()
 
     def _ids(self, process: Process) -> Callable[[], str]:
         random = self.source(f"ids/{process.name}")
@@ -574,7 +576,7 @@ class World(Watch):
 
     def _jump(self, random: Random) -> None:
         process = random.choice(self.lives).process
-        process.skew_ms = random.choice((0, -30_000, -500, 700, 45_000))
+        self._set_clock(process, random.choice((0, -30_000, -500, 700, 45_000)))
         self.happened("clock", f"{process.name} is {process.skew_ms} ms off")
 
     def _broker_clock(self, random: Random) -> None:
@@ -660,12 +662,12 @@ class World(Watch):
         self.log.clock_ms = 0
         self.versions = ("1", "2")
         for slot, life in enumerate(self.lives):
-            life.process.skew_ms = 0
+            self._set_clock(life.process, 0)
             if life.process.state == "paused":
                 self._resume(life.process)
             self.loop.call_later(0.01 * slot, self._died, life.process, "as the last of the faults", context=self.log.context)
         for process in self.clients:
-            process.skew_ms = 0
+            self._set_clock(process, 0)
         late_s = max((intent.at_s for agenda in self.agendas for intent in agenda), default=0.0)
         released = [run for run in self.runs if "release" in programs.waits(run.program)]
         at_s = max(late_s, self.loop.time()) + 60
