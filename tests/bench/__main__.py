@@ -25,6 +25,7 @@ from figures import APPENDS, Figure, client_with_workflows, ended_run, runs, ser
 from rich.console import Console
 from rich.table import Table
 from scale import ended_history, open_runs, sleepers, step_among_others
+from takeover import backlog, takeover
 
 from stepfold import Client
 from stepfold.drivers import MemoryDriver, SQLiteDriver
@@ -348,6 +349,8 @@ CASES: dict[str, Callable[[Path], Coroutine[Any, Any, Figure | list[Figure]]]] =
     "ended-history": ended_history,
     "sleepers": sleepers,
     "step-among-others": step_among_others,
+    "takeover": takeover,
+    "backlog": backlog,
 }
 
 

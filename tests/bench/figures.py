@@ -48,6 +48,11 @@ def client_with_workflows(driver: Log) -> Client:
         await steps(ctx, step)
         await step.wait_for_signal("end", signal="end")
 
+    async def ticking(ctx: Context[int], step: Step) -> None:
+        for _ in range(ctx.input.data):
+            await step.run("tick", asyncio.sleep, 0.2)
+
+    client.workflow(id="ticking")(ticking)
     client.workflow(id="steps")(steps)
     client.workflow(id="holder")(holder)
     client.workflow(id="sleeper")(sleeper)

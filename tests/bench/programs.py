@@ -1,4 +1,4 @@
-"""Processes that are measured from within; the last line that each prints is what it found, as JSON.
+"""Processes that are measured, most of them from within: the last line that one prints is what it found, as JSON.
 
 python programs.py sleepers PATH FIRST_DUE_MS BEFORE_S COUNT    a worker on a SQLite file, whose clock reaches
                                                                 FIRST_DUE_MS after BEFORE_S, when the first of COUNT
@@ -8,6 +8,7 @@ python programs.py sleepers PATH FIRST_DUE_MS BEFORE_S COUNT    a worker on a SQ
 from __future__ import annotations
 
 import asyncio
+import signal
 import statistics
 import sys
 import time
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from figures import client_with_workflows, serving
+from figures import client_with_workflows, runs, serving
 
 from stepfold.drivers import SQLiteDriver
+from stepfold.drivers.kafka import KafkaDriver
 from stepfold.log import Log
 
 
@@ -81,7 +83,36 @@ async def sleepers(path: str, first_due: str, before_s: str, count: str) -> Mapp
     }
 
 
-PROGRAMS = {"sleepers": sleepers}
+async def worker(url: str) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with serving(client_with_workflows(KafkaDriver.from_url(url))):
+        await ended.wait()
+
+
+async def backlog(url: str, count: str) -> Mapping[str, Any]:
+    driver = KafkaDriver.from_url(url)
+    client = client_with_workflows(driver)
+    async with serving(client):
+        steady, _ = await runs(client, 6_400, 64, steps=1)
+    async with client:
+        for _ in range(int(count) // 500):
+            await asyncio.gather(*(client.start_workflow("steps", 1) for _ in range(500)))
+    before_mb, _ = memory_mb()
+    began = time.perf_counter()
+    async with client, client.worker() as worker:
+        left = int(count)
+        while not worker.owners or not worker.caught_up or left:
+            await asyncio.sleep(0.1)
+            left = sum(len(owner.state.runs) for owner in worker.owners.values() if owner.state is not None)
+        took_s = time.perf_counter() - began
+    _, peak_mb = memory_mb()
+    return {"steady": steady, "drained": int(count) / took_s, "before_mb": before_mb, "peak_mb": peak_mb}
+
+
+PROGRAMS = {"sleepers": sleepers, "worker": worker, "backlog": backlog}
 
 if __name__ == "__main__":
-    print(orjson.dumps(asyncio.run(PROGRAMS[sys.argv[1]](*sys.argv[2:]))).decode())
+    found = asyncio.run(PROGRAMS[sys.argv[1]](*sys.argv[2:]))
+    if found is not None:
+        print(orjson.dumps(found).decode())
