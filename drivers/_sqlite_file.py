@@ -143,7 +143,11 @@ class Writer:
                 raise
 
     def _prepare(self, synchronous: str, partitions: int | None) -> None:
-        ours = self._is_ours()
+        self._connection.execute("BEGIN")  # what the file is must be of one moment: another process may be making it
+        try:
+            ours = self._is_ours()
+        finally:
+            self._connection.execute("ROLLBACK")
         self._one("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
         if not ours:

@@ -54,7 +54,7 @@ _PORTS = range(15_000, 32_000)
 
 
 class LocalBroker:
-    """One Kafka node on loopback.
+    """One Kafka node on loopback, or at the address `host` of this machine.
 
     `data_dir` keeps its data over several brokers; without it they live in a temporary directory until `stop`.
     `say` is told, in words, what takes long (the first download).
@@ -63,7 +63,14 @@ class LocalBroker:
     ...     Client(f"kafka://{broker.bootstrap}/shop")
     """
 
-    def __init__(self, data_dir: str | Path | None = None, *, say: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: str | Path | None = None,
+        *,
+        host: str = "127.0.0.1",
+        say: Callable[[str], object] | None = None,
+    ) -> None:
+        self._host = host
         self._given_dir = None if data_dir is None else Path(data_dir).absolute()
         self._dir: Path | None = None
         self._say = say
@@ -94,7 +101,7 @@ class LocalBroker:
     @property
     def bootstrap(self) -> str:
         """`host:port`, the same over restarts."""
-        return f"127.0.0.1:{self._port}"
+        return f"{self._host}:{self._port}"
 
     @property
     def pid(self) -> int | None:
@@ -219,8 +226,8 @@ class LocalBroker:
             "process.roles": "broker,controller",
             "node.id": str(self._nodes.index(self) + 1),
             "controller.quorum.voters": ",".join(voters),
-            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self._port}",
+            "listeners": f"PLAINTEXT://{self._host}:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self._host}:{self._port}",
             "controller.listener.names": "CONTROLLER",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(home / "data"),

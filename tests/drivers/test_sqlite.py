@@ -13,13 +13,14 @@ import sys
 import tempfile
 import threading
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stepfold.drivers import SQLiteDriver
+from stepfold.drivers._sqlite_file import Writer
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Entry, Log, Record
 from stepfold.testing import LogSuite
@@ -350,6 +351,7 @@ async def test_a_join_that_is_cancelled_leaves_no_member(path: Path) -> None:
 PRELUDE = """
 import asyncio, os, sys, time
 from stepfold.drivers import SQLiteDriver
+from stepfold.drivers._sqlite_file import Writer
 from stepfold.log import Entry
 
 def say(*words):
@@ -429,6 +431,27 @@ async def test_processes_that_make_the_same_file_at_once_all_succeed(path: Path)
         answers = [(await running.communicate())[0] for running in processes]
         assert [running.returncode for running in processes] == [0] * 4
         assert len(set(answers)) == 1 and answers[0]
+
+
+def test_a_file_that_another_makes_at_the_wrong_moment(path: Path) -> None:
+    def make() -> Writer:
+        return Writer(path, synchronous="full", partitions=None, clock=lambda: 0)
+
+    class Interrupted(Writer):
+        other: threading.Thread | None = None
+
+        def _one(self, query: str, parameters: Sequence[object] = ()) -> int | str:
+            found = super()._one(query, parameters)
+            if query == "PRAGMA user_version" and self.other is None:
+                self.other = threading.Thread(target=lambda: make().close())
+                self.other.start()
+                self.other.join(0.2)  # it has to wait for us
+            return found
+
+    writer = Interrupted(path, synchronous="full", partitions=None, clock=lambda: 0)
+    assert writer.other is not None
+    writer.other.join()
+    writer.close()
 
 
 async def test_appends_of_several_processes_make_one_order(path: Path) -> None:

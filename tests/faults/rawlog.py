@@ -240,6 +240,10 @@ class Audit:
         last = (partition.claims[-1] for partition in self.partitions.values() if partition.claims)
         return {pid_of(claim.owner) for claim in last if claim.owner is not None}
 
+    def results(self, run_id: str) -> set[str]:
+        """The steps of a run that have completed."""
+        return set(self._results[run_id])
+
     # Promises.
 
     def unfinished(self, run_ids: Iterable[str]) -> list[str]:

@@ -62,6 +62,7 @@ executions = Lines(FOLDER / "executions")
 
 class Journey(BaseModel):
     signals: int = 0
+    slow_s: float = 0.0
     poison: Literal["at once", "when tried again"] | None = None
 
     @field_validator("signals")
@@ -134,6 +135,8 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
         await run(f"branch-{number}-b", blocking_effect)
 
     await run("first", effect)
+    if ctx.input.data.slow_s:
+        await run("slow", effect, ctx.input.data.slow_s)
     if ctx.input.data.poison is not None:
         await run("poison", poisonous, ctx.input.data.poison == "when tried again", retry=Retry(3, backoff="500ms"))
     await asyncio.gather(*(branch(number) for number in range(3)))
@@ -154,6 +157,11 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
     return Returned(results=results, signals=signals)
 
 
+@client.workflow(id="errand")
+async def errand(ctx: Context[None], step: Step) -> Returned:
+    return Returned(results={"only": await step.run("only", effect)}, signals=[])
+
+
 async def worker(seed: int) -> None:
     """With bounds so small that runs are evicted, and checkpoints written and read, all the time."""
     choose = random.Random(seed)
@@ -161,7 +169,7 @@ async def worker(seed: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_leave.set)
     async with client.worker(
         grace=GRACE_S,
-        concurrency=choose.choice([3, 50]),
+        concurrency=choose.choice([5, 50]),
         live_runs=choose.choice([2, 1000]),
         checkpoint_records=choose.choice([40, 400]),
     ) as serving:
