@@ -153,10 +153,10 @@ async def happens(what: Callable[[], bool]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def until(what: Callable[[], bool], history: History, audit: Audit) -> None:
+async def until(what: Callable[[], bool], history: History, audit: Audit, patience_s: float = DEADLINE_S) -> None:
     """Read on until `what` holds."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + DEADLINE_S
+    deadline = loop.time() + patience_s
     while True:
         audit.follow(await history.news(), history.partitions)
         if what():
