@@ -60,13 +60,14 @@ class Broken(AssertionError):
 class _Seen:
     """What was seen of one run besides its records. A place is (offset, claim)."""
 
-    __slots__ = ("args", "counted", "ended", "over", "quarantined", "started")
+    __slots__ = ("args", "counted", "ended", "once", "over", "quarantined", "started")
 
     def __init__(self) -> None:
         self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
         self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
         self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
         self.args: dict[str, Any] = {}
+        self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
         self.quarantined: tuple[int, int] | None = None
         self.ended: tuple[int, int] | None = None
 
@@ -252,7 +253,9 @@ class Checker:
         if seen.args.setdefault(step_id, args) != args:
             raise Broken(11, f"{what} with {args!r}, and with {seen.args[step_id]!r} before")
         before = seen.started.setdefault((step_id, attempt), [])
-        once = _is_once(_program(run), step_id)
+        once = seen.once.get(step_id)
+        if once is None:
+            once = seen.once[step_id] = _is_once(_program(run), step_id)
         if once and (before or (op is not None and not op.announced and attempt > counted) or (op is None and over is None)):
             raise Broken(4, f"{what}, though it may run once only, after its announcement; it ran on {before}, {op}")
         if before and not once and before[-1] != worker and self._must_count_the_lost(part, judged, op, before[-1], worker):
@@ -291,7 +294,7 @@ class Checker:
             raise Broken(3, f"{worker}, partition {partition} up to offset {state.offset}: {difference}")
 
     def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        """Whoever loads what is stored now, and reads on from there, comes to the same state."""
+        """Whoever loads what is stored now comes to the same state."""
         part = self._parts[partition]
         for key, value in items.items():
             part.stored.pop(key, None)
@@ -306,7 +309,8 @@ class Checker:
         if part.marked:
             self._restored(partition)
 
-    def _restored(self, partition: int) -> None:
+    def _restored(self, partition: int, *, and_on: bool = False) -> None:
+        """`and_on`: with all records since, else those runs that have not changed since."""
         judged = self.judge.partitions[partition]
         part = self._parts[partition]
         shelf: Any = _Shelf(part.stored, len(self._parts), judged.next_offset)
@@ -314,9 +318,10 @@ class Checker:
         start = state.offset
         if start == 0:  # what is stored does not fit together: the fold from the start is always right
             return
-        for offset, record in part.records.items():
-            if offset >= start:
-                fold(state, record)
+        if and_on:
+            for offset, record in part.records.items():
+                if offset >= start:
+                    fold(state, record)
         if difference := differences(judged, state):
             raise Broken(3, f"partition {partition}, from the checkpoint at offset {start} on: {difference}")
 
@@ -345,16 +350,19 @@ class Checker:
             raise Broken(6, f"a client was told that run {run_id} gave {outcome!r}, the log says {end}")
 
     def died(self, process: str) -> None:
-        """Its work goes on elsewhere."""
+        """Its work goes on elsewhere, from the last checkpoint on."""
+        for number, part in enumerate(self._parts):
+            if part.marked and process in part.claims:
+                self._restored(number, and_on=True)
 
     def quiet(self, world: Any) -> None:
         """Every run has come to something, and nothing that was asked for is missing."""
         for judged, part in zip(self.judge.partitions, self._parts, strict=True):
+            if part.marked:
+                self._restored(judged.number, and_on=True)
             for run in judged.runs.values():
                 if run.end is None and run.quarantined is None:
                     raise Broken(10 if run.cancelled else 14, f"run {run.id} has not ended; open are {run.open}")
-            if part.claims and not part.claimed_by:
-                raise Broken(14, f"nobody owns partition {judged.number}")
         self._all_routed(world.log)
 
     def _all_routed(self, log: Any) -> None:
