@@ -311,31 +311,54 @@ def fingerprint(run_id: str) -> int:
 class Ended:
     """The ids of ended runs, remembered for `REMEMBER_MS`: fingerprints with the time of the end.
 
-    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows.
+    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows. An index says in
+    which chunks to look for an id. A chunk that was taken back is not indexed at once, so that a restart does not wait for
+    that: each question indexes some, and searches those that are left.
     """
 
     ENTRY = struct.Struct(">16sq")
     CHUNK_ENTRIES = 4096
+    BUCKETS = 4096
+    HINT_BYTES = 8  # of a fingerprint's 16: the search in a bucket is a search for these
+    PLACE_BYTES = HINT_BYTES + 4
 
     def __init__(self) -> None:
         self.chunks: dict[int, bytearray] = {}
-        self._ended_at: dict[int, int] = {}
+        self._index: dict[int, bytearray] = {}  # bucket -> places: a hint and the number of the chunk
+        self._unindexed: list[int] = []
 
     def __len__(self) -> int:
-        return len(self._ended_at)
+        return sum(map(len, self.chunks.values())) // self.ENTRY.size
 
     def add(self, run_id: str, ended_at: int) -> None:
-        mark = fingerprint(run_id)
-        self._ended_at[mark] = ended_at
+        mark = fingerprint(run_id).to_bytes(16)
         last = next(reversed(self.chunks), 0)
         if len(self.chunks.get(last, b"")) >= self.CHUNK_ENTRIES * self.ENTRY.size:
             last += 1
-        self.chunks.setdefault(last, bytearray()).extend(self.ENTRY.pack(mark.to_bytes(16), ended_at))
+        self.chunks.setdefault(last, bytearray()).extend(self.ENTRY.pack(mark, ended_at))
+        if not self._unindexed or self._unindexed[-1] != last:
+            self._note(mark, last)
 
     def remembers(self, run_id: str, now: int) -> bool:
         """Whether the run ended less than `REMEMBER_MS` before `now`."""
-        ended_at = self._ended_at.get(fingerprint(run_id))
-        return ended_at is not None and now < ended_at + REMEMBER_MS
+        if not self.chunks:
+            return False
+        for number in self._unindexed[: 1 + len(self._unindexed) // 64]:
+            self._unindexed.remove(number)
+            for mark, _ in self.ENTRY.iter_unpack(self.chunks[number]):
+                self._note(mark, number)
+        mark = fingerprint(run_id).to_bytes(16)
+        hint = mark[: self.HINT_BYTES]
+        bucket = self._index.get(self._bucket(mark), b"")
+        places = _aligned(bucket, hint, self.PLACE_BYTES)
+        numbers = [int.from_bytes(bucket[at + self.HINT_BYTES : at + self.PLACE_BYTES]) for at in places]
+        for number in (*numbers, *self._unindexed):
+            chunk = self.chunks[number]
+            for at in _aligned(chunk, mark, self.ENTRY.size):
+                _, ended_at = self.ENTRY.unpack_from(chunk, at)
+                if now < ended_at + REMEMBER_MS:
+                    return True
+        return False
 
     def forget(self, now: int) -> list[int]:
         """Drop the chunks of which every entry is past remembering, with a margin; gives their numbers. The growing one stays."""
@@ -344,10 +367,13 @@ class Ended:
             entries = list(self.ENTRY.iter_unpack(self.chunks[number]))
             if max(ended_at for _, ended_at in entries) + FORGET_MS > now:
                 break
-            for mark, ended_at in entries:
-                key = int.from_bytes(mark)
-                if self._ended_at.get(key) == ended_at:
-                    del self._ended_at[key]
+            if number in self._unindexed:
+                self._unindexed.remove(number)
+            else:
+                for mark, _ in entries:
+                    bucket = self._index[self._bucket(mark)]
+                    at = next(_aligned(bucket, self._place(mark, number), self.PLACE_BYTES))
+                    del bucket[at : at + self.PLACE_BYTES]
             del self.chunks[number]
             dropped.append(number)
         return dropped
@@ -355,8 +381,25 @@ class Ended:
     def load(self, number: int, chunk: bytes) -> None:
         """Take back a chunk; chunks come in the order of their numbers."""
         self.chunks[number] = bytearray(chunk)
-        for mark, ended_at in self.ENTRY.iter_unpack(chunk):
-            self._ended_at[int.from_bytes(mark)] = ended_at
+        self._unindexed.append(number)
+
+    def _bucket(self, mark: bytes) -> int:
+        return int.from_bytes(mark[-2:]) % self.BUCKETS
+
+    def _place(self, mark: bytes, number: int) -> bytes:
+        return mark[: self.HINT_BYTES] + number.to_bytes(self.PLACE_BYTES - self.HINT_BYTES)
+
+    def _note(self, mark: bytes, number: int) -> None:
+        self._index.setdefault(self._bucket(mark), bytearray()).extend(self._place(mark, number))
+
+
+def _aligned(data: bytes | bytearray, wanted: bytes, step: int) -> Iterator[int]:
+    """Where `wanted` stands in `data`, at multiples of `step`."""
+    at = data.find(wanted)
+    while at >= 0:
+        if at % step == 0:
+            yield at
+        at = data.find(wanted, at + 1)
 
 
 class PartitionState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -596,6 +597,43 @@ def test_chunks_can_be_stored_and_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
         each.add("r6", START_MS)
         assert each.remembers("r0", START_MS) and each.remembers("r6", START_MS) and not each.remembers("r7", START_MS)
     assert ended.chunks == loaded.chunks
+
+
+@pytest.mark.parametrize("hint", [8, 1])
+def test_what_is_remembered_is_what_ended_less_than_a_day_ago(hint: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is indexed by now, and however many fingerprints begin alike."""
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 4)
+    monkeypatch.setattr(Ended, "BUCKETS", 3)
+    monkeypatch.setattr(Ended, "HINT_BYTES", hint)
+    monkeypatch.setattr(Ended, "PLACE_BYTES", hint + 4)
+    random, ended, now = Random(hint), Ended(), START_MS
+    model: dict[str, int] = {}
+    for number in range(4_000):
+        now += random.randrange(REMEMBER_MS // 50)
+        run_id = f"r{random.randrange(300)}"
+        remembered = run_id in model and now < model[run_id] + REMEMBER_MS
+        assert ended.remembers(run_id, now) is remembered
+        if not remembered:
+            ended.add(run_id, now)
+            model[run_id] = now
+        if number % 97 == 0:
+            ended.forget(now)
+        if number % 301 == 0:
+            chunks, ended = ended.chunks, Ended()
+            for place, chunk in chunks.items():
+                ended.load(place, bytes(chunk))
+            assert ended.chunks == chunks
+            ended.forget(now)
+    assert len(ended) < 1_000
+
+
+def test_a_chunk_may_be_forgotten_before_anybody_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 1)
+    ended = Ended()
+    for number, ended_at in enumerate((0, START_MS, START_MS)):
+        ended.load(number, Ended.ENTRY.pack(fingerprint(f"r{number}").to_bytes(16), ended_at))
+    assert ended.forget(START_MS) == [0]
+    assert not ended.remembers("r0", 0) and ended.remembers("r1", START_MS) and ended.remembers("r2", START_MS)
 
 
 # Snapshots.
