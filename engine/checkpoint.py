@@ -113,7 +113,7 @@ class Checkpoint:
         value = state.runs.snapshot(run_id)
         state.runs.mark_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
-        is_idle = run is None or self._is_idle(run)
+        is_idle = state.runs.is_idle(run_id) if run is None else self._is_idle(run)
         head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), _digest(value).hex()])
         key = f"{self._prefix}r/{run_id}"
         self._superseded.discard(key)

@@ -212,11 +212,12 @@ class RunState:
         return run
 
 
-_OFFSET_BYTES = 7
+_IDLE = struct.Struct("<?qq")  # whether idle, folded, stored
+_BUSY = struct.Struct("<?qqi")  # and executed
 
 
 class Runs(MutableMapping[str, RunState]):
-    """Runs by id. Those whose code waits may be put away, packed: some 250 bytes each with all that there is to it.
+    """Runs by id. Those whose code is not in memory may be put away, packed: some 250 bytes each with all that there is to it.
 
     What is asked for is unpacked and stays so, except by `peek` and `snapshot`.
     """
@@ -259,15 +260,15 @@ class Runs(MutableMapping[str, RunState]):
             del self.at_hand[run_id]
 
     def put_away(self, run_id: str) -> None:
-        """Pack an idle run whose state nobody holds."""
+        """Pack a run whose state nobody holds."""
         run = self.at_hand.pop(run_id)
-        self.put(run_id, run.workflow, run.pack(), run.folded, run.stored)
+        self.put(run_id, run.workflow, run.pack(), run.folded, run.stored, None if run.idle else run.executed)
 
-    def put(self, run_id: str, workflow: str, snapshot: bytes, folded: int, stored: int) -> None:
-        """Take an idle run as its snapshot."""
+    def put(self, run_id: str, workflow: str, snapshot: bytes, folded: int, stored: int, executed: int | None = None) -> None:
+        """Take a run as its snapshot: an idle one, or one whose code has seen as much as `executed` says."""
         if self._packer is None:
             self._packer = Packer()
-        head = folded.to_bytes(_OFFSET_BYTES) + stored.to_bytes(_OFFSET_BYTES, signed=True)
+        head = _IDLE.pack(True, folded, stored) if executed is None else _BUSY.pack(False, folded, stored, executed)
         self._packed[run_id] = head + self._packer.pack(workflow, run_id, snapshot)
 
     def peek(self, run_id: str) -> RunState:
@@ -278,10 +279,11 @@ class Runs(MutableMapping[str, RunState]):
         packed = self._packed[run_id]
         run = RunState.unpack(self._snapshot(run_id, packed))
         run.id = run_id  # one string, whoever keeps it
-        run.folded = int.from_bytes(packed[:_OFFSET_BYTES])
-        run.stored = int.from_bytes(packed[_OFFSET_BYTES : 2 * _OFFSET_BYTES], signed=True)
-        run.idle = True
-        run.executed = len(run.journal) if run.decided else -1
+        run.idle, run.folded, run.stored = _IDLE.unpack_from(packed)
+        if run.idle:
+            run.executed = len(run.journal) if run.decided else -1
+        else:
+            *_, run.executed = _BUSY.unpack_from(packed)
         return run
 
     def snapshot(self, run_id: str) -> bytes:
@@ -295,12 +297,18 @@ class Runs(MutableMapping[str, RunState]):
         if packed is None:
             self.at_hand[run_id].stored = claim
         else:
-            stored = claim.to_bytes(_OFFSET_BYTES, signed=True)
-            self._packed[run_id] = packed[:_OFFSET_BYTES] + stored + packed[2 * _OFFSET_BYTES :]
+            idle, folded, _ = _IDLE.unpack_from(packed)
+            self._packed[run_id] = _IDLE.pack(idle, folded, claim) + packed[_IDLE.size :]
+
+    def is_idle(self, run_id: str) -> bool:
+        """What is known of a run's code without having it in memory. Raises KeyError."""
+        packed = self._packed.get(run_id)
+        return self.at_hand[run_id].idle if packed is None else bool(packed[0])
 
     def _snapshot(self, run_id: str, packed: bytes) -> bytes:
         assert self._packer is not None
-        return self._packer.unpack(run_id, packed[2 * _OFFSET_BYTES :])
+        head = _IDLE if packed[0] else _BUSY
+        return self._packer.unpack(run_id, packed[head.size :])
 
 
 def fingerprint(run_id: str) -> int:

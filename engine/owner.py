@@ -371,6 +371,8 @@ class Owner:
 
     def _revive(self, run: RunState, crashed: bool = False) -> Live | None:
         """Bring a run's code into memory: replay it, and see to what it waits for."""
+        state = self.state
+        assert state is not None
         workflow = self.worker.find(run.workflow, run.version)
         if workflow is None:
             self.waiting[run.id] = crashed or self.waiting.get(run.id, False)
@@ -378,8 +380,9 @@ class Owner:
                 self._emit(run, "workflow-unknown")
             return None
         crashed = self.waiting.pop(run.id, False) or self._deferred.pop(run.id, False) or crashed
-        if not self._has_room():
+        if not self._has_room(state):
             self._deferred[run.id] = crashed
+            state.runs.put_away(run.id)
             self._bring_in_later(ROOM_CHECK_S)
             return None
         worker = self.worker
@@ -393,13 +396,13 @@ class Owner:
         self._advance(live, crashed)
         return live
 
-    def _has_room(self) -> bool:
+    def _has_room(self, state: PartitionState) -> bool:
         """Whether the code of one more run may come into memory. Idle ones give way; if all are busy, it has to wait.
 
         It must not wait while there are places for steps: what is busy might wait for it.
         """
         if len(self.live) >= self.worker.settings.live_runs and self.loop.time() >= self._evict_at:
-            self._evict()
+            self._evict(state)
         return len(self.live) < self._most_live
 
     def _bring_in_later(self, delay_s: float) -> None:
@@ -416,7 +419,7 @@ class Owner:
         if state is None or not self.active or self.leaving:
             return
         for _ in range(min(RESUME_RUNS, len(self._deferred))):
-            if not self._has_room():
+            if not self._has_room(state):
                 self._bring_in_later(ROOM_CHECK_S)
                 return
             run_id, crashed = self._deferred.popitem(last=False)
@@ -601,10 +604,8 @@ class Owner:
                 return False
         return True
 
-    def _evict(self) -> None:
+    def _evict(self, state: PartitionState) -> None:
         """Put the code of idle runs out of memory, those brought in first, and their state away."""
-        state = self.state
-        assert state is not None
         bound = self.worker.settings.live_runs
         wanted = len(self.live) - bound + bound // 10 + 1
         idle = list(islice((live for live in self.live.values() if self._is_idle(live.run)), wanted))

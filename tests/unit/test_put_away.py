@@ -15,12 +15,12 @@ from stepfold.testing.suite import checkpoints_of
 from stepfold.timers import SHARED_STEP_IDS, Timers
 
 
-def asleep() -> Ledger:
+def asleep(idle: bool = True) -> Ledger:
     """A run that sleeps, put away."""
     ledger = begun()
     ledger.accepts("step-completed", step_id="before", attempt=1, result={"n": 1})
     ledger.accepts("sleep-scheduled", step_id="nap", wake_at=ledger.now_ms)
-    ledger.run.folded, ledger.run.stored = 7, 3
+    ledger.run.folded, ledger.run.stored, ledger.run.idle = 7, 3, idle
     ledger.state.runs.put_away(RUN)
     return ledger
 
@@ -48,8 +48,31 @@ def test_what_is_asked_for_comes_back_as_it_was() -> None:
     assert (run.folded, run.stored, run.idle, run.executed) == (7, 3, True, 1)
 
 
+@pytest.mark.parametrize("away", [True, False])
+@pytest.mark.parametrize("idle", [True, False])
+def test_whether_a_run_is_idle_is_known_wherever_it_is(idle: bool, away: bool) -> None:
+    runs = asleep(idle).state.runs
+    if not away:
+        assert runs[RUN].idle is idle
+    assert runs.is_idle(RUN) is idle
+    runs.mark_stored(RUN, 99)
+    assert runs.is_idle(RUN) is idle and (RUN in runs.at_hand) is not away
+    assert (runs[RUN].folded, runs[RUN].stored, runs[RUN].idle) == (7, 99, idle)
+
+
+def test_how_much_the_code_of_a_busy_run_has_seen_is_kept() -> None:
+    ledger = begun()
+    for executed in (-1, 0, 5):
+        ledger.run.executed = executed
+        value = value_of(ledger.run)
+        ledger.state.runs.put_away(RUN)
+        assert value_of(ledger.run) == value
+
+
 def test_a_run_that_has_decided_nothing_has_not_been_executed_for_all_we_know() -> None:
     runs = begun().state.runs
+    runs[RUN].idle = True
+    runs[RUN].executed = 0
     runs.put_away(RUN)
     assert runs[RUN].executed == -1
 
@@ -123,6 +146,7 @@ async def test_checkpoints_hold_what_was_put_away() -> None:
         ledger.accepts("sleep-scheduled", name, step_id="nap", wake_at=ledger.now_ms)
     keeper = Keeper(await stored(ledger, MemoryDriver(clock=lambda: ledger.now_ms)))
     keeper.fold(ledger.records)
+    keeper.state.runs["a"].idle = True
     keeper.state.runs.put_away("a")
     await keeper.save()
     assert not keeper.state.runs.at_hand.get("a")
