@@ -8,11 +8,12 @@ nothing of it is cleaned up, as after SIGKILL. What must outlive it, such as a b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from .virtual import START_MS, VirtualTimeLoop
 
@@ -36,7 +37,7 @@ class Process:
         self.turns = 0
         self.on_turn: Callable[[], None] = lambda: None
         self.held: list[asyncio.Handle] = []
-        self.remains: list[Any] = []  # of a dead process: nothing of it may be collected, for that would run its clean-up
+        self.remains: set[asyncio.Task[Any]] = set()  # when it died: what is collected would run its clean-up
         self.context = copy_context()
         self.context.run(_process.set, self)
 
@@ -70,7 +71,8 @@ class Process:
         if self.state != "dead":
             self.state = "dead"
             self.stopped = True
-            self.remains.append(asyncio.all_tasks(self.loop))
+            self.remains = asyncio.all_tasks(self.loop)
+            self.loop.dead.append(self)
 
 
 def current_process() -> Process | None:
@@ -98,6 +100,7 @@ class ProcessLoop(VirtualTimeLoop):
 
     def __init__(self, start_ms: int = START_MS) -> None:
         super().__init__(start_ms)
+        self.dead: list[Process] = []
         self._timers: list[tuple[float, int, _Timer]] = []
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
@@ -126,8 +129,16 @@ class ProcessLoop(VirtualTimeLoop):
         self._ready.extend(handles)
 
     def close(self) -> None:
-        """As asyncio's."""
+        """As asyncio's. Whatever tasks dead processes have left are dropped; only now their clean-up runs, unheard."""
         self._timers.clear()
+        for process in self.dead:
+            process.held.clear()
+            for task in process.remains:
+                if not task.done():
+                    left = cast(Any, task)
+                    left._log_destroy_pending = False
+                    with contextlib.suppress(BaseException):
+                        left.get_coro().close()
         super().close()
 
     def _run_once(self) -> None:

@@ -28,6 +28,7 @@ Node = list[Any]
 ALWAYS = 1000
 """As a number of failures: every attempt."""
 HANG_S = 1e6
+_QUICK = {"fails": 0, "max": 3, "how": "error", "ms": 0, "once": False, "plain": False}
 
 
 class Host(Protocol):
@@ -55,10 +56,12 @@ def generate(random: Random, *, others: list[str], size: int = 6) -> Node:
 
 def _node(random: Random, depth: int, others: list[str]) -> Node:
     kind = random.choices(
-        ("step", "sleep", "wait", "seq", "gather", "group", "race", "within", "shield", "send"),
-        (50, 10, 9, 5, 5, 4, 4, 3, 2, 2) if depth else (50, 10, 9, 0, 0, 0, 0, 0, 0, 2),
+        ("step", "burst", "sleep", "wait", "seq", "gather", "group", "race", "within", "shield", "send"),
+        (50, 8, 10, 9, 5, 5, 4, 4, 3, 2, 2) if depth else (50, 8, 10, 9, 0, 0, 0, 0, 0, 0, 2),
     )[0]
     name = random.choice("abcd")
+    if kind == "burst":
+        return ["gather", [["step", name, _QUICK]] * random.choice((5, 20, 60))]
     if kind == "sleep":
         return ["sleep", name, random.choice((0, 1, 10, 300, 2_000, 15_000))]
     if kind == "wait":
@@ -160,9 +163,6 @@ def register(client: Client, host: Host, versions: tuple[str, ...]) -> None:
 
     for version in versions:
         client.workflow("program", version=version)(program)
-
-
-_QUICK = {"fails": 0, "max": 3, "how": "error", "ms": 0, "once": False, "plain": False}
 
 
 class _Machine:

@@ -15,15 +15,17 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, islice, takewhile
 
 import planted
 from check import Checker
 from world import KINDS, Plan, Report, World
 
-BATCH = 20
+BATCH = 10
+TELL_S = 10
 SHRINK_S = 60.0
 TRACE_LINES = 150
 
@@ -84,21 +86,36 @@ def words(error: BaseException) -> str:
 
 def fresh(minutes: float, processes: int) -> Tally:
     """Worlds nobody has seen, on so many processes; ends early when one has failed."""
+    until = time.monotonic() + minutes * 60
+    first = int.from_bytes(os.urandom(5))
+    return _all(takewhile(lambda _: time.monotonic() < until, _batches(first)), processes)
+
+
+def again(worlds: int, processes: int) -> Tally:
+    """The worlds from 0 on, the same each time."""
+    return _all((seeds[: worlds - seeds[0]] for seeds in takewhile(lambda seeds: seeds[0] < worlds, _batches(0))), processes)
+
+
+def _batches(first: int) -> Iterator[range]:
+    return (range(seed, seed + BATCH) for seed in count(first, BATCH))
+
+
+def _all(batches: Iterator[range], processes: int) -> Tally:
     start = told = time.monotonic()
-    os.environ["PYTHONNODEBUGRANGES"] = "1"  # half of the time would go into the carets under the lines of tracebacks
+    os.environ["PYTHONNODEBUGRANGES"] = "1"  # a tenth of the time would go into the carets under the lines of tracebacks
     total = Tally()
-    firsts = count(int.from_bytes(os.urandom(5)), BATCH)
     running: set[Future[Tally]] = set()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), prepare) as pool:
-        while running or not total.worlds:
-            while len(running) < 2 * processes and not total.failed and time.monotonic() - start < minutes * 60:
-                first = next(firsts)
-                running.add(pool.submit(batch, range(first, first + BATCH)))
+        while True:
+            ahead = 0 if total.failed else 2 * processes - len(running)
+            running |= {pool.submit(batch, seeds) for seeds in islice(batches, ahead)}
+            if not running:
+                break
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for one in done:
                 total.add(one.result())
             now = time.monotonic()
-            if now - told >= 10:
+            if now - told >= TELL_S:
                 told = now
                 print(f"{now - start:6.0f} s  {rates(total, now - start)}", flush=True)
     print(f"\n{rates(total, time.monotonic() - start)}")

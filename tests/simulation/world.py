@@ -158,6 +158,7 @@ class World(Watch):
         self.intensity = random.choice((0.0, 0.3, 1.0, 2.0))
         self.live_runs = random.choice((2, 5, 10_000))
         self.checkpoint_records = random.choice((20, 200, 20_000))
+        self.checkpoint_s = random.choice((3.0, 30.0))
         self.concurrency = random.choice((1, 4, 100))
         self.projecting = random.random() < 0.1
         self.versions: tuple[str, ...] = ("1",)
@@ -176,7 +177,6 @@ class World(Watch):
         self.graves: list[Any] = []
         self.agendas: list[list[Intent]] = []
         self.deaths = 0
-        self.dead: list[Process] = []
         self._births: Counter[str] = Counter()
         self._ahead_ms: dict[str, int] = {}  # by process: the most that its clock was ever ahead
         self._hash = hashlib.blake2b(digest_size=16)
@@ -308,7 +308,6 @@ class World(Watch):
         if process.state == "dead":
             return
         self.deaths += 1
-        self.dead.append(process)
         self.happened("kill", f"{process.name} {how}")
         process.kill()
         self.tell(lambda eye: eye.died(process.name))
@@ -372,7 +371,10 @@ class World(Watch):
         client = life.client = self._client_of(process)
         programs.register(client, Host(self, process), self.versions)
         settings = Settings(
-            concurrency=self.concurrency, live_runs=self.live_runs, checkpoint_records=self.checkpoint_records, checkpoint_s=5.0
+            concurrency=self.concurrency,
+            live_runs=self.live_runs,
+            checkpoint_records=self.checkpoint_records,
+            checkpoint_s=self.checkpoint_s,
         )
         async with client:
             while True:
@@ -790,10 +792,7 @@ class World(Watch):
             if process.state == "paused":
                 process.resume()
         await asyncio.sleep(2 * 3600)
-        graves: set[Any] = set()
-        for process in self.dead:
-            for tasks in process.remains:
-                graves |= tasks
+        graves = set[Any]().union(*(process.remains for process in self.loop.dead))
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task not in graves]
         if left:
             raise AssertionError(f"tasks are left when everybody has gone: {sorted(task.get_name() for task in left)}")

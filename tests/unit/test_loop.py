@@ -8,7 +8,6 @@ import gc
 import json
 import math
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ import loop_programs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from interpreters import THIS_VERSION, VERSIONS, interpreters
 from loop_programs import Drive, as_recorded, at_random, describe
 
 import stepfold.loop
@@ -34,27 +34,9 @@ from stepfold.loop import DeterministicLoop, DeterministicTask, Timer
 PROGRAMS = Path(loop_programs.__file__)
 ENGINE = Path(stepfold.loop.__file__).parent
 HASH_SEEDS = ("0", "1", "2", "3", "4")
-VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-THIS_VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 Trace = dict[str, list[list[str]]]
 """What `loop_programs` prints: by program, one trace for each of its random orders."""
-
-
-def interpreters() -> dict[str, str]:
-    """The Pythons of this machine by version, as far as they start."""
-    found = {THIS_VERSION: sys.executable}
-    homes = [Path(os.environ.get("PYENV_ROOT") or "~/.pyenv").expanduser() / "versions"]
-    homes.append(Path("~/.local/share/uv/python").expanduser())
-    for version in VERSIONS:
-        candidates = [shutil.which(f"python{version}")]
-        candidates += [str(path) for home in homes for path in sorted(home.glob(f"*{version}.*/bin/python{version}"))]
-        for candidate in filter(None, candidates):
-            says = [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-            tried = subprocess.run(says, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-            if tried.stdout.strip() == version:
-                found.setdefault(version, candidate)
-    return found
 
 
 @pytest.fixture(scope="module")
