@@ -41,8 +41,9 @@ def prepare() -> None:
     """For a process that makes many worlds. They leave dead processes behind, which are collected between two worlds only, and
     what their clean-up says then is not heard."""
     sys.unraisablehook = lambda _: None
-    logging.getLogger("stepfold").setLevel(logging.ERROR)
-    logging.lastResort = None
+    logger = logging.getLogger("stepfold")
+    logger.setLevel(logging.ERROR)
+    logger.propagate = False  # a world listens itself
     gc.collect()
     gc.freeze()
     gc.disable()
