@@ -1,6 +1,19 @@
-"""What helps to test: virtual time for workflows, and the conformance suite for drivers."""
+"""What helps to test: virtual time for workflows, simulated processes and a log that fails, and the suite for drivers."""
 
+from .faulty import FAULTS, FaultyDriver, FaultyLog
+from .processes import Process, ProcessLoop
 from .suite import LogSuite
 from .virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual
 
-__all__ = ["START_MS", "LogSuite", "VirtualDeadlock", "VirtualTimeLoop", "run_virtual"]
+__all__ = [
+    "FAULTS",
+    "START_MS",
+    "FaultyDriver",
+    "FaultyLog",
+    "LogSuite",
+    "Process",
+    "ProcessLoop",
+    "VirtualDeadlock",
+    "VirtualTimeLoop",
+    "run_virtual",
+]

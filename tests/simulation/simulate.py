@@ -44,6 +44,7 @@ def prepare() -> None:
     logger = logging.getLogger("stepfold")
     logger.setLevel(logging.ERROR)
     logger.propagate = False  # a world listens itself
+    logger.addHandler(logging.NullHandler())
     gc.collect()
     gc.freeze()
     gc.disable()
