@@ -27,8 +27,8 @@ from .duration import Duration, duration_ms
 from .errors import ConfigError, ErrorInfo, RunAlreadyExists, RunNotFound, WorkflowCancelled, WorkflowFailed
 from .events import Event
 from .fold import OpenSleep, OpenWait, RunState
+from .host import MAX_PAYLOAD_BYTES, Settings
 from .log import Log, partition_of
-from .owner import MAX_PAYLOAD_BYTES, Settings
 from .requests import cancel_requested, check_size, checked_run_id, signal_received, started
 from .step import Step
 from .tail import RunView, Tail, Watch, read_run

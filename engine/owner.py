@@ -18,10 +18,8 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -32,8 +30,8 @@ from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, Ste
 from .events import FORMAT, encode
 from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
 from .fold import Change, Open, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
+from .host import Worker
 from .log import CLAIM_KEY, Entry, Log, Reader, Record
-from .step import StepPorts
 from .timers import Timers
 from .workflow import Workflow
 
@@ -51,39 +49,6 @@ RESUME_RUNS = 100
 ROOM_CHECK_S = 0.05
 """Where the code of all runs in memory is busy, it is looked at again this often whether some have become idle."""
 READ_RECORDS = 2000
-
-
-MAX_PAYLOAD_BYTES = 900_000
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a worker may tune."""
-
-    concurrency: int = 100
-    max_payload_bytes: int = MAX_PAYLOAD_BYTES
-    live_runs: int = 10_000
-    checkpoint_records: int = 20_000
-    checkpoint_s: float = 30.0
-
-
-class Worker(Protocol):
-    """What an owner needs of its worker."""
-
-    name: str
-    settings: Settings
-    ports: StepPorts
-    random: Random
-    ids: Callable[[], str]
-
-    def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
-    def ctx_ext(self, run_id: str) -> object: ...
-    def hold(self) -> None: ...
-    def release(self) -> None: ...
-    def dispatch(self, attempt: Attempt) -> None: ...
-    def dispatch_alone(self, attempt: Attempt) -> None: ...
-    def settled(self, attempt: Attempt) -> None: ...
-    def withdraw(self, attempt: Attempt) -> None: ...
 
 
 class Live:

@@ -27,8 +27,9 @@ from typing_extensions import TypeVarTuple, Unpack
 
 from .attempt import Attempt
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
+from .host import Settings
 from .log import Log, Membership
-from .owner import Owner, Settings
+from .owner import Owner
 from .step import RunningStep, StepPorts, current_step_var
 from .workflow import Registry, Workflow
 

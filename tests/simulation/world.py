@@ -27,8 +27,8 @@ from stepfold import Client
 from stepfold.codec import dumps
 from stepfold.errors import LogUnavailable, RunNotFound, StepfoldError
 from stepfold.fold import RunState
+from stepfold.host import Settings
 from stepfold.log import CLAIM_KEY, Record, partition_of
-from stepfold.owner import Settings
 from stepfold.projections import ProjectionRunner, RunsProjection
 from stepfold.tail import read_run
 from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Watch

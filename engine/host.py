@@ -1,0 +1,44 @@
+"""What an owner needs of the worker that it runs in, and what a worker may tune. Both know each other by this only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Protocol
+
+from .attempt import Attempt
+from .step import StepPorts
+from .workflow import Workflow
+
+MAX_PAYLOAD_BYTES = 900_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a worker may tune."""
+
+    concurrency: int = 100
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    live_runs: int = 10_000
+    checkpoint_records: int = 20_000
+    checkpoint_s: float = 30.0
+
+
+class Worker(Protocol):
+    """What an owner needs of its worker."""
+
+    name: str
+    settings: Settings
+    ports: StepPorts
+    random: Random
+    ids: Callable[[], str]
+
+    def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
+    def ctx_ext(self, run_id: str) -> object: ...
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
+    def dispatch(self, attempt: Attempt) -> None: ...
+    def dispatch_alone(self, attempt: Attempt) -> None: ...
+    def settled(self, attempt: Attempt) -> None: ...
+    def withdraw(self, attempt: Attempt) -> None: ...
