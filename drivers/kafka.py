@@ -138,7 +138,7 @@ class KafkaDriver:
 
     `patience_s`: how long an append or a question is repeated before it raises LogUnavailable, and a silent partition before
     its readers are told. `session_timeout_s`: how long a dead worker keeps its partitions; brokers allow from 6 s on unless
-    they are set otherwise.
+    they are set otherwise. Raises ConfigError for an address or a namespace that is none.
     """
 
     def __init__(
@@ -150,6 +150,10 @@ class KafkaDriver:
         patience_s: float = 30,
         **security: Unpack[KafkaSecurity],
     ) -> None:
+        for address in bootstrap.split(","):
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+                raise ConfigError(f"{address!r} is no address of a Kafka broker: host:port, such as localhost:9092")
         self.bootstrap = bootstrap
         self.namespace = Namespace(namespace)
         self.max_value_bytes = MAX_VALUE_BYTES
@@ -214,7 +218,7 @@ class KafkaDriver:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
             wrong = [finding for finding in kafka_topics.check(cluster, self.name, self.namespace, topics) if finding.fatal]
             if wrong:
-                raise ConfigError(f"{self.name} cannot be used. " + " ".join(str(finding) for finding in wrong))
+                raise ConfigError(f"{self.name} cannot be used. {kafka_topics.in_words(wrong)}")
             history = topics[self.namespace.history]
             self._id, self._partitions, self._replaced = history.id, history.partitions, ""
             self._inbox_partitions = topics[self.namespace.inbox].partitions

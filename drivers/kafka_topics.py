@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,8 +38,13 @@ class Finding:
     mend: str
     fatal: bool
 
-    def __str__(self) -> str:
-        return f"{self.topic}: {self.problem}. {self.mend}"
+
+def in_words(findings: Iterable[Finding]) -> str:
+    """All of it in one line, with topics that have the same problem together."""
+    topics: dict[tuple[str, str], list[str]] = {}
+    for finding in findings:
+        topics.setdefault((finding.problem, finding.mend), []).append(finding.topic)
+    return "; ".join(f"{', '.join(names)}: {problem}. {mend}" for (problem, mend), names in topics.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
         if found is not None and found.partitions != partitions:
             wrong.append(_resized(url, namespace, name, f"has {found.partitions} partitions, not {partitions}"))
     if wrong:
-        raise ConfigError("topics exist and are different: " + "; ".join(str(finding) for finding in wrong))
+        raise ConfigError(f"topics exist and are different. {in_words(wrong)}")
     counts = {namespace.dead_letters: 1}  # few, and read as one list
     requests: list[Any] = [
         (name, counts.get(name, partitions), replication, [], list(settings.items()))

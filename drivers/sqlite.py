@@ -45,7 +45,7 @@ class SQLiteDriver:
     ) -> None:
         path = os.fspath(path)
         self.name = f"sqlite:///{path}"
-        if path in ("", ":memory:"):
+        if path == ":memory:" or not Path(path).name:
             raise ConfigError(f"{self.name} names no file; give a path such as sqlite:///orders.db, or use memory://")
         if durability not in ("full", "normal"):
             raise ConfigError(f'{self.name}: durability is "full" or "normal", not {durability!r}')

@@ -20,7 +20,9 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from .errors import ConfigError
 from .events import MAX_DEPTH, is_deeper
 
-_PLAIN: frozenset[Any] = frozenset({None, type(None), bool, str, Any, Never, NoReturn, inspect.Parameter.empty})
+_PLAIN: frozenset[Any] = frozenset({Any, Never, NoReturn, inspect.Parameter.empty})
+_EXACT: dict[Any, type] = {None: type(None), type(None): type(None), bool: bool, str: str}
+"""Annotations whose instances are JSON as they are: those need no pydantic."""
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 
 
@@ -30,13 +32,16 @@ class Codec:
     Raises ConfigError when made for an annotation that pydantic cannot validate; `what` names the place in the message.
     """
 
-    __slots__ = ("_adapter", "annotation")
+    __slots__ = ("_adapter", "_exact", "annotation")
 
     def __init__(self, annotation: Any, what: str) -> None:
         self.annotation = annotation
         self._adapter: TypeAdapter[Any] | None = None
-        if _hashable(annotation) and annotation in _PLAIN:
-            return
+        self._exact: type | None = None
+        if _hashable(annotation):
+            if annotation in _PLAIN:
+                return
+            self._exact = _EXACT.get(annotation)
         try:
             self._adapter = _adapter(annotation)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
@@ -44,19 +49,19 @@ class Codec:
 
     def encode(self, value: Any) -> bytes:
         """JSON bytes that `decode` takes. Raises TypeError or ValueError, whose message names what cannot be encoded."""
-        if self._adapter is None:
+        if self._adapter is None or type(value) is self._exact:
             return dumps(value)
         return _taken_back(self._adapter, self._adapter.dump_json(value, warnings="error", by_alias=True))
 
     def decode(self, value: Any) -> Any:
         """The typed value for JSON as `orjson.loads` gives it. Raises pydantic's ValidationError."""
-        if self._adapter is None:
+        if self._adapter is None or type(value) is self._exact:
             return value
         return self._adapter.validate_json(orjson.dumps(value))
 
     def accept(self, value: Any) -> bytes:
         """JSON bytes for a value that a caller gives: an instance, or data that validates. Raises ValidationError, TypeError."""
-        if self._adapter is None:
+        if self._adapter is None or type(value) is self._exact:
             return dumps(value)
         return _taken_back(self._adapter, self._adapter.dump_json(self._adapter.validate_python(value), by_alias=True))
 

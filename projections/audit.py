@@ -244,7 +244,7 @@ def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
             here = bisect_left(present, line.n) - bisect_left(present, expected)  # those in between that stand further on
             gone = line.n - expected - here
             if gone:
-                history.find(place, "missing", f"before line {place}, {gone} of the lines of the export are missing")
+                history.find(place, "missing", f"missing before line {place}: {gone} of the export's lines")
             elif here:
                 history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved")
             elif before is not None and before.n == line.n - 1 and line.prev != before.hash:

@@ -43,7 +43,7 @@ STEPS = ("reserve", "charge", "parcel/pack", "parcel/label", "parcel/invoice", "
 
 
 def demo(
-    kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here; nothing to install.")] = False,
+    kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here (stepfold[[broker]]).")] = False,
 ) -> None:
     """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all held."""
     end_as_with_ctrl_c()

@@ -36,7 +36,7 @@ def dev(
     app: App,
     url: UrlOption = None,
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine; nothing to install.")
+        bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine (stepfold[[broker]]).")
     ] = False,
 ) -> None:
     """Develop: a worker that starts again when a Python file changes, and the events of its runs as they happen.

@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at what the inbox refused, an
 
 @app.command("dead-letters")
 def dead_letters(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The last so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The last so many.")] = 100,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,

@@ -95,12 +95,15 @@ def start(
     client = client_of(app, url)
     if run_id is not None:
         checked_run_id(run_id)
+    if app is not None:  # what is wrong is said before a file is made
+        registered = client.registry.find(workflow, None)
+        if registered is None:
+            known = ", ".join(sorted({one.id for one in client.registry}))
+            raise WorkflowUnknown(f"{app} has no workflow {workflow!r}; it has {known or 'none'}")
+        registered.encode_input(value)
 
     async def go() -> None:
         async with connected(client, may_create=True):
-            if app is not None and client.registry.find(workflow, None) is None:
-                known = ", ".join(sorted({registered.id for registered in client.registry}))
-                raise WorkflowUnknown(f"{app} has no workflow {workflow!r}; it has {known or 'none'}")
             run = await client.start_workflow(workflow, value, run_id=run_id)
             if wait:
                 ended = await _watch(client, run.id)
@@ -122,7 +125,7 @@ def list_(
     state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help=_STATE_HELP)] = None,
     search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="This is in id, input, result or error.")] = None,
     since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Started since: 2h, or 2030-01-31T12:00Z.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="The newest so many.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The newest so many.")] = 50,
     database: DatabaseOption = None,
     app: AppOption = None,
     url: UrlOption = None,

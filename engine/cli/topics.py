@@ -31,8 +31,12 @@ def kafka_of(app: str | None, url: str | None) -> KafkaDriver:
 
 @app.command()
 def create(
-    partitions: Annotated[int, typer.Option("--partitions", "-p", min=1, help="Fixed for ever; in production 32 to 256.")],
-    replication: Annotated[int, typer.Option("--replication", "-r", min=1, help="Copies of everything; in production 3.")],
+    partitions: Annotated[
+        int, typer.Option("--partitions", "-p", min=1, max=1_000_000, help="Fixed for ever; in production 32 to 256.")
+    ],
+    replication: Annotated[
+        int, typer.Option("--replication", "-r", min=1, max=1_000, help="Copies of everything; in production 3.")
+    ],
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:

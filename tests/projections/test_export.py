@@ -228,7 +228,7 @@ def test_a_line_that_is_missing_moved_repeated_or_cut_off_is_named(order: bytes)
         without = lines[: number - 1] + lines[number:]
         assert problems(b"".join(without))[0] == (number, "missing")
     assert problems(b"".join(lines[:3] + lines[5:])) == [(4, "missing")]
-    assert "2 of the lines" in check(b"".join(lines[:3] + lines[5:])).findings[0].message
+    assert "2 of the export" in check(b"".join(lines[:3] + lines[5:])).findings[0].message
     swapped = [*lines[:3], lines[4], lines[3], *lines[5:]]
     assert problems(b"".join(swapped)) == [(4, "moved"), (5, "moved")]
     assert problems(b"".join([*lines[:4], lines[2], *lines[4:]])) == [(5, "moved")]

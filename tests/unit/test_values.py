@@ -13,6 +13,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from stepfold.codec import Codec, codec_for, result_codec
 from stepfold.duration import duration_ms, words
@@ -111,6 +113,19 @@ def gives_future() -> asyncio.Future[int]: ...  # never called
 )
 def test_the_annotation_that_counts(function: Callable[..., Any], annotation: Any) -> None:
     assert result_codec(function).annotation == annotation
+
+
+@pytest.mark.parametrize(("annotation", "right", "wrong"), [(str, "7", 7), (bool, True, [True]), (None, None, 0)])
+def test_a_plain_type_is_held_to_as_well(annotation: Any, right: Any, wrong: Any) -> None:
+    codec = codec_for(annotation)
+    for data in (codec.encode(right), codec.accept(right)):
+        assert codec.decode(orjson.loads(data)) == right
+    with pytest.raises(ValidationError):
+        codec.accept(wrong)
+    with pytest.raises(ValidationError):
+        codec.decode(wrong)
+    with pytest.raises(PydanticSerializationError):
+        codec.encode(wrong)
 
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.sampled_from([2**64, 2**70, 2**70 + 1, -(2**63) - 1]))
