@@ -39,6 +39,8 @@ In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
 
 DEFAULT_URL = "sqlite:///stepfold.db"
+SIGNALLED_TWICE_S = 0.5
+"""A signal that comes again within this time after the first is the same one."""
 State = Literal["pending", "running", "waiting", "paused", "quarantined", "completed", "failed", "cancelled", "continued"]
 
 
@@ -363,13 +365,19 @@ class Client:
             raise worker.failure
 
     def run_worker(self, *, concurrency: int = 100, grace: Duration = 10) -> None:
-        """The same, blocking, until SIGINT or SIGTERM. A second signal ends it at once."""
+        """The same, blocking, until SIGINT or SIGTERM. Another one, half a second later or more, ends it at once."""
 
         async def serve() -> None:
             stop = asyncio.Event()
             loop = asyncio.get_running_loop()
+
+            def told(number: int) -> None:
+                stop.set()
+                # `timeout` and some supervisors signal the process and its group, so this one twice.
+                loop.call_later(SIGNALLED_TWICE_S, loop.remove_signal_handler, number)
+
             for number in (signals.SIGINT, signals.SIGTERM):
-                loop.add_signal_handler(number, lambda n=number: (stop.set(), loop.remove_signal_handler(n)))
+                loop.add_signal_handler(number, told, number)
             async with self.worker(concurrency=concurrency, grace=grace) as worker:
                 waits: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -28,6 +28,7 @@ def test_a_worker_says_what_it_serves_and_leaves_in_good_order(shell: Shell, num
     assert lines[0].endswith("on sqlite:///stepfold.db: order (version 1), refused (version 1), approved (version 1)\n")
     assert shell("run", "start", "order", "-d", '{"order_id": "1", "flaky": 1}', "--wait").stdout == '"paid 1"\n'
     worker.send_signal(number)
+    worker.send_signal(number)  # as `timeout` does, which signals the process and its group
     rest = worker.communicate()[0]
     assert worker.returncode == 0 and "Traceback" not in rest
     assert "step pay of run" in rest and "(attempt 1)" in rest
