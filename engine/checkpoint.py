@@ -68,7 +68,6 @@ class Checkpoint:
             kept.clear()
         self._incomplete = False
         found = _Found(log, partition)
-        start, end = await log.bounds(partition)
         try:
             async for portion in log.checkpoint_load(partition):
                 found.take(portion)
@@ -77,6 +76,7 @@ class Checkpoint:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
             state = None
+        start, end = await log.bounds(partition)  # not before: the owner before may still write, and a checkpoint of that
         if state is None:
             if start > 0:
                 raise ConfigError(

@@ -92,6 +92,7 @@ class Tail:
         self._watches: dict[str, WeakSet[Watch]] = {}
         self._claims = PartitionState(partition, log.partitions)
         self._claimed: list[tuple[int, str | None, int]] = []  # (offset, owner, format) of every accepted claim
+        self._position = 0  # all claims below are among these
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
@@ -108,6 +109,7 @@ class Tail:
         watch = Watch(PartitionState(self._partition, self._log.partitions), [])
         self._add(run_id, watch)
         await self._follow()
+        start = min(start, self._position)
         watch.state = self._state_at(start)
         watch.catch_up(await self._log.find(self._partition, (run_id, CLAIM_KEY), start))
         return watch
@@ -144,6 +146,7 @@ class Tail:
             self._claimed = []
             for record in await self._log.find(self._partition, (CLAIM_KEY,)):
                 self._claim(record)
+            self._position = end
             reader = self._log.reader(self._partition, end)
             try:
                 ready.set_result(None)
@@ -153,6 +156,7 @@ class Tail:
                     for record in records:
                         self._take(record)
                     if records:
+                        self._position = records[-1].offset + 1
                         quiet_s = LINGER_S
                     elif self._wanted():
                         quiet_s *= 2

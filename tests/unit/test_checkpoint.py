@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 
 import orjson
 import pytest
@@ -237,6 +237,21 @@ async def test_a_log_that_lost_what_a_checkpoint_covers_is_refused() -> None:
     await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"offset": ledger.state.offset + 1})})
     with pytest.raises(ConfigError, match="records were lost"):
         await Keeper(keeper.log).load()
+
+
+async def test_a_checkpoint_that_is_saved_while_another_owner_loads_is_not_ahead_of_the_log() -> None:
+    class Busy(MemoryDriver):
+        async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
+            ledger.start("b")
+            await stored(ledger, self)
+            before.fold(ledger.records)
+            await before.save()
+            async for portion in super().checkpoint_load(partition):
+                yield portion
+
+    ledger = ledger_of("a")
+    before = Keeper(await stored(ledger, Busy()))
+    assert (await Keeper(before.log).load()).pack() == ledger.state.pack()
 
 
 async def test_a_log_without_its_beginning_needs_a_checkpoint() -> None:
