@@ -32,14 +32,16 @@ class Roll:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._mine: dict[str, int] = {}
+        self._members: dict[str, bytes] = {}
 
     def enter(self, name: str, member: str) -> None:
-        """Take part under a unique name. The file says, for a person, whose it is."""
+        """Take part under a unique name. The file says whose it is."""
+        self._members[name] = _line(member)
         self._mine[name] = self._locked(name)
-        os.write(self._mine[name], f"{member} (process {os.getpid()})\n".encode(errors="replace"))
 
     def leave(self, name: str) -> None:
         descriptor = self._mine.pop(name, None)
+        self._members.pop(name, None)
         if descriptor is not None:
             (self._directory / name).unlink(missing_ok=True)
             self._close(descriptor)
@@ -60,6 +62,17 @@ class Roll:
             self._mine[name] = self._locked(name)
         return sorted(names | self._mine.keys())
 
+    def is_live(self, member: str) -> bool:
+        """Whether a living member entered as this one."""
+        line = _line(member)
+        if line in self._members.values():
+            return True
+        for name in self.live():
+            with contextlib.suppress(FileNotFoundError):
+                if (self._directory / name).read_bytes() == line:
+                    return True
+        return False
+
     def _locked(self, name: str) -> int:
         path = self._directory / name
         while True:
@@ -73,6 +86,7 @@ class Roll:
             # Between open and lock it was a file without a lock, which anybody may have removed.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    os.write(descriptor, self._members[name])
                     return descriptor
             self._close(descriptor)
 
@@ -95,6 +109,10 @@ class Roll:
     def _close(self, descriptor: int) -> None:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def _line(member: str) -> bytes:
+    return f"{member}\n".encode(errors="replace")
 
 
 def assign(members: Sequence[str], partitions: int) -> dict[str, frozenset[int]]:

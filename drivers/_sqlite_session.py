@@ -194,7 +194,7 @@ class Session:
     def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> asyncio.Future[None]:
         return self._submit(_Checkpoint(partition, items, self._loop.create_future()))
 
-    def _call(self, function: Callable[[], object]) -> asyncio.Future[None]:
+    def _call(self, function: Callable[[], T]) -> asyncio.Future[T]:
         return self._submit(_Call(function, self._loop.create_future()))
 
     def _submit(self, work: _Work) -> asyncio.Future[Any]:
@@ -303,6 +303,9 @@ class Session:
             raise
         return membership
 
+    async def is_live(self, member: str) -> bool:
+        return await self._call(lambda: self._roll.is_live(member))
+
     async def leave(self, name: str) -> None:
         left = self._forget(name)
         if left is not None:
@@ -402,11 +405,11 @@ class Session:
 
     def _on_call(self, call: _Call) -> None:
         try:
-            call.function()
+            answer = call.function()
         except OSError as error:
             self._on_tell(self._refuse, [call], ConfigError(f"{self._name} needs a directory for its members: {error}"))
         else:
-            self._on_tell(self._answer, [call], [None])
+            self._on_tell(self._answer, [call], [answer])
 
     def _on_roll_call(self) -> None:
         self._roll_call_due = time.monotonic() + ROLL_CALL_S
@@ -435,6 +438,9 @@ class Membership:
             self.changed.clear()
             await self.changed.wait()
         raise LogUnavailable(f"member {self._member!r} has left; join again")
+
+    async def is_live(self, member: str) -> bool:
+        return await self._session.is_live(member)
 
     async def leave(self) -> None:
         await self._session.leave(self._name)

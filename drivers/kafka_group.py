@@ -31,6 +31,7 @@ from aiokafka.errors import (
     UnknownMemberIdError,
     for_code,
 )
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
@@ -45,6 +46,7 @@ from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
 
 HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""
+LIVE_PATIENCE_S: Final = 10.0
 _PROTOCOL: Final = "stepfold-sticky"
 _NOT_STATIC: Final[Any] = None  # which aiokafka's annotations do not foresee
 _LANE: Final = "group"
@@ -114,6 +116,15 @@ class GroupMember:
         assert self.assignment is not None
         self._told = self.assignment
         return self._told
+
+    async def is_live(self, member: str) -> bool:
+        async def ask() -> bool:
+            answer = await self._ask(DescribeGroupsRequest([self._namespace.group]), _QUICK_LANE)
+            [(code, _group, _state, _type, _protocol, members, *_)] = answer.groups
+            _raise_for(code)
+            return any(client_id == member for _member_id, client_id, *_ in members)
+
+        return await patiently(self._cluster, ask, f"the members of group {self._namespace.group}", LIVE_PATIENCE_S)
 
     async def leave(self) -> None:
         if self._gone:

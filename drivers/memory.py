@@ -201,6 +201,10 @@ class _Membership:
             await self._changed.wait()
         raise LogUnavailable(f"member {self._member!r} has left; join again")
 
+    async def is_live(self, member: str) -> bool:
+        members, _ = self._queues
+        return any(one._member == member for one in members)
+
     async def leave(self) -> None:
         members, of_driver = self._queues
         if self in members:

@@ -335,7 +335,7 @@ class Client:
         live_runs: int = 10_000,
         checkpoint_records: int = 20_000,
     ) -> AsyncGenerator[Worker]:
-        """Execute the registered workflows until the block ends; leaving waits up to `grace` for running steps.
+        """Execute the registered workflows until the block ends; giving a partition up waits up to `grace` for running steps.
 
         `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory. Raises ValueError for a
         `concurrency` below 1, ConfigError and LogUnavailable.
@@ -343,7 +343,7 @@ class Client:
         if concurrency < 1:
             raise ValueError(f"concurrency={concurrency}: at least 1")
         grace_s = duration_ms(grace) / 1000
-        settings = Settings(concurrency=concurrency, live_runs=live_runs, checkpoint_records=checkpoint_records)
+        settings = Settings(concurrency=concurrency, grace_s=grace_s, live_runs=live_runs, checkpoint_records=checkpoint_records)
         async with self:
             worker = Worker(
                 self.log,

@@ -11,6 +11,8 @@ from .attempt import Attempt
 from .step import StepPorts
 from .workflow import Workflow
 
+HAND_OVER_S = 5.0
+"""How long it may take, beyond the grace, to flush, to write a checkpoint and to give a partition up."""
 MAX_PAYLOAD_BYTES = 900_000
 
 
@@ -19,6 +21,7 @@ class Settings:
     """What a worker may tune."""
 
     concurrency: int = 100
+    grace_s: float = 10.0
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     live_runs: int = 10_000
     checkpoint_records: int = 20_000
@@ -36,6 +39,7 @@ class Worker(Protocol):
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
     def ctx_ext(self, run_id: str) -> object: ...
+    async def is_live(self, name: str) -> bool: ...
     def hold(self) -> None: ...
     def release(self) -> None: ...
     def dispatch(self, attempt: Attempt) -> None: ...

@@ -76,7 +76,13 @@ class Membership(Protocol):
 
     async def assigned(self) -> frozenset[int]:
         """The partitions this member should own. The first call returns the first assignment (which may be empty);
-        each further call returns when the assignment has changed since the previous answer."""
+        each further call returns when the assignment has changed since the previous answer. Raises `LogUnavailable` when this
+        membership has ended, and only a new one helps."""
+        ...
+
+    async def is_live(self, member: str) -> bool:
+        """Whether a member of this id takes part, as far as is known; one that has died may still be said to for a while, but
+        no longer than its partitions are kept for it."""
         ...
 
     async def leave(self) -> None:

@@ -15,6 +15,7 @@ owner writes under its claim and stops as soon as the fold has seen another one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -25,14 +26,15 @@ import orjson
 
 from .attempt import Attempt
 from .checkpoint import Checkpoint
+from .claiming import READ_RECORDS, Claiming
 from .duration import words
-from .errors import ConfigError, ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
+from .errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted
 from .events import FORMAT, encode
 from .execution import Execution, Op, Outcome, SleepCall, StepCall, WaitCall
-from .fold import Change, Open, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
-from .host import Worker
-from .log import CLAIM_KEY, Entry, Log, Reader, Record
-from .timers import Timers
+from .fold import Change, OpenSleep, OpenStep, OpenWait, PartitionState, RunState, fold
+from .host import HAND_OVER_S, Worker
+from .log import Entry, Log, Reader, Record
+from .timers import Timers, due_at
 from .workflow import Workflow
 
 logger = logging.getLogger("stepfold.worker")
@@ -44,11 +46,9 @@ SUSPECT_AFTER = 2
 its attempts are announced, and run one at a time: what was not announced was not lost."""
 TIMER_CHECK_S = 60.0
 """The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
-CATCH_UP_WAIT_S = 0.5
 RESUME_RUNS = 100
 ROOM_CHECK_S = 0.05
 """Where the code of all runs in memory is busy, it is looked at again this often whether some have become idle."""
-READ_RECORDS = 2000
 
 
 class Live:
@@ -78,6 +78,7 @@ class Owner:
         self.live: dict[str, Live] = {}
         self.waiting: dict[str, bool] = {}  # runs whose workflow is not known here; whether their last owner died
         self._checkpoint = Checkpoint(log, partition, self._is_idle)
+        self._claiming = Claiming(log, partition, worker.name, ids=worker.ids, is_live=worker.is_live, fold_one=self._fold_one)
         self._outbox: list[Entry] = []
         self._appending_now = False
         self._wake_append = asyncio.Event()
@@ -87,12 +88,12 @@ class Owner:
         self._checkpoint_due = asyncio.Event()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_lock = asyncio.Lock()
-        self._crashed = False  # the owner before did not leave in good order
+        self._crashed = False  # while recovering: the owner before did not leave in good order
+        self._recovery: asyncio.Task[None] | None = None
         self._unrecovered: dict[str, bool] = {}  # while recovering: runs of the owner before that may have work to do
         self._unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, and never ran
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
-        self.leaving = False
         self.loop = asyncio.get_running_loop()
         self._most_live = max(worker.settings.live_runs, 2 * worker.settings.concurrency)
         self._evict_at = 0.0
@@ -101,11 +102,21 @@ class Owner:
 
     # -- its life
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was told to give the partition up and begins nothing any more."""
+        return self._claiming.given_up
+
+    @leaving.setter
+    def leaving(self, leaving: bool) -> None:
+        self._claiming.given_up = leaving
+
     async def run(self) -> None:
         """Claim the partition, recover its runs, and serve them.
 
-        Returns when another worker's claim is seen. Raises LogUnavailable and ConfigError. Cancel it to stop at once;
-        call `leave` first to stop in good order; after that `leaving` says that it shall not be owned again.
+        Returns when another worker's claim is seen, or when told to leave before it claims. Raises LogUnavailable and
+        ConfigError. Cancel it to stop at once; call `leave` first to stop in good order; after that `leaving` says that it
+        shall not be owned again.
         """
         if self.state is None:
             self.state = await self._checkpoint.load()
@@ -113,10 +124,15 @@ class Owner:
         self._ended = asyncio.get_running_loop().create_future()
         tasks: list[asyncio.Task[None]] = []
         try:
-            previous, rest = await self._acquire(self.state, reader)
-            self._crashed = previous is not None and previous != self.worker.name
+            patience_s = self.worker.settings.grace_s + HAND_OVER_S
+            claimed = await self._claiming.claim(self.state, reader, patience_s)
+            if claimed is None:
+                return
+            self.claim, previous, rest = claimed
+            self._crashed = previous is not None and (previous != self.worker.name or self._crashed)
             self._unrecovered = dict.fromkeys(self.state.runs.at_hand, True)
             self.active = True
+            self._claiming.decided.set()
             tasks = [
                 asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
                 for name, part, *args in (
@@ -126,8 +142,10 @@ class Owner:
                     ("checkpoint", self._checkpointing, self.state),
                 )
             ]
+            self._recovery = tasks[2]
             await asyncio.shield(self._ended)
         finally:
+            self._claiming.decided.set()
             self._down()
             for task in tasks:
                 task.cancel()
@@ -176,9 +194,19 @@ class Owner:
         self.waiting.clear()
 
     async def leave(self, grace_s: float) -> None:
-        """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up."""
+        """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up.
+
+        Raises LogUnavailable, and may then be called again.
+        """
         self.leaving = True
-        if not self.active or self.state is None:
+        if self.state is None:
+            return
+        with contextlib.suppress(TimeoutError):  # what becomes of it must be known, or whoever comes next waits for a release
+            async with asyncio.timeout(HAND_OVER_S):
+                await self._claiming.decided.wait()
+        if not self.active:  # the log was away
+            if self.state.owner == self.worker.name and self.state.claim == self.claim:
+                await self._release()
             return
         for live in self.live.values():
             for attempt in _unbegun(live):
@@ -187,61 +215,30 @@ class Owner:
                 if attempt.task is None:
                     self.worker.withdraw(attempt)
         running = [a.task for live in self.live.values() for a in live.attempts.values() if a.task is not None]
+        if self._crashed and self._recovery is not None:
+            running.append(self._recovery)
         if running:
             await asyncio.wait(running, timeout=grace_s)
         await self._flushed()
         if not self.active:
             return
-        release = self._claim_entry(self.claim, None, self.worker.ids())
         for live in list(self.live.values()):
             self._close(live)
         await self._write_checkpoint(self.state)
-        await self.log.append(self.partition, [release])
+        await self._release()
         self._end()
+
+    async def _release(self) -> None:
+        """Give the claim up; not before all is known that a crash has left, which whoever comes next would not look for."""
+        if not self._crashed and not any(self._deferred.values()):
+            release = self._claiming.entry(self.claim, None, self.worker.ids())
+            await self.log.append(self.partition, [release])
+            self.claim = -1
 
     async def _flushed(self) -> None:
         """Until everything in the outbox is durable."""
         while self.active and (self._outbox or self._appending_now):
             await asyncio.sleep(0.001)
-
-    async def _acquire(self, state: PartitionState, reader: Reader) -> tuple[str | None, Sequence[Record]]:
-        """Read to the end, then claim until the fold accepts it; gives the owner before, and what was read behind the claim."""
-        _, end = await self.log.bounds(self.partition)
-        while state.offset < end:
-            records = await reader.read(READ_RECORDS, CATCH_UP_WAIT_S)
-            if not records:
-                break
-            self._fold_only(state, records)
-            await asyncio.sleep(0)
-        while True:
-            self._check_format(state)
-            previous = state.owner
-            nonce = self.worker.ids()
-            await self.log.append(self.partition, [self._claim_entry(state.claim, self.worker.name, nonce)])
-            judged = False
-            while not judged:
-                records = await reader.read(READ_RECORDS, None)
-                for index, record in enumerate(records):
-                    change = self._fold_one(state, record)
-                    if record.key == CLAIM_KEY and nonce.encode() in record.value:
-                        if change is not None:
-                            self.claim = state.claim
-                            return previous, records[index + 1 :]
-                        judged = True
-                    elif change is not None and change.run is None:
-                        previous = state.owner
-
-    def _claim_entry(self, prev: int, owner: str | None, nonce: str) -> Entry:
-        """A claim that follows the one at `prev`; without an owner it gives the partition up."""
-        claim = {"type": "claim", "v": FORMAT, "at": self.log.now(), "prev": prev, "owner": owner, "nonce": nonce}
-        return Entry(CLAIM_KEY, encode(claim))
-
-    def _check_format(self, state: PartitionState) -> None:
-        if state.needs_format > FORMAT:
-            raise ConfigError(
-                f"{self.log.name} partition {self.partition} is written in format {state.needs_format} by {state.owner}; "
-                f"this version of stepfold knows format {FORMAT}. Upgrade this worker"
-            )
 
     def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
         self._checkpoint.touch(record.key, state)
@@ -250,10 +247,6 @@ class Owner:
         if change is not None and change.run is not None:
             change.run.idle = False
         return change
-
-    def _fold_only(self, state: PartitionState, records: Iterable[Record]) -> None:
-        for record in records:
-            self._fold_one(state, record)
 
     # -- the log comes in
 
@@ -670,7 +663,7 @@ class Owner:
     def _arm(self, run: RunState, step_id: str | None) -> None:
         """Set the timer of what is open."""
         op = run.open.get(step_id) if step_id else None
-        due = None if op is None else _due(op)
+        due = None if op is None else due_at(op)
         if due is not None:
             assert step_id is not None
             self._timers.push(due, run.id, step_id)
@@ -734,6 +727,7 @@ class Owner:
         self._unrecovered.clear()
         self._unbegun.clear()
         self._set_timer()
+        self._crashed = False
         self.caught_up.set()
 
     def _recover(self, state: PartitionState, run_id: str) -> None:
@@ -742,7 +736,7 @@ class Owner:
             self._unrecovered[run_id] = False
         run = state.runs.peek(run_id)
         for step_id, op in run.open.items():
-            due = _due(op)
+            due = due_at(op)
             if due is not None:
                 self._timers.push(due, run_id, step_id)
         if run_id in self.live:
@@ -824,13 +818,6 @@ class Owner:
 def _unbegun(live: Live) -> list[Attempt]:
     """The at_most_once attempts that were announced and have not begun to run."""
     return [one for one in live.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
-
-
-def _due(op: Open) -> int | None:
-    """When something must happen to what is open, ms."""
-    if isinstance(op, OpenSleep):
-        return op.wake_at
-    return op.timeout_at if isinstance(op, OpenWait) else op.next_at
 
 
 _WAKES = frozenset({"started", "resumed"})

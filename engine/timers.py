@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from array import array
 
+from .fold import Open, OpenSleep, OpenWait
+
 SHARED_STEP_IDS = 10_000
 
 
@@ -69,3 +71,10 @@ class Timers:
             at, child = child, 2 * child + 1
         dues[at], runs[at], steps[at] = due, run_id, step_id
         return first
+
+
+def due_at(op: Open) -> int | None:
+    """When something must happen to what is open, ms."""
+    if isinstance(op, OpenSleep):
+        return op.wake_at
+    return op.timeout_at if isinstance(op, OpenWait) else op.next_at

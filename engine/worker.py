@@ -27,7 +27,7 @@ from typing_extensions import TypeVarTuple, Unpack
 
 from .attempt import Attempt
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
-from .host import Settings
+from .host import HAND_OVER_S, Settings
 from .log import Log, Membership
 from .owner import Owner
 from .step import RunningStep, StepPorts, current_step_var
@@ -71,6 +71,7 @@ class Worker:
         self.ctx_ext = log.ctx_ext
         self.owners: dict[int, Owner] = {}
         self._serving: dict[int, asyncio.Task[None]] = {}
+        self._handing_over: dict[int, asyncio.Task[None]] = {}
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: deque[Attempt] = deque()
@@ -107,14 +108,9 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        outcomes = await asyncio.gather(*(owner.leave(grace_s) for owner in self.owners.values()), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                logger.warning("leaving: %s", outcome)
-        for task in self._serving.values():
-            task.cancel()
-        await asyncio.gather(*self._serving.values(), return_exceptions=True)
-        self._serving.clear()
+        for partition in list(self._serving):
+            self._give_up(partition, grace_s)
+        await asyncio.gather(*self._handing_over.values(), return_exceptions=True)
         try:
             await membership.leave()
         finally:
@@ -145,24 +141,74 @@ class Worker:
     async def _owning(self, membership: Membership) -> None:
         """Own what is assigned, as it comes and goes. An owner's folded state is kept for when it comes back."""
         while True:
-            assigned = await membership.assigned()
+            try:
+                assigned = await membership.assigned()
+            except LogUnavailable as error:  # what is owned stays so as long as nobody else claims it
+                logger.warning("%s: no member any more: %s", self.log.name, error)
+                membership = await self._join_again(membership)
+                continue
             logger.info("%s: partitions %s", self.log.name, sorted(assigned))
             for partition in self._serving.keys() - assigned:
-                task = self._serving[partition]
-                try:
-                    await self.owners[partition].leave(0)
-                except LogUnavailable as error:  # whoever comes next claims it all the same
-                    logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-                del self._serving[partition]
+                self._give_up(partition, self.settings.grace_s)
             for partition in sorted(assigned - self._serving.keys()):
                 owner = self.owners.get(partition) or Owner(self.log, partition, self)
                 self.owners[partition] = owner
-                self._serving[partition] = asyncio.create_task(self._serve(owner), name=f"stepfold-owner-{partition}")
+                serving = self._serve(owner, self._handing_over.get(partition))
+                self._serving[partition] = asyncio.create_task(serving, name=f"stepfold-owner-{partition}")
 
-    async def _serve(self, owner: Owner) -> None:
+    async def _join_again(self, membership: Membership) -> Membership:
+        pause_s = RETRY_S[0]
+        while True:
+            await asyncio.sleep(pause_s * (0.5 + self.random.random()))
+            pause_s = min(pause_s * 2, RETRY_S[1])
+            try:
+                await membership.leave()
+                self._membership = await self.log.join(self.name)
+            except LogUnavailable as error:
+                logger.warning("%s: joining again: %s", self.log.name, error)
+            else:
+                return self._membership
+
+    def _give_up(self, partition: int, grace_s: float) -> None:
+        """Begin to hand a partition over; others go on meanwhile."""
+        before = self._handing_over.get(partition)
+        handing_over = self._hand_over(partition, grace_s, self._serving.pop(partition), before)
+        self._handing_over[partition] = asyncio.create_task(handing_over, name=f"stepfold-leave-{partition}")
+
+    async def _hand_over(
+        self, partition: int, grace_s: float, serving: asyncio.Task[None], before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_s + HAND_OVER_S  # then whoever comes next claims it all the same
+        pause_s = RETRY_S[0]
+        while True:
+            try:
+                await self.owners[partition].leave(max(min(grace_s, until - loop.time()), 0))
+                break
+            except LogUnavailable as error:
+                logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
+                if self._membership is None or loop.time() + pause_s > until:
+                    break
+            except Exception:
+                logger.exception("%s partition %d: leaving", self.log.name, partition)
+                break
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_S[1])
+        serving.cancel()
+        await asyncio.wait([serving])
+        if self._handing_over.get(partition) is asyncio.current_task():
+            del self._handing_over[partition]
+
+    async def is_live(self, name: str) -> bool:
+        """Whether another worker is alive, as far as the log knows. Who is about to stop takes nothing away from anybody."""
+        return self._membership is None or await self._membership.is_live(name)
+
+    async def _serve(self, owner: Owner, handing_over: asyncio.Task[None] | None) -> None:
         """Own one partition, again after every loss, until told to leave it."""
+        if handing_over is not None:  # it comes back before it was gone
+            await asyncio.wait([handing_over])
         pause_s = RETRY_S[0]
         owner.leaving = False
         while not owner.leaving:

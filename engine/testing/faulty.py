@@ -421,8 +421,8 @@ class FaultyDriver:
         await asyncio.sleep(self.log.random.random() * PATIENCE_S)
         raise LogUnavailable(f"{self.name} did not answer")
 
-    async def _ask(self) -> None:
-        """To the broker."""
+    async def ask(self) -> None:
+        """A question to the broker that gets its answer, usually."""
         log = self.log
         self.check_open()
         if log.happens("unavailable") or (log.kafka and log.down_until > log.loop.time()):
@@ -471,7 +471,7 @@ class FaultyDriver:
     async def bounds(self, partition: int) -> tuple[int, int]:
         """As the port says."""
         part = self._part(partition)
-        await self._ask()
+        await self.ask()
         return 0, part.end
 
     def reader(self, partition: int, offset: int) -> FaultyReader:
@@ -482,7 +482,7 @@ class FaultyDriver:
         """As the port says."""
         part = self._part(partition)
         wanted = dict.fromkeys(keys)
-        await self._ask()
+        await self.ask()
         found = sorted(record for key in wanted for record in part.by_key.get(key, ()) if record.offset >= start)
         for record in found:
             self.log.watch.read(partition, record, self.process.name)
@@ -491,7 +491,7 @@ class FaultyDriver:
 
     async def join(self, member: str) -> FaultyMembership:
         """As the port says."""
-        await self._ask()
+        await self.ask()
         joined = FaultyMembership(self.log.group, self, member)
         self._members.append(joined)
         return joined
@@ -521,7 +521,7 @@ class FaultyDriver:
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         """As the port says. What is written meanwhile is not read; what that makes obsolete may be gone before it is read."""
         part = self._part(partition)
-        await self._ask()
+        await self.ask()
         position, end = 0, part.checkpoints_end
         snapshot = None if self.log.kafka else part.checkpoints
         while position < end:
@@ -532,7 +532,7 @@ class FaultyDriver:
                 return
             position = entries[-1][0] + 1
             yield {key: value for _, key, value in entries}
-            await self._ask()
+            await self.ask()
 
     def inbox(self) -> FaultyInbox | None:
         """As the port says."""
@@ -651,6 +651,11 @@ class FaultyMembership:
             await self._changed.wait()
         raise LogUnavailable(f"member {self.name!r} has left; join again")
 
+    async def is_live(self, member: str) -> bool:
+        """As the port says."""
+        await self.driver.ask()
+        return any(one.name == member for one in self._group.members)
+
     async def leave(self) -> None:
         """As the port says."""
         if not self._left:
@@ -712,5 +717,5 @@ class FaultyInbox:
 
     async def refuse(self, record: InboxRecord, reason: str) -> None:
         """As the port says."""
-        await self._member.driver._ask()  # pyright: ignore[reportPrivateUsage]  # of the same module
+        await self._member.driver.ask()
         self._log.dead_letters.append((record, reason))

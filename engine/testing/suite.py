@@ -563,6 +563,18 @@ class LogSuite:
             await second.leave()
             await third.leave()
 
+    async def test_who_has_joined_is_live_until_it_leaves(self) -> None:
+        async with self.fresh() as log, self.second(log) as other:
+            mine, theirs = await log.join("mine"), await other.join("theirs")
+            await self.within(mine.assigned())
+            await self.within(theirs.assigned())
+            for asks in (mine, theirs):
+                for member, live in (("mine", True), ("theirs", True), ("nobody", False)):
+                    assert await self.within(asks.is_live(member)) is live, member
+            await self.within(theirs.leave())
+            assert not await self.within(mine.is_live("theirs"))
+            await self.within(mine.leave())
+
     async def test_one_instance_may_have_several_members(self) -> None:
         async with self.fresh() as log:
             first = Assignment(await self.within(log.join("a")))
