@@ -60,13 +60,15 @@ class Broken(AssertionError):
 class _Seen:
     """What was seen of one run besides its records. A place is (offset, claim)."""
 
-    __slots__ = ("args", "counted", "ended", "once", "over", "quarantined", "started")
+    __slots__ = ("args", "counted", "ended", "given", "got", "once", "over", "quarantined", "started")
 
     def __init__(self) -> None:
         self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
         self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
         self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
         self.args: dict[str, Any] = {}
+        self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
+        self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
         self.quarantined: tuple[int, int] | None = None
         self.ended: tuple[int, int] | None = None
@@ -122,6 +124,8 @@ class Checker:
             if void is None and run is not None and kind == "started":
                 self._kept.append(run)
                 self._seen[id(run)] = _Seen()
+            elif void is None and run is not None and kind == "signal-received":
+                self._note_given(run, offset)
             return
         if void is not None:
             if writer != "stranger":
@@ -152,6 +156,10 @@ class Checker:
         seen = self._seen[id(run)]
         if kind in ENDS:
             seen.ended = place
+            if kind != "cancelled":
+                self._none_passed_over(partition, record, run, place)
+        elif kind in ("wait-started", "step-cancelled"):
+            self._note_given(run, record.offset)
         elif kind == "quarantined":
             seen.quarantined = place
             self._may_be_quarantined(partition, record, run, event)
@@ -180,6 +188,22 @@ class Checker:
             drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
             if len(drifted) > 1:
                 self._broken(11, f"the code went on with other steps than before: {sorted(drifted)}", partition, record)
+
+    def _note_given(self, run: Run, offset: int) -> None:
+        given = self._seen[id(run)].given
+        for wait in run.given:
+            given.setdefault(wait, offset)
+
+    def _none_passed_over(self, partition: int, record: Record, run: Run, place: tuple[int, int]) -> None:
+        """The owner gives a signal back that came to a wait which the code had let go of, before the code gets a later one."""
+        seen = self._seen[id(run)]
+        signals = [entry for entry in run.journal if entry.kind == "signal"]
+        for number, entry in enumerate(signals):
+            if entry.step_id in seen.got or entry.step_id not in run.given or seen.given[entry.step_id] < place[1]:
+                continue
+            later = [other.step_id for other in signals[number + 1 :] if other.value[0] == entry.value[0]]
+            if not seen.got.isdisjoint(later):
+                self._broken(8, f"signal {entry.value} went to {entry.step_id}, which was gone, and is lost", partition, record)
 
     def _may_be_quarantined(self, partition: int, record: Record, run: Run, event: Json) -> None:
         error: Json = event["error"]
@@ -281,6 +305,8 @@ class Checker:
             raise Broken(5, f"{what}, and no record says so")
         if not _is_what(entry, value):
             raise Broken(8 if entry.kind == "signal" else 4, f"{what}, the log says {entry}")
+        assert run is not None
+        self._seen[id(run)].got.add(step_id)
         if at_ms != entry.now:
             raise Broken(4, f"{what} at {at_ms}, the log says {entry}")
 

@@ -163,6 +163,14 @@ def signalled(story: Story) -> Story:
     return story
 
 
+def passed_over() -> Story:
+    """The first wait was let go of, and has taken a signal all the same; the second one gets the next."""
+    story = waiting(signalled(begun()))
+    story.decide("wait-started", "w#2", signal="x", timeout_at=2000)
+    story.request("signal-received", "s2", signal="x", data=2)
+    return story.gives(2, "w#2")
+
+
 def sleeping() -> Story:
     story = begun()
     story.decide("sleep-scheduled", "s", wake_at=5000)
@@ -234,6 +242,7 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (7, "the wait ends at 2000", lambda: waiting(begun()).decide("wait-timed-out", "w")),
     (7, "cannot have said more than 1000", lambda: waiting(begun()).decide("wait-timed-out", "w", at=2000)),
     (8, "the log says", lambda: waiting(signalled(begun())).gives(2, "w")),
+    (8, "which was gone, and is lost", lambda: ended(passed_over())),
     (8, "has not got it", lambda: signalled(begun()).checker.client_acked("signal", RUN, "s1", ("y", 1))),
     (9, "was started with", lambda: begun().checker.client_acked("start", RUN, "", ["seq", []])),
     (10, "the run goes on", lambda: begun().checker.client_acked("cancel", RUN, "", None)),
