@@ -79,11 +79,11 @@ async def on_sqlite(folder: Path) -> AsyncGenerator[tuple[str, History]]:
 
 
 @asynccontextmanager
-async def on_kafka(bootstrap: str) -> AsyncGenerator[tuple[str, History]]:
+async def on_kafka(bootstrap: str, session_timeout_s: float = 1) -> AsyncGenerator[tuple[str, History]]:
     url = f"kafka://{bootstrap}/torture-{uuid4().hex[:12]}"
     await KafkaDriver.from_url(url).create_topics(4, 1)
     async with KafkaHistory(url) as history:
-        yield f"{url}?session_timeout_s=1", history
+        yield f"{url}?session_timeout_s={session_timeout_s:g}", history
 
 
 async def rounds(
@@ -126,7 +126,7 @@ async def backlog(bootstrap: str, starts: int) -> str | None:
     folder = Path(tempfile.mkdtemp(prefix="stepfold-torture-backlog-"))
     print(f"backlog of {starts} starts", flush=True)
     try:
-        async with on_kafka(bootstrap) as (url, history):
+        async with on_kafka(bootstrap, session_timeout_s=10) as (url, history):
             with Fleet(url, folder, seed=0) as fleet:
                 in_s, peak_bytes, counts = await drain(fleet, history, starts)
     except AssertionError as error:
