@@ -10,15 +10,17 @@ import json
 import re
 import typing
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from types import CellType
-from typing import Any, Never, NoReturn, cast, get_args, get_origin
+from typing import Any, Never, NoReturn, TypeVar, cast, get_args, get_origin
 
 import orjson
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from .errors import ConfigError
 from .events import MAX_DEPTH, is_deeper
+
+T = TypeVar("T")
 
 _PLAIN: frozenset[Any] = frozenset({Any, Never, NoReturn, inspect.Parameter.empty})
 _EXACT: dict[Any, type] = {None: type(None), type(None): type(None), bool: bool, str: str}
@@ -115,7 +117,23 @@ ANY = Codec(Any, "Any")
 """Plain JSON."""
 
 
-@lru_cache(maxsize=4096)
+def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
+    """Remember what is computed for a function; one that has no hash is computed each time."""
+    remembered = lru_cache(maxsize=1024)(compute)
+
+    @wraps(compute)
+    def look_up(fn: Callable[..., Any]) -> T:
+        try:
+            return remembered(fn)
+        except TypeError:
+            if _hashable(fn):
+                raise
+            return compute(fn)
+
+    return look_up
+
+
+@by_function
 def result_codec(fn: Callable[..., Any]) -> Codec:
     """The codec for what a function returns, by its annotation. Raises ConfigError."""
     target = inspect.unwrap(fn)
@@ -134,8 +152,10 @@ def _name(fn: Callable[..., Any]) -> str:
 
 
 def _return_annotation(fn: Callable[..., Any]) -> Any:
-    if not hasattr(fn, "__annotations__") and not isinstance(fn, type):
-        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # a partial, or an object with __call__
+    if not inspect.isroutine(fn) and not isinstance(
+        fn, type
+    ):  # a partial, or an object with __call__, whose own annotations are fields
+        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004
     annotation = annotations_of(fn).get("return", Any)
     origin = get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await

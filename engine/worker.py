@@ -19,13 +19,14 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from random import Random
 from typing import Any, cast
 
 from typing_extensions import TypeVarTuple, Unpack
 
 from .attempt import Attempt
+from .codec import by_function
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
 from .host import HAND_OVER_S, Settings
 from .log import Log, Membership
@@ -372,7 +373,7 @@ def _plain_call(fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         raise RuntimeError("the step function raised StopIteration") from error
 
 
-@lru_cache(maxsize=4096)
+@by_function
 def is_async(fn: Callable[..., Any]) -> bool:
     """Whether a call gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
     while isinstance(fn, partial):

@@ -8,6 +8,8 @@ import itertools
 import math
 import threading
 from collections.abc import Awaitable
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from random import Random
 from typing import Any, NoReturn
@@ -80,6 +82,21 @@ async def test_async_and_plain_functions_lambdas_methods_and_partials(client: Cl
         ]
 
     assert await outcome(client, body) == [3, 3, 7, 6, 9, 11, 9, -4, 9, 12, 21, 2]
+
+
+async def test_a_callable_without_a_hash_is_a_step_function_too(client: Client) -> None:
+    @dataclass
+    class Price:
+        cents: int
+
+        async def __call__(self, count: int) -> Decimal:
+            return Decimal(self.cents * count) / 100
+
+    async def body(ctx: Context, step: Step) -> Any:
+        price = await step.run("price", Price(150), 3)
+        return [type(price).__name__, str(price)]
+
+    assert await outcome(client, body) == ["Decimal", "4.5"]
 
 
 async def test_plain_functions_run_in_threads_side_by_side(client: Client) -> None:
