@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -27,6 +27,8 @@ from .kafka_cluster import BACKOFF_S, Backoff, Cluster, copy_of, log, name_of
 
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
+REQUESTS_PER_NODE: Final = 2
+"""So many requests travel to a node at the same time, of different partitions; what arrives meanwhile travels together."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
 _NOT_TRANSACTIONAL: Final[Any] = None  # which aiokafka's annotations do not foresee
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
@@ -76,7 +78,7 @@ class _Queue:
 class Producer:
     """One idempotent session: every message once and in the order of `send`, or the session fails as a whole.
 
-    While a request to a node travels, what arrives for it waits and then travels together. What is not acknowledged within
+    While requests to a node travel, what arrives for it waits and then travels together. What is not acknowledged within
     `patience_s` fails the session; `failed` says so, and the owner makes another.
     """
 
@@ -86,7 +88,7 @@ class Producer:
         self._lane = cluster.take_lane()
         self._queues: dict[TopicPartition, _Queue] = {}
         self._active: dict[TopicPartition, _Queue] = {}
-        self._busy: set[int] = set()
+        self._under_way: Counter[int] = Counter()  # requests to each node
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -142,7 +144,7 @@ class Producer:
             return
         try:
             for node, queues in self._next_requests().items():
-                self._busy.add(node)
+                self._under_way[node] += 1
                 self._run(self._request, node, queues)
         except LogUnavailable as error:
             self._fail(error)
@@ -191,7 +193,7 @@ class Producer:
             if node is None:
                 self._check_patience(queue, LeaderNotAvailableError())
                 leaderless = True
-            elif node not in self._busy:
+            elif self._under_way[node] < REQUESTS_PER_NODE:
                 if queue.batch is None:
                     queue.batch = self._batch(queue)
                 queue.sending = True
@@ -256,7 +258,7 @@ class Producer:
         if again:
             await self._cluster.refresh()
             await asyncio.sleep(BACKOFF_S)
-        self._busy.discard(node)
+        self._under_way[node] -= 1
         self._schedule()
 
     def _acknowledge(self, queue: _Queue, offset: int, timestamp: int) -> None:
