@@ -92,10 +92,16 @@ class Shell:
         """What the command prints with `-o json`."""
         return orjson.loads(self(*arguments, "-o", "json", code=code).stdout)
 
-    def start(self, *arguments: str, stdin: int | None = subprocess.DEVNULL) -> subprocess.Popen[str]:
-        """Leave it running; it is killed at the end of the fixture."""
+    def start(
+        self, *arguments: str, stdin: int | None = subprocess.DEVNULL, ignores_sigint: bool = False
+    ) -> subprocess.Popen[str]:
+        """Leave it running; it is killed at the end of the fixture.
+
+        `ignores_sigint`: as in the background of a script, where a shell has commands ignore Ctrl-C.
+        """
+        background = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"] if ignores_sigint else []
         process = subprocess.Popen(
-            self.command(*arguments),
+            [*background, *self.command(*arguments)],
             cwd=self.folder,
             env=self.env,
             stdin=stdin,

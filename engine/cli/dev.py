@@ -47,6 +47,7 @@ def dev(
 
     A dashboard is not part of this version.
     """
+    end_as_with_ctrl_c()
     client = load(app)
     if kafka:
         with local_kafka("dev") as broker_url:
@@ -104,7 +105,6 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
 
 
 async def _develop(app: str, client: Client) -> None:
-    end_as_with_ctrl_c()
     out = console()
     async with connected(client, may_create=True):
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {client.log.name}"

@@ -139,9 +139,14 @@ async def until_first(*work: Coroutine[Any, Any, None]) -> None:
 
 
 def end_as_with_ctrl_c() -> None:
-    """SIGTERM ends this command as Ctrl-C does, so that it takes its child processes along."""
+    """SIGTERM ends this command as Ctrl-C does, so that it takes its child processes along.
+
+    For the beginning of a command, before it starts an event loop: a shell without job control has what it puts into the
+    background ignore SIGINT, and asyncio takes SIGINT over only where the handler is Python's own.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, interrupt)

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from shell import Shell, processes_of, until
+from shell import DEADLINE_S, Shell, processes_of, until
 
 
 def lines_until(process: subprocess.Popen[str], seen: Callable[[str], bool]) -> list[str]:
@@ -28,12 +28,63 @@ def test_a_worker_says_what_it_serves_and_leaves_in_good_order(shell: Shell, num
     assert lines[0].endswith("on sqlite:///stepfold.db: order (version 1), refused (version 1), approved (version 1)\n")
     assert shell("run", "start", "order", "-d", '{"order_id": "1", "flaky": 1}', "--wait").stdout == '"paid 1"\n'
     worker.send_signal(number)
-    worker.send_signal(number)  # as `timeout` does, which signals the process and its group
     rest = worker.communicate()[0]
     assert worker.returncode == 0 and "Traceback" not in rest
     assert "step pay of run" in rest and "(attempt 1)" in rest
     run_id = shell("run", "start", "order", "-d", '{"order_id": "2"}').stdout.strip()
     assert shell.json("run", "show", run_id)["state"] == "pending"  # nobody owns the log
+
+
+SIGNALLED = """
+import asyncio
+import os
+
+import stepfold.client
+from stepfold import Client, Context, Step
+
+stepfold.client.SIGNALLED_TWICE_S = {twice_s}
+client = Client()
+
+
+async def signal_twice() -> str:
+    for _ in range(2):
+        os.kill(os.getpid(), {number})
+        for _ in range(20):  # turns of the loop, in which it comes to the handler and to what that has put off
+            await asyncio.sleep(0)
+    return "finished"
+
+
+@client.workflow(id="signalled")
+async def signalled(ctx: Context[None], step: Step) -> str:
+    return await step.run("signal-twice", signal_twice)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_twice_at_once_is_one(shell: Shell, number: signal.Signals) -> None:
+    """As from `timeout`, which signals the process and its group: the running step is waited for."""
+    (shell.folder / "shop.py").write_text(SIGNALLED.format(twice_s=3600, number=int(number)))
+    worker = shell.start("worker", "shop:client")
+    shell("run", "start", "signalled", "--run-id", "one")
+    assert worker.wait(DEADLINE_S) == 0
+    assert '"finished"' in shell("run", "history", "one").stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_second_signal_ends_a_worker_at_once(shell: Shell, number: signal.Signals, code: int) -> None:
+    (shell.folder / "shop.py").write_text(SIGNALLED.format(twice_s=0, number=int(number)))
+    worker = shell.start("worker", "shop:client")
+    shell("run", "start", "signalled", "--run-id", "one")
+    assert worker.wait(DEADLINE_S) == code
+    assert '"finished"' not in shell("run", "history", "one").stdout
+
+
+@pytest.mark.parametrize(("command", "code"), [("worker", 0), ("dev", 130)])
+def test_sigterm_ends_what_a_script_has_put_into_the_background(shell: Shell, command: str, code: int) -> None:
+    process = shell.start(command, "shop:client", ignores_sigint=True)
+    lines_until(process, lambda line: "partitions" in line)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE_S) == code
 
 
 def test_a_url_moves_an_app_to_another_log(shell: Shell) -> None:
@@ -50,7 +101,7 @@ def test_a_child_ends_with_its_parent(shell: Shell) -> None:
     lines_until(worker, lambda line: "partitions" in line)
     assert worker.stdin is not None
     worker.stdin.close()
-    assert worker.wait() == 0
+    assert worker.wait(DEADLINE_S) == 0
 
 
 def test_dev_shows_what_runs_do_and_starts_again_when_a_file_changes(shell: Shell) -> None:
