@@ -10,6 +10,7 @@ A namespace is fresh for each test that asks for one. A broker that a test may k
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from uuid import uuid4
 
@@ -23,6 +24,12 @@ from stepfold.errors import ConfigError
 pytest_plugins = ["ci_policy"]
 
 PARTITIONS = 4
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what runs in its background so, and whatever the tests start would ignore Ctrl-C, too.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
