@@ -117,11 +117,10 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
     if kind == "step":
         how = node[2]
         good, bad = value == ["ok", node[1], run_id], value == ["failed", node[1]]
-        if not how["fails"]:
-            return good or (bad and how["once"])
         if how["fails"] >= (1 if how["how"] == "fatal" else how["max"]):
             return bad or (good and how["fails"] != ALWAYS)
-        return good or (bad and how["once"])
+        # An attempt may be lost with its worker, or take longer than its time because the worker was stopped meanwhile.
+        return good or (bad and (how["once"] or how["how"] == "hang"))
     if kind == "sleep":
         return value == ["slept", node[1]]
     if kind == "wait":
