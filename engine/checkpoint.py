@@ -46,27 +46,30 @@ class Checkpoint:
         self._log = log
         self._partition = partition
         self._is_idle = is_idle
-        self._pieces: dict[str, set[str]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
-        self._others: set[str] = set()  # markers and chunks of other claims
-        self._superseded: set[str] = set()  # keys of snapshots that the next marker makes worthless
+        self.unsure = False  # others may have written since `load` or `look_again`, and what they wrote is not known here
+        self.known = 0  # what was written before the log had this end is known
+        self._pieces: dict[str, dict[str, None]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
+        self._others: dict[str, None] = {}  # markers and chunks; keys in the order in which they became known, as below
+        self._superseded: dict[str, None] = {}  # keys of snapshots that the next marker makes worthless
         self.dirty: dict[str, int] = {}  # runs that changed since the last marker began -> the claim they were stored under
         self._incomplete = False
+        self._kept: set[str] = set()  # chunks that the marker speaks of
         self._attempted: dict[str, int] = {}  # what was dirty when the last marker began
         self._packing: dict[str, int] = {}  # what of that is still to be packed
-        self._forgotten: set[str] = set()
         self._marker = b""
         self._items: dict[str, bytes | None] = {}
         self._claim = -1
         self._prefix = ""
         self._offset = 0
-        self._chunks: dict[int, int] = {}  # number -> length written under our claim
+        self._chunks: dict[int, int] = {}  # number -> length that is stored, under whichever claim
 
     async def load(self) -> PartitionState:
         """The state at the best marker, or an empty one. Raises ConfigError where the log has lost what a marker covers."""
         log, partition = self._log, self._partition
         for kept in (self._pieces, self._others, self._superseded, self.dirty, self._packing, self._attempted, self._chunks):
             kept.clear()
-        self._incomplete = False
+        self._incomplete = self.unsure = False
+        _, self.known = await log.bounds(partition)
         found = _Found(log, partition)
         try:
             async for portion in log.checkpoint_load(partition):
@@ -85,7 +88,7 @@ class Checkpoint:
                 )
             async for portion in log.checkpoint_load(partition):
                 for key in portion:
-                    (self._superseded if _rest(key).startswith("r/") else self._others).add(key)
+                    (self._superseded if _rest(key).startswith("r/") else self._others)[key] = None
             return PartitionState(partition, log.partitions)
         if state.offset > end or state.offset < start:
             raise ConfigError(
@@ -95,7 +98,37 @@ class Checkpoint:
         self._others.update(found.others)
         self._superseded.update(found.worthless)
         self._pieces.update(found.pieces)
+        self._chunks.update(found.lengths)
         return state
+
+    async def look_again(self, state: PartitionState, claim: int) -> None:
+        """Learn what the owners before `claim` have stored since `load`, so that nothing of it stays for ever.
+
+        A run that one of them has stored anew is stored again, for its snapshot here may be gone. What stands under a later
+        claim is not ours to judge.
+        """
+        lengths: dict[int, int] = {}
+        async for portion in self._log.checkpoint_load(self._partition):
+            for key, value in portion.items():
+                writer, _, rest = key.partition("/")
+                if value is None or int(writer) > claim:
+                    continue
+                if not rest.startswith("r/"):
+                    self._others[key] = None
+                    if rest.startswith("e/"):
+                        number = int(rest[2:])
+                        lengths[number] = max(lengths.get(number, 0), len(value) - DIGEST_BYTES)
+                    continue
+                run_id, _, piece = rest[2:].partition("\n")
+                stored = state.runs.peek(run_id).stored if run_id in state.runs else -1
+                if stored != int(writer):
+                    self._superseded[key] = None
+                    self.dirty.setdefault(run_id, stored)
+                elif piece and key not in self._pieces.get(run_id, {}):
+                    self._superseded[key] = None
+            await asyncio.sleep(0)
+        self._chunks = {number: length for number, length in self._chunks.items() if lengths.get(number, 0) >= length}
+        self.unsure = False
 
     def touch(self, run_id: str, state: PartitionState) -> None:
         """A record of this run is about to be folded."""
@@ -108,7 +141,7 @@ class Checkpoint:
     def _pack(self, run_id: str, state: PartitionState) -> None:
         stored = self._packing.pop(run_id)
         if stored not in (-1, self._claim):
-            self._superseded.add(f"{stored}/r/{run_id}")
+            self._superseded[f"{stored}/r/{run_id}"] = None
         run = state.runs.at_hand.get(run_id)
         value = state.runs.snapshot(run_id)
         state.runs.mark_stored(run_id, self._claim)
@@ -116,20 +149,22 @@ class Checkpoint:
         is_idle = state.runs.is_idle(run_id) if run is None else self._is_idle(run)
         head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), _digest(value).hex()])
         key = f"{self._prefix}r/{run_id}"
-        self._superseded.discard(key)
+        self._superseded.pop(key, None)
         self._items[key] = head + b"\n" + pieces[0]
-        self._superseded |= self._pieces.pop(run_id, set())
+        self._superseded |= self._pieces.pop(run_id, {})
         if len(pieces) > 1:
             further = {f"{key}\n{number}": piece for number, piece in enumerate(pieces) if number}
             self._items.update(further)
-            self._superseded -= further.keys()
-            self._pieces[run_id] = set(further)
+            for name in further:
+                self._superseded.pop(name, None)
+            self._pieces[run_id] = dict.fromkeys(further)
 
     def begin(self, state: PartitionState, claim: int) -> None:
         """Begin a checkpoint of `state` as it is now; runs are packed before they next change."""
         if self._incomplete:  # the last one was given up: nobody knows what of it is there
             for run_id in self._attempted:
                 self.touch(run_id, state)
+        if self._incomplete or self.unsure:
             self._chunks.clear()
         self._incomplete = True
         self._claim = claim
@@ -141,14 +176,14 @@ class Checkpoint:
             if run_id in state.runs:
                 self._packing[run_id] = stored
             elif stored >= 0:
-                self._superseded.add(f"{stored}/r/{run_id}")
-                self._superseded |= self._pieces.pop(run_id, set())
-        forgotten = state.ended.forget(self._log.now())
+                self._superseded[f"{stored}/r/{run_id}"] = None
+                self._superseded |= self._pieces.pop(run_id, {})
+        state.ended.forget(self._log.now())
         for number, chunk in state.ended.chunks.items():
             if self._chunks.get(number) != len(chunk):
                 self._items[f"{self._prefix}e/{number}"] = _digest(chunk) + chunk
                 self._chunks[number] = len(chunk)
-        self._forgotten = {f"/e/{number}" for number in forgotten}
+        self._kept = {f"e/{number}" for number in state.ended.chunks}
         self._marker = orjson.dumps(
             {
                 "version": VERSION,
@@ -179,16 +214,16 @@ class Checkpoint:
         await self._log.checkpoint_put(self._partition, {marker: self._marker})
         gone: dict[str, bytes | None] = dict.fromkeys(self._superseded)
         written = {_rest(key) for key in items}
-        for key in list(self._others):
+        for key in self._others:
             rest = _rest(key)
-            if key != marker and key not in items and (rest == "m" or rest in written or f"/{rest}" in self._forgotten):
+            if key != marker and key not in items and (rest == "m" or rest in written or rest not in self._kept):
                 gone[key] = None
-                self._others.discard(key)
-        self._others.update(key for key in items if "/e/" in key)
-        self._others.add(marker)
+        self._others.update((key, None) for key in (*items, marker) if not _rest(key).startswith("r/"))
         if gone:
             await self._log.checkpoint_put(self._partition, gone)
-        self._superseded.clear()
+        for key in gone:
+            self._superseded.pop(key, None)
+            self._others.pop(key, None)
         self._incomplete = False
 
 
@@ -211,9 +246,10 @@ class _Found:
         self._chunks: dict[str, bytes] = {}
         self._large: dict[str, bytes] = {}  # snapshots of several pieces: key -> piece
         self._last_start = -1
-        self.others: set[str] = set()
-        self.worthless: set[str] = set()
-        self.pieces: dict[str, set[str]] = {}
+        self.others: dict[str, None] = {}
+        self.worthless: dict[str, None] = {}
+        self.pieces: dict[str, dict[str, None]] = {}
+        self.lengths: dict[int, int] = {}  # of the chunks that are stored as the marker says
 
     def take(self, portion: Mapping[str, bytes | None]) -> None:
         """The next ones; a key that comes again replaces what it said before."""
@@ -222,11 +258,11 @@ class _Found:
             if rest.startswith("r/"):
                 self._snapshot(int(claim), rest[2:], key, value)
             elif value is None:
-                self.others.discard(key)
+                self.others.pop(key, None)
                 self._markers.pop(int(claim), None)
                 self._chunks.pop(key, None)
             else:
-                self.others.add(key)
+                self.others[key] = None
                 if rest == "m":
                     self._markers[int(claim)] = value
                 elif rest.startswith("e/"):
@@ -259,10 +295,10 @@ class _Found:
         if run_id in runs:
             known = runs.peek(run_id)
             if known.stored != claim and known.folded > offset:
-                self.worthless.add(key)
+                self.worthless[key] = None
                 return
             if known.stored != claim:
-                self.worthless.add(f"{known.stored}/r/{run_id}")
+                self.worthless[f"{known.stored}/r/{run_id}"] = None
             self._drop(run_id)
         if is_idle:
             _, workflow, _, _, _, start, *_ = orjson.loads(value)
@@ -316,10 +352,12 @@ class _Found:
             if len(chunks[number]) < length:
                 raise ValueError(f"chunk {number} of the ended runs is not complete")
             self._state.ended.load(number, chunks[number][:length])
+            if len(chunks[number]) == length:
+                self.lengths[number] = length
 
     def _join_pieces(self) -> None:
         """Put together what is stored in several pieces."""
-        self.worthless.update(key for key in self._large if "\n" in key)
+        self.worthless.update((key, None) for key in self._large if "\n" in key)
         for key in [key for key in self._large if "\n" not in key]:
             head, _, piece = self._large[key].partition(b"\n")
             fields = orjson.loads(head)
@@ -327,9 +365,10 @@ class _Found:
             claim, _, run_id = key.partition("/r/")
             self._add(int(claim), run_id, key, fields, piece + b"".join(self._large[name] for name in further))
             if key not in self.worthless:
-                self.pieces[run_id] = set(further)
+                self.pieces[run_id] = dict.fromkeys(further)
         for further in self.pieces.values():
-            self.worthless -= further
+            for key in further:
+                self.worthless.pop(key, None)
 
     def _drop_others(self) -> None:
         """Leave out runs that had not begun at the marker, or had ended: somebody wrote them after it, or brought them back."""
@@ -337,5 +376,5 @@ class _Found:
         for run_id in list(state.runs):
             run = state.runs.peek(run_id)
             if run.start >= state.offset or state.ended.remembers(run_id, run.now):
-                self.worthless.add(f"{run.stored}/r/{run_id}")
+                self.worthless[f"{run.stored}/r/{run_id}"] = None
                 self._drop(run_id)

@@ -81,6 +81,7 @@ class Owner:
         self._claiming = Claiming(log, partition, worker.name, ids=worker.ids, is_live=worker.is_live, fold_one=self._fold_one)
         self._outbox: list[Entry] = []
         self._appending_now = False
+        self._drained = asyncio.Event()  # set, if anybody waits for it, once nothing is left to append
         self._wake_append = asyncio.Event()
         self._timers = Timers()
         self._timer: asyncio.TimerHandle | None = None
@@ -129,6 +130,8 @@ class Owner:
             if claimed is None:
                 return
             self.claim, previous, rest = claimed
+            if previous not in (None, self.worker.name):
+                self._checkpoint.unsure = True
             self._crashed = previous is not None and (previous != self.worker.name or self._crashed)
             self._unrecovered = dict.fromkeys(self.state.runs.at_hand, True)
             self.active = True
@@ -163,6 +166,7 @@ class Owner:
 
     def _end(self, error: BaseException | None = None) -> None:
         self.active = False
+        self._drained.set()
         if self._ended is not None and not self._ended.done():
             if error is None:
                 self._ended.set_result(None)
@@ -172,6 +176,7 @@ class Owner:
     def _down(self) -> None:
         """Stop acting. The folded state stays: it is a true prefix of the log, whoever owns the partition."""
         self.active = False
+        self._drained.set()
         self.caught_up.clear()
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
@@ -238,7 +243,8 @@ class Owner:
     async def _flushed(self) -> None:
         """Until everything in the outbox is durable."""
         while self.active and (self._outbox or self._appending_now):
-            await asyncio.sleep(0.001)
+            self._drained.clear()
+            await self._drained.wait()
 
     def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
         self._checkpoint.touch(record.key, state)
@@ -246,6 +252,8 @@ class Owner:
         change = fold(state, record)
         if change is not None and change.run is not None:
             change.run.idle = False
+        elif change is not None and state.owner != self.worker.name and record.offset >= self._checkpoint.known:
+            self._checkpoint.unsure = True
         return change
 
     # -- the log comes in
@@ -642,6 +650,7 @@ class Owner:
                 finally:
                     self._appending_now = False
                 self._take_own(reader, entries, acks)
+            self._drained.set()
 
     def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Any]) -> None:
         """Fold what was appended where nothing lies between it and what has been folded; the reader brings the rest."""
@@ -795,6 +804,8 @@ class Owner:
             await self._checkpoint_due.wait()
             self._checkpoint_due.clear()
             if self._since_checkpoint:
+                if self._checkpoint.unsure:
+                    await self._checkpoint.look_again(state, self.claim)
                 await self._write_checkpoint(state)
 
     async def _write_checkpoint(self, state: PartitionState) -> None:

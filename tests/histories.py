@@ -126,6 +126,9 @@ class Keeper:
                 self.checkpoint.touch(each.key, self.state)
                 fold(self.state, each)
 
+    async def look_again(self) -> None:
+        await self.checkpoint.look_again(self.state, self.state.claim)
+
     async def save(self) -> None:
         """A checkpoint of all that was folded, under the claim that is current there."""
         self.checkpoint.begin(self.state, self.state.claim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from one_run import LIMIT_S
 from stepfold import Client, Context, LogUnavailable, Run, Step, current_step
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.log import CLAIM_KEY, Membership
+from stepfold.testing.suite import checkpoints_of
 
 RUNS = 8
 
@@ -121,6 +123,31 @@ async def test_a_partition_that_comes_back_is_owned_again(tmp_path: Path) -> Non
         assert {await run.result(LIMIT_S) for run in later} == {"done"}
         assert await types(runs) == {"started", "step-completed", "completed"}
     assert sorted(steps.begun) == sorted(run.id for run in [*runs, *later])
+
+
+async def test_what_the_owner_before_stored_at_last_is_removed(tmp_path: Path) -> None:
+    """The next one has read what is stored before that, and waits."""
+    steps = Steps()
+    first, second = (steps.register(client, at_most_once=False) for client in clients(tmp_path))
+    async with a_worker_with_runs(first, steps, grace=LIMIT_S) as runs, second.worker() as worker:
+        worker.settings = replace(worker.settings, checkpoint_s=0.01)
+        await eventually(lambda: has_loaded(worker.owners))
+        steps.go_on.set()
+        assert {await run.result(LIMIT_S) for run in runs} == {"done"}
+        await eventually(lambda: both_own(first))
+        for number in range(RUNS):
+            await (await first.start_workflow("w", run_id=f"later-{number}")).result(LIMIT_S)
+        (partition,) = worker.owners
+
+        async def one_marker() -> bool:
+            stored = await checkpoints_of(second.log, partition)
+            return [key for key in stored if key.endswith("/m")] == [f"{worker.owners[partition].claim}/m"]
+
+        await eventually(one_marker)
+
+
+async def has_loaded(share: dict[int, Any]) -> bool:
+    return any(owner.state is not None for owner in share.values())
 
 
 async def test_a_worker_whose_membership_ends_joins_again(request: pytest.FixtureRequest) -> None:

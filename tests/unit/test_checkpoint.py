@@ -351,3 +351,144 @@ async def test_entries_of_other_keys_are_no_runs() -> None:
     keeper = await kept(ledger, log)
     await log.append(0, [Entry("no run", b"more")])
     assert list((await Keeper(keeper.log).load()).runs) == ["a"]
+
+
+# Owners come and go, and come back with the state they had.
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_nothing_stays_of_an_owner_in_between(ends: bool) -> None:
+    """One that comes back with the state it kept has not seen what was stored meanwhile."""
+    ledger = ledger_of("a", "b")
+    first = await kept(ledger)
+    ledger.claim("worker-b")
+    ledger.accepts("signal-received", "a", signal="go", data="x" * 600_000)
+    between = Keeper(await stored(ledger, first.log))
+    await between.load()
+    between.fold(ledger.records)
+    await between.save()
+    ledger.claim("worker-a")
+    claim = ledger.state.claim
+    if ends:
+        ledger.accepts("completed", "a", result=1)
+    await stored(ledger, first.log)
+    first.fold(ledger.records)
+    await first.look_again()
+    await first.save()
+    runs = ["0/r/b"] if ends else ["0/r/b", f"{claim}/r/a", f"{claim}/r/a\n1"]
+    ended = [f"{claim}/e/0"] if ends else []
+    assert sorted(await checkpoints_of(first.log, 0)) == sorted([*runs, *ended, f"{claim}/m"])
+    assert (await Keeper(first.log).load()).pack() == ledger.state.pack()
+
+
+async def test_nothing_stays_of_what_the_owner_before_stored_while_the_next_one_waited() -> None:
+    ledger = ledger_of("a")
+    first = await kept(ledger)
+    second = Keeper(first.log)
+    await second.load()
+    ledger.start("b")
+    first.fold(ledger.records)
+    await first.save()
+    ledger.claim("worker-b")
+    claim = ledger.state.claim
+    ledger.accepts("completed", "b", result=1)
+    await stored(ledger, first.log)
+    second.fold(ledger.records)
+    await second.look_again()
+    await second.save()
+    assert sorted(await checkpoints_of(first.log, 0)) == sorted(["0/r/a", f"{claim}/e/0", f"{claim}/m"])
+
+
+async def test_a_snapshot_that_an_owner_in_between_replaced_is_stored_again() -> None:
+    """It took over from an older marker, so it stored what the one that comes back knows to be stored, and removed that."""
+    ledger = ledger_of("a")
+    first = await kept(ledger)
+    between = Keeper(first.log)
+    await between.load()
+    ledger.accepts("signal-received", "a", signal="go", data=1)
+    first.fold(ledger.records)
+    await first.save()
+    ledger.claim("worker-b")
+    await stored(ledger, first.log)
+    between.fold(ledger.records)
+    await between.save()
+    assert "0/r/a" not in await checkpoints_of(first.log, 0)
+    ledger.claim("worker-a")
+    claim = ledger.state.claim
+    await stored(ledger, first.log)
+    first.fold(ledger.records)
+    await first.look_again()
+    await first.save()
+    assert sorted(await checkpoints_of(first.log, 0)) == sorted([f"{claim}/m", f"{claim}/r/a"])
+    assert (await Keeper(first.log).load()).pack() == ledger.state.pack()
+
+
+async def test_what_a_later_owner_stores_is_left_alone() -> None:
+    ledger = ledger_of("a", "b")
+    zombie = await kept(ledger)
+    ledger.claim("worker-b")
+    claim = ledger.state.claim
+    ledger.accepts("completed", "a", result=1)
+    ledger.accepts("signal-received", "b", signal="go", data=1)
+    later = Keeper(await stored(ledger, zombie.log))
+    await later.load()
+    later.fold(ledger.records)
+    await later.save()
+    await zombie.look_again()
+    await zombie.save()
+    assert {f"{claim}/m", f"{claim}/e/0", f"{claim}/r/b"} <= set(await checkpoints_of(zombie.log, 0))
+    assert (await Keeper(zombie.log).load()).pack() == ledger.state.pack()
+
+
+async def test_a_take_over_does_not_write_the_ended_ids_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 1)
+    ledger = ledger_of("a", "b", "c", "d")
+    for run_id in ("a", "b"):
+        ledger.accepts("completed", run_id, result=1)
+    log = Failing()
+    await kept(ledger, log)
+    log.written.clear()
+    ledger.claim("worker-b")
+    claim = ledger.state.claim
+    ledger.accepts("completed", "c", result=1)
+    second = Keeper(await stored(ledger, log))
+    await second.load()
+    second.fold(ledger.records)
+    await second.save()
+    assert log.written == [f"{claim}/e/2", f"{claim}/m"]
+    assert (await Keeper(log).load()).pack() == ledger.state.pack()
+
+
+async def test_ended_ids_that_another_owner_forgot_are_stored_again() -> None:
+    ledger = ledger_of("a", "b")
+    ledger.accepts("completed", "a", result=1)
+    first = await kept(ledger)
+    await first.log.checkpoint_put(0, {"0/e/0": None})
+    await first.look_again()
+    await first.save()
+    assert (await Keeper(first.log).load()).pack() == ledger.state.pack()
+
+
+@pytest.mark.parametrize("reloads", [False, True])
+async def test_chunks_past_remembering_leave_the_store_after_a_failure_too(
+    monkeypatch: pytest.MonkeyPatch, reloads: bool
+) -> None:
+    monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 1)
+    ledger = ledger_of("a", "b")
+    for run_id in ("a", "b"):
+        ledger.accepts("completed", run_id, result=1)
+    log = Failing()
+    log.now = lambda: ledger.now_ms
+    keeper = await kept(ledger, log)
+    ledger.now_ms += FORGET_MS
+    ledger.start("c")
+    keeper.fold(ledger.records)
+    await stored(ledger, log)
+    log.left = 2
+    with pytest.raises(LogUnavailable):
+        await keeper.save()
+    log.left = 1_000
+    if reloads:
+        await keeper.load()
+    await keeper.save()
+    assert sorted(await checkpoints_of(log, 0)) == ["0/e/1", "0/m", "0/r/c"]
