@@ -155,7 +155,7 @@ def _return_annotation(fn: Callable[..., Any]) -> Any:
     if not inspect.isroutine(fn) and not isinstance(
         fn, type
     ):  # a partial, or an object with __call__, whose own annotations are fields
-        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004
+        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # the method itself is wanted
     annotation = annotations_of(fn).get("return", Any)
     origin = get_origin(annotation)
     if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await
