@@ -452,7 +452,7 @@ def waiting_words(run: RunState, owned: bool) -> list[str]:
             at = f"{_utc(op.next_at):%Y-%m-%d %H:%M:%S} UTC"
             words.append(f"step {step_id!r}: attempt {op.attempts + 1} at {at}, after {ErrorInfo.from_json(op.error)}")
         else:
-            words.append(f"step {step_id!r}: attempt {op.attempts + 1} is running")
+            words.append(f"step {step_id!r}: the result of attempt {op.attempts + 1}")
     if not words:
-        words.append("a step that is running" if owned else "a worker")
+        words.append("the result of a step" if owned else "a worker")
     return words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -40,6 +41,13 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")  # a terminal that knows no ✔ gets a question mark
     try:
         code: object = app(prog_name="stepfold", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Click takes it for a failure
+            _unread()
+        raise
     except Problem as error:
         _fail(str(error), error.code)
     except StepfoldError as error:
@@ -52,6 +60,12 @@ def main() -> NoReturn:
             raise
         _fail(usage, Exit.USAGE)
     sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _unread() -> NoReturn:
+    """End as what SIGPIPE kills: whoever read stdout has gone, as `head` does. Python's own last flush goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(Exit.UNREAD)
 
 
 def _usage_problem(error: Exception) -> str | None:

@@ -15,15 +15,20 @@ from typing import Annotated, Any, Self
 
 import orjson
 import typer
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..events import Event
 
 _PIPE_WIDTH = 10_000
+_GAP = 2
+"""Between two columns."""
+_WORDS_WIDTH = 16
+"""What a column of words needs at least."""
 
 
 class Format(StrEnum):
@@ -43,7 +48,7 @@ def console(*, stderr: bool = False) -> Console:
     """The console of stdout or stderr, as wide as what it is."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def show(*what: RenderableType) -> None:
@@ -61,7 +66,7 @@ def show(*what: RenderableType) -> None:
 def remark(text: str) -> None:
     """Say something to whoever sits there; programs that read stdout are not disturbed."""
     sys.stdout.flush()
-    console(stderr=True).print(Text.from_markup(text), style="dim")
+    console(stderr=True).print(text, style="dim")
 
 
 def print_json(value: Any) -> None:
@@ -97,11 +102,45 @@ def print_object(form: Format, value: Mapping[str, Any], picture: RenderableType
         show(picture)
 
 
-def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A table without lines: columns that say what they hold. Those in `right` are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, 0, 0))
+class _FittingTable(Table):
+    """Leaves out spare columns until ids, numbers and times stand unbroken; only the words of the last column wrap."""
+
+    def __init__(self, spare: Sequence[str]) -> None:
+        super().__init__()
+        self._spare = spare
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        kept, words = list(self.columns), self.columns[-1]
+
+        def fits() -> bool:
+            needed = sum((min(_width(one), _WORDS_WIDTH) if one is words else _width(one)) + _GAP for one in kept)
+            return needed - _GAP <= options.max_width
+
+        for name in self._spare:
+            if fits():
+                break
+            kept.remove(next(column for column in reversed(kept) if column.header == name))
+        shown = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, _GAP, 0, 0))
+        for one in kept:
+            shown.add_column(one.header, justify=one.justify, overflow="fold", no_wrap=one is not words and fits())
+        for row, cells in zip(self.rows, zip(*(column.cells for column in kept), strict=True), strict=True):
+            shown.add_row(*cells, style=row.style)
+        yield shown
+
+
+def _width(column: Column) -> int:
+    """What a column needs to stand unbroken."""
+    return max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+
+
+def table(*columns: str, right: Sequence[str] = (), spare: Sequence[str] = ()) -> Table:
+    """A table without lines: columns that say what they hold. Those in `right` are numbers.
+
+    `spare`: what a narrow terminal does without, first what matters least; of two columns of one name the later.
+    """
+    made = _FittingTable(spare)
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        made.add_column(name, justify="right" if name in right else "left")
     return made
 
 

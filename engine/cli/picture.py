@@ -145,8 +145,7 @@ def steps_table(run: RunState, events: Sequence[Event], *, now_ms: int) -> Table
     """The steps of a run, each with its time line from the start of the run to its end, or to `now_ms`."""
     first = events[0].timestamp or events[0].at
     last = max(now_ms, first + 1)
-    made = table("", "step", "attempts", "time line", "at", "", right=("at",))
-    made.columns[3].no_wrap = True
+    made = table("", "step", "attempts", "time line", "at", "", right=("at",), spare=("time line", "at", "attempts", ""))
     for step in steps_of(run, events):
         mark, colour = _MARKS[step.state]
         scope, slash, name = step.step_id.rpartition("/")
@@ -246,7 +245,7 @@ def run_picture(run: RunState, events: Sequence[Event], owner: str | None, *, no
     if not run.ended:
         for index, words in enumerate(waiting_words(run, owner is not None)):
             facts.add_row("" if index else "waits for", words)
-        facts.add_row("worker", owner or Text("none: nobody owns its partition", "yellow"))
+        facts.add_row("owner", owner or Text("none: nobody owns its partition", "yellow"))
     if run.phase == "completed":
         facts.add_row("result", Text(short(run.result, 400), "green"))
     elif run.phase == "failed":
@@ -321,7 +320,8 @@ def since(ms: int) -> str:
 
 def history_table(events: Sequence[Event]) -> Table:
     """All events of a run."""
-    made = table("offset", f"time ({zone()})", "event", "step", "", right=("offset",))
+    time = f"time ({zone()})"
+    made = table("offset", time, "event", "step", "", right=("offset",), spare=("offset", time, ""))
     for event in events:
         kind, step_id, said = event_row(event)
         made.add_row(str(event.offset), local(event.timestamp), kind, step_id, said)

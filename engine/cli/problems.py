@@ -7,7 +7,8 @@ Exit codes, the same for every command (docs/cli.md):
     2  the command cannot be understood: an option, JSON, APP, a URL
     3  there is no such run, workflow or dead letter
     4  the log cannot be used: no answer, no such file, topics missing
-    130  interrupted (Ctrl-C)
+    130  interrupted (Ctrl-C, and SIGTERM where children have to be stopped)
+    141  whoever read the output has stopped reading
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     NOT_FOUND = 3
     LOG = 4
     INTERRUPTED = 130
+    UNREAD = 141
 
 
 class Problem(Exception):

@@ -155,7 +155,12 @@ def list_(
                 return await runner.query(list_runs, limit=limit, **filters)
 
     rows = run_async(go())
-    made = table("run", "workflow", "state", f"started ({zone()})", "took", "steps", "", right=("took", "steps"))
+    started = f"started ({zone()})"
+    made = table(
+        *("run", "workflow", "state", started, "took", "steps", ""),
+        right=("took", "steps"),
+        spare=("steps", "took", started, "workflow", "", "state"),
+    )
     now_ms = client.log.now()
     for row in rows:
         started_ms = ms_of(row.started_at)

@@ -96,12 +96,13 @@ def test_help_tells_the_exit_codes(folder: Shell) -> None:
     assert "Usage: stepfold run" in folder("run", code=2).stdout
 
 
-def test_a_reader_that_goes_away_is_no_error(folder: Shell) -> None:
+@pytest.mark.parametrize("form", ["table", "jsonl"])
+def test_a_reader_that_goes_away_is_no_error(folder: Shell, form: str) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     run_id = folder("run", "start", "order", "--url", "sqlite:///empty.db").stdout.strip()
     done = subprocess.run(
-        folder.command("run", "history", run_id, "--url", "sqlite:///empty.db"),
+        folder.command("run", "history", run_id, "--url", "sqlite:///empty.db", "-o", form),
         cwd=folder.folder,
         env=folder.env,
         stdout=theirs,
@@ -110,4 +111,4 @@ def test_a_reader_that_goes_away_is_no_error(folder: Shell) -> None:
         check=False,
     )
     os.close(theirs)
-    assert done.stderr == ""
+    assert (done.returncode, done.stderr) == (141, "")

@@ -123,7 +123,7 @@ def test_an_open_run_tells_what_it_waits_for_and_who_serves_it() -> None:
     drawn = story.drawn(now_ms=1_061_000)
     assert drawn[0] == "run-1  w  waiting"
     assert "1 min 0 s" in drawn[1]
-    assert drawn[3:5] == ["waits for  signal 'approve' (step 'approval')", "worker     host-1-a"]
+    assert drawn[3:5] == ["waits for  signal 'approve' (step 'approval')", "owner      host-1-a"]
     story.tell("cancel-requested", request="c", reason="enough")
     assert any(line.startswith("cancelling") and line.endswith("enough") for line in story.drawn())
     story.tell("cancelled", reason="enough")

@@ -206,13 +206,33 @@ def test_nothing_is_coloured_unless_it_goes_to_a_terminal(served: Shell) -> None
     assert on_a_terminal(served, "run", "show", "coloured").count("paid coloured") == 2
 
 
-def on_a_terminal(shell: Shell, *arguments: str) -> str:
+def test_a_narrow_terminal_breaks_no_id(served: Shell) -> None:
+    run_id = "0123456789abcdef" * 2
+    start(served, "order", run_id, "--wait", flaky=1)
+    listed = ["run", "list", "--search", run_id]
+    assert "completed" in on_a_terminal(served, *listed, columns=50)
+    for columns in (32, 50, 80):
+        assert run_id in on_a_terminal(served, *listed, columns=columns)
+    wide = on_a_terminal(served, "run", "show", run_id, columns=100)
+    narrow = on_a_terminal(served, "run", "show", run_id, columns=24)
+    assert "attempts" in wide and "pay" in wide and "pay" in narrow and "attempts" not in narrow
+
+
+def test_an_id_is_no_markup(served: Shell) -> None:
+    run_id = "[red]:smile:[/x]"
+    start(served, "order", run_id, "--wait")
+    assert f"{run_id}  order" in served("run", "list", "--search", run_id).stdout
+    assert served("run", "show", run_id).stdout.startswith(f"{run_id}  order")
+    assert run_id in served("run", "export", run_id, "--file", "marked.jsonl").stderr
+
+
+def on_a_terminal(shell: Shell, *arguments: str, columns: int = 80) -> str:
     """What a command prints where stdout and stderr are a terminal; it must succeed."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         shell.command(*arguments),
         cwd=shell.folder,
-        env={**shell.env, "TERM": "xterm-256color"},
+        env={**shell.env, "TERM": "xterm-256color", "COLUMNS": str(columns)},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -128,7 +128,7 @@ async def test_what_depends_on_the_owner_follows_the_owner(tmp_path: Path) -> No
         async with client.worker(grace=0):
             await began.wait()
             assert (await agree(runner, run)).state == "running"
-            assert (await agree(runner, run)).waiting_on == ["a step that is running"]
+            assert (await agree(runner, run)).waiting_on == ["the result of a step"]
 
             async def is_unknown() -> bool:
                 return (await unknown.status()).waiting_on == ["a worker that knows workflow 'unknown'"]
