@@ -112,3 +112,17 @@ def test_a_reader_that_goes_away_is_no_error(folder: Shell, form: str) -> None:
     )
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_closed_output_is_no_mistake(folder: Shell) -> None:
+    command = folder.command("run", "list", "--url", "sqlite:///none.db")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        cwd=folder.folder,
+        env=folder.env,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert done.stderr.startswith("stepfold: there is no file")
