@@ -589,6 +589,7 @@ def _attempt_started(run: RunState, event: dict[str, Any]) -> bool:
     if step is None or step.started:
         return False
     step.started = True
+    step.next_at = None
     return True
 
 
@@ -608,6 +609,7 @@ def _step_heartbeat(run: RunState, event: dict[str, Any]) -> bool:
     if step is None:
         return False
     step.heartbeat = event["details"]
+    step.next_at = None
     return True
 
 

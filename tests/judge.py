@@ -354,6 +354,7 @@ def _attempt_started(run: Run, event: Json) -> bool:
     if step is None or step.announced:
         return False
     step.announced = True
+    step.next_at = None
     return True
 
 
@@ -374,6 +375,7 @@ def _step_heartbeat(run: Run, event: Json) -> bool:
     if step is None:
         return False
     step.heartbeat = event["details"]
+    step.next_at = None
     return True
 
 

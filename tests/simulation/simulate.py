@@ -86,10 +86,11 @@ def words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def fresh(minutes: float, processes: int) -> Tally:
-    """Worlds nobody has seen, on so many processes; ends early when one has failed."""
+def fresh(minutes: float, processes: int, first: int | None = None) -> Tally:
+    """Worlds from seed `first` on, else worlds nobody has seen, on so many processes; ends early when one has failed."""
     until = time.monotonic() + minutes * 60
-    first = int.from_bytes(os.urandom(5))
+    if first is None:
+        first = int.from_bytes(os.urandom(5))
     return _all(takewhile(lambda _: time.monotonic() < until, _batches(first)), processes)
 
 

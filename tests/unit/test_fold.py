@@ -242,6 +242,16 @@ def test_a_failed_attempt_is_followed_by_the_next() -> None:
     assert delivered(run) == [("a", "result", 1)] and run.open == {}
 
 
+@pytest.mark.parametrize(("kind", "fields"), [("attempt-started", {}), ("step-heartbeat", {"details": 1})])
+def test_an_attempt_that_has_begun_is_not_due_any_more(kind: str, fields: dict[str, Any]) -> None:
+    ledger = begun()
+    run = ledger.accepts("step-failed", step_id="a", attempt=1, error=ERROR, next_at=START_MS + 5)
+    ledger.accepts(kind, step_id="a", attempt=2, **fields)
+    step = run.open["a"]
+    assert isinstance(step, OpenStep)
+    assert step.next_at is None
+
+
 def test_the_last_failure_is_delivered_with_the_number_of_attempts() -> None:
     ledger = begun()
     ledger.accepts("step-failed", step_id="a", attempt=1, error=ERROR, next_at=START_MS)
