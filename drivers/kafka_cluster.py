@@ -35,6 +35,7 @@ from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
+from stepfold.backoff import Backoff
 from stepfold.errors import ConfigError, LogUnavailable
 
 T = TypeVar("T")
@@ -201,22 +202,14 @@ async def _quietly(awaitable: Awaitable[object], what: str) -> None:
         log.debug("%s: %r", what, error)
 
 
-class Backoff:
-    def __init__(self) -> None:
-        self._next_s = BACKOFF_S
-
-    async def sleep(self) -> None:
-        await asyncio.sleep(self._next_s)
-        self._next_s = min(self._next_s * 2, _MAX_BACKOFF_S)
-
-    def reset(self) -> None:
-        self._next_s = BACKOFF_S
+def new_backoff() -> Backoff:
+    return Backoff(BACKOFF_S, _MAX_BACKOFF_S)
 
 
 async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: TopicPartition | str, patience_s: float) -> T:
     """Repeat `call` until it succeeds. Raises LogUnavailable when patience is exhausted or repeating cannot help."""
     started = time.monotonic()
-    backoff = Backoff()
+    backoff = new_backoff()
     while True:
         try:
             return await call()
@@ -225,7 +218,7 @@ async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: T
                 name = place if isinstance(place, str) else name_of(place)
                 raise LogUnavailable(f"Kafka does not answer for {name}: {error!r}") from None
         await cluster.refresh()
-        await backoff.sleep()
+        await asyncio.sleep(backoff.next_s())
 
 
 def name_of(place: TopicPartition) -> str:

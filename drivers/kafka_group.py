@@ -39,7 +39,7 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGro
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import InboxRecord
 
-from .kafka_cluster import Backoff, Cluster, log, patiently
+from .kafka_cluster import Cluster, log, new_backoff, patiently
 from .kafka_producer import Message, Producer
 from .kafka_tail import Fetcher, Raw, Tail, offsets, raw
 from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
@@ -147,7 +147,7 @@ class GroupMember:
         self.on_change()
 
     async def _run(self) -> None:
-        backoff = Backoff()
+        backoff = new_backoff()
         while True:
             try:
                 await self._cluster.start([self._namespace.history])
@@ -170,7 +170,7 @@ class GroupMember:
                 self._end(LogUnavailable(f"membership of group {self._namespace.group} failed: {error!r}"))
                 return
             self._coordinator = None
-            await backoff.sleep()
+            await asyncio.sleep(backoff.next_s())
             await self._cluster.refresh()
 
     async def _ask(self, request: Any, lane: str = _LANE) -> Any:

@@ -23,7 +23,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack
 
-from .kafka_cluster import BACKOFF_S, Backoff, Cluster, copy_of, log, name_of
+from .kafka_cluster import BACKOFF_S, Cluster, copy_of, log, name_of, new_backoff
 
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
@@ -166,7 +166,7 @@ class Producer:
 
     async def _introduce(self) -> None:
         """Get a producer id, for as long as anybody who waits is patient."""
-        backoff = Backoff()
+        backoff = new_backoff()
         started = time.monotonic()
         while True:
             try:
@@ -181,7 +181,7 @@ class Producer:
                 if not error.retriable or time.monotonic() - started > self._patience_s:
                     raise LogUnavailable(f"Kafka gave no producer id: {error!r}") from None
                 await self._cluster.refresh()
-                await backoff.sleep()
+                await asyncio.sleep(backoff.next_s())
 
     def _next_requests(self) -> dict[int, list[_Queue]]:
         requests: dict[int, list[_Queue]] = {}

@@ -37,7 +37,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from stepfold.errors import LogUnavailable
 
-from .kafka_cluster import Backoff, Cluster, copy_of, log, name_of, patiently
+from .kafka_cluster import Cluster, copy_of, log, name_of, new_backoff, patiently
 
 _LONG_POLL_MS: Final = 1_000
 _PARTITION_BYTES: Final = 1_000_000
@@ -96,7 +96,7 @@ class Tail(Generic[P]):
         self.offset = offset
         """Where the next fetch begins: what is below is in the buffer, was taken, or is not wanted."""
         self.closed = False
-        self.backoff = Backoff()
+        self.backoff = new_backoff()
         self.failing_since: float | None = None
         self.was_cut_off = False
         """Something failed since whoever reads has last set it back: the topic may be another one by now."""
@@ -394,7 +394,7 @@ class Fetcher:
         tails = [tail for tail, error in failed if tail.fail(error, self._patience_s)]
         if tails:
             await self._cluster.refresh()
-            await asyncio.gather(*(tail.backoff.sleep() for tail in tails))
+            await asyncio.sleep(max(tail.backoff.next_s() for tail in tails))
             self.want(tails)
 
 

@@ -14,25 +14,25 @@ log, which is always right.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
+import zlib
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
 import orjson
 
-from .errors import ConfigError
+from .errors import ConfigError, PayloadTooLarge
 from .events import FORMAT
 from .fold import PartitionState, RunState, fingerprint
 from .log import Log
 
 logger = logging.getLogger("stepfold.worker")
 
-VERSION = 1
+VERSION = 2
 """The format of what is stored; another one is not read."""
 PIECE_BYTES = 500_000
-DIGEST_BYTES = 8
+SUM_BYTES = 4
 PACK_RUNS = 200
 
 
@@ -48,6 +48,7 @@ class Checkpoint:
         self._is_idle = is_idle
         self.unsure = False  # others may have written since `load` or `look_again`, and what they wrote is not known here
         self.known = 0  # what was written before the log had this end is known
+        self.in_doubt = -1  # the claim under which a write was given up: it may still land, on whatever stands there then
         self._pieces: dict[str, dict[str, None]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
         self._others: dict[str, None] = {}  # markers and chunks; keys in the order in which they became known, as below
         self._superseded: dict[str, None] = {}  # keys of snapshots that the next marker makes worthless
@@ -117,7 +118,7 @@ class Checkpoint:
                     self._others[key] = None
                     if rest.startswith("e/"):
                         number = int(rest[2:])
-                        lengths[number] = max(lengths.get(number, 0), len(value) - DIGEST_BYTES)
+                        lengths[number] = max(lengths.get(number, 0), len(value) - SUM_BYTES)
                     continue
                 run_id, _, piece = rest[2:].partition("\n")
                 stored = state.runs.peek(run_id).stored if run_id in state.runs else -1
@@ -147,7 +148,7 @@ class Checkpoint:
         state.runs.mark_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
         is_idle = state.runs.is_idle(run_id) if run is None else self._is_idle(run)
-        head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), _digest(value).hex()])
+        head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), zlib.crc32(value)])
         key = f"{self._prefix}r/{run_id}"
         self._superseded.pop(key, None)
         self._items[key] = head + b"\n" + pieces[0]
@@ -181,7 +182,7 @@ class Checkpoint:
         state.ended.forget(self._log.now())
         for number, chunk in state.ended.chunks.items():
             if self._chunks.get(number) != len(chunk):
-                self._items[f"{self._prefix}e/{number}"] = _digest(chunk) + chunk
+                self._items[f"{self._prefix}e/{number}"] = zlib.crc32(chunk).to_bytes(SUM_BYTES) + chunk
                 self._chunks[number] = len(chunk)
         self._kept = {f"e/{number}" for number in state.ended.chunks}
         self._marker = orjson.dumps(
@@ -206,6 +207,16 @@ class Checkpoint:
         return bool(self._packing)
 
     async def commit(self) -> None:
+        """Store what was packed. Once given up, nothing more may be stored under its claim: what is under way may land on it."""
+        self.in_doubt = self._claim
+        try:
+            await self._commit()
+        except PayloadTooLarge:
+            self.in_doubt = -1  # nothing of that was sent
+            raise
+        self.in_doubt = -1
+
+    async def _commit(self) -> None:
         """Write the packed runs, then the marker, then remove what is no longer needed."""
         items, self._items = self._items, {}
         if items:
@@ -225,10 +236,6 @@ class Checkpoint:
             self._superseded.pop(key, None)
             self._others.pop(key, None)
         self._incomplete = False
-
-
-def _digest(value: bytes | bytearray) -> bytes:
-    return hashlib.blake2b(value, digest_size=DIGEST_BYTES).digest()
 
 
 def _rest(key: str) -> str:
@@ -288,8 +295,8 @@ class _Found:
 
     def _add(self, claim: int, run_id: str, key: str, fields: list[Any], value: bytes) -> None:
         """Keep the snapshot, unless there is one of a higher offset."""
-        _, offset, is_idle, _, digest = fields
-        if fields[0] != VERSION or _digest(value).hex() != digest:
+        version, offset, is_idle, _, checksum = fields
+        if version != VERSION or zlib.crc32(value) != checksum:
             raise ValueError(f"snapshot of run {run_id!r} is damaged")
         runs = self._state.runs
         if run_id in runs:
@@ -341,11 +348,11 @@ class _Found:
         return state
 
     def _load_ended(self, lengths: list[tuple[int, int]]) -> None:
-        chunks: dict[int, bytes] = {}
+        chunks: dict[int, memoryview] = {}
         for key, value in self._chunks.items():
             number = int(_rest(key)[2:])
-            chunk = value[DIGEST_BYTES:]
-            if len(chunk) > len(chunks.get(number, b"")) and value[:DIGEST_BYTES] == _digest(chunk):
+            chunk = memoryview(value)[SUM_BYTES:]
+            if len(chunk) > len(chunks.get(number, b"")) and int.from_bytes(value[:SUM_BYTES]) == zlib.crc32(chunk):
                 chunks[number] = chunk
         self._chunks.clear()
         for number, length in lengths:

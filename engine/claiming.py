@@ -31,7 +31,7 @@ class Claimed(NamedTuple):
 
 class Claiming:
     """The way of the worker `name` to one partition. `ids`: nonces; `is_live`: whether the worker of a name is alive;
-    `fold_one` folds a record into the state.
+    `is_leaving`: whether nothing shall be claimed any more; `fold_one` folds a record into the state.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Claiming:
         *,
         ids: Callable[[], str],
         is_live: Callable[[str], Awaitable[bool]],
+        is_leaving: Callable[[], bool],
         fold_one: Callable[[PartitionState, Record], Change | None],
     ) -> None:
         self._log = log
@@ -50,12 +51,12 @@ class Claiming:
         self._ids = ids
         self._is_live = is_live
         self._fold_one = fold_one
-        self.given_up = False  # nothing shall be claimed any more
+        self._is_leaving = is_leaving
         self.decided = asyncio.Event()  # unset from a claim's append until it is known what became of it
         self.decided.set()
 
     async def claim(self, state: PartitionState, reader: Reader, patience_s: float) -> Claimed | None:
-        """Claim until accepted; None once given up. An owner that lives has `patience_s` to give it up.
+        """Claim until accepted; None once it is leaving. An owner that lives has `patience_s` to give it up.
 
         Raises LogUnavailable, and ConfigError for a newer format.
 
@@ -65,7 +66,7 @@ class Claiming:
         while True:
             await self._released(state, reader, patience_s)
             self._check_format(state)
-            if self.given_up:
+            if self._is_leaving():
                 return None
             self.decided.clear()
             claimed = await self._try(state, reader)
@@ -91,7 +92,7 @@ class Claiming:
         """Wait while another worker owns the partition and is alive."""
         loop = asyncio.get_running_loop()
         until = loop.time() + patience_s
-        while state.owner not in (None, self._name) and not self.given_up and loop.time() < until:
+        while state.owner not in (None, self._name) and not self._is_leaving() and loop.time() < until:
             if not await self._is_live(state.owner):
                 break
             self._fold_all(state, await reader.read(READ_RECORDS, LIVE_CHECK_S))

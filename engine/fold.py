@@ -386,7 +386,7 @@ class Ended:
             dropped.append(number)
         return dropped
 
-    def load(self, number: int, chunk: bytes) -> None:
+    def load(self, number: int, chunk: bytes | memoryview) -> None:
         """Take back a chunk; chunks come in the order of their numbers."""
         self.chunks[number] = bytearray(chunk)
         self._unindexed.append(number)

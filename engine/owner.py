@@ -74,11 +74,20 @@ class Owner:
         self.state: PartitionState | None = None
         self.claim = -1
         self.active = False
+        self.leaving = False  # it was told to give the partition up, and begins nothing any more
         self.caught_up = asyncio.Event()
         self.live: dict[str, Live] = {}
         self.waiting: dict[str, bool] = {}  # runs whose workflow is not known here; whether their last owner died
         self._checkpoint = Checkpoint(log, partition, self._is_idle)
-        self._claiming = Claiming(log, partition, worker.name, ids=worker.ids, is_live=worker.is_live, fold_one=self._fold_one)
+        self._claiming = Claiming(
+            log,
+            partition,
+            worker.name,
+            ids=worker.ids,
+            is_live=worker.is_live,
+            is_leaving=lambda: self.leaving,
+            fold_one=self._fold_one,
+        )
         self._outbox: list[Entry] = []
         self._appending_now = False
         self._drained = asyncio.Event()  # set, if anybody waits for it, once nothing is left to append
@@ -103,15 +112,6 @@ class Owner:
 
     # -- its life
 
-    @property
-    def leaving(self) -> bool:
-        """Whether it was told to give the partition up and begins nothing any more."""
-        return self._claiming.given_up
-
-    @leaving.setter
-    def leaving(self, leaving: bool) -> None:
-        self._claiming.given_up = leaving
-
     async def run(self) -> None:
         """Claim the partition, recover its runs, and serve them.
 
@@ -119,6 +119,8 @@ class Owner:
         ConfigError. Cancel it to stop at once; call `leave` first to stop in good order; after that `leaving` says that it
         shall not be owned again.
         """
+        if self.state is not None and self.state.offset < (await self.log.bounds(self.partition))[0]:
+            self.state = None  # what followed on it is gone; a checkpoint may cover that
         if self.state is None:
             self.state = await self._checkpoint.load()
         reader = self._reader = self.log.reader(self.partition, self.state.offset)
@@ -813,6 +815,8 @@ class Owner:
             await self._write_checkpoint_now(state)
 
     async def _write_checkpoint_now(self, state: PartitionState) -> None:
+        if self._checkpoint.in_doubt == self.claim:
+            return
         self._since_checkpoint = 0
         if self._checkpoint_timer is not None:
             self._checkpoint_timer.cancel()

@@ -26,6 +26,7 @@ from typing import Any, cast
 from typing_extensions import TypeVarTuple, Unpack
 
 from .attempt import Attempt
+from .backoff import Backoff
 from .codec import by_function
 from .errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
 from .host import HAND_OVER_S, Settings
@@ -158,10 +159,9 @@ class Worker:
                 self._serving[partition] = asyncio.create_task(serving, name=f"stepfold-owner-{partition}")
 
     async def _join_again(self, membership: Membership) -> Membership:
-        pause_s = RETRY_S[0]
+        backoff = Backoff(*RETRY_S, self.random)
         while True:
-            await asyncio.sleep(pause_s * (0.5 + self.random.random()))
-            pause_s = min(pause_s * 2, RETRY_S[1])
+            await asyncio.sleep(backoff.next_s())
             try:
                 await membership.leave()
                 self._membership = await self.log.join(self.name)
@@ -183,8 +183,9 @@ class Worker:
             await asyncio.wait([before])
         loop = asyncio.get_running_loop()
         until = loop.time() + grace_s + HAND_OVER_S  # then whoever comes next claims it all the same
-        pause_s = RETRY_S[0]
+        backoff = Backoff(*RETRY_S, self.random)
         while True:
+            pause_s = backoff.next_s()
             try:
                 await self.owners[partition].leave(max(min(grace_s, until - loop.time()), 0))
                 break
@@ -196,7 +197,6 @@ class Worker:
                 logger.exception("%s partition %d: leaving", self.log.name, partition)
                 break
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, RETRY_S[1])
         serving.cancel()
         await asyncio.wait([serving])
         if self._handing_over.get(partition) is asyncio.current_task():
@@ -210,12 +210,14 @@ class Worker:
         """Own one partition, again after every loss, until told to leave it."""
         if handing_over is not None:  # it comes back before it was gone
             await asyncio.wait([handing_over])
-        pause_s = RETRY_S[0]
+        backoff = Backoff(*RETRY_S, self.random)
         owner.leaving = False
         while not owner.leaving:
+            pause_s = backoff.next_s()
             try:
                 await owner.run()
-                pause_s = RETRY_S[0]
+                backoff.reset()
+                pause_s = backoff.next_s()
             except asyncio.CancelledError:
                 raise
             except LogUnavailable as error:
@@ -226,8 +228,7 @@ class Worker:
             except Exception:
                 owner.state = None  # do not trust what led here: fold again
                 logger.exception("%s partition %d: recovering in %.1f s", self.log.name, owner.partition, pause_s)
-            await asyncio.sleep(pause_s * (0.5 + self.random.random()))
-            pause_s = min(pause_s * 2, RETRY_S[1])
+            await asyncio.sleep(pause_s)
 
     @property
     def caught_up(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
+from stepfold.backoff import Backoff
 from stepfold.client import Client
 from stepfold.errors import ConfigError, LogUnavailable, ProjectionFailed
 from stepfold.log import Log, Reader
@@ -187,7 +188,8 @@ class ProjectionRunner:
 
     async def _follow(self, follower: _Follower) -> None:
         """Until the projection fails."""
-        feed, pause_s = follower.feed, RETRY_S[0]
+        feed = follower.feed
+        backoff = Backoff(*RETRY_S)
         while True:
             position = feed.position
             try:
@@ -198,8 +200,10 @@ class ProjectionRunner:
             except (LogUnavailable, OperationalError, InterfaceError) as error:
                 feed.state = None
                 if feed.position > position:
-                    pause_s = RETRY_S[0]
+                    backoff.reset()
+                pause_s = backoff.next_s()
                 logger.warning("projection %s: %s; trying again in %.1f s", feed.projection.name, brief(error), pause_s)
+                await asyncio.sleep(pause_s)
             except (ConfigError, ProjectionFailed) as error:
                 self._fail(feed.projection.name, error)
                 return
@@ -208,8 +212,6 @@ class ProjectionRunner:
                 failure.__cause__ = error
                 self._fail(feed.projection.name, failure)
                 return
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, RETRY_S[1])
 
     async def _feed(self, follower: _Follower) -> None:
         feed = follower.feed

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import Any
 
+import orjson
 import pytest
 from eventually import eventually
 from local_logs import NewLog
@@ -636,3 +637,54 @@ async def test_a_log_that_comes_back_is_owned_again(new_log: NewLog) -> None:
     async with client.worker():
         assert await (await client.start_workflow(w)).result(LIMIT_S) is None
         assert (log.failures, calls) == (0, 2), "its result was lost with the log, so it ran again"
+
+
+async def test_an_owner_does_not_go_on_from_before_the_records_that_are_left() -> None:
+    class Trimmed(Flaky):
+        start = 0
+
+        async def bounds(self, partition: int) -> tuple[int, int]:
+            return self.start, (await self.log.bounds(partition))[1]
+
+    log: Any = Trimmed(MemoryDriver())
+    client = Client(driver=log)
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> str:
+        return await step.run("a", lambda: "done")
+
+    async def serve() -> None:
+        async with client.worker() as worker:
+            assert await (await client.start_workflow(w)).result(LIMIT_S) == "done"
+            log.start, log.failures = 100, 1
+            await client.start_workflow(w)
+            await asyncio.wait_for(worker.wait(), LIMIT_S)
+
+    with pytest.raises(ConfigError, match="its records below offset 100 are gone and no checkpoint covers them"):
+        await serve()
+
+
+async def test_nothing_is_stored_any_more_under_a_claim_whose_checkpoint_was_given_up() -> None:
+    class Doubtful(Flaky):
+        puts = 0
+
+        async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+            self.puts += 1
+            if self.puts == 1:
+                raise LogUnavailable("whether that was written nobody knows")
+            await self.log.checkpoint_put(partition, items)
+
+    log: Any = Doubtful(MemoryDriver())
+    client = Client(driver=log)
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> str:
+        return await step.run("a", lambda: "done")
+
+    async with client.worker() as worker:
+        assert await (await client.start_workflow(w)).result(LIMIT_S) == "done"
+        with pytest.raises(LogUnavailable):
+            await worker.owners[0].leave(0)
+        await worker.owners[0].leave(0)
+        assert log.puts == 1, "what was given up may land late, and must not land on anything newer"
+        assert orjson.loads((await log.find(0, ["@claim"]))[-1].value)["owner"] is None, "the next owner need not wait"
