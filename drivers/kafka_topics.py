@@ -25,6 +25,9 @@ MIN_MESSAGE_BYTES: Final = 1_048_588
 """What the topics must take in one batch: Kafka's own default."""
 DEAD_LETTER_BYTES: Final = 2 * MIN_MESSAGE_BYTES
 """Dead letters hold a record of the inbox and the reason."""
+_UNCLEAN: Final = "unclean.leader.election.enable"
+"""Where it is true, a replica that has not got what was acknowledged may become the leader. False is Kafka's default, and not
+everywhere may a topic be made with it, so it is looked at and not set."""
 _TOPIC_RESOURCE: Final = 2
 _READY_TIMEOUT_S: Final = 30
 
@@ -170,7 +173,8 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
             mend = f"Run: stepfold topics create --url {url} --partitions {partitions} --replication {replication}"
             findings.append(Finding(name, "does not exist", mend, fatal=True))
             continue
-        findings += _check_settings(cluster, namespace, topic, required)
+        is_unclean = name == namespace.history and topic.settings.get(_UNCLEAN) == "true"
+        findings += _check_settings(cluster, namespace, topic, {**required, _UNCLEAN: "false"} if is_unclean else required)
         findings += _check_replication(cluster, topic)
     checkpoints = topics.get(namespace.checkpoints)
     if history and checkpoints and history.partitions != checkpoints.partitions:

@@ -258,6 +258,7 @@ async def test_only_what_is_missing_is_made(kafka_namespace: str, admin: AIOKafk
         ("history", "cleanup.policy", "compact", "cleanup.policy is compact, not delete"),
         ("history", "retention.ms", "604800000", "retention.ms is 604800000, not -1"),
         ("history", "retention.bytes", "1000000", "retention.bytes is 1000000, not -1"),
+        ("history", "unclean.leader.election.enable", "true", "unclean.leader.election.enable is true, not false"),
         ("history", "message.timestamp.type", "CreateTime", "message.timestamp.type is CreateTime, not LogAppendTime"),
         ("history", "max.message.bytes", "1000", "max.message.bytes is 1000, below 1048588"),
         ("history", "min.insync.replicas", "2", "min.insync.replicas is 2 with 1 replicas, so nothing can be appended"),
