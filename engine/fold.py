@@ -24,7 +24,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator, MutableMapping
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 
@@ -319,15 +319,17 @@ def fingerprint(run_id: str) -> int:
 class Ended:
     """The ids of ended runs, remembered for `REMEMBER_MS`: fingerprints with the time of the end.
 
-    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows. An index says in
-    which chunks to look for an id. A chunk that was taken back is not indexed at once, so that a restart does not wait for
-    that: each question indexes some, and searches those that are left.
+    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows: a time to count
+    from, then the entries. An index says in which chunks to look for an id. A chunk that was taken back is not indexed at
+    once, so that a restart does not wait for that: each question indexes some, and searches those that are left.
     """
 
-    ENTRY = struct.Struct(">16sq")
+    BASE = struct.Struct(">q")
+    ENTRY = struct.Struct(">12sI")
+    SPAN_MS = 2**32  # of an entry's time; a chunk counts from half of it before its first one, for the log's time may step back
     CHUNK_ENTRIES = 4096
     BUCKETS = 4096
-    HINT_BYTES = 8  # of a fingerprint's 16: the search in a bucket is a search for these
+    HINT_BYTES = 8  # of a mark's 12: the search in a bucket is a search for these
     PLACE_BYTES = HINT_BYTES + 4
 
     def __init__(self) -> None:
@@ -336,14 +338,17 @@ class Ended:
         self._unindexed: list[int] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self.chunks.values())) // self.ENTRY.size
+        return sum((len(chunk) - self.BASE.size) // self.ENTRY.size for chunk in self.chunks.values())
 
     def add(self, run_id: str, ended_at: int) -> None:
-        mark = fingerprint(run_id).to_bytes(16)
+        mark = self._mark(run_id)
         last = next(reversed(self.chunks), 0)
-        if len(self.chunks.get(last, b"")) >= self.CHUNK_ENTRIES * self.ENTRY.size:
-            last += 1
-        self.chunks.setdefault(last, bytearray()).extend(self.ENTRY.pack(mark, ended_at))
+        since = ended_at - self._base(last) if self.chunks else -1
+        if not 0 <= since < self.SPAN_MS or len(self.chunks[last]) >= self.BASE.size + self.CHUNK_ENTRIES * self.ENTRY.size:
+            last += bool(self.chunks)
+            since = self.SPAN_MS // 2
+            self.chunks[last] = bytearray(self.BASE.pack(ended_at - since))
+        self.chunks[last].extend(self.ENTRY.pack(mark, since))
         if not self._unindexed or self._unindexed[-1] != last:
             self._note(mark, last)
 
@@ -353,18 +358,18 @@ class Ended:
             return False
         for number in self._unindexed[: 1 + len(self._unindexed) // 64]:
             self._unindexed.remove(number)
-            for mark, _ in self.ENTRY.iter_unpack(self.chunks[number]):
+            for mark, _ in self._entries(number):
                 self._note(mark, number)
-        mark = fingerprint(run_id).to_bytes(16)
+        mark = self._mark(run_id)
         hint = mark[: self.HINT_BYTES]
         bucket = self._index.get(self._bucket(mark), b"")
         places = _aligned(bucket, hint, self.PLACE_BYTES)
         numbers = [int.from_bytes(bucket[at + self.HINT_BYTES : at + self.PLACE_BYTES]) for at in places]
         for number in (*numbers, *self._unindexed):
             chunk = self.chunks[number]
-            for at in _aligned(chunk, mark, self.ENTRY.size):
-                _, ended_at = self.ENTRY.unpack_from(chunk, at)
-                if now < ended_at + REMEMBER_MS:
+            for at in _aligned(chunk, mark, self.ENTRY.size, self.BASE.size):
+                _, since = self.ENTRY.unpack_from(chunk, at)
+                if now < self._base(number) + since + REMEMBER_MS:
                     return True
         return False
 
@@ -372,8 +377,8 @@ class Ended:
         """Drop the chunks of which every entry is past remembering, with a margin; gives their numbers. The growing one stays."""
         dropped: list[int] = []
         for number in list(self.chunks)[:-1]:
-            entries = list(self.ENTRY.iter_unpack(self.chunks[number]))
-            if max(ended_at for _, ended_at in entries) + FORGET_MS > now:
+            entries = list(self._entries(number))
+            if self._base(number) + max(since for _, since in entries) + FORGET_MS > now:
                 break
             if number in self._unindexed:
                 self._unindexed.remove(number)
@@ -391,6 +396,15 @@ class Ended:
         self.chunks[number] = bytearray(chunk)
         self._unindexed.append(number)
 
+    def _base(self, number: int) -> int:
+        return int(self.BASE.unpack_from(self.chunks[number])[0])
+
+    def _entries(self, number: int) -> Iterator[tuple[bytes, int]]:
+        return cast("Iterator[tuple[bytes, int]]", self.ENTRY.iter_unpack(memoryview(self.chunks[number])[self.BASE.size :]))
+
+    def _mark(self, run_id: str) -> bytes:
+        return fingerprint(run_id).to_bytes(16)[:12]
+
     def _bucket(self, mark: bytes) -> int:
         return int.from_bytes(mark[-2:]) % self.BUCKETS
 
@@ -401,11 +415,11 @@ class Ended:
         self._index.setdefault(self._bucket(mark), bytearray()).extend(self._place(mark, number))
 
 
-def _aligned(data: bytes | bytearray, wanted: bytes, step: int) -> Iterator[int]:
-    """Where `wanted` stands in `data`, at multiples of `step`."""
-    at = data.find(wanted)
+def _aligned(data: bytes | bytearray, wanted: bytes, step: int, start: int = 0) -> Iterator[int]:
+    """Where `wanted` stands in `data`, at multiples of `step` from `start` on."""
+    at = data.find(wanted, start)
     while at >= 0:
-        if at % step == 0:
+        if (at - start) % step == 0:
             yield at
         at = data.find(wanted, at + 1)
 

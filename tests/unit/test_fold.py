@@ -543,7 +543,10 @@ def test_a_day_is_one_of_the_log_and_begins_with_the_end() -> None:
 
 
 def chunk_of(start: int, count: int, ended_at: int) -> bytes:
-    return b"".join(Ended.ENTRY.pack(fingerprint(f"r{number}").to_bytes(16), ended_at) for number in range(start, start + count))
+    ended = Ended()
+    for number in range(start, start + count):
+        ended.add(f"r{number}", ended_at)
+    return bytes(ended.chunks[0])
 
 
 def test_ended_ids_are_kept_in_chunks_in_the_order_of_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,6 +556,18 @@ def test_ended_ids_are_kept_in_chunks_in_the_order_of_the_ends(monkeypatch: pyte
         ended.add(f"r{number}", START_MS)
     assert ended.chunks == {0: chunk_of(0, 3, START_MS), 1: chunk_of(3, 3, START_MS), 2: chunk_of(6, 1, START_MS)}
     assert len(ended) == 7
+
+
+def test_an_end_at_quite_another_time_begins_a_chunk() -> None:
+    """The log's time may step, and it may be a month until the next run ends."""
+    ended = Ended()
+    times = [START_MS, START_MS - 1, START_MS + 2**31 - 1, START_MS + 2**31, START_MS, START_MS - 2**31]
+    for number, ended_at in enumerate(times):
+        ended.add(f"r{number}", ended_at)
+    assert [len(chunk) for chunk in ended.chunks.values()] == [len(chunk_of(0, count, 0)) for count in (3, 2, 1)]
+    for number, ended_at in enumerate(times):
+        assert ended.remembers(f"r{number}", ended_at + REMEMBER_MS - 1)
+        assert not ended.remembers(f"r{number}", ended_at + REMEMBER_MS)
 
 
 def test_a_chunk_is_forgotten_when_all_of_it_is_past_remembering(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -641,7 +656,7 @@ def test_a_chunk_may_be_forgotten_before_anybody_asked_for_it(monkeypatch: pytes
     monkeypatch.setattr(Ended, "CHUNK_ENTRIES", 1)
     ended = Ended()
     for number, ended_at in enumerate((0, START_MS, START_MS)):
-        ended.load(number, Ended.ENTRY.pack(fingerprint(f"r{number}").to_bytes(16), ended_at))
+        ended.load(number, chunk_of(number, 1, ended_at))
     assert ended.forget(START_MS) == [0]
     assert not ended.remembers("r0", 0) and ended.remembers("r1", START_MS) and ended.remembers("r2", START_MS)
 
