@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -188,6 +188,7 @@ class Run:
         self.reason: str | None = None
         self.decided = False
         self.unserved = False
+        self.last_error: Json | None = None
         self.quarantined: Json | None = None
         self.end: Json | None = None
         self.ended_at = 0
@@ -273,6 +274,7 @@ class Judge:
         if kind in ENDS:
             run.end = event
             run.ended_at = run.now
+            run.last_error = event.get("error", run.last_error)
         return Judged(None, event, run)
 
     @staticmethod
@@ -340,7 +342,7 @@ def _step_failed(run: Run, event: Json) -> bool:
     step.failures += 1
     step.lost = 0
     step.announced = False
-    step.error = event["error"]
+    step.error = run.last_error = event["error"]
     step.next_at = event["next_at"]
     if event.get("heartbeat") is not None:
         step.heartbeat = event["heartbeat"]
@@ -469,7 +471,7 @@ def _workflow_unknown(run: Run, event: Json) -> bool:
 def _quarantined(run: Run, event: Json) -> bool:
     if run.quarantined is not None:
         return False
-    run.quarantined = event["error"]
+    run.quarantined = run.last_error = event["error"]
     return True
 
 
@@ -504,13 +506,18 @@ _RULES: dict[str, Callable[[Run, Json], bool]] = {
 }
 
 
+def _ownership(partition: Partition, offset: int) -> Ownership:
+    """What held when the record at an offset was to come."""
+    return next((claim for claim in reversed(partition.claims) if claim.offset < offset), Ownership(-1, 0, None))
+
+
 # The engine's state, held against this.
 
 
 def differences(partition: Partition, state: Any) -> str:
     """What a folded PartitionState says otherwise than the records before its offset, in words; empty: nothing."""
     offset: int = state.offset
-    ownership = next((claim for claim in reversed(partition.claims) if claim.offset < offset), Ownership(-1, 0, None))
+    ownership = _ownership(partition, offset)
     if (state.claim, state.owner) != (ownership.offset, ownership.owner):
         return f"the claim is {state.claim} of {state.owner}, by the records {ownership.offset} of {ownership.owner}"
     theirs: Any = state.runs
@@ -574,3 +581,73 @@ def _difference(run: Run, found: Any) -> str:
             if value != expected:
                 return f"{name} of {step_id} is {value!r}, by the records {expected!r}"
     return ""
+
+
+# A table of runs, held against this.
+
+
+def row_differences(partition: Partition, position: int, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the rows of `stepfold_runs`, by run id, say otherwise than the records before a position, in words; empty: nothing."""
+    owned = _ownership(partition, position).owner is not None
+    for run in partition.runs.values():
+        if run.changed_at >= position:
+            continue
+        row = rows.get(run.id)
+        if row is None:
+            return f"run {run.id}: it has no row, and began at offset {run.start}"
+        for name, expected in _row(run, owned).items():
+            if row[name] != expected and not _is_beginning(row[name], expected):
+                return f"run {run.id}: {name} is {row[name]!r}, by the records {expected!r}"
+        named = _waited_for(run, owned)
+        words = cast(list[str], orjson.loads(row["waiting_on"]))
+        if len(words) != len(named) or not all(name in word for name, word in zip(named, words, strict=True)):
+            return f"run {run.id}: it waits for {words}, by the records for {named}"
+    return ""
+
+
+def _row(run: Run, owned: bool) -> Json:
+    end = run.end or {}
+    return {
+        "workflow": run.workflow,
+        "version": run.version,
+        "state": _state(run, owned),
+        "partition": run.partition,
+        "started_at": run.started_at,
+        "updated_at": run.now,
+        "ended_at": run.ended_at if end else None,
+        "steps_completed": sum(entry.kind == "result" for entry in run.journal),
+        "attempts_failed": run.failures.total(),
+        "last_error": None if run.last_error is None else _error(run.last_error),
+        "input": orjson.dumps(run.input).decode(),
+        "result": orjson.dumps(end["result"]).decode() if end.get("type") == "completed" else None,
+    }
+
+
+def _state(run: Run, owned: bool) -> str:
+    if run.end is not None:
+        return run.end["type"]
+    if run.quarantined is not None:
+        return "quarantined"
+    if run.unserved or not (run.decided or owned):
+        return "pending"
+    return "waiting" if run.open else "running"
+
+
+def _waited_for(run: Run, owned: bool) -> list[str]:
+    """What the words that tell what a run waits for have to mention, each in its turn."""
+    if run.end is not None:
+        return []
+    if run.quarantined is not None:
+        return [_error(run.quarantined)]
+    if run.unserved:
+        return [repr(run.workflow)]
+    return [repr(step_id) for step_id in run.open] or ["step" if owned else "worker"]
+
+
+def _error(error: Json) -> str:
+    return f"{error['type']}: {error['message']}" if error["message"] else error["type"]
+
+
+def _is_beginning(found: Any, expected: Any) -> bool:
+    """A long text is cut."""
+    return isinstance(found, str) and isinstance(expected, str) and found[-1:] == "…" and expected.startswith(found[:-1])

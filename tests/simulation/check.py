@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 
 import orjson
-from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences
+from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences, row_differences
 
 from stepfold.checkpoint import Checkpoint
 from stepfold.errors import StepFailed
@@ -32,11 +32,12 @@ RULES = {
     9: "a start is idempotent",
     10: "a cancellation reaches everything it should",
     11: "nondeterministic code is found, and sound code is not called so",
+    12: "a projection is what the log says, and equals its rebuild",
     13: "positions never go back",
     14: "when the faults are over every run ends or waits for something named",
 }
-"""Those of the promises that can be told from the events; the world itself holds projections (12), old histories (15) and
-what is left behind (16) against what it knows."""
+"""Those of the promises that can be told from the events; old histories (15) and what is left behind (16) have tests of their
+own."""
 
 LOST_IN_A_ROW = 4
 """How often a step may be lost with its worker before its run is quarantined instead."""
@@ -97,6 +98,7 @@ class Checker:
         self._parts = [_Part() for _ in range(partitions)]
         self._seen: dict[int, _Seen] = {}  # by the identity of a judged run, which lives as long as this
         self._kept: list[Run] = []
+        self._projected: dict[int, int] = {}  # by partition: the projection's position
 
     # -- the log
 
@@ -351,6 +353,17 @@ class Checker:
         if difference := differences(judged, state):
             raise Broken(3, f"partition {partition}, from the checkpoint at offset {start} on: {difference}")
 
+    def projected(self, positions: Mapping[int, int], rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """The rows are what the records before the positions amount to."""
+        for partition, position in positions.items():
+            if position < self._projected.get(partition, 0):
+                raise Broken(13, f"partition {partition}: the projection went back to offset {position}")
+            self._projected[partition] = position
+            if difference := row_differences(self.judge.partitions[partition], position, rows):
+                raise Broken(12, f"partition {partition} up to offset {position}: {difference}")
+        if unknown := [run_id for run_id in rows if self._find(run_id)[2] is None]:
+            raise Broken(12, f"there are rows of runs that no record has started: {sorted(unknown)}")
+
     # -- clients
 
     def client_acked(self, what: str, run_id: str, request: str, detail: Any) -> None:
@@ -389,6 +402,8 @@ class Checker:
             for run in judged.runs.values():
                 if run.end is None and run.quarantined is None:
                     raise Broken(10 if run.cancelled else 14, f"run {run.id} has not ended; open are {run.open}")
+                if run.changed_at >= self._projected.get(judged.number, judged.next_offset):
+                    raise Broken(12, f"the projection has not come to offset {run.changed_at}, where run {run.id} changed")
         self._all_routed(world.log)
 
     def _all_routed(self, log: Any) -> None:

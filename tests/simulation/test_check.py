@@ -119,6 +119,16 @@ def test_a_good_story_is_believed() -> None:
     story.tells().quiet()
 
 
+def test_a_projection_is_believed() -> None:
+    story = projected(Story().start(), state="pending", waiting_on='["a worker"]').owned()
+    projected(story)
+    waiting(story)
+    projected(waiting(begun()), 2)  # it has not come to that
+    projected(story, **WAITS)
+    projected(story, **WAITS, input=f"{orjson.dumps(PROGRAM).decode()[:9]}…")
+    projected(ended(begun().fail(1, 1080)), **{**FAILED, **ENDED})
+
+
 def test_what_a_takeover_brings_is_believed() -> None:
     story = begun().runs()
     old = story.claim
@@ -199,6 +209,37 @@ def mark(story: Story, offset: int) -> Story:
     return story
 
 
+def projected(story: Story, position: int = 99, /, **but: Any) -> Story:
+    """A projection of the story, but for some columns; without a row where they are None."""
+    row = {
+        "workflow": "program",
+        "version": "1",
+        "state": "running",
+        "partition": 0,
+        "started_at": 1000,
+        "updated_at": 1000,
+        "ended_at": None,
+        "steps_completed": 0,
+        "attempts_failed": 0,
+        "waiting_on": '["the result of a step"]',
+        "last_error": None,
+        "input": orjson.dumps(PROGRAM).decode(),
+        "result": None,
+        **but,
+    }
+    story.checker.projected({0: position}, {but.get("run_id", RUN): row})
+    return story
+
+
+WAITS: dict[str, Any] = {"state": "waiting", "waiting_on": "[\"signal 'x' (step 'w', until later)\"]"}
+FAILED: dict[str, Any] = {
+    "state": "waiting",
+    "waiting_on": "[\"step 'a': attempt 2\"]",
+    "attempts_failed": 1,
+    "last_error": "ValueError: no",
+}
+ENDED: dict[str, Any] = {"state": "completed", "waiting_on": "[]", "ended_at": 1000, "result": '"R"'}
+
 BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (1, "does not rise", lambda: (story := begun()).append(story.records[0])),
     (1, "was told that its record is at", lambda: begun().checker.acknowledged(0, 1, "w1")),
@@ -252,6 +293,18 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (11, "stands still", lambda: quarantined(DRIFTING).runs()),
     (11, "other steps than before", lambda: begun(DRIFTING).complete("drift-w1").complete("drift-w2")),
     (11, "with 2, and with 1 before", lambda: begun().runs().fail(1, 1080).runs(attempt=2, args=2)),
+    (12, "state is 'running', by the records 'waiting'", lambda: projected(waiting(begun()))),
+    (12, "state is 'running', by the records 'pending'", lambda: projected(Story().start())),
+    (12, "state is 'running', by the records 'quarantined'", lambda: projected(quarantined(DRIFTING))),
+    (12, "waits for .*, by the records for", lambda: projected(waiting(begun()), **{**WAITS, "waiting_on": "[]"})),
+    (12, "steps_completed is 0, by the records 1", lambda: projected(begun().complete())),
+    (12, "attempts_failed is 2, by the records 1", lambda: projected(begun().fail(1, 1080), **{**FAILED, "attempts_failed": 2})),
+    (12, "last_error is None", lambda: projected(begun().fail(1, 1080), **{**FAILED, "last_error": None})),
+    (12, "result is '\"S\"'", lambda: projected(ended(begun()), **{**ENDED, "result": '"S"'})),
+    (12, "it has no row", lambda: begun().checker.projected({0: 99}, {})),
+    (12, "no record has started", lambda: projected(Story(), run_id="other")),
+    (12, "has not come to offset 2", lambda: ended(projected(begun(), 2)).quiet()),
+    (13, "projection went back", lambda: projected(projected(begun()), 1)),
     (13, "went back", lambda: mark(mark(Story(), 9), 8)),
     (13, "has come to nothing", lambda: Story().quiet([SimpleNamespace(place="p/0", value=b"{}")])),
     (14, "has not ended; open are", lambda: sleeping().quiet()),

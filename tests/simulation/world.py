@@ -14,13 +14,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
 import orjson
 import programs
+import sqlalchemy as sa
 import strangers
 from observe import Observer, Silent
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 import stepfold.worker
 from stepfold import Client
@@ -30,6 +34,7 @@ from stepfold.fold import RunState
 from stepfold.host import Settings
 from stepfold.log import CLAIM_KEY, Record, partition_of
 from stepfold.projections import ProjectionRunner, RunsProjection
+from stepfold.projections.feed import POSITIONS
 from stepfold.tail import read_run
 from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Watch
 from stepfold.testing.processes import Process, ProcessLoop, current_process
@@ -49,6 +54,7 @@ KINDS = (
     "cancel",
     "versions",
     "client-kill",
+    "database",
 )
 """Everything that may go wrong; each can be switched off."""
 POLL_S = 1.0
@@ -624,7 +630,7 @@ class World(Watch):
         for slot in range(len(self.agendas)):
             self._start_client(slot)
         mischief = [asyncio.create_task(one) for one in self._mischiefs()]
-        watching = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch(projections))
         while self.loop.time() < self.faults_s:
             await asyncio.sleep(min(POLL_S, self.faults_s - self.loop.time()))
             if random.random() < 0.02 and self._settled() and not self._pending():
@@ -639,10 +645,12 @@ class World(Watch):
         self.tell(lambda eye: eye.quiet(self))
         await self._end()
 
-    async def _watch(self) -> None:
+    async def _watch(self, projections: ProjectionRunner | None) -> None:
         while True:
             await asyncio.sleep(5 * POLL_S if self.loop.time() < 2 * self.faults_s else 60 * POLL_S)
             self._tell_states()
+            if projections is not None:
+                await self._tell_rows(projections)
 
     def _tell_states(self) -> None:
         for life in self.lives:
@@ -720,7 +728,7 @@ class World(Watch):
         said += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
         return "; ".join(said) or "a partition has no owner that is caught up"
 
-    async def _check(self, projections: tuple[ProjectionRunner, Client] | None) -> None:
+    async def _check(self, projections: ProjectionRunner | None) -> None:
         """What came of each run is what its program allows."""
         process = self._born("judge")
         driver = FaultyDriver(self.log, process)
@@ -742,19 +750,14 @@ class World(Watch):
                 raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")
         self._tell_states()
         if projections is not None:
-            runner, client = projections
-            await runner.catch_up()
-            before = await runner.query(_rows)
-            await runner.rebuild()
-            after = await runner.query(_rows)
+            await projections.catch_up()
+            before = await self._tell_rows(projections)
+            await projections.rebuild()
+            after = await self._tell_rows(projections)
             if before != after:
                 raise AssertionError(f"a projection differs from its rebuild: {before} and {after}")
-            known = {row[0] for row in after}
-            missing = [run.id for run in self.runs if run.id not in known]
-            if missing:
-                raise AssertionError(f"the projection has no {missing}")
-            await runner.__aexit__(None, None, None)
-            await client.log.close()
+            await projections.__aexit__(None, None, None)
+            await projections.log.close()
 
     def _judge(self, run: Planned, found: RunState) -> str:
         signals = {*run.signals, *((name, f"from {other.id}") for other in self.runs for name in "xyz"), ("release", None)}
@@ -774,12 +777,29 @@ class World(Watch):
             return "" if kind == "StepInterrupted" else f"quarantined: {found.error}"  # how often it was lost, the checker counts
         return f"is {found.phase}"
 
-    async def _project(self) -> tuple[ProjectionRunner, Client]:
+    async def _project(self) -> ProjectionRunner:
         process = self._born("projections")
-        client = self._client_of(process)
-        runner = ProjectionRunner(client, [RunsProjection()], database="sqlite://")
+        runner = ProjectionRunner(self._client_of(process), [RunsProjection()], database="sqlite://")
         await process.start(runner.__aenter__())
-        return runner, client
+        random = self.source("database")
+        rate = self.intensity * random.choice((0.05, 0.3))
+        if "database" not in self.plan.off and rate:
+            event.listen(runner.engine, "commit", partial(self._commit, random, rate))
+        return runner
+
+    def _commit(self, random: Random, rate: float, connection: sa.Connection) -> None:
+        """The projections' database may go away when a transaction is to end: before it has, or before it says so."""
+        if self.faulty and random.random() < rate:
+            done = random.random() < 0.5
+            self.happened("database", f"it goes away {'after' if done else 'before'} a commit")
+            if done:
+                connection.connection.commit()
+            raise OperationalError("COMMIT", None, Exception("the database has gone away"))
+
+    async def _tell_rows(self, projections: ProjectionRunner) -> list[dict[str, Any]]:
+        positions, rows = await projections.query(_projected)
+        self.tell(lambda eye: eye.projected(positions, {row["run_id"]: row for row in rows}))
+        return rows
 
     async def _end(self) -> None:
         """Everybody leaves; nothing may be left running."""
@@ -796,9 +816,12 @@ class World(Watch):
             raise AssertionError(f"tasks are left when everybody has gone: {sorted(task.get_name() for task in left)}")
 
 
-def _rows(connection: Any) -> list[tuple[Any, ...]]:
-    table = RunsProjection.metadata.tables["stepfold_runs"]
-    return [tuple(row) for row in connection.execute(table.select().order_by(table.c.run_id))]
+def _projected(connection: sa.Connection) -> tuple[dict[int, int], list[dict[str, Any]]]:
+    """Positions by partition, and rows."""
+    runs = RunsProjection.metadata.tables["stepfold_runs"]
+    positions = connection.execute(sa.select(POSITIONS.c.partition, POSITIONS.c.position))
+    rows = connection.execute(runs.select().order_by(runs.c.run_id))
+    return dict(positions.tuples().all()), [dict(row) for row in rows.mappings()]
 
 
 def _where() -> str:
