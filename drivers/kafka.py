@@ -29,6 +29,7 @@ from stepfold.log import Ack, Entry, Inbox, Membership, Record, partition_of
 
 from . import kafka_topics
 from .kafka_cluster import Cluster, TopicPartition, describe
+from .kafka_finder import Finder
 from .kafka_group import GroupMember, KafkaInbox
 from .kafka_producer import Message, Producer
 from .kafka_tail import Fetcher, Raw, Tail, offsets, raw, scan
@@ -169,6 +170,7 @@ class KafkaDriver:
         self._producers: dict[str, Producer] = {}
         self._members: dict[GroupMember, KafkaInbox] = {}
         self._tails: dict[int, set[Tail[Record]]] = {}
+        self._finders: dict[int, Finder] = {}
         self._echoes: list[tuple[int, Sequence[Entry], Sequence[Ack]]] = []
         self._foreign_topics: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -244,6 +246,7 @@ class KafkaDriver:
         await asyncio.gather(*self._endings)
         self._producers.clear()
         self._tails.clear()
+        self._finders.clear()
         self._foreign_topics.clear()
         await cluster.close()
 
@@ -340,19 +343,15 @@ class KafkaDriver:
         self._tails.get(tail.place.partition, set[Tail[Record]]()).discard(tail)
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
-        cluster = self._opened()
-        wanted = {key.encode("utf-8", "surrogatepass") for key in keys}
-        place = TopicPartition(self.namespace.history, partition)
-        first, end = await offsets(cluster, place, self._patience_s)
-        found: list[Record] = []
-        if wanted:
-
-            def make(record: Any) -> Record | None:
-                return _record(record) if record.key in wanted else None
-
-            async for portion in scan(cluster, place, max(first, start), end, make, self._patience_s):
-                found += portion
-        return found
+        wanted = [key.encode("utf-8", "surrogatepass") for key in keys]
+        first, end = await self.bounds(partition)
+        finder = self._finders.get(partition)
+        if finder is None:
+            place = TopicPartition(self.namespace.history, partition)
+            finder = self._finders[partition] = Finder(
+                lambda start, end, make: scan(self._opened(), place, start, end, make, self._patience_s), _record
+            )
+        return await finder.find(wanted, max(first, start), end) if wanted else []
 
     # Members and the inbox.
 
