@@ -2,6 +2,9 @@
 
 The operating system drops a lock when its process ends, however it ends, so a file without a lock is a dead member's and
 whoever finds it removes it. No clock, no heartbeat, nothing to tune. POSIX only (`flock`), on a local file system.
+
+A file says whose it is, and in a second line that its member has retired. It is not renamed for that: whoever looks at the
+same time would find neither name, and take the member for dead.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import contextlib
 import fcntl
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+_RETIRED = b"retired\n"
 
 _held: set[int] = set()
 
@@ -32,16 +37,22 @@ class Roll:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._mine: dict[str, int] = {}
-        self._members: dict[str, bytes] = {}
+        self._says: dict[str, bytes] = {}
 
     def enter(self, name: str, member: str) -> None:
-        """Take part under a unique name. The file says whose it is."""
-        self._members[name] = _line(member)
+        """Take part under a unique name."""
+        self._says[name] = _line(member)
         self._mine[name] = self._locked(name)
+
+    def retire(self, name: str) -> None:
+        """Take part, and have no share, until it leaves."""
+        if name in self._mine and not _has_retired(self._says[name]):
+            os.write(self._mine[name], _RETIRED)  # in one piece, so that nobody takes the member for another
+            self._says[name] += _RETIRED
 
     def leave(self, name: str) -> None:
         descriptor = self._mine.pop(name, None)
-        self._members.pop(name, None)
+        self._says.pop(name, None)
         if descriptor is not None:
             (self._directory / name).unlink(missing_ok=True)
             self._close(descriptor)
@@ -52,26 +63,32 @@ class Roll:
         for name in [*self._mine]:
             self.leave(name)
 
-    def live(self) -> list[str]:
-        """The names of all living members, sorted. Removes the dead."""
-        self._directory.mkdir(exist_ok=True)
-        found = {path.name for path in self._directory.iterdir() if path.is_file()}
-        names = {name for name in found if name in self._mine or self._is_alive(name)}
-        for name in self._mine.keys() - names:  # somebody cleaned up too well
-            self._close(self._mine[name])
-            self._mine[name] = self._locked(name)
-        return sorted(names | self._mine.keys())
+    def sharing(self) -> list[str]:
+        """The names of all living members that have not retired, sorted."""
+        return sorted(name for name, says in self._living().items() if not _has_retired(says))
 
     def is_live(self, member: str) -> bool:
         """Whether a living member entered as this one."""
         line = _line(member)
-        if line in self._members.values():
-            return True
-        for name in self.live():
-            with contextlib.suppress(FileNotFoundError):
-                if (self._directory / name).read_bytes() == line:
-                    return True
-        return False
+
+        def entered(members: Mapping[str, bytes]) -> bool:
+            return any(says.startswith(line) for says in members.values())
+
+        return entered(self._says) or entered(self._living())
+
+    def _living(self) -> dict[str, bytes]:
+        """The names of all living members, and what their files say. Removes the dead."""
+        self._directory.mkdir(exist_ok=True)
+        found = {path.name for path in self._directory.iterdir() if path.is_file()}
+        for name in self._mine.keys() - found:  # somebody cleaned up too well
+            self._close(self._mine[name])
+            self._mine[name] = self._locked(name)
+        living = {name: self._says[name] for name in self._mine}
+        for name in found - self._mine.keys():
+            says = self._read(name)
+            if says is not None:
+                living[name] = says
+        return living
 
     def _locked(self, name: str) -> int:
         path = self._directory / name
@@ -86,25 +103,28 @@ class Roll:
             # Between open and lock it was a file without a lock, which anybody may have removed.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.write(descriptor, self._members[name])
+                    os.write(descriptor, self._says[name])
                     return descriptor
             self._close(descriptor)
 
-    def _is_alive(self, name: str) -> bool:
-        """A shared lock, so that two that look at the same time do not take each other for the member."""
+    def _read(self, name: str) -> bytes | None:
+        """What a living member's file says; None, and no file any more, if it is dead.
+
+        A shared lock, so that two that look at the same time do not take each other for the member.
+        """
         path = self._directory / name
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
-            return False
+            return None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
         except BlockingIOError:
-            return True
+            return os.read(descriptor, os.fstat(descriptor).st_size)
         finally:
             os.close(descriptor)
-        return False
+        return None
 
     def _close(self, descriptor: int) -> None:
         _held.discard(descriptor)
@@ -113,6 +133,10 @@ class Roll:
 
 def _line(member: str) -> bytes:
     return f"{member}\n".encode(errors="replace")
+
+
+def _has_retired(says: bytes) -> bool:
+    return says.endswith(b"\n" + _RETIRED)
 
 
 def assign(members: Sequence[str], partitions: int) -> dict[str, frozenset[int]]:

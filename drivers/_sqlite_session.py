@@ -306,6 +306,11 @@ class Session:
     async def is_live(self, member: str) -> bool:
         return await self._call(lambda: self._roll.is_live(member))
 
+    async def retire(self, name: str) -> None:
+        if name in self._members and not self._closing:
+            await self._call(lambda: self._roll.retire(name))
+            await self._call(self._on_roll_call)
+
     async def leave(self, name: str) -> None:
         left = self._forget(name)
         if left is not None:
@@ -322,8 +327,8 @@ class Session:
         """What a member should own; None if it is none."""
         return self._shares.get(name, frozenset()) if name in self._members else None
 
-    def _share_out(self, live: Sequence[str]) -> None:
-        self._shares = assign(live, len(self.tails))
+    def _share_out(self, members: Sequence[str]) -> None:
+        self._shares = assign(members, len(self.tails))
         for member in self._members.values():
             member.changed.set()
 
@@ -413,7 +418,7 @@ class Session:
 
     def _on_roll_call(self) -> None:
         self._roll_call_due = time.monotonic() + ROLL_CALL_S
-        self._on_tell(self._share_out, self._roll.live())
+        self._on_tell(self._share_out, self._roll.sharing())
 
     def _on_tell(self, callback: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log: nobody is left to be told
@@ -441,6 +446,9 @@ class Membership:
 
     async def is_live(self, member: str) -> bool:
         return await self._session.is_live(member)
+
+    async def retire(self) -> None:
+        await self._session.retire(self._name)
 
     async def leave(self) -> None:
         await self._session.leave(self._name)

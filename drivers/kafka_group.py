@@ -6,6 +6,9 @@ The group only assigns history partitions; it is Kafka's classic group protocol,
 fetches what it is assigned, revokes before it reassigns and has no sticky assignor that is even per topic. During a rebalance
 the old assignment stands: the engine's claims, not the group, keep two owners apart. Positions in the inbox are the only
 offsets committed; whoever owns history partition p reads the inbox partitions congruent to p.
+
+A member that subscribes to nothing has retired: it is in the group and has no share. A leader of a version that does not look
+at subscriptions gives it one that nobody uses until it leaves.
 """
 
 from __future__ import annotations
@@ -61,6 +64,8 @@ _HOPELESS: Final = (
 
 def share(partitions: int, members: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
     """Who gets what: as even as possible, and everybody keeps as much as that allows of what they had."""
+    if not members:
+        return {}
     least, more = divmod(partitions, len(members))
     by_wealth = sorted(members, key=lambda member: (-len(members[member]), member))
     quota = {member: least + (rank < more) for rank, member in enumerate(by_wealth)}
@@ -102,7 +107,9 @@ class GroupMember:
         self.assignment: frozenset[int] | None = None
         self._told: frozenset[int] | None = None
         self._error: ConfigError | LogUnavailable | None = None
+        self._retired = False
         self._gone = False
+        self._join_again = asyncio.Event()
         self._changed = asyncio.Event()
         self.on_change: Callable[[], None] = lambda: None
         self._task = asyncio.create_task(self._run())
@@ -125,6 +132,13 @@ class GroupMember:
             return any(client_id == member for _member_id, client_id, *_ in members)
 
         return await patiently(self._cluster, ask, f"the members of group {self._namespace.group}", LIVE_PATIENCE_S)
+
+    async def retire(self) -> None:
+        """Returns at once; the others know after the next rebalance."""
+        if not self._retired:
+            self._retired = True
+            self._join_again.set()
+            self._assign(frozenset())
 
     async def leave(self) -> None:
         if self._gone:
@@ -182,9 +196,11 @@ class GroupMember:
 
     async def _join(self) -> None:
         """One rebalance: everybody joins, the group's leader shares out, everybody learns its share."""
+        self._join_again.clear()
         group = self._namespace.group
         had = json.dumps(sorted(self.assignment or ())).encode()
-        metadata = ConsumerProtocolMemberMetadata(0, [self._namespace.history], had).encode()
+        topics = [] if self._retired else [self._namespace.history]
+        metadata = ConsumerProtocolMemberMetadata(0, topics, had).encode()
         timeout_ms = self._session_timeout_ms
         joined = await self._ask(
             JoinGroupRequest(group, timeout_ms, timeout_ms, self._member_id, _NOT_STATIC, "consumer", [(_PROTOCOL, metadata)])
@@ -197,25 +213,35 @@ class GroupMember:
         synced = await self._ask(SyncGroupRequest(group, self._generation, self._member_id, _NOT_STATIC, shares))
         _raise_for(synced.error_code)
         mine = ConsumerProtocolMemberAssignment.decode(synced.member_assignment)
-        self.assignment = frozenset(place.partition for place in mine.partitions())
+        self._assign(frozenset(place.partition for place in mine.partitions()))
+
+    def _assign(self, assignment: frozenset[int]) -> None:
+        self.assignment = frozenset() if self._retired else assignment
         self._changed.set()
         self.on_change()
 
     def _share(self, members: Sequence[tuple[Any, ...]]) -> list[tuple[str, bytes]]:
         had: dict[str, list[int]] = {}
-        for member_id, *_, metadata in members:
-            user_data = ConsumerProtocolMemberMetadata.decode(metadata).user_data
-            had[member_id] = [partition for partition in json.loads(user_data or b"[]") if 0 <= partition < self._partitions]
+        retired: dict[str, list[int]] = {}
+        for member_id, *_, encoded in members:
+            metadata = ConsumerProtocolMemberMetadata.decode(encoded)
+            if self._namespace.history in metadata.subscription:
+                old = json.loads(metadata.user_data or b"[]")
+                had[member_id] = [partition for partition in old if 0 <= partition < self._partitions]
+            else:
+                retired[member_id] = []
         history = self._namespace.history
         return [
             (member, ConsumerProtocolMemberAssignment(0, [(history, share_)], b"").encode())
-            for member, share_ in share(self._partitions, had).items()
+            for member, share_ in (share(self._partitions, had) | retired).items()
         ]
 
     async def _stay(self) -> None:
-        """Heartbeats, until the group wants something else."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
+        """Heartbeats, until the group wants something else, or this member does."""
+        while not self._join_again.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._join_again.wait()
             beat = await self._ask(HeartbeatRequest(self._namespace.group, self._generation, self._member_id))
             _raise_for(beat.error_code)
 
@@ -313,12 +339,18 @@ class KafkaInbox:
                 raise failure
             await self._news.wait()
 
-    async def _follow_assignment(self) -> None:
+    def _let_go(self) -> set[int]:
+        """Have nothing to do any more with partitions that are not this member's; those that are."""
         assignment = self._member.assignment or frozenset()
         mine = {place for place in range(self._inbox_partitions) if place % self._history_partitions in assignment}
         for partition in self._tails.keys() - mine:
             self._tails.pop(partition).close()
             self._done.pop(partition, None)
+        self._received = [record for record in self._received if _place_of(record)[0] in mine]
+        return mine
+
+    async def _follow_assignment(self) -> None:
+        mine = self._let_go()
         new = sorted(mine - self._tails.keys())
         if not new:
             return
@@ -335,6 +367,7 @@ class KafkaInbox:
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         self._received = ()
+        self._let_go()  # a position that another member has moved on must not be set back
         for record in records:
             partition, offset = _place_of(record)
             if partition in self._tails:

@@ -180,12 +180,13 @@ class MemoryDriver:
 
 
 class _Membership:
-    """Its place in the queue for the one partition: whoever is first in `members` has it."""
+    """Its place in the queue for the one partition: whoever is first in `members` and has not retired has it."""
 
     def __init__(self, member: str, members: list[_Membership], of_driver: list[_Membership]) -> None:
         self._member = member
         self._queues = (members, of_driver)
         self._answered: frozenset[int] | None = None
+        self._retired = False
         self._changed = asyncio.Event()
         for queue in self._queues:
             queue.append(self)
@@ -193,7 +194,8 @@ class _Membership:
     async def assigned(self) -> frozenset[int]:
         members, _ = self._queues
         while self in members:
-            assignment = frozenset({0} if members[0] is self else ())
+            first = next((member for member in members if not member._retired), None)
+            assignment = frozenset({0} if first is self else ())
             if assignment != self._answered:
                 self._answered = assignment
                 return assignment
@@ -205,10 +207,18 @@ class _Membership:
         members, _ = self._queues
         return any(one._member == member for one in members)
 
+    async def retire(self) -> None:
+        self._retired = True
+        self._tell_all()
+
     async def leave(self) -> None:
         members, of_driver = self._queues
         if self in members:
             members.remove(self)
             of_driver.remove(self)
-            for member in (self, *members):
-                member._changed.set()
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        members, _ = self._queues
+        for member in (self, *members):
+            member._changed.set()

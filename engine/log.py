@@ -85,8 +85,13 @@ class Membership(Protocol):
         no longer than its partitions are kept for it."""
         ...
 
+    async def retire(self) -> None:
+        """Own nothing from now on: the others are assigned it all at once, and `assigned` answers with nothing. The member
+        stays live until it leaves. Idempotent; nothing for one that has left."""
+        ...
+
     async def leave(self) -> None:
-        """Give everything back, so that the others have it at once. Idempotent."""
+        """Take part no longer; the others have everything at once. Idempotent."""
         ...
 
 

@@ -102,7 +102,10 @@ class Worker:
             self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
 
     async def stop(self, grace_s: float) -> None:
-        """Leave in good order; steps still running after `grace_s` are abandoned to the next worker. Idempotent."""
+        """Leave in good order; steps still running after `grace_s` are abandoned to the next worker. Idempotent.
+
+        Others are assigned everything at once, and each partition is theirs as soon as its own steps have ended.
+        """
         membership, self._membership = self._membership, None
         if membership is None:
             return
@@ -112,13 +115,19 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for partition in list(self._serving):
             self._give_up(partition, grace_s)
-        await asyncio.gather(*self._handing_over.values(), return_exceptions=True)
+        await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
         try:
             await membership.leave()
         finally:
             if self._threads is not None:
                 self._threads.shutdown(wait=False, cancel_futures=True)
             self._stopped.set()
+
+    async def _retire(self, membership: Membership) -> None:
+        try:
+            await membership.retire()
+        except Exception as error:  # the others are then assigned nothing before this worker has left
+            logger.warning("%s: retiring: %s", self.log.name, error, exc_info=not isinstance(error, StepfoldError))
 
     async def wait(self) -> None:
         """Until the worker stops. Raises what it cannot go on with."""

@@ -564,6 +564,12 @@ class _Group:
             self._ticking = True
             self._log.later(COORDINATE_S, self._tick)
 
+    def retire(self, member: FaultyMembership) -> None:
+        if not member.retired:
+            member.retired = True
+            if member in self.members:
+                self.rebalance()
+
     def leave(self, member: FaultyMembership) -> None:
         if member in self.members:
             self.members.remove(member)
@@ -571,10 +577,10 @@ class _Group:
 
     def rebalance(self, shuffle: bool = False) -> None:
         """Spread evenly, with as few moves as possible, unless they are to be moved."""
-        members, owners = self.members, self.owners
         if shuffle:
-            self._log.random.shuffle(members)
-            owners[:] = [None] * len(owners)
+            self._log.random.shuffle(self.members)
+            self.owners[:] = [None] * len(self.owners)
+        members, owners = [member for member in self.members if not member.retired], self.owners
         most = -(-len(owners) // len(members)) if members else 0
         held = dict.fromkeys(members, 0)
         for partition, owner in enumerate(owners):
@@ -588,7 +594,7 @@ class _Group:
                 owners[partition] = chosen
                 held[chosen] += 1
         self.generation += 1
-        for member in members:
+        for member in self.members:
             target = frozenset(partition for partition, owner in enumerate(owners) if owner is member)
             delay_s = self._log.delay_s() * 4 + self._log.random.random() * 0.2
             member.driver.later(delay_s, member.told, self.generation, target)
@@ -623,6 +629,7 @@ class FaultyMembership:
         self.driver = driver
         self.name = member
         self.seen = driver.log.loop.time()
+        self.retired = False
         self.assignment: frozenset[int] | None = None
         self.news = asyncio.Event()  # for the inbox
         self._group = group
@@ -655,6 +662,12 @@ class FaultyMembership:
         """As the port says."""
         await self.driver.ask()
         return any(one.name == member for one in self._group.members)
+
+    async def retire(self) -> None:
+        """As the port says."""
+        await self.driver.ask()
+        if not self._left:
+            self._group.retire(self)
 
     async def leave(self) -> None:
         """As the port says."""

@@ -575,6 +575,40 @@ class LogSuite:
             assert not await self.within(mine.is_live("theirs"))
             await self.within(mine.leave())
 
+    async def test_who_retires_owns_nothing_and_is_live_until_it_leaves(self) -> None:
+        async with self.fresh() as log, self.second(log) as other:
+            first = Assignment(await self.within(log.join("a")))
+            second = Assignment(await self.within(other.join("b")))
+            await self.owns_all(log, first, second)
+            await self.within(first.membership.retire())
+            await self.within(first.membership.retire())
+            await self.eventually("who has retired owns nothing", lambda: first.latest == frozenset())
+            await self.owns_all(log, second)
+            third = Assignment(await self.within(log.join("c")))
+            await self.owns_all(log, second, third)
+            for asks in (first, second):
+                assert await self.within(asks.membership.is_live("a"))
+            await first.leave()
+            await self.within(first.membership.retire())
+            assert not await self.within(second.membership.is_live("a"))
+            await self.owns_all(log, second, third)
+            await second.leave()
+            await third.leave()
+
+    async def test_all_may_retire(self) -> None:
+        async with self.fresh() as log, self.second(log) as other:
+            first = Assignment(await self.within(log.join("a")))
+            second = Assignment(await self.within(other.join("b")))
+            await self.owns_all(log, first, second)
+            await self.within(second.membership.retire())
+            await self.owns_all(log, first)
+            await self.within(first.membership.retire())
+            await self.eventually("nobody owns anything", lambda: not first.latest and not second.latest)
+            third = Assignment(await self.within(other.join("c")))
+            await self.owns_all(log, third)
+            for member in (first, second, third):
+                await member.leave()
+
     async def test_one_instance_may_have_several_members(self) -> None:
         async with self.fresh() as log:
             first = Assignment(await self.within(log.join("a")))

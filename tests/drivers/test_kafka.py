@@ -415,6 +415,32 @@ async def test_the_inbox_is_for_members(driver: KafkaDriver) -> None:
         await receiving
 
 
+async def test_who_retires_reads_no_inbox_and_what_it_had_not_done_comes_to_the_other(
+    driver: KafkaDriver, foreigner: AIOKafkaProducer
+) -> None:
+    one = await joined(driver, "one")
+    retiring = members_inbox(driver)
+    await foreigner.send_and_wait(driver.namespace.inbox, b"done", partition=0)
+    await retiring.done(await retiring.receive())
+    await foreigner.send_and_wait(driver.namespace.inbox, b"not done", partition=0)
+    received = await retiring.receive()
+    assert [record.value for record in received] == [b"not done"]
+    other = await driver.join("other")
+    await one.retire()
+    while await other.assigned() != EVERYTHING:
+        pass
+    for partition in range(4):
+        await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % partition, partition=partition)
+    values = [record.value or b"" for record in await receive(members_inbox(driver), 5)]
+    assert sorted(values) == [b"0", b"1", b"2", b"3", b"not done"]
+    await retiring.done(received)
+    for member in one, other:
+        await member.leave()
+    await joined(driver, "third")
+    await foreigner.send_and_wait(driver.namespace.inbox, b"later", partition=0)
+    assert [record.value for record in await receive(members_inbox(driver), 1)] == [b"later"]
+
+
 async def test_two_members_share_the_inbox(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
     first, second = await driver.join("first"), None
     one = members_inbox(driver)

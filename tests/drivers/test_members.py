@@ -20,14 +20,34 @@ def test_members_see_each_other_until_they_leave(place: Path) -> None:
     one.enter("a", "worker a")
     two.enter("b", "worker b")
     two.enter("c", "worker c")
-    assert one.live() == two.live() == ["a", "b", "c"]
+    assert one.sharing() == two.sharing() == ["a", "b", "c"]
     two.leave("b")
     two.leave("b")
-    assert one.live() == two.live() == ["a", "c"]
+    assert one.sharing() == two.sharing() == ["a", "c"]
     two.close()
-    assert one.live() == ["a"]
+    assert one.sharing() == ["a"]
     one.close()
     assert not place.exists(), "the last one takes the directory away"
+
+
+def test_who_has_retired_is_live_and_has_no_share(place: Path) -> None:
+    one, two = Roll(place), Roll(place)
+    one.enter("a", "worker a")
+    two.enter("b", "worker b")
+    one.retire("a")
+    one.retire("a")
+    one.retire("nobody")
+    for roll in one, two:
+        assert roll.sharing() == ["b"]
+        assert roll.is_live("worker a") and roll.is_live("worker b") and not roll.is_live("worker")
+    shutil.rmtree(place)
+    for roll in one, two:
+        assert roll.sharing() in ([], ["b"])
+    assert two.is_live("worker a"), "its file is there again"
+    assert one.sharing() == two.sharing() == ["b"], "and still says that it has retired"
+    one.leave("a")
+    assert not two.is_live("worker a")
+    two.close()
 
 
 def test_files_of_the_dead_are_removed(place: Path) -> None:
@@ -36,7 +56,7 @@ def test_files_of_the_dead_are_removed(place: Path) -> None:
     (place / "directory").mkdir()
     roll = Roll(place)
     roll.enter("a", "worker a")
-    assert roll.live() == ["a"]
+    assert roll.sharing() == ["a"]
     assert sorted(path.name for path in place.iterdir()) == ["a", "directory"]
     roll.close()
 
@@ -45,9 +65,9 @@ def test_a_member_whose_file_was_removed_enters_again(place: Path) -> None:
     one, two = Roll(place), Roll(place)
     one.enter("a", "worker a")
     shutil.rmtree(place)
-    assert two.live() == []
-    assert one.live() == ["a"]
-    assert two.live() == ["a"]
+    assert two.sharing() == []
+    assert one.sharing() == ["a"]
+    assert two.sharing() == ["a"]
     one.close()
     two.close()
 

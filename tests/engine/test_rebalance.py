@@ -183,6 +183,40 @@ async def test_a_worker_whose_membership_ends_joins_again(request: pytest.Fixtur
     assert log.joined == 3
 
 
+@pytest.mark.parametrize("error", [LogUnavailable("not now"), RuntimeError("a driver's bug")])
+async def test_a_worker_that_cannot_retire_stops_all_the_same(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    class Stubborn:
+        def __init__(self, membership: Membership) -> None:
+            self.membership = membership
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.membership, name)
+
+        async def retire(self) -> None:
+            raise error
+
+    class Log(MemoryDriver):
+        async def join(self, member: str) -> Any:
+            return Stubborn(await super().join(member))
+
+    log = Log(request.node.name)
+    client = Client(driver=log)
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> str:
+        return await step.run("a", lambda: "served")
+
+    async with client:
+        async with client.worker():
+            assert await (await client.start_workflow(w)).result(LIMIT_S) == "served"
+        assert await owners(client) == {None}
+        async with client.worker():
+            assert await (await client.start_workflow(w)).result(LIMIT_S) == "served"
+    assert f"retiring: {error}" in caplog.text
+
+
 async def test_what_cannot_be_given_up_at_once_is_given_up_later(tmp_path: Path) -> None:
     class Log(SQLiteDriver):
         refusals = 0

@@ -1,8 +1,11 @@
-"""SIGTERM under load: what runs is finished or, after the grace period, left to others, which have the partitions at once."""
+"""SIGTERM under load: what runs is finished or, after the grace period, left to others, which have the partitions at once:
+those where nothing runs before the others.
+"""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 from itertools import count
 from pathlib import Path
 
@@ -66,6 +69,66 @@ async def hands_over(fleet: Fleet, history: History) -> None:
     print(f"handed over within {max(handed_over_ms)} ms; {counts}")
     assert counts.ends == {"completed": len(runs)}
     assert counts.lost == 0
+
+
+async def serves_no_idle_partition_longer_than_it_must(fleet: Fleet, history: History) -> None:
+    audit = Audit()
+
+    def owner_pid(partition: int) -> int | None:
+        claims = audit.partitions[partition].claims
+        return pid_of(claims[-1].owner) if claims and claims[-1].owner is not None else None
+
+    def owned_by(worker: subprocess.Popen[bytes]) -> list[int]:
+        return [partition for partition in audit.partitions if owner_pid(partition) == worker.pid]
+
+    leaver, stayer = fleet.worker(), fleet.worker()
+    await until(lambda: len(owned_by(leaver)) == len(owned_by(stayer)) == PARTITIONS / 2, history, audit)
+    busy, idle = owned_by(leaver)
+    async with Client(fleet.url) as client:
+
+        async def start(partition: int, **data: bool) -> str:
+            run_id = next(name for n in count() if partition_of(name := f"run-{n}", PARTITIONS) == partition)
+            return (await client.start_workflow("journey", data, run_id=run_id)).id
+
+        slow = await start(busy, gated=True)
+        await until(lambda: any(step.step_id == "gated" for step in fleet.executions()), history, audit)
+        leaver.send_signal(signal.SIGTERM)
+        quick = await start(idle)
+        await until(lambda: not audit.unfinished([quick]), history, audit)
+    assert "gated" not in audit.results(slow)
+    assert leaver.poll() is None and owner_pid(busy) == leaver.pid and owner_pid(idle) == stayer.pid
+    (fleet.folder / "gate").touch()
+    await until(lambda: not audit.unfinished([slow]), history, audit)
+    await until(lambda: leaver.poll() is not None, history, audit)
+    assert leaver.returncode == 0
+    assert [step.pid for step in fleet.executions() if step.step_id == "gated"] == [leaver.pid], "it ran once, to its end"
+    assert owner_pid(busy) == stayer.pid
+    audit.check_runs([slow, quick], {}, {"flaky": 2})
+    audit.check_returned()
+    audit.check_executions(fleet.executions())
+    counts = audit.conclude()
+    assert counts.ends == {"completed": 2}
+    assert counts.lost == 0
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in these tests waits for the end of a grace period."""
+    monkeypatch.setenv("GRACE_S", "300")
+
+
+@pytest.mark.usefixtures("patient")
+async def test_idle_partitions_at_once_on_sqlite(tmp_path: Path) -> None:
+    with Fleet(f"sqlite:///{tmp_path}/log.db", tmp_path, seed=0) as fleet:
+        await serves_no_idle_partition_longer_than_it_must(fleet, SQLiteHistory(tmp_path / "log.db"))
+
+
+@pytest.mark.kafka
+@pytest.mark.usefixtures("patient")
+async def test_idle_partitions_at_once_on_kafka(tmp_path: Path, kafka_namespace: str) -> None:
+    with Fleet(kafka_namespace, tmp_path, seed=0) as fleet:
+        async with KafkaHistory(kafka_namespace) as history:
+            await serves_no_idle_partition_longer_than_it_must(fleet, history)
 
 
 async def test_sqlite(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The programs of the fault tests: a worker that may die at any moment, and a client that survives.
 
     python workload.py worker URL FOLDER SEED    executes runs until SIGTERM; each step that runs leaves a line in
-                                                 FOLDER/executions
+                                                 FOLDER/executions, and a gated one ends once there is FOLDER/gate
     python workload.py client URL FOLDER RATE    starts RATE runs a second until SIGTERM, then waits for all of them, and
                                                  notes in FOLDER/told what it was told: starts acknowledged, and outcomes
 
@@ -63,6 +63,7 @@ executions = Lines(FOLDER / "executions")
 class Journey(BaseModel):
     signals: int = 0
     slow_s: float = 0.0
+    gated: bool = False
     poison: Literal["at once", "when tried again"] | None = None
 
     @field_validator("signals")
@@ -98,6 +99,13 @@ def leave_a_line() -> str:
 async def effect(lasts_s: float = 0.0) -> str:
     token = leave_a_line()
     await asyncio.sleep(lasts_s)
+    return token
+
+
+async def gated() -> str:
+    token = leave_a_line()
+    while not (FOLDER / "gate").exists():
+        await asyncio.sleep(0.05)
     return token
 
 
@@ -137,6 +145,8 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
     await run("first", effect)
     if ctx.input.data.slow_s:
         await run("slow", effect, ctx.input.data.slow_s)
+    if ctx.input.data.gated:
+        await run("gated", gated)
     if ctx.input.data.poison is not None:
         await run("poison", poisonous, ctx.input.data.poison == "when tried again", retry=Retry(3, backoff="500ms"))
     await asyncio.gather(*(branch(number) for number in range(3)))
@@ -168,7 +178,7 @@ async def worker(seed: int) -> None:
     told_to_leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_leave.set)
     async with client.worker(
-        grace=GRACE_S,
+        grace=float(os.environ.get("GRACE_S", GRACE_S)),
         concurrency=choose.choice([5, 50]),
         live_runs=choose.choice([2, 1000]),
         checkpoint_records=choose.choice([40, 400]),
