@@ -3,7 +3,7 @@
 from .faulty import FAULTS, FaultyDriver, FaultyLog
 from .processes import Process, ProcessLoop
 from .suite import LogSuite
-from .virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual
+from .virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_clock
 
 __all__ = [
     "FAULTS",
@@ -16,4 +16,5 @@ __all__ = [
     "VirtualDeadlock",
     "VirtualTimeLoop",
     "run_virtual",
+    "virtual_clock",
 ]

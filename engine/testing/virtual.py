@@ -140,3 +140,11 @@ def run_virtual(main: Coroutine[Any, Any, T], *, start_ms: int = START_MS) -> T:
     """As `asyncio.run`, in virtual time. Raises `VirtualDeadlock` when nothing can happen any more."""
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start_ms)) as runner:
         return runner.run(main)
+
+
+def virtual_clock() -> int:
+    """The virtual date, in milliseconds since 1970, for `MemoryDriver(clock=virtual_clock)`. Raises RuntimeError in real time."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, VirtualTimeLoop):
+        raise RuntimeError("virtual_clock tells the time of run_virtual, and this runs in real time")
+    return loop.clock()

@@ -18,7 +18,7 @@ from workflow import Approval, Order, Outcome, client, process_order
 from stepfold import WorkflowCancelled, WorkflowFailed
 from stepfold.drivers import MemoryDriver
 from stepfold.projections import ProjectionRunner
-from stepfold.testing import VirtualTimeLoop, run_virtual
+from stepfold.testing import run_virtual, virtual_clock
 
 SMALL = Order(order_id="1", customer="ada", items=["book"], total_cents=2_500)
 LARGE = Order(order_id="2", customer="ada", items=["piano"], total_cents=900_000)
@@ -34,14 +34,8 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def virtually(test: Coroutine[Any, Any, None]) -> None:
     """Run a test in virtual time: whenever nothing is left to do, the clock jumps to the next timer."""
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualTimeLoop)
-        client.log = MemoryDriver(clock=loop.clock)
-        await test
-
-    run_virtual(main())
+    client.log = MemoryDriver(clock=virtual_clock)
+    run_virtual(test)
 
 
 async def outcome_of(order: Order) -> Outcome:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from one_run import history, outcome, virtual_outcome
-from virtually import now_ms, virtually
+from virtually import virtually
 
 from stepfold import Client, Context, Retry, Step, StepFailed
 from stepfold.drivers import MemoryDriver
-from stepfold.testing import START_MS, run_virtual
+from stepfold.testing import START_MS, run_virtual, virtual_clock
 
 START = datetime.fromtimestamp(START_MS / 1000, UTC)
 YEAR = timedelta(days=365)
@@ -25,7 +25,7 @@ def test_three_sleeps_of_a_year_cost_next_to_nothing() -> None:
     def clock() -> int:
         nonlocal looks
         looks += 1
-        return now_ms()
+        return virtual_clock()
 
     async def body(ctx: Context, step: Step) -> Any:
         for number in range(3):

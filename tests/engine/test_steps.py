@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 from one_run import LIMIT_S, history, outcome, virtual_outcome
-from virtually import now_ms, virtually
+from virtually import virtually
 
 from stepfold import (
     Client,
@@ -32,6 +32,7 @@ from stepfold import (
 )
 from stepfold.events import StepCompleted, StepHeartbeat
 from stepfold.events import StepFailed as StepFailedEvent
+from stepfold.testing import virtual_clock
 
 QUICK = Retry(3, backoff="1ms", jitter=False)
 
@@ -174,7 +175,7 @@ def test_backoff_grows_and_is_bounded() -> None:
     times: dict[str, list[int]] = {}
 
     async def fail(step_id: str) -> None:
-        times.setdefault(step_id, []).append(now_ms())
+        times.setdefault(step_id, []).append(virtual_clock())
         raise ValueError
 
     async def body(ctx: Context, step: Step) -> Any:
@@ -286,7 +287,7 @@ def test_retry_after_sets_the_next_time() -> None:
     times: list[int] = []
 
     async def limited() -> str:
-        times.append(now_ms())
+        times.append(virtual_clock())
         if len(times) < 3:
             raise RetryAfter("90s")
         return "done"
@@ -372,7 +373,7 @@ def test_a_timeout_is_for_each_attempt() -> None:
     started: list[int] = []
 
     async def hang() -> None:
-        started.append(now_ms())
+        started.append(virtual_clock())
         await asyncio.sleep(3_600)
 
     async def body(ctx: Context, step: Step) -> Any:

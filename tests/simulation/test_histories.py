@@ -17,13 +17,12 @@ import programs
 import pytest
 from check import Checker
 from judge import Run
-from virtually import now_ms
 
 from stepfold import Client
 from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT
 from stepfold.log import Entry, Record
-from stepfold.testing.virtual import run_virtual
+from stepfold.testing import run_virtual, virtual_clock
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("format-*.jsonl"))
 PATIENCE_S = 3600
@@ -34,7 +33,7 @@ class Watched(MemoryDriver):
     """A log whose checker is told of every record before anything that follows from it."""
 
     def __init__(self, checker: Checker) -> None:
-        super().__init__(clock=now_ms)
+        super().__init__(clock=virtual_clock)
         self.checker = checker
         self._told = 0
 
@@ -56,7 +55,7 @@ class Host:
         self._log = log
 
     def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None:
-        self._log.tell().step_started(WORKER, run_id, step_id, attempt, now_ms(), args)
+        self._log.tell().step_started(WORKER, run_id, step_id, attempt, virtual_clock(), args)
 
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
 

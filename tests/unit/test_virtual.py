@@ -11,7 +11,7 @@ import pytest
 from loop_programs import Drive
 
 from stepfold.loop import DeterministicLoop
-from stepfold.testing.virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual
+from stepfold.testing.virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_clock
 
 YEAR_S = 365 * 86400
 
@@ -36,10 +36,16 @@ def test_the_clock_starts_where_it_is_told_and_counts_whole_milliseconds() -> No
         seen: list[int] = []
         for seconds in (0.1, 0.2, 0.0004, 0.0006):
             await asyncio.sleep(seconds)
-            seen.append(virtual_loop().clock())
+            assert virtual_clock() == virtual_loop().clock()
+            seen.append(virtual_clock())
         return seen
 
     assert run_virtual(main(), start_ms=1_000_000) == [1_000_100, 1_000_300, 1_000_300, 1_000_301]
+
+
+async def test_real_time_has_another_clock() -> None:
+    with pytest.raises(RuntimeError, match="this runs in real time"):
+        virtual_clock()
 
 
 def test_the_same_time_keeps_the_order_of_asking() -> None:
