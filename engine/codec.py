@@ -11,8 +11,9 @@ import re
 import typing
 from collections.abc import Awaitable, Callable
 from functools import lru_cache, wraps
-from types import CellType
+from types import CellType, MethodType
 from typing import Any, Never, NoReturn, TypeVar, cast, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 import orjson
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -118,17 +119,20 @@ ANY = Codec(Any, "Any")
 
 
 def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
-    """Remember what is computed for a function; one that has no hash is computed each time."""
-    remembered = lru_cache(maxsize=1024)(compute)
+    """Remember what is computed for a function as long as it lives; for what has no hash it is computed each time."""
+    remembered: WeakKeyDictionary[Callable[..., Any], T] = WeakKeyDictionary()
 
     @wraps(compute)
     def look_up(fn: Callable[..., Any]) -> T:
+        if isinstance(fn, MethodType):  # made anew at each access
+            fn = fn.__func__
         try:
-            return remembered(fn)
+            found = remembered.get(fn)
         except TypeError:
-            if _hashable(fn):
-                raise
             return compute(fn)
+        if found is None:
+            found = remembered[fn] = compute(fn)
+        return found
 
     return look_up
 

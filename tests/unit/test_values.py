@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from random import Random
 from typing import Any, NoReturn
+from weakref import ref
 
 import orjson
 import pytest
@@ -21,6 +23,7 @@ from stepfold.duration import duration_ms, words
 from stepfold.errors import ConfigError, ErrorInfo, NonRetryable, PayloadTooLarge, RetryAfter, StepFailed
 from stepfold.events import MAX_DEPTH, decode
 from stepfold.retry import Retry
+from stepfold.worker import is_async
 
 
 @pytest.mark.parametrize(
@@ -167,3 +170,23 @@ def test_a_name_that_is_not_there_at_run_time_is_named() -> None:
     give.__annotations__["return"] = "NotImported"
     with pytest.raises(ConfigError, match=r"give.*NotImported.*TYPE_CHECKING"):
         result_codec(give)
+
+
+class Shop:
+    def charge(self, amount: int) -> int: ...
+
+    def charging(self, amount: int) -> Callable[[], int]:
+        """A step as it is often written: a function of its own in each run."""
+        return lambda: self.charge(amount)
+
+
+def test_a_function_is_looked_at_once_and_not_kept() -> None:
+    shop = Shop()
+    assert result_codec(shop.charge) is result_codec(shop.charge)
+    step = shop.charging(5)
+    assert result_codec(step) is result_codec(step)
+    assert not is_async(step)
+    gone = ref(shop)
+    del shop, step
+    gc.collect()
+    assert gone() is None
