@@ -7,8 +7,9 @@ fetches what it is assigned, revokes before it reassigns and has no sticky assig
 the old assignment stands: the engine's claims, not the group, keep two owners apart. Positions in the inbox are the only
 offsets committed; whoever owns history partition p reads the inbox partitions congruent to p.
 
-A member that subscribes to nothing has retired: it is in the group and has no share. A leader of a version that does not look
-at subscriptions gives it one that nobody uses until it leaves.
+Members subscribe to the inbox too: a broker forgets the positions in a topic that nobody of a group subscribes to, after
+`offsets.retention.minutes` without a commit. A member that subscribes to nothing has retired: it is in the group and has no
+share. A leader of a version that does not look at subscriptions gives it one that nobody uses until it leaves.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class GroupMember:
         self._join_again.clear()
         group = self._namespace.group
         had = json.dumps(sorted(self.assignment or ())).encode()
-        topics = [] if self._retired else [self._namespace.history]
+        topics = [] if self._retired else [self._namespace.history, self._namespace.inbox]
         metadata = ConsumerProtocolMemberMetadata(0, topics, had).encode()
         timeout_ms = self._session_timeout_ms
         joined = await self._ask(

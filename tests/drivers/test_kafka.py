@@ -16,6 +16,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from aiokafka.structs import TopicPartition
 from kafka_suite import Broker, KafkaSuite, connections_may_leak, survives_a_killed_broker
 
@@ -413,6 +414,26 @@ async def test_the_inbox_is_for_members(driver: KafkaDriver) -> None:
     await member.leave()
     with pytest.raises(LogUnavailable, match="has left"):
         await receiving
+
+
+async def test_members_subscribe_to_the_inbox_until_they_retire(driver: KafkaDriver, admin: AIOKafkaAdminClient) -> None:
+    """Or the broker would forget its positions after a week without a request, and all requests would come again."""
+
+    async def subscribed() -> list[str]:
+        answers: list[Any] = await admin.describe_consumer_groups([driver.namespace.group])
+        [(_error, _group, _state, _type, _protocol, members, *_)] = answers[0].groups
+        [(_member_id, _client_id, _host, metadata, *_)] = members
+        return ConsumerProtocolMemberMetadata.decode(metadata).subscription if metadata else ["while it is rebalanced"]
+
+    async def comes_to(topics: list[str]) -> None:
+        async with asyncio.timeout(60):
+            while await subscribed() != topics:
+                await asyncio.sleep(0.05)
+
+    member = await joined(driver, "member")
+    await comes_to([driver.namespace.history, driver.namespace.inbox])
+    await member.retire()
+    await comes_to([])
 
 
 async def test_who_retires_reads_no_inbox_and_what_it_had_not_done_comes_to_the_other(
