@@ -24,7 +24,7 @@ import orjson
 
 from .errors import ConfigError, PayloadTooLarge
 from .events import FORMAT
-from .fold import PartitionState, RunState, fingerprint
+from .fold import PartitionState, Runs, RunState, fingerprint
 from .log import Log
 
 logger = logging.getLogger("stepfold.worker")
@@ -71,7 +71,7 @@ class Checkpoint:
             kept.clear()
         self._incomplete = self.unsure = False
         _, self.known = await log.bounds(partition)
-        found = _Found(log, partition)
+        found = self._finding()
         try:
             async for portion in log.checkpoint_load(partition):
                 found.take(portion)
@@ -101,6 +101,9 @@ class Checkpoint:
         self._pieces.update(found.pieces)
         self._chunks.update(found.lengths)
         return state
+
+    def _finding(self) -> Found:
+        return Found(self._log, self._partition)
 
     async def look_again(self, state: PartitionState, claim: int) -> None:
         """Learn what the owners before `claim` have stored since `load`, so that nothing of it stays for ever.
@@ -243,7 +246,7 @@ def _rest(key: str) -> str:
     return key.partition("/")[2]
 
 
-class _Found:
+class Found:
     """What is stored, portion by portion. Everything raises on what cannot be read or does not fit."""
 
     def __init__(self, log: Log, partition: int) -> None:
@@ -307,14 +310,18 @@ class _Found:
             if known.stored != claim:
                 self.worthless[f"{known.stored}/r/{run_id}"] = None
             self._drop(run_id)
+        self._last_start = max(self._last_start, self._keep(runs, run_id, value, offset, claim, is_idle))
+        self._state.open_mark ^= fingerprint(run_id)
+
+    def _keep(self, runs: Runs, run_id: str, value: bytes, offset: int, claim: int, is_idle: bool) -> int:
+        """Take a run in, and say where it began. An idle one stays packed."""
         if is_idle:
             _, workflow, _, _, _, start, *_ = orjson.loads(value)
             runs.put(run_id, workflow, value, offset, claim)
-        else:
-            run = runs[run_id] = RunState.unpack(value)
-            run.folded, run.stored, start = offset, claim, run.start
-        self._last_start = max(self._last_start, start)
-        self._state.open_mark ^= fingerprint(run_id)
+            return start
+        run = runs[run_id] = RunState.unpack(value)
+        run.folded, run.stored = offset, claim
+        return run.start
 
     def _drop(self, run_id: str) -> None:
         del self._state.runs[run_id]

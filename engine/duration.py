@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from functools import lru_cache
 
 Duration = float | str | timedelta
 
@@ -18,9 +19,7 @@ def duration_ms(duration: Duration) -> int:
     if isinstance(duration, timedelta):
         ms = duration / timedelta(milliseconds=1)
     elif isinstance(duration, str):
-        if not _WHOLE.fullmatch(duration):
-            raise ValueError(f'{duration!r} is not a duration; write one such as "250ms", "90s", "1h30m" or "3d"')
-        ms = sum(float(number) * _UNITS_MS[unit] for number, unit in _PART.findall(duration))
+        ms = _said_ms(duration)
     elif isinstance(duration, (int, float)) and not isinstance(duration, bool):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
         ms = duration * 1000
     else:
@@ -28,6 +27,13 @@ def duration_ms(duration: Duration) -> int:
     if not 0 <= ms <= _MAX_MS:
         raise ValueError(f"{duration!r} is not a duration between 0 and 1000 years")
     return round(ms)
+
+
+@lru_cache(maxsize=256)
+def _said_ms(duration: str) -> float:
+    if not _WHOLE.fullmatch(duration):
+        raise ValueError(f'{duration!r} is not a duration; write one such as "250ms", "90s", "1h30m" or "3d"')
+    return sum(float(number) * _UNITS_MS[unit] for number, unit in _PART.findall(duration))
 
 
 def words(ms: int) -> str:

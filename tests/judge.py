@@ -514,8 +514,11 @@ def _ownership(partition: Partition, offset: int) -> Ownership:
 # The engine's state, held against this.
 
 
-def differences(partition: Partition, state: Any) -> str:
-    """What a folded PartitionState says otherwise than the records before its offset, in words; empty: nothing."""
+def differences(partition: Partition, state: Any, compared: dict[str, tuple[Any, int]] | None = None) -> str:
+    """What a folded PartitionState says otherwise than the records before its offset, in words; empty: nothing.
+
+    `compared`: for states whose runs do not change any more; what was found equal is noted there and not compared again.
+    """
     offset: int = state.offset
     ownership = _ownership(partition, offset)
     if (state.claim, state.owner) != (ownership.offset, ownership.owner):
@@ -533,8 +536,16 @@ def differences(partition: Partition, state: Any) -> str:
                 return f"run {run_id}: it ended, and its id is forgotten"
         elif run_id not in theirs:
             return f"run {run_id}: it is missing, and began at offset {run.start}"
-        elif difference := _difference(run, theirs.peek(run_id)):
-            return f"run {run_id}: {difference}"
+        else:
+            found = theirs.peek(run_id)
+            if compared is not None and run_id in compared:
+                before, changed_at = compared[run_id]
+                if before is found and changed_at == run.changed_at:
+                    continue
+            if difference := _difference(run, found):
+                return f"run {run_id}: {difference}"
+            if compared is not None:
+                compared[run_id] = found, run.changed_at
     return ""
 
 

@@ -80,16 +80,43 @@ def current_process() -> Process | None:
     return _process.get(None)
 
 
+# Made so often that they do by themselves what asyncio's do when they are made, outside its debug mode.
+
+
 class _Handle(asyncio.Handle):
     __slots__ = ("process",)
 
-    process: Process | None
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: ProcessLoop, context: Context | None
+    ) -> None:
+        if context is None:
+            context = copy_context()
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+        self.process = context.get(_process)
 
 
 class _Timer(asyncio.TimerHandle):
     __slots__ = ("process",)
 
-    process: Process | None
+    def __init__(
+        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], loop: ProcessLoop, context: Context | None
+    ) -> None:
+        if context is None:
+            context = copy_context()
+        self._context = context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = self._source_traceback = None
+        self._when = when
+        self._scheduled = False
+        self.process = context.get(_process)
 
 
 class ProcessLoop(VirtualTimeLoop):
@@ -105,22 +132,22 @@ class ProcessLoop(VirtualTimeLoop):
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
         """As asyncio's."""
-        if context is None:
-            context = copy_context()
         handle = _Handle(callback, args, self, context)
-        handle.process = context.get(_process)
         self._ready.append(handle)
         return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As asyncio's."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         """As asyncio's; timers of the same time run in the order of these calls."""
-        if context is None:
-            context = copy_context()
         self._timers_made += 1
         timer = _Timer(when, callback, args, self, context)
-        timer.process = context.get(_process)
         heapq.heappush(self._timers, (when, self._timers_made, timer))
         return timer
 
@@ -167,4 +194,9 @@ class ProcessLoop(VirtualTimeLoop):
                 if process.stopped:
                     process.held.append(handle)
                     continue
-            handle._run()
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  # as a handle runs itself
+                self.call_exception_handler({"message": f"Exception in {handle!r}", "exception": error, "handle": handle})

@@ -15,9 +15,9 @@ from typing import Any, NoReturn, cast
 import orjson
 from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences, row_differences
 
-from stepfold.checkpoint import Checkpoint
+from stepfold.checkpoint import Checkpoint, Found
 from stepfold.errors import StepFailed
-from stepfold.fold import PartitionState, fold
+from stepfold.fold import PartitionState, Runs, RunState, fold
 from stepfold.log import Record
 
 RULES = {
@@ -61,7 +61,7 @@ class Broken(AssertionError):
 class _Seen:
     """What was seen of one run besides its records. A place is (offset, claim)."""
 
-    __slots__ = ("args", "counted", "ended", "given", "got", "once", "over", "quarantined", "started")
+    __slots__ = ("args", "counted", "ended", "given", "got", "once", "over", "policies", "quarantined", "started")
 
     def __init__(self) -> None:
         self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
@@ -71,6 +71,7 @@ class _Seen:
         self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
         self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
+        self.policies: dict[str, list[Json]] | None = None  # by path and name
         self.quarantined: tuple[int, int] | None = None
         self.ended: tuple[int, int] | None = None
 
@@ -87,6 +88,8 @@ class _Part:
         self.requests: set[tuple[str, str]] = set()  # run and request
         self.stored: dict[str, bytes] = {}  # beside the partition
         self.marked: dict[int, int] = {}  # by claim: the offset of its last marker
+        self.unpacked: dict[tuple[bytes, int, int], RunState] = {}  # by snapshot, offset and claim
+        self.compared: dict[str, tuple[RunState, int]] = {}  # by run: what it was found equal to, and after which change
 
 
 class Checker:
@@ -218,7 +221,7 @@ class Checker:
     def _within_policy(self, partition: int, record: Record, run: Run, event: Json) -> None:
         """The step gives up neither too late nor too early, and its pause is as long as was asked for."""
         step_id: str = event["step_id"]
-        policies = _policies(_program(run), step_id)
+        policies = self._policies(run, step_id)
         if not policies:
             return
         allowed = [how["max"] for how in policies]
@@ -281,12 +284,22 @@ class Checker:
         before = seen.started.setdefault((step_id, attempt), [])
         once = seen.once.get(step_id)
         if once is None:
-            once = seen.once[step_id] = _is_once(_program(run), step_id)
+            policies = self._policies(run, step_id)
+            once = seen.once[step_id] = bool(policies) and all(how["once"] for how in policies)
         if once and (before or (op is not None and not op.announced and attempt > counted) or (op is None and over is None)):
             raise Broken(4, f"{what}, though it may run once only, after its announcement; it ran on {before}, {op}")
         if before and not once and before[-1] != worker and self._must_count_the_lost(part, judged, op, before[-1], worker):
             raise Broken(4, f"{what} again; it was lost with {before[-1]}, and nothing counted that")
         before.append(worker)
+
+    def _policies(self, run: Run, step_id: str) -> list[Json]:
+        """Of the steps that may have this id."""
+        seen = self._seen[id(run)]
+        if seen.policies is None:
+            seen.policies = {}
+            for name, how in _steps(_program(run), ""):
+                seen.policies.setdefault(name, []).append(how)
+        return seen.policies.get(step_id.partition("#")[0], [])
 
     @staticmethod
     def _must_count_the_lost(part: _Part, judged: Partition, op: Open | None, before: str, worker: str) -> bool:
@@ -342,7 +355,8 @@ class Checker:
         judged = self.judge.partitions[partition]
         part = self._parts[partition]
         shelf: Any = _Shelf(part.stored, len(self._parts), judged.next_offset)
-        state = _at_once(Checkpoint(shelf, partition, lambda run: False).load())
+        checkpoint = Checkpoint(shelf, partition, _is_idle) if and_on else _Checkpoint(shelf, partition, part.unpacked)
+        state = _at_once(checkpoint.load())
         start = state.offset
         if start == 0:  # what is stored does not fit together: the fold from the start is always right
             return
@@ -350,7 +364,7 @@ class Checker:
             for offset, record in part.records.items():
                 if offset >= start:
                     fold(state, record)
-        if difference := differences(judged, state):
+        if difference := differences(judged, state, None if and_on else part.compared):
             raise Broken(3, f"partition {partition}, from the checkpoint at offset {start} on: {difference}")
 
     def projected(self, positions: Mapping[int, int], rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -442,6 +456,35 @@ class _Shelf:
         return 0, self._end
 
 
+class _Checkpoint(Checkpoint):
+    """Loads what is stored as an owner does, but unpacks no snapshot twice."""
+
+    def __init__(self, log: Any, partition: int, unpacked: dict[tuple[bytes, int, int], RunState]) -> None:
+        super().__init__(log, partition, _is_idle)
+        self._unpacked = unpacked
+
+    def _finding(self) -> Found:
+        return _Found(self._log, self._partition, self._unpacked)
+
+
+class _Found(Found):
+    def __init__(self, log: Any, partition: int, unpacked: dict[tuple[bytes, int, int], RunState]) -> None:
+        super().__init__(log, partition)
+        self._unpacked = unpacked
+
+    def _keep(self, runs: Runs, run_id: str, value: bytes, offset: int, claim: int, is_idle: bool) -> int:
+        run = self._unpacked.get((value, offset, claim))
+        if run is None:
+            run = self._unpacked[value, offset, claim] = RunState.unpack(value)
+            run.folded, run.stored = offset, claim
+        runs.at_hand[run_id] = run
+        return run.start
+
+
+def _is_idle(run: RunState) -> bool:
+    return False
+
+
 def _at_once(coroutine: Any) -> Any:
     """What a coroutine gives that waits for nothing but its turn."""
     try:
@@ -480,28 +523,16 @@ def _contains(node: Node, kind: str) -> bool:
     return node[0] == kind or any(_contains(inner, kind) for inner in _inner(node))
 
 
-def _policies(program: Node, step_id: str) -> list[Json]:
-    """Of the steps that may have this id."""
-    *path, name = step_id.partition("#")[0].split("/")
-    return list(_steps(program, path, name))
-
-
-def _steps(node: Node, path: list[str], name: str) -> Iterator[Json]:
+def _steps(node: Node, path: str) -> Iterator[tuple[str, Json]]:
+    """All steps below a node, by path and name."""
     kind = node[0]
     if kind == "step":
-        if not path and node[1] == name:
-            yield node[2]
+        yield path + node[1], node[2]
     elif kind == "send":
-        if not path and node[1] == name:
-            yield _SEND
+        yield path + node[1], _SEND
     elif kind in ("gather", "group", "race"):
-        if path and int(path[0]) < len(node[1]):
-            yield from _steps(node[1][int(path[0])], path[1:], name)
+        for number, inner in enumerate(node[1]):
+            yield from _steps(inner, f"{path}{number}/")
     else:
         for inner in _inner(node):
-            yield from _steps(inner, path, name)
-
-
-def _is_once(program: Node, step_id: str) -> bool:
-    policies = _policies(program, step_id)
-    return bool(policies) and all(how["once"] for how in policies)
+            yield from _steps(inner, path)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from functools import cache
 from random import Random
 from typing import Any, Protocol
 
@@ -164,6 +165,11 @@ def register(client: Client, host: Host, versions: tuple[str, ...]) -> None:
         client.workflow("program", version=version)(program)
 
 
+@cache
+def _retry(attempts: int) -> Retry:
+    return Retry(attempts, backoff=0.05 * attempts)
+
+
 class _Machine:
     """Interprets a program in one replay of one run. `path` is the scope that `step` is in."""
 
@@ -220,7 +226,7 @@ class _Machine:
 
     async def step(self, step: Step, path: str, node: Node) -> Any:
         _, name, how = node
-        retry = Retry(how["max"], backoff=0.05 * how["max"])
+        retry = _retry(how["max"])
         step_id = self._id(path, name)
         work = self.functions.plain if how["plain"] and how["how"] != "hang" else self.functions.work
         timeout = 2 if how["how"] == "hang" else None

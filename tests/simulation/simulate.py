@@ -77,7 +77,7 @@ def batch(seeds: range) -> Tally:
         tally.counts.update(report.counts)
         if report.failure is not None:
             tally.failed[seed] = words(report.failure)
-    gc.collect()
+        gc.collect()
     return tally
 
 

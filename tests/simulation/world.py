@@ -266,10 +266,10 @@ class World(Watch):
 
     def appended(self, partition: int, record: Record, writer: str) -> None:
         self.events += 1
-        value = _TRACEBACK.sub(b"", record.value)
-        self._hash.update(b"%d %d %d " % (partition, record.offset, record.timestamp))
-        self._hash.update(record.key.encode())
-        self._hash.update(value)
+        value = record.value
+        if b'"traceback":"' in value:
+            value = _TRACEBACK.sub(b"", value)
+        self._hash.update(b"%d %d %d %b%b" % (partition, record.offset, record.timestamp, record.key.encode(), value))
         if self.plan.trace:
             self.note(f"{partition}/{record.offset} {writer}: {value.decode(errors='replace')}")
         if record.key in self._by_id and record.value.startswith(b'{"type":"started"'):
@@ -733,11 +733,12 @@ class World(Watch):
         process = self._born("judge")
         driver = FaultyDriver(self.log, process)
         await driver.open()
+        sent = {(name, f"from {run.id}") for run in self.runs for name in "xyz"} | {("release", None)}
         for run in self.runs:
             view = await read_run(driver, run.id)
             if view.run is None:
                 raise AssertionError(f"run {run.id} is not in the log, although its start was acknowledged")
-            problem = self._judge(run, view.run)
+            problem = self._judge(run, view.run, run.signals | sent)
             if problem:
                 raise AssertionError(f"run {run.id} of {orjson.dumps(run.program).decode()}: {problem}")
         for life in self.lives:
@@ -759,8 +760,7 @@ class World(Watch):
             await projections.__aexit__(None, None, None)
             await projections.log.close()
 
-    def _judge(self, run: Planned, found: RunState) -> str:
-        signals = {*run.signals, *((name, f"from {other.id}") for other in self.runs for name in "xyz"), ("release", None)}
+    def _judge(self, run: Planned, found: RunState, signals: set[tuple[str, Any]]) -> str:
         if found.phase == "completed":
             if programs.allowed(run.program, found.result, run.id, signals):
                 return ""
