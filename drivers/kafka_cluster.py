@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -23,12 +24,15 @@ from itertools import count
 from typing import Any, Final, NamedTuple, TypeVar
 
 from aiokafka import AIOKafkaClient, TopicPartition
+from aiokafka.conn import create_conn
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
     NoError,
+    SaslAuthenticationFailed,
     UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
     for_code,
 )
 from aiokafka.protocol.abstract import AbstractType
@@ -44,6 +48,7 @@ log = logging.getLogger("stepfold.kafka")
 REQUEST_TIMEOUT_S: Final = 15.0
 BACKOFF_S: Final = 0.1
 _MAX_BACKOFF_S: Final = 1.0
+_LOOK_S: Final = 5.0
 
 
 class Topic(NamedTuple):
@@ -164,14 +169,34 @@ class Cluster:
         bootstrapping = asyncio.ensure_future(client.bootstrap())
         try:
             await asyncio.shield(bootstrapping)
-        except KafkaError as error:
+        except KafkaError:
             await _quietly(client.close(), "closing connections")
-            raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap}: {error}") from None
+            raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap}: {await self._why_not(client.hosts)}") from None
         except asyncio.CancelledError:
             await _quietly(bootstrapping, "connecting")
             await _quietly(client.close(), "closing connections")
             raise
         return client
+
+    async def _why_not(self, hosts: Sequence[tuple[str, int, Any]]) -> str:
+        """Why no connection came about: aiokafka says that only in its own log, so try again and look."""
+        for host, port, _ in hosts:
+            try:
+                async with asyncio.timeout(_LOOK_S):
+                    connection = await create_conn(host, port, client_id=self._client_id, **self._options)
+            except TimeoutError:
+                return f"{host}:{port} does not answer"
+            except (SaslAuthenticationFailed, UnsupportedSaslMechanismError) as error:
+                return f"{error}. Check sasl_mechanism, user and password"
+            except ssl.SSLCertVerificationError as error:
+                return f"{error}. The ssl_context has to know the authority that issued the certificate"
+            except OSError as error:
+                return str(error)
+            except KafkaError:
+                speaks = self._options.get("security_protocol", "PLAINTEXT")
+                return f"what listens there does not answer to {speaks}. Is it Kafka, and is that its security_protocol?"
+            connection.close()
+        return "it takes connections, and does not say what brokers there are"
 
     @property
     def controller(self) -> int | None:

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
-from kafka_suite import Broker
+from kafka_suite import Broker, started
 
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.errors import ConfigError
 
 pytest_plugins = ["ci_policy"]
 
@@ -69,16 +68,6 @@ def kafka_broker(new_broker: Callable[[], Broker]) -> Iterator[Broker]:
     broker = started(new_broker)
     yield broker
     broker.stop()
-
-
-def started(new_broker: Callable[[], Broker]) -> Broker:
-    broker = new_broker()
-    try:
-        broker.start()
-    except ConfigError as error:  # CI makes a failure of it, see ci_policy.py
-        broker.stop()
-        pytest.skip(f"no Kafka: {error}")
-    return broker
 
 
 @pytest.fixture
