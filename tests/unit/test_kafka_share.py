@@ -14,6 +14,10 @@ def test_the_first_member_gets_everything() -> None:
     assert share(3, {"a": []}) == {"a": [0, 1, 2]}
 
 
+def test_without_members_nobody_gets_anything() -> None:
+    assert share(3, {}) == {}
+
+
 def test_everybody_keeps_what_they_may() -> None:
     assert share(4, {"old": [0, 1, 2, 3], "new": []}) == {"old": [0, 1], "new": [2, 3]}
     assert share(5, {"a": [3, 4], "b": [0, 1, 2]}) == {"a": [3, 4], "b": [0, 1, 2]}
