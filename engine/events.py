@@ -313,12 +313,11 @@ SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for
 def decode(value: bytes) -> dict[str, Any] | None:
     """The event in a record's value; None for whatever is not an event of a known type in its proper form. Total."""
     try:
-        parsed: Any = orjson.loads(value)
+        event: dict[str, Any] = orjson.loads(value)
     except orjson.JSONDecodeError:
         return None
-    if type(parsed) is not dict:
+    if type(event) is not dict:
         return None
-    event = cast(dict[str, Any], parsed)
     kind = event.get("type")
     shape = SHAPES.get(kind) if type(kind) is str else None
     if shape is None or not shape.fits(event):

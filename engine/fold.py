@@ -199,7 +199,7 @@ class RunState:
         fields = orjson.loads(data)
         run = cls(fields[0], fields[1], fields[2], fields[3], fields[5], fields[6])
         (run.trigger, run.now, run.phase, run.decided, run.awaits_worker, run.cancel_requested) = (fields[4], *fields[7:12])
-        run.journal = [Delivery(*entry) for entry in fields[12]]
+        run.journal = list(map(_delivery, fields[12]))
         run.done = {delivery.step_id for delivery in run.journal if delivery.step_id}
         run.done.update(fields[13])
         for step_id, kind, *values in fields[14]:

@@ -137,6 +137,19 @@ class Database:
         connection.execute(sa.insert(POSITIONS), rows)
 
 
+_MOVE = (
+    sa.update(POSITIONS)
+    .where(
+        POSITIONS.c.projection == sa.bindparam("of_projection"),
+        POSITIONS.c.partition == sa.bindparam("of_partition"),
+        POSITIONS.c.position == sa.bindparam("found_at"),
+        POSITIONS.c.build == sa.bindparam("of_build"),
+    )
+    .values(position=sa.bindparam("behind"))
+)
+"""Made once: SQLAlchemy takes longer to build it than SQLite to run it."""
+
+
 class Feed:
     """One projection over one partition. `position`: everything below it is applied."""
 
@@ -215,11 +228,8 @@ class Feed:
     def _commit(self, state: PartitionState, records: Sequence[Record]) -> None:
         behind = records[-1].offset + 1
         with self._database.engine.begin() as connection:
-            moved = connection.execute(
-                sa.update(POSITIONS)
-                .where(*self._here(POSITIONS), POSITIONS.c.position == self.position, POSITIONS.c.build == self._build)
-                .values(position=behind)
-            )
+            here = {"of_projection": self.projection.name, "of_partition": self.partition, "of_build": self._build}
+            moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": behind})
             if moved.rowcount != 1:
                 raise _Overtaken
             batch = Batch(state, records, self._changed.add)

@@ -59,6 +59,8 @@ _SUMS: dict[str, sa.ColumnElement[Any]] = {
 }
 _HAVE_ERRORS = frozenset({"step-failed", "quarantined", "failed"})
 _OF_RUN = runs.c.run_id == sa.bindparam("id", type_=sa.String)
+_DELETE = sa.delete(runs).where(_OF_RUN)
+_INSERT = sa.insert(runs)
 _UPDATE = sa.update(runs).where(_OF_RUN).values({**_NEW_VALUES, **_SUMS})
 
 
@@ -94,9 +96,9 @@ class RunsProjection(Projection):
                 if not run.folded.open and run.folded.phase == "open":
                     changed.setdefault(run.id, run)
         if begun:
-            connection.execute(sa.delete(runs).where(_OF_RUN), [{"id": run_id} for run_id in begun])
+            connection.execute(_DELETE, [{"id": run_id} for run_id in begun])
             connection.execute(
-                sa.insert(runs),
+                _INSERT,
                 [
                     {
                         **_changing(changed[run_id]),

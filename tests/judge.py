@@ -98,12 +98,11 @@ def _too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
 def parse(value: bytes) -> Json | None:
     """The event that a record's value holds; None where it holds none."""
     try:
-        parsed: Any = orjson.loads(value)
+        event: Json = orjson.loads(value)
     except ValueError:
         return None
-    if type(parsed) is not dict:
+    if type(event) is not dict:
         return None
-    event = cast(Json, parsed)
     kind = event.get("type")
     if type(kind) is not str or kind not in _SHAPES or not _fits(event, _SHAPES[kind]):
         return None
