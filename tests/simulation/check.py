@@ -61,13 +61,14 @@ class Broken(AssertionError):
 class _Seen:
     """What was seen of one run besides its records. A place is (offset, claim)."""
 
-    __slots__ = ("args", "counted", "ended", "given", "got", "once", "over", "policies", "quarantined", "started")
+    __slots__ = ("args", "beats", "counted", "ended", "given", "got", "once", "over", "policies", "quarantined", "started")
 
     def __init__(self) -> None:
         self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
         self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
         self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
         self.args: dict[str, Any] = {}
+        self.beats: dict[tuple[str, int, str], list[Any]] = {}  # by step, attempt and worker: its heartbeats
         self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
         self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
@@ -181,6 +182,7 @@ class Checker:
         elif kind == "step-failed":
             seen.counted[step_id] = place
             self._within_policy(partition, record, run, event)
+            self._keeps_heartbeat(partition, record, run, event)
         elif kind == "attempt-lost":
             seen.counted[step_id] = place
             if run.open[step_id].lost > LOST_IN_A_ROW:
@@ -237,6 +239,17 @@ class Checker:
         if not shortest <= event["next_at"] - event["at"] <= longest + 1:
             self._broken(4, f"the pause shall be between {shortest} and {longest} ms", partition, record)
 
+    def _keeps_heartbeat(self, partition: int, record: Record, run: Run, event: Json) -> None:
+        """The next attempt will be told how far this one came."""
+        step_id, attempt, worker = event["step_id"], event["attempt"], self._parts[partition].writers[record.offset]
+        op, seen = run.open.get(step_id), self._seen[id(run)]
+        beats = seen.beats.get((step_id, attempt, worker))
+        if op is None or beats is None:
+            return
+        once = seen.started[step_id, attempt].count(worker) == 1  # else they are of several executions
+        if op.heartbeat not in (beats[-1:] if once else beats):
+            self._broken(4, f"the attempt had come to {beats}, and the log says {op.heartbeat}", partition, record)
+
     def acknowledged(self, partition: int, offset: int, writer: str) -> None:
         """Only what is there may be acknowledged, and to who wrote it."""
         if self._parts[partition].writers.get(offset) != writer:
@@ -256,7 +269,7 @@ class Checker:
         judged = self.judge.partitions[number]
         return self._parts[number], judged, judged.runs.get(run_id)
 
-    def step_started(self, worker: str, run_id: str, step_id: str, attempt: int, at_ms: int, args: Any) -> None:
+    def step_started(self, worker: str, run_id: str, step_id: str, attempt: int, at_ms: int, args: Any, heartbeat: Any) -> None:
         """A step may run if the log, as its worker knows it, says neither that it is over nor that another attempt is next."""
         part, judged, run = self._find(run_id)
         what = f"attempt {attempt} of step {step_id} of run {run_id} ran on {worker}"
@@ -279,6 +292,9 @@ class Checker:
         counted = op.attempts if op is not None else 0
         if over is None and (attempt > counted + 1 or (attempt <= counted and seen.counted[step_id][1] <= latest)):
             raise Broken(4, f"{what}; the log counts {counted} attempts before")
+        known = op.heartbeat if op is not None else None
+        if over is None and worker == part.claimed_by[-1] and heartbeat != known:
+            raise Broken(4, f"{what}, and was told that it had come to {heartbeat}, the log says {known}")
         if seen.args.setdefault(step_id, args) != args:
             raise Broken(11, f"{what} with {args!r}, and with {seen.args[step_id]!r} before")
         before = seen.started.setdefault((step_id, attempt), [])
@@ -300,6 +316,12 @@ class Checker:
             for name, how in _steps(_program(run), ""):
                 seen.policies.setdefault(name, []).append(how)
         return seen.policies.get(step_id.partition("#")[0], [])
+
+    def step_beat(self, worker: str, run_id: str, step_id: str, attempt: int, details: Any) -> None:
+        """The last one shall be known when the attempt has failed."""
+        _, _, run = self._find(run_id)
+        assert run is not None
+        self._seen[id(run)].beats.setdefault((step_id, attempt, worker), []).append(details)
 
     @staticmethod
     def _must_count_the_lost(part: _Part, judged: Partition, op: Open | None, before: str, worker: str) -> bool:

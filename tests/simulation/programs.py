@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from stepfold import Client, Context, Retry, Step, StepFailed, current_step
 from stepfold.errors import NonRetryable
+from stepfold.step import RunningStep
 
 Node = list[Any]
 ALWAYS = 1000
@@ -36,8 +37,10 @@ class Host(Protocol):
     """The process in which programs run."""
 
     name: str
+    beating: bool
 
-    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None: ...
+    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None: ...
+    def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None: ...
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None: ...
 
@@ -282,10 +285,15 @@ class Functions:
     def __init__(self, host: Host) -> None:
         async def work(how: dict[str, Any], name: str, argument: int) -> list[str]:
             now = current_step()
-            host.step_started(now.run_id, now.step_id, now.attempt, argument)
+            host.step_started(now.run_id, now.step_id, now.attempt, argument, now.last_heartbeat)
+            beats = host.beating and (how["ms"] or how["fails"])
             try:
+                if beats:
+                    _beat(host, now, "begun")
                 if how["ms"]:
                     await asyncio.sleep(how["ms"] / 1000)
+                if beats:
+                    _beat(host, now, "half way")
                 if how["how"] == "hang" and now.attempt <= how["fails"]:
                     await asyncio.sleep(HANG_S)
                 value = _outcome(how, name, now.run_id, now.attempt)
@@ -297,7 +305,7 @@ class Functions:
 
         def plain(how: dict[str, Any], name: str, argument: int) -> list[str]:
             now = current_step()
-            host.step_started(now.run_id, now.step_id, now.attempt, argument)
+            host.step_started(now.run_id, now.step_id, now.attempt, argument, now.last_heartbeat)
             try:
                 value = _outcome(how, name, now.run_id, now.attempt)
             except Exception as error:
@@ -309,6 +317,12 @@ class Functions:
         self.host = host
         self.work = work
         self.plain = plain
+
+
+def _beat(host: Host, now: RunningStep, where: str) -> None:
+    details = [now.attempt, where]
+    host.step_beat(now.run_id, now.step_id, now.attempt, details)
+    now.heartbeat(details)
 
 
 def _outcome(how: dict[str, Any], name: str, run_id: str, attempt: int) -> list[str]:

@@ -67,8 +67,12 @@ class Story:
         self.decide("step-failed", "a", attempt=attempt, error=ERROR, next_at=next_at, **fields)
         return self
 
-    def runs(self, step_id: str = "a", attempt: int = 1, worker: str = "w1", args: Any = 1) -> Story:
-        self.checker.step_started(worker, RUN, step_id, attempt, self.now_ms, args)
+    def runs(self, step_id: str = "a", attempt: int = 1, worker: str = "w1", args: Any = 1, heartbeat: Any = None) -> Story:
+        self.checker.step_started(worker, RUN, step_id, attempt, self.now_ms, args, heartbeat)
+        return self
+
+    def beats(self, details: Any, attempt: int = 1) -> Story:
+        self.checker.step_beat("w1", RUN, "a", attempt, details)
         return self
 
     def gives(self, value: Any, step_id: str = "a", at_ms: int = 0) -> Story:
@@ -94,9 +98,9 @@ def failed(attempts: int, message: str = "no") -> StepFailed:
 
 
 def test_a_good_story_is_believed() -> None:
-    story = begun().runs().fail(1, 1080).tells()
+    story = begun().runs().beats("begun").beats("half way").fail(1, 1080, heartbeat="half way").tells()
     story.now_ms = 1080
-    story.runs(attempt=2)
+    story.runs(attempt=2, heartbeat="half way")
     story.decide("step-completed", "a", attempt=2, result="A")
     story.gives("A")
     story.decide("attempt-started", "once", attempt=1)
@@ -272,6 +276,13 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (4, "nothing counted that", lambda: begun().runs().owned("w2").runs(worker="w2")),
     (4, "lost 5 times in a row", lambda: lost(5)),
     (4, "no step of it was lost too often", lambda: quarantined(PROGRAM, "StepInterrupted")),
+    (4, "had come to .*, and the log says None", lambda: begun().runs().beats("half way").fail(1, 1080)),
+    (
+        4,
+        "had come to .*, and the log says begun",
+        lambda: begun().runs().beats("begun").beats("half").fail(1, 1080, heartbeat="begun"),
+    ),
+    (4, "told that it had come to None", lambda: begun().runs().fail(1, 1080, heartbeat="half").runs(attempt=2)),
     (5, "no record says so", lambda: begun().gives("A")),
     (5, "no record has started that run", lambda: Story().owned().runs()),
     (6, "after the end of the run", lambda: ended(begun()).runs()),

@@ -50,12 +50,15 @@ class Host:
     """The process that programs run in."""
 
     name = WORKER
+    beating = False
 
     def __init__(self, log: Watched) -> None:
         self._log = log
 
-    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None:
-        self._log.tell().step_started(WORKER, run_id, step_id, attempt, virtual_clock(), args)
+    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None:
+        self._log.tell().step_started(WORKER, run_id, step_id, attempt, virtual_clock(), args, heartbeat)
+
+    def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None: ...
 
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
 

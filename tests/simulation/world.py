@@ -118,12 +118,16 @@ class Host:
 
     def __init__(self, world: World, process: Process) -> None:
         self.name = process.name
+        self.beating = world.beating
         self._world = world
         self._process = process
 
-    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any) -> None:
+    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None:
         now = self._process.clock()
-        self._world.tell(lambda eye: eye.step_started(self.name, run_id, step_id, attempt, now, args))
+        self._world.tell(lambda eye: eye.step_started(self.name, run_id, step_id, attempt, now, args, heartbeat))
+
+    def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None:
+        self._world.tell(lambda eye: eye.step_beat(self.name, run_id, step_id, attempt, details))
 
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None:
         if self._process.state != "dead":
@@ -167,6 +171,7 @@ class World(Watch):
         self.checkpoint_s = random.choice((3.0, 30.0))
         self.concurrency = random.choice((1, 4, 100))
         self.projecting = random.random() < 0.1
+        self.beating = self.source("steps").random() < 0.4
         self.versions: tuple[str, ...] = ("1",)
         self.faulty = True
         self.log = FaultyLog(
