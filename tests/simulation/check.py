@@ -90,7 +90,7 @@ class _Part:
         self.stored: dict[str, bytes] = {}  # beside the partition
         self.marked: dict[int, int] = {}  # by claim: the offset of its last marker
         self.unpacked: dict[tuple[bytes, int, int], RunState] = {}  # by snapshot, offset and claim
-        self.compared: dict[str, tuple[RunState, int]] = {}  # by run: what it was found equal to, and after which change
+        self.compared: dict[str, tuple[Any, int]] = {}  # by run: what it was found equal to, and after which change
 
 
 class Checker:
