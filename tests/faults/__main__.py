@@ -1,8 +1,8 @@
 """`make torture MINUTES=30`: the storm of test_kills, for hours if need be. `python tests/faults --help` says what may be chosen.
 
 Each log has its minutes, in rounds of a hundred kills, each on a fresh log with a seed of its own: about 60 kills a minute on a
-machine with two cores. On Kafka a backlog of up to 100,000 starts comes last. What a round that broke a promise has left behind
-is kept and named, and the command fails.
+machine with two cores. At every fiftieth the Kafka broker is killed, too, and started again, if it is our own. On Kafka a backlog
+of up to 100,000 starts comes last. What a round that broke a promise has left behind is kept and named, and the command fails.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Progress:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.rounds = self.kills = self.pauses = self.sent_home = 0
+        self.rounds = self.kills = self.pauses = self.sent_home = self.restarts = 0
         self.counts = Counts()
         self.broken: list[str] = []  # by round that failed, where its evidence is
         self._began = self._told = time.monotonic()
@@ -46,8 +46,9 @@ class Progress:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         return (
             f"{self.name:6} {minutes:3}:{seconds:02}  {self.kills + fleet.kills:5} kills  {self.pauses + fleet.pauses:4} pauses"
-            f"  {self.sent_home + fleet.sent_home:4} sent home  {self.counts.runs + audit.counts.runs:6} runs"
-            f"  {self.counts.records + audit.counts.records:8} records  {len(self.broken) + len(audit.violations)} violations"
+            f"  {self.sent_home + fleet.sent_home:4} sent home  {self.restarts:3} restarts"
+            f"  {self.counts.runs + audit.counts.runs:6} runs  {self.counts.records + audit.counts.records:8} records"
+            f"  {len(self.broken) + len(audit.violations)} violations"
         )
 
     def tell(self, fleet: Fleet, audit: Audit) -> None:
@@ -67,7 +68,8 @@ class Progress:
         words = f"{len(self.broken)} ROUNDS BROKE A PROMISE" if self.broken else "every promise held"
         evidence = "".join(f"\n    evidence: {folder}" for folder in self.broken)
         return (
-            f"{self.name}: {words}. {self.rounds} rounds, {self.kills} kills, {self.pauses} pauses, {self.sent_home} sent home\n"
+            f"{self.name}: {words}. {self.rounds} rounds, {self.kills} kills, {self.pauses} pauses, {self.sent_home} sent home, "
+            f"{self.restarts} restarts of the log\n"
             f"    {self.counts}{evidence}"
         )
 
@@ -92,9 +94,17 @@ async def rounds(
     weather: Weather,
     minutes: float,
     seeds: random.Random,
+    broker: LocalBroker | None = None,
 ) -> Progress:
-    """Storms on fresh logs until the minutes are over."""
+    """Storms on fresh logs until the minutes are over. A `broker` is killed and started again now and then."""
     progress = Progress(name)
+
+    async def restart() -> None:
+        assert broker is not None
+        await asyncio.to_thread(broker.kill)
+        await asyncio.to_thread(broker.start)
+        progress.restarts += 1
+
     until = time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         folder = Path(tempfile.mkdtemp(prefix=f"stepfold-torture-{name}-"))
@@ -110,6 +120,7 @@ async def rounds(
                         weather,
                         lambda fleet=fleet: fleet.kills >= KILLS_PER_ROUND or time.monotonic() > until,
                         lambda audit, fleet=fleet: progress.tell(fleet, audit),
+                        None if broker is None else restart,
                     )
             except AssertionError as error:
                 (folder / "violations").write_text(str(error))
@@ -150,7 +161,7 @@ async def torture(logs: list[str], minutes: float, seed: int) -> bool:
         given = os.environ.get("STEPFOLD_TEST_KAFKA")
         with nullcontext() if given else LocalBroker(say=print) as broker:
             bootstrap = given if broker is None else broker.bootstrap
-            done.append(await rounds("kafka", lambda folder: on_kafka(str(bootstrap)), ON_KAFKA, minutes, seeds))
+            done.append(await rounds("kafka", lambda folder: on_kafka(str(bootstrap)), ON_KAFKA, minutes, seeds, broker))
             broken_backlog = await backlog(str(bootstrap), min(100_000, int(10_000 * minutes)))
     for progress in done:
         print(progress.verdict())

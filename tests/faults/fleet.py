@@ -87,6 +87,10 @@ class Fleet:
         self._workers.append(worker)
         return worker
 
+    def pids(self) -> set[int]:
+        """Of the workers that were neither killed nor told to leave, nor are paused."""
+        return {worker.pid for worker in self._workers}
+
     def kill(self, worker: subprocess.Popen[bytes] | None = None) -> None:
         """SIGKILL one, a random one unless said; it must have been alive."""
         worker = worker or self.random.choice(self._workers)

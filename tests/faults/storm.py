@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
 from fleet import Fleet, until
@@ -12,6 +12,7 @@ from rawlog import Audit, Counts, History, Raw
 
 WORKERS = 3
 MAX_FAILURES = {"flaky": 2}
+KILLS_TO_RESTART = 50
 
 
 class Weather(NamedTuple):
@@ -33,11 +34,13 @@ async def storm(
     weather: Weather,
     is_over: Callable[[], bool],
     tell: Callable[[Audit], None] = lambda audit: None,
+    restart: Callable[[], Awaitable[object]] | None = None,
 ) -> Counts:
     """Kill and replace random workers while runs are started, until `is_over`; wait for all runs; judge what the log holds.
 
-    Some are paused instead, and some told to leave. `tell` hears of the audit all the while. What was read of the log stays in
-    `fleet.folder`, as lines of JSON. Raises AssertionError with what was broken, as soon as it is seen.
+    Some are paused instead, and some told to leave. With `restart` the log itself dies too, at every fiftieth kill, and is back
+    when that returns. `tell` hears of the audit all the while. What was read of the log stays in `fleet.folder`, as lines of
+    JSON. Raises AssertionError with what was broken, as soon as it is seen.
     """
     audit = Audit()
     history = Kept(history, fleet)
@@ -55,6 +58,12 @@ async def storm(
             pausing = asyncio.create_task(fleet.pause(weather.pauses_s))
         if fleet.kills % 10 == 9:
             fleet.send_home()
+            fleet.worker()
+        if restart is not None and fleet.kills % KILLS_TO_RESTART == KILLS_TO_RESTART - 1:
+            await pausing
+            await until(lambda: audit.owners() == fleet.pids(), history, audit)  # a worker does not start where no log is
+            fleet.kill()
+            await restart()
             fleet.worker()
         fleet.kill()
         fleet.worker()
