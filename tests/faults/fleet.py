@@ -14,10 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rawlog import Audit, Execution, History
+from rawlog import Audit, Counts, Execution, History
 
 PROGRAMS = Path(__file__).parent / "workload.py"
 
+MAX_FAILURES = {"flaky": 2}
+"""Of the programs' steps: how often they may fail, where that is not the default."""
 DEADLINE_S = 120.0
 """Only a failing test waits this long."""
 
@@ -125,6 +127,23 @@ class Fleet:
             worker.send_signal(signal.SIGCONT)
         self._workers.append(worker)
         self.pauses += 1
+
+    async def finish(self, client: subprocess.Popen[bytes], history: History, audit: Audit) -> Counts:
+        """Start no more runs, wait until all have ended, and judge what everybody was told and what was done.
+
+        Raises AssertionError with what was broken, and if the client or a worker has given up.
+        """
+        client.terminate()
+        await until(lambda: not audit.unfinished(self.acknowledged()), history, audit)
+        await until(lambda: client.poll() is not None, history, audit)
+        assert client.returncode == 0
+        assert [worker.poll() for worker in self._workers] == [None] * len(self._workers)
+        audit.check_runs(self.acknowledged(), self.outcomes(), MAX_FAILURES)
+        audit.check_returned()
+        audit.check_executions(self.executions())
+        counts = audit.conclude()
+        assert counts.ends.keys() == {"completed"}
+        return counts
 
     # What they left behind.
 

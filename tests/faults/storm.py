@@ -11,7 +11,6 @@ from fleet import Fleet, until
 from rawlog import Audit, Counts, History, Raw
 
 WORKERS = 3
-MAX_FAILURES = {"flaky": 2}
 KILLS_TO_RESTART = 50
 
 
@@ -68,15 +67,9 @@ async def storm(
         fleet.kill()
         fleet.worker()
     await pausing
-    client.terminate()
-    await until(lambda: not audit.unfinished(fleet.acknowledged()), history, audit)
-    await until(lambda: client.poll() is not None, history, audit)
-    assert client.returncode == 0
-    audit.check_runs(fleet.acknowledged(), fleet.outcomes(), MAX_FAILURES)
-    audit.check_returned()
-    audit.check_executions(fleet.executions())
+    counts = await fleet.finish(client, history, audit)
     tell(audit)
-    return audit.conclude()
+    return counts
 
 
 class Kept:

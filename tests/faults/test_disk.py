@@ -34,7 +34,8 @@ async def test_work_goes_on_when_a_full_disk_has_room_again(tmp_path: Path) -> N
         Fleet(f"sqlite:///{disk}/log.db", tmp_path, seed=0) as fleet,
     ):
         history, audit = SQLiteHistory(disk / "log.db"), Audit()
-        workers = [fleet.worker(), fleet.worker()]
+        for _ in range(2):
+            fleet.worker()
         client = fleet.client(rate=20)
         await until(lambda: audit.counts.ends.total() > 10, history, audit)
         for _ in range(2):
@@ -44,15 +45,7 @@ async def test_work_goes_on_when_a_full_disk_has_room_again(tmp_path: Path) -> N
             refused_after = len(fleet.acknowledged())
             (disk / "filler").unlink()
             await until(lambda refused_after=refused_after: len(fleet.acknowledged()) > refused_after + 10, history, audit)
-        client.terminate()
-        await until(lambda: not audit.unfinished(fleet.acknowledged()), history, audit)
-        await until(lambda: client.poll() is not None, history, audit)
-        assert client.returncode == 0
-        assert [worker.poll() for worker in workers] == [None, None]
-    audit.check_runs(fleet.acknowledged(), fleet.outcomes(), {"flaky": 2})
-    audit.check_returned()
-    audit.check_executions(fleet.executions())
-    print(audit.conclude())
+        print(await fleet.finish(client, history, audit))
 
 
 async def test_a_file_that_may_not_be_written_is_refused(tmp_path: Path) -> None:

@@ -29,13 +29,5 @@ async def test_rivals_fence_each_other(tmp_path: Path) -> None:
         owners = {pid_of(claim.owner) for partition in audit.partitions.values() for claim in partition.claims if claim.owner}
         assert owners == {one.pid, other.pid}
         fleet.kill(other)
-        client.terminate()
-        await until(lambda: not audit.unfinished(fleet.acknowledged()), history, audit)
-        await until(lambda: client.poll() is not None, history, audit)
-        assert client.returncode == 0
-    audit.check_runs(fleet.acknowledged(), fleet.outcomes(), {"flaky": 2})
-    audit.check_returned()
-    audit.check_executions(fleet.executions())
-    counts = audit.conclude()
-    print(f"{while_they_fought} runs ended in the meantime; {counts}")
-    assert counts.ends.keys() == {"completed"}
+        print(await fleet.finish(client, history, audit))
+    print(f"{while_they_fought} runs ended in the meantime")

@@ -29,14 +29,7 @@ async def the_other_goes_on(fleet: Fleet, history: History) -> list[float]:
         if (owner := partition.claims[-1].owner) is not None and pid_of(owner) == workers[0].pid
     ]
     assert orphans, "both had a share"
-    client.terminate()
-    await until(lambda: not audit.unfinished(fleet.acknowledged()), history, audit)
-    await until(lambda: client.poll() is not None, history, audit)
-    assert client.returncode == 0 and workers[1].poll() is None
-    audit.check_runs(fleet.acknowledged(), fleet.outcomes(), {"flaky": 2})
-    audit.check_returned()
-    audit.check_executions(fleet.executions())
-    assert audit.conclude().ends.keys() == {"completed"}
+    print(await fleet.finish(client, history, audit))
     taken = [next(claim for claim in partition.claims if claim.timestamp >= killed_at) for partition in orphans]
     assert {pid_of(claim.owner or "") for claim in taken} == {workers[1].pid}
     return [(claim.timestamp - killed_at) / 1000 for claim in taken]
