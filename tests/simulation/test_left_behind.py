@@ -14,7 +14,7 @@ import pytest
 from simulate import Plan, prepare, simulate
 
 SEEDS = (0, 3, 6)
-"""A world that ends early, one with many deaths, and one with 1,700 events and a projection."""
+"""A world that ends early, one with many deaths, and one with 1,900 events and a projection."""
 WARM_UP = 2
 ROUNDS = 2
 STRAY_BYTES = 20_000

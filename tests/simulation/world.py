@@ -23,6 +23,7 @@ import programs
 import sqlalchemy as sa
 import strangers
 from observe import Observer, Silent
+from run_rows import positions_and_rows
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
@@ -34,7 +35,6 @@ from stepfold.fold import RunState
 from stepfold.host import Settings
 from stepfold.log import CLAIM_KEY, Record, partition_of
 from stepfold.projections import ProjectionRunner, RunsProjection
-from stepfold.projections.feed import POSITIONS
 from stepfold.tail import read_run
 from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Watch
 from stepfold.testing.processes import Process, ProcessLoop, current_process
@@ -802,7 +802,7 @@ class World(Watch):
             raise OperationalError("COMMIT", None, Exception("the database has gone away"))
 
     async def _tell_rows(self, projections: ProjectionRunner) -> list[dict[str, Any]]:
-        positions, rows = await projections.query(_projected)
+        positions, rows = await projections.query(positions_and_rows)
         self.tell(lambda eye: eye.projected(positions, {row["run_id"]: row for row in rows}))
         return rows
 
@@ -819,14 +819,6 @@ class World(Watch):
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task not in graves]
         if left:
             raise AssertionError(f"tasks are left when everybody has gone: {sorted(task.get_name() for task in left)}")
-
-
-def _projected(connection: sa.Connection) -> tuple[dict[int, int], list[dict[str, Any]]]:
-    """Positions by partition, and rows."""
-    runs = RunsProjection.metadata.tables["stepfold_runs"]
-    positions = connection.execute(sa.select(POSITIONS.c.partition, POSITIONS.c.position))
-    rows = connection.execute(runs.select().order_by(runs.c.run_id))
-    return dict(positions.tuples().all()), [dict(row) for row in rows.mappings()]
 
 
 def _where() -> str:
