@@ -271,9 +271,7 @@ class World(Watch):
 
     def appended(self, partition: int, record: Record, writer: str) -> None:
         self.events += 1
-        value = record.value
-        if b'"traceback":"' in value:
-            value = _TRACEBACK.sub(b"", value)
+        value = _TRACEBACK.sub(b"", record.value) if b'"traceback":"' in record.value else record.value
         self._hash.update(b"%d %d %d %b%b" % (partition, record.offset, record.timestamp, record.key.encode(), value))
         if self.plan.trace:
             self.note(f"{partition}/{record.offset} {writer}: {value.decode(errors='replace')}")
