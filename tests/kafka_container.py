@@ -37,8 +37,8 @@ class KafkaContainer:
 
     def start(self) -> None:
         if self._container is None:
-            container = DockerContainer(IMAGE).with_command(["bash", "-c", COMMAND]).with_bind_ports(self._port, self._port)
             try:
+                container = DockerContainer(IMAGE).with_command(["bash", "-c", COMMAND]).with_bind_ports(self._port, self._port)
                 container.with_envs(**self._settings()).start()
             except DockerException as error:
                 raise ConfigError(f"no container of {IMAGE}: {error}") from error

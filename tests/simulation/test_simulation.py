@@ -26,7 +26,6 @@ PROCESSES = os.cpu_count() or 1
 COMPARED = range(8)
 FOUND = {
     1053740216710: "an announced at_most_once attempt was taken for one that waits, by a clock that was behind, and ran again",
-    782475439331: "a checkpoint that was given up landed late on a newer one of the same claim",
 }
 NEEDED = ("orjson", "pydantic", "sqlalchemy", "typing-extensions")
 """What a world imports besides the engine."""
