@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import socket
 import struct
 import time
+import warnings
 
 from docker.errors import DockerException
 from docker.models.containers import Container
@@ -37,12 +39,7 @@ class KafkaContainer:
 
     def start(self) -> None:
         if self._container is None:
-            try:
-                container = DockerContainer(IMAGE).with_command(["bash", "-c", COMMAND]).with_bind_ports(self._port, self._port)
-                container.with_envs(**self._settings()).start()
-            except DockerException as error:
-                raise ConfigError(f"no container of {IMAGE}: {error}") from error
-            self._container = container.get_wrapped_container()
+            self._container = self._run()
         else:
             self._container.start()
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -51,6 +48,17 @@ class KafkaContainer:
             if self._container.status == "exited" or time.monotonic() > deadline:
                 raise ConfigError(f"{IMAGE} did not start: {self._container.logs(tail=5).decode(errors='replace')}")
             time.sleep(0.1)
+
+    def _run(self) -> Container:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # where no Docker answers its client leaves a socket open
+            try:
+                container = DockerContainer(IMAGE).with_command(["bash", "-c", COMMAND]).with_bind_ports(self._port, self._port)
+                return container.with_envs(**self._settings()).start().get_wrapped_container()
+            except DockerException as error:
+                problem = f"no container of {IMAGE}: {error}"
+            gc.collect()
+        raise ConfigError(problem)
 
     def _answers(self) -> bool:
         """Whether the broker serves: Docker accepts connections before it does."""
