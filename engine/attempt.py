@@ -31,7 +31,21 @@ class Reports(Protocol):
 class Attempt:
     """One attempt of one step, on its way through the worker."""
 
-    __slots__ = ("alone", "announced", "beats", "begun", "call", "failures", "heartbeat", "number", "op", "owner", "run", "task")
+    __slots__ = (
+        "alone",
+        "announced",
+        "beats",
+        "begun",
+        "call",
+        "failures",
+        "heartbeat",
+        "heartbeat_at",
+        "number",
+        "op",
+        "owner",
+        "run",
+        "task",
+    )
 
     def __init__(self, owner: Reports, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
         self.owner = owner
@@ -47,10 +61,12 @@ class Attempt:
             self.number = 1
             self.failures = 0
             self.heartbeat: Any = None
+            self.heartbeat_at = 0
         else:
             self.number = known.attempts + 1
             self.failures = known.failures
             self.heartbeat = known.heartbeat
+            self.heartbeat_at = known.heartbeat_at
 
     @property
     def run_id(self) -> str:

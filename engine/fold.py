@@ -64,7 +64,7 @@ _delivery = Delivery._make  # half the price of the constructor, for the most fr
 class OpenStep:
     """A step with a failed, lost or announced attempt behind it and no result yet."""
 
-    __slots__ = ("attempts", "error", "failures", "heartbeat", "lost", "next_at", "started")
+    __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "lost", "next_at", "started")
     kind = "step"
 
     def __init__(self) -> None:
@@ -75,6 +75,7 @@ class OpenStep:
         self.next_at: int | None = None
         self.error: Any = None
         self.heartbeat: Any = None
+        self.heartbeat_at = 0  # `at` of the last one: one that comes again, or late, must not take its place
 
 
 class OpenSleep:
@@ -620,9 +621,10 @@ def _attempt_lost(run: RunState, event: dict[str, Any]) -> bool:
 
 def _step_heartbeat(run: RunState, event: dict[str, Any]) -> bool:
     step = _attempt(run, event)
-    if step is None:
+    if step is None or event["at"] <= step.heartbeat_at:
         return False
     step.heartbeat = event["details"]
+    step.heartbeat_at = event["at"]
     step.next_at = None
     return True
 

@@ -619,7 +619,8 @@ class Owner:
         """Record an attempt's latest details."""
         if self._expects(attempt):
             attempt.op.recorded = True
-            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details)
+            at = attempt.heartbeat_at = max(self.log.now(), attempt.heartbeat_at + 1)
+            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details, at=at)
 
     def _expects(self, attempt: Attempt) -> bool:
         live = self.live.get(attempt.run.id)

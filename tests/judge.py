@@ -126,6 +126,7 @@ class Open:
         "error",
         "failures",
         "heartbeat",
+        "heartbeat_at",
         "kind",
         "lost",
         "next_at",
@@ -143,6 +144,7 @@ class Open:
         self.next_at: int | None = None
         self.error: Json | None = None
         self.heartbeat: Any = None
+        self.heartbeat_at = 0
         self.wake_at = wake_at
         self.signal = signal
         self.timeout_at = timeout_at
@@ -374,9 +376,9 @@ def _attempt_lost(run: Run, event: Json) -> bool:
 
 def _step_heartbeat(run: Run, event: Json) -> bool:
     step = _next_attempt(run, event)
-    if step is None:
+    if step is None or event["at"] <= step.heartbeat_at:
         return False
-    step.heartbeat = event["details"]
+    step.heartbeat, step.heartbeat_at = event["details"], event["at"]
     step.next_at = None
     return True
 
@@ -571,7 +573,7 @@ _NAMES = {
 }
 _ours, _theirs = attrgetter(*_NAMES), attrgetter(*_NAMES.values())
 _OP_NAMES = {
-    "step": ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat"],
+    "step": ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat", "heartbeat_at"],
     "sleep": ["wake_at"],
     "wait": ["signal", "timeout_at"],
 }

@@ -68,7 +68,7 @@ class _Seen:
         self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
         self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
         self.args: dict[str, Any] = {}
-        self.beats: dict[tuple[str, int, str], list[Any]] = {}  # by step, attempt and worker: its heartbeats
+        self.beats: dict[tuple[str, int, int], list[Any]] = {}  # by step, attempt and claim: its heartbeats
         self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
         self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
@@ -243,7 +243,7 @@ class Checker:
         """The next attempt will be told how far this one came."""
         step_id, attempt, worker = event["step_id"], event["attempt"], self._parts[partition].writers[record.offset]
         op, seen = run.open.get(step_id), self._seen[id(run)]
-        beats = seen.beats.get((step_id, attempt, worker))
+        beats = seen.beats.get((step_id, attempt, event["claim"]))
         if op is None or beats is None:
             return
         once = seen.started[step_id, attempt].count(worker) == 1  # else they are of several executions
@@ -319,9 +319,9 @@ class Checker:
 
     def step_beat(self, worker: str, run_id: str, step_id: str, attempt: int, details: Any) -> None:
         """The last one shall be known when the attempt has failed."""
-        _, _, run = self._find(run_id)
+        part, _, run = self._find(run_id)
         assert run is not None
-        self._seen[id(run)].beats.setdefault((step_id, attempt, worker), []).append(details)
+        self._seen[id(run)].beats.setdefault((step_id, attempt, part.claims[worker][-1]), []).append(details)
 
     @staticmethod
     def _must_count_the_lost(part: _Part, judged: Partition, op: Open | None, before: str, worker: str) -> bool:

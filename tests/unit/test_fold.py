@@ -290,8 +290,12 @@ def test_the_last_heartbeat_is_kept_for_the_next_attempt() -> None:
     ledger.rejects("step-heartbeat", step_id="a", attempt=2, details=99)
     step = ledger.run.open["a"]
     assert isinstance(step, OpenStep) and step.heartbeat == 10
+    ledger.accepts("step-heartbeat", step_id="a", attempt=1, details=11, at=step.heartbeat_at + 1)
+    ledger.rejects("step-heartbeat", step_id="a", attempt=1, details=10, at=step.heartbeat_at - 1)
+    ledger.rejects("step-heartbeat", step_id="a", attempt=1, details=10, at=step.heartbeat_at)
+    assert step.heartbeat == 11, "an older one that comes again changes nothing"
     ledger.accepts("step-failed", step_id="a", attempt=1, error=ERROR, next_at=START_MS)
-    assert step.heartbeat == 10
+    assert step.heartbeat == 11
     ledger.accepts("step-failed", step_id="a", attempt=2, error=ERROR, next_at=START_MS, heartbeat=20)
     assert step.heartbeat == 20
 
