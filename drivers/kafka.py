@@ -346,6 +346,9 @@ class KafkaDriver:
         wanted = [key.encode("utf-8", "surrogatepass") for key in keys]
         first, end = await self.bounds(partition)
         finder = self._finders.get(partition)
+        if finder is not None and end < finder.end:  # fewer records than there were
+            await self.check_identity()
+            finder = None
         if finder is None:
             place = TopicPartition(self.namespace.history, partition)
             finder = self._finders[partition] = Finder(

@@ -46,6 +46,11 @@ class Finder:
         self._claims: list[Record] = []  # of all of these
         self._reading = asyncio.Lock()
 
+    @property
+    def end(self) -> int:
+        """What is below is known."""
+        return self._stretches[-1].end if self._stretches else 0
+
     async def find(self, keys: Iterable[bytes], first: int, end: int) -> list[Record]:
         """The records of these keys from `first` to below `end`, in order. Raises what `scan` raises."""
         wanted = frozenset(keys)

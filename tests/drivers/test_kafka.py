@@ -309,6 +309,19 @@ async def test_topics_made_again_are_another_log(kafka_namespace: str, admin: AI
     await driver.close()
 
 
+async def test_records_of_topics_that_are_gone_are_not_found(kafka_namespace: str, admin: AIOKafkaAdminClient) -> None:
+    driver = KafkaDriver.from_url(kafka_namespace)
+    await driver.open()
+    await driver.append(0, [Entry("run", b"1"), Entry("run", b"2")])
+    assert len(await driver.find(0, ["run"])) == 2
+    other = KafkaDriver.from_url(kafka_namespace)
+    await delete(admin, driver.namespace.topics)
+    await other.create_topics(4, 1)
+    with pytest.raises(ConfigError, match="was deleted and made again while it was in use"):
+        await driver.find(0, ["run"])
+    await driver.close()
+
+
 @pytest.mark.parametrize(
     "url",
     ["kafka://host:9092", "kafka:///shop", "kafka://host/a/b", "kafka://me:pw@host/shop", "kafka://host/sh op", "http://h/shop"],
