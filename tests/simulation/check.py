@@ -185,7 +185,8 @@ class Checker:
             self._keeps_heartbeat(partition, record, run, event)
         elif kind == "attempt-lost":
             seen.counted[step_id] = place
-            if run.open[step_id].lost > LOST_IN_A_ROW:
+            handed_back = any(how["once"] for how in self._policies(run, step_id))  # before it ran: only those are, and say so
+            if run.open[step_id].lost > LOST_IN_A_ROW and not handed_back:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
         elif kind in ("sleep-completed", "wait-timed-out"):
             latest = self._latest(self._parts[partition].writers[record.offset])
