@@ -345,6 +345,10 @@ class Checker:
             raise Broken(8 if entry.kind == "signal" else 4, f"{what}, the log says {entry}")
         assert run is not None
         self._seen[id(run)].got.add(step_id)
+        if run.cancelled and step_id != "cleanup" and not _contains(_program(run), "shield"):
+            cancelled_at = next(number for number, one in enumerate(run.journal) if one.kind == "cancel")
+            if entry in run.journal[cancelled_at:]:
+                raise Broken(10, f"{what}, and it had been cancelled before")
         if at_ms != entry.now:
             raise Broken(4, f"{what} at {at_ms}, the log says {entry}")
 

@@ -299,6 +299,7 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (9, "was started with", lambda: begun().checker.client_acked("start", RUN, "", ["seq", []])),
     (10, "the run goes on", lambda: begun().checker.client_acked("cancel", RUN, "", None)),
     (10, "has not ended", lambda: cancelled(begun()).quiet()),
+    (10, "had been cancelled before", lambda: cancelled(begun()).complete().gives("A")),
     (10, "after the end of the run", lambda: ended(cancelled(begun()), "cancelled").runs()),
     (11, "sound code", lambda: quarantined(PROGRAM)),
     (11, "stands still", lambda: quarantined(DRIFTING).runs()),

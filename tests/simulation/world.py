@@ -704,7 +704,7 @@ class World(Watch):
             state = active[0].state
             if part.records and state.offset <= part.records[-1].offset:
                 return False
-            if any(run.phase != "quarantined" for run in state.runs.values()):
+            if any(state.runs.peek(run_id).phase != "quarantined" for run_id in state.runs):
                 return False
         return True
 
@@ -725,7 +725,7 @@ class World(Watch):
             if life.worker is not None
             for owner in life.worker.owners.values()
             if owner.active and owner.state is not None
-            for run in owner.state.runs.values()
+            for run in map(owner.state.runs.peek, owner.state.runs)
             if run.phase != "quarantined"
         ]
         said += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
