@@ -101,7 +101,7 @@ class Run:
         self.state, self.now, self.steps, self.cancelling, self.unknown = "open", now, 0, False, False
         self.open: dict[
             str, Any
-        ] = {}  # step id -> ("step", attempts over, announced) | ("sleep", until) | ("wait", until, signal)
+        ] = {}  # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
         self.requests, self.done = {request}, set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
         self.taken: dict[str, str] = {}  # step id of a wait -> the name of the signal it was given
@@ -125,18 +125,19 @@ class Run:
         known = self.open.get(step)
         fresh = bool(step) and known is None and step not in self.done
         if "attempt:i" in FIELDS[kind]:
-            over, announced = known[1:] if known and known[0] == "step" else (0, False)
+            over, announced, beat_at = known[1:] if known and known[0] == "step" else (0, False, 0)
             if not (fresh or (known and known[0] == "step")) or event["attempt"] != over + 1:
                 return False
-            if kind == "attempt-started" and announced:
+            if (kind == "attempt-started" and announced) or (kind == "step-heartbeat" and event["at"] <= beat_at):
                 return False
             if kind == "step-completed" or (kind == "step-failed" and event["next_at"] is None):
                 self.close(step)
                 self.steps += kind == "step-completed"
             elif kind in ("step-failed", "attempt-lost"):
-                self.open[step] = ("step", over + 1, False)
+                self.open[step] = ("step", over + 1, False, beat_at)
             else:
-                self.open[step] = ("step", over, announced or kind == "attempt-started")
+                beat_at = event["at"] if kind == "step-heartbeat" else beat_at
+                self.open[step] = ("step", over, announced or kind == "attempt-started", beat_at)
         elif kind in ("sleep-scheduled", "wait-started"):
             if not fresh:
                 return False
