@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, make and git; the rest is installed here, into .venv (and .uv, where there is no uv).
 #   PYTHON=python3.13 make test    uses another interpreter than the first one on PATH
-#   CI=true make test              is as strict as CI: lint and types first, coverage of the pure core, no Kafka test skipped
+#   CI=true make test              is as strict as CI: make test-all, and no test skipped that needs Kafka, Docker, root or PostgreSQL
 
 export UV_PYTHON_DOWNLOADS ?= never
 # Trust the certificates that this machine trusts, as pip does.
@@ -13,13 +13,10 @@ INSTALL := $(UV) pip install --quiet --python $(VENV) --constraints constraints.
 # The editable install links file by file, so a new or a deleted file, which its directory's date shows, needs another one.
 PACKAGE := pyproject.toml constraints.txt $(shell find engine drivers projections -type d ! -name __pycache__)
 
-ifeq ($(CI),true)
-test: lint
-COVERAGE := --cov
-endif
+PARALLEL := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench torture simulate constraints clean
+.PHONY: help setup demo test test-all pure uvloop lint format docs bench property torture simulate worlds fuzz constraints clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile | expand -t 20
@@ -29,8 +26,21 @@ setup: $(VENV)/ready-dev ## install everything into .venv
 demo: $(VENV)/ready ## a durable order, live: stepfold demo
 	$(BIN)/stepfold demo
 
-test: $(VENV)/ready-dev ## all tests, on a real Kafka: pytest
-	$(BIN)/pytest $(COVERAGE)
+ifeq ($(CI),true)
+test: test-all
+else
+test: $(VENV)/ready-dev ## the tests of a few minutes, on a real Kafka: pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
+endif
+
+test-all: lint docs pure uvloop ## lint, types, documentation, coverage of the pure core, and all tests
+	$(BIN)/pytest $(PARALLEL) --ignore tests/unit
+
+pure: $(VENV)/ready-dev
+	$(BIN)/pytest tests/unit --cov --quiet
+
+uvloop: $(VENV)/ready-dev
+	$(BIN)/pytest $(PARALLEL) --loop uvloop -m "not slow" tests/engine tests/drivers tests/cli/test_worker.py
 
 lint: $(VENV)/ready-dev ## ruff and pyright
 	$(BIN)/ruff check
@@ -41,17 +51,29 @@ format: $(VENV)/ready-dev ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine
-	$(BIN)/python tests/bench
+docs: $(VENV)/ready-dev ## the API reference into build/docs; a warning is an error
+	$(BIN)/python docs/reference.py build/docs
+
+bench: $(VENV)/ready-dev ## figures next to the ceiling of this machine, or AGAINST=commit next to another engine
+	$(BIN)/python tests/bench$(if $(AGAINST),/against.py $(AGAINST))
 
 simulate: $(VENV)/ready-dev ## the engine in simulated worlds, MINUTES=1 of fresh ones, or SEED=n again; BUGS=1 plants bugs in it
 	$(BIN)/python tests/simulation $(if $(BUGS),--bugs $(filter-out 1,$(BUGS)),$(if $(SEED),--seed $(SEED),--minutes $(or $(MINUTES),1)))
+
+worlds: $(VENV)/ready-dev ## the first WORLDS=200 worlds: one hash of all, the same after a change that only moves code
+	$(BIN)/python tests/simulation --worlds $(or $(WORLDS),200)
+
+property: $(VENV)/ready-dev ## values of generated types through the engine, MINUTES=1 of fresh ones
+	STEPFOLD_PROPERTY_MINUTES=$(or $(MINUTES),1) $(BIN)/pytest tests/values
+
+fuzz: $(VENV)/ready-dev ## strange bytes for everything that reads what it did not write, MINUTES=1 of them, from SEED=0 on
+	PYTHONPATH=tests $(BIN)/python tests/fuzz --minutes $(or $(MINUTES),1) --seed $(or $(SEED),0)
 
 torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
 	PYTHONPATH=tests $(BIN)/python tests/faults --minutes $(or $(MINUTES),10)
 
 constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
-	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --group dev pyproject.toml -o constraints.txt
+	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --extra uvloop --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove what make has made
 	rm -rf .venv .uv build dist *.egg-info .coverage .hypothesis .pytest_cache .ruff_cache
@@ -73,5 +95,5 @@ $(VENV)/ready: $(PYTHON_CHOSEN) $(PACKAGE) | $(UV)
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(INSTALL) --editable '.[broker]' --group dev
+	$(INSTALL) --editable '.[broker,uvloop]' --group dev
 	@touch $@

@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING, Any
 
 from stepfold.errors import ConfigError
 from stepfold.log import Log
+from stepfold.values.text import shown
 
 if TYPE_CHECKING:
-    from .kafka import KafkaDriver
+    from .kafka import KafkaContext, KafkaDriver, KafkaStep
     from .memory import MemoryDriver
     from .sqlite import SQLiteDriver
 
-__all__ = ["KafkaDriver", "MemoryDriver", "SQLiteDriver", "open_driver"]
+__all__ = ["KafkaContext", "KafkaDriver", "KafkaStep", "MemoryDriver", "SQLiteDriver", "open_driver"]
 
-_HOMES = {"KafkaDriver": ".kafka", "MemoryDriver": ".memory", "SQLiteDriver": ".sqlite"}
+_HOMES = {
+    "KafkaContext": ".kafka",
+    "KafkaDriver": ".kafka",
+    "KafkaStep": ".kafka",
+    "MemoryDriver": ".memory",
+    "SQLiteDriver": ".sqlite",
+}
 _SCHEMES = {"kafka": "KafkaDriver", "memory": "MemoryDriver", "sqlite": "SQLiteDriver"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name], __name__), name)
+    try:
+        home = import_module(_HOMES[name], __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "fcntl":
+            raise
+        raise ConfigError(
+            f"{name} locks files as only Linux, macOS and other POSIX systems do; on Windows run it in WSL "
+            f"(https://learn.microsoft.com/windows/wsl), or use memory:// or kafka://"
+        ) from error
+    return getattr(home, name)
 
 
 def open_driver(url: str) -> Log:
@@ -39,5 +55,10 @@ def open_driver(url: str) -> Log:
         raise ConfigError(
             f"{url!r} names no log; expected memory://, memory://name, sqlite:///path/to/file.db or kafka://host:port/namespace"
         )
-    driver: Log = __getattr__(_SCHEMES[scheme]).from_url(url)
+    if url != shown(url):
+        raise ConfigError(f"'{shown(url)}' names no log: there is a character in it that cannot be seen")
+    try:
+        driver: Log = __getattr__(_SCHEMES[scheme]).from_url(url)
+    except ValueError as error:
+        raise ConfigError(f"{url!r} names no log: {error}") from None
     return driver

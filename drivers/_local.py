@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NoReturn
 
-from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
+from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge, StepfoldError
 from stepfold.log import Entry, Record
 
 MAX_VALUE_BYTES = 1_000_000
@@ -20,6 +20,17 @@ MAX_VALUE_BYTES = 1_000_000
 
 def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
+    """Milliseconds since 1970: of a loop that has a date of its own (virtual time), else of this machine."""
+    return getattr(loop, "clock", wall_clock_ms)
+
+
+def check_real_time(loop: asyncio.AbstractEventLoop, log_name: str) -> None:
+    """Raise ConfigError where time is virtual: what other threads and machines do takes none of it."""
+    if hasattr(loop, "clock"):
+        raise ConfigError(f"{log_name} needs real time, and this event loop's is virtual: use memory:// in run_virtual")
 
 
 def check_entries(log_name: str, entries: Sequence[Entry]) -> None:
@@ -54,6 +65,7 @@ class LocalReader:
     ) -> None:
         self.partition = partition
         self.position = offset
+        self.copy: int | None = None  # which copy of the log it reads, where logs can be put back; None: not known yet
         self._read = read
 
     async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
@@ -77,9 +89,9 @@ class Tail:
     def __init__(self, loop: asyncio.AbstractEventLoop, end: int) -> None:
         self.end = end
         self._loop = loop
-        self._waiting: dict[asyncio.Future[str], LocalReader] = {}
+        self._waiting: dict[asyncio.Future[StepfoldError | None], LocalReader] = {}
         self._waking = False
-        self._closed = ""
+        self._closed: LogUnavailable | None = None
 
     def advance(self, end: int) -> None:
         if end > self.end:
@@ -94,22 +106,22 @@ class Tail:
             if reader.position < self.end:
                 _settle(future)
 
-    def fail(self, reason: str) -> None:
-        """Whoever waits gets LogUnavailable."""
+    def fail(self, error: StepfoldError) -> None:
+        """Whoever waits gets the error."""
         for future in self._waiting:
-            _settle(future, reason)
+            _settle(future, error)
 
     def close(self, reason: str) -> None:
         """Whoever waits, or begins to wait, gets LogUnavailable."""
-        self._closed = reason
-        self.fail(reason)
+        self._closed = LogUnavailable(reason)
+        self.fail(self._closed)
 
     async def beyond(self, reader: LocalReader, wait: float | None) -> None:
         """Return when the end is beyond the reader's position, at the latest after `wait` seconds (None: never)."""
         until = None if wait is None else self._loop.time() + wait
         failure = self._closed
-        while not failure and self.end <= reader.position and (until is None or self._loop.time() < until):
-            future: asyncio.Future[str] = self._loop.create_future()
+        while failure is None and self.end <= reader.position and (until is None or self._loop.time() < until):
+            future: asyncio.Future[StepfoldError | None] = self._loop.create_future()
             alarm = None if until is None else self._loop.call_at(until, _settle, future)
             self._waiting[future] = reader
             try:
@@ -118,10 +130,15 @@ class Tail:
                 del self._waiting[future]
                 if alarm is not None:
                     alarm.cancel()
-        if failure:
-            raise LogUnavailable(failure)
+        if failure is not None:
+            raise copy_of(failure)
 
 
-def _settle(future: asyncio.Future[str], failure: str = "") -> None:
+def _settle(future: asyncio.Future[StepfoldError | None], failure: StepfoldError | None = None) -> None:
     if not future.done():
         future.set_result(failure)
+
+
+def copy_of(error: StepfoldError) -> StepfoldError:
+    """An exception raised in several tasks would collect all their tracebacks."""
+    return type(error)(*error.args)

@@ -54,7 +54,8 @@ class Roll:
         descriptor = self._mine.pop(name, None)
         self._says.pop(name, None)
         if descriptor is not None:
-            (self._directory / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # without its lock it is a dead member's, whoever may remove it
+                (self._directory / name).unlink()
             self._close(descriptor)
         with contextlib.suppress(OSError):
             self._directory.rmdir()  # if it was the last
@@ -78,11 +79,12 @@ class Roll:
 
     def _living(self) -> dict[str, bytes]:
         """The names of all living members, and what their files say. Removes the dead."""
-        self._directory.mkdir(exist_ok=True)
-        found = {path.name for path in self._directory.iterdir() if path.is_file()}
+        found: set[str] = set()
+        with contextlib.suppress(FileNotFoundError):  # the last member of before has removed the directory
+            found = {path.name for path in self._directory.iterdir() if path.is_file()}
         for name in self._mine.keys() - found:  # somebody cleaned up too well
-            self._close(self._mine[name])
-            self._mine[name] = self._locked(name)
+            before, self._mine[name] = self._mine[name], self._locked(name)
+            self._close(before)
         living = {name: self._says[name] for name in self._mine}
         for name in found - self._mine.keys():
             says = self._read(name)
@@ -93,19 +95,24 @@ class Roll:
     def _locked(self, name: str) -> int:
         path = self._directory / name
         while True:
-            self._directory.mkdir(exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # not `exist_ok`: it looks again, and the directory may be gone by then
+                self._directory.mkdir()
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-            except FileNotFoundError:  # the last member of before has just removed the directory
-                continue
+            except FileNotFoundError:
+                if self._directory.is_symlink():  # to nothing
+                    raise
+                continue  # the last member of before has just removed the directory
             _held.add(descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Between open and lock it was a file without a lock, which anybody may have removed.
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    os.write(descriptor, self._says[name])
-                    return descriptor
-            self._close(descriptor)
+            with contextlib.ExitStack() as unless_locked:
+                unless_locked.callback(self._close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Between open and lock it was a file without a lock, which anybody may have removed.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), path.stat()):
+                        os.write(descriptor, self._says[name])
+                        unless_locked.pop_all()
+                        return descriptor
 
     def _read(self, name: str) -> bytes | None:
         """What a living member's file says; None, and no file any more, if it is dead.

@@ -19,6 +19,7 @@ mode, so readers never wait for the writer. Every error leaves as a StepfoldErro
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import sqlite3
@@ -26,15 +27,21 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Ack, Entry, Record
+from stepfold.log import Ack, Entry, Record, ack_of, record_of
+
+logger = logging.getLogger("stepfold.sqlite")
 
 T = TypeVar("T")
 
 Row = tuple[int, int, str, bytes]
 """What a Record is made of."""
+_INTS, _TEXTS, _BYTES = {int}, {str}, {bytes}
+"""Of times, keys and values, as we write them. SQLite keeps anything in any column, and anybody may write into a file."""
+_Stands = tuple[int, int, str, int]
+"""A record as far as it takes to know it again: offset, time, key, length of its value."""
 
 APPLICATION_ID = int.from_bytes(b"stpf")
 FORMAT = 1
@@ -85,6 +92,37 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
         else:
             says = f"{path} could not be used: {error}"
         raise (kind if opening else LogUnavailable)(says) from error
+    except (TypeError, ValueError, OverflowError) as error:  # a row that nobody of ours has written
+        raise LogUnavailable(f"{path} is damaged ({error}); restore it from a backup") from error
+    except OSError as error:  # its directory may not be entered, say
+        raise (ConfigError if opening else LogUnavailable)(f"{path} could not be used: {error}") from error
+
+
+def _records(rows: list[tuple[Any, ...]]) -> tuple[Iterable[Record], int]:
+    """Rows as records, and the bytes of their values. Raises no error, whoever wrote them: what is of another type stops no
+    reader, and every reader takes it for the same.
+    """
+    _, times, keys, values = zip(*rows, strict=True)
+    if set(map(type, times)) == _INTS and set(map(type, keys)) == _TEXTS and set(map(type, values)) == _BYTES:
+        return map(record_of, rows), sum(map(len, values))
+    strange = list(map(_strange, rows))
+    return strange, sum(len(record.value) for record in strange)
+
+
+def _strange(row: tuple[Any, ...]) -> Record:
+    """A key that is no text is nobody's, as `WHERE key = ?` has it; a text is its bytes, and another value none."""
+    offset, at, key, value = row
+    if type(value) is str:
+        value = value.encode()
+    return Record(offset, at if type(at) is int else 0, key if type(key) is str else "", value if type(value) is bytes else b"")
+
+
+def _text(data: bytes) -> str | bytes:
+    """What a column of type TEXT holds: a text, or bytes that are none."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -112,31 +150,48 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
 
 
+class PutBack(LogUnavailable):
+    """The file holds an older copy of itself, and perhaps other records since."""
+
+
 class Locked(Exception):
     """Another process has the file, and the caller did not want to wait for it."""
+
+
+def _check_same(file: os.stat_result, path: Path) -> None:
+    """Raise LogUnavailable where the path names no file any more, ConfigError where another one than was opened."""
+    try:
+        same = os.path.samestat(file, path.stat())
+    except FileNotFoundError:
+        says = f"{path} was removed while it was open; put it back, or restart everything that uses it, which makes a new one"
+        raise LogUnavailable(says) from None
+    if not same:
+        raise ConfigError(f"{path} was replaced while it was open; restart everything that uses it: what is there now counts")
 
 
 class Writer:
     """Everything that changes the file, and the news of what others changed. Opens the file, makes it where there is none."""
 
     def __init__(self, path: Path, *, synchronous: str, partitions: int | None, clock: Callable[[], int]) -> None:
-        if path.is_dir():
-            raise ConfigError(f"{path} is a directory; the path of a log names a file")
-        if not path.parent.is_dir():
-            raise ConfigError(f"{path}: there is no directory {path.parent}; create it first, or choose another path")
-        if path.exists() and not os.access(path, os.W_OK):  # SQLite says so only at the first append
-            raise ConfigError(f"{path} cannot be written; {_WRITABLE}")
         self._path = path
         self._clock = clock
         self.ends: list[int] = []
         self._timestamps: list[int] = []
+        self._last: list[_Stands | None] = []  # of each partition, as far as is known
         self._unindexed = 0
         self._version: int | None = None
         with explaining(path, opening=True):
+            if path.is_dir():
+                raise ConfigError(f"{path} is a directory; the path of a log names a file")
+            if not path.parent.is_dir():
+                raise ConfigError(f"{path}: there is no directory {path.parent}; create it first, or choose another path")
+            if path.exists() and not os.access(path, os.W_OK):  # SQLite says so only at the first append
+                raise ConfigError(f"{path} cannot be written; {_WRITABLE}")
             self._connection = connect(path)
+            self._connection.text_factory = _text
             try:
                 patiently(lambda: self._prepare(synchronous, partitions))
-                self._file = path.stat()
+                self.file = path.stat()
                 patiently(self._refresh)
             except BaseException:
                 self._connection.close()
@@ -150,6 +205,9 @@ class Writer:
             self._connection.execute("ROLLBACK")
         self._one("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+        if synchronous == "full":  # on macOS fsync alone leaves it in the disk's cache; elsewhere this changes nothing
+            self._connection.execute("PRAGMA fullfsync = 1")
+            self._connection.execute("PRAGMA checkpoint_fullfsync = 1")
         if not ours:
             with self._transaction():
                 if not self._is_ours():  # another process may have been faster
@@ -157,9 +215,11 @@ class Writer:
         self.id = str(self._one("SELECT value FROM meta WHERE name = 'id'"))
         self.partitions = int(self._one("SELECT value FROM meta WHERE name = 'partitions'"))
         if partitions not in (None, self.partitions):
-            raise ConfigError(
-                f"{self._path} was created with {self.partitions} partitions, which is fixed; "
-                f"leave out partitions={partitions}, or choose another path"
+            logger.warning(
+                "%s was made with %d partitions, which is fixed: partitions=%d counts for a new file only",
+                self._path,
+                self.partitions,
+                partitions,
             )
 
     def _is_ours(self) -> bool:
@@ -212,8 +272,8 @@ class Writer:
 
     def look(self) -> None:
         """Bring `ends` up to date with what others have committed."""
-        self._check_file()
         with explaining(self._path):
+            self._check_file()
             patiently(self._refresh)
 
     def commit(
@@ -228,43 +288,50 @@ class Writer:
         Returns the acks of each append, and what each partition was given, which stands there without a gap. With `wait`
         false, raises Locked (and nothing was done) while another process has the file.
         """
-        self._check_file()
         with explaining(self._path):
+            self._check_file()
             try:
                 with self._transaction(wait=wait):
                     self._refresh()
                     done = self._append(appends)
                     for partition, items in checkpoints:
                         self._checkpoint(partition, items)
+                for partition, rows in done[1].items():
+                    offset, timestamp, key, value = rows[-1]
+                    self._last[partition] = (offset, timestamp, key, len(value))
             except BaseException:
                 self._version = None  # what is remembered of the file may be wrong now
                 raise
         return done
 
     def _check_file(self) -> None:
-        try:
-            if os.path.samestat(self._file, self._path.stat()):
-                return
-        except FileNotFoundError:
-            pass
-        raise LogUnavailable(f"{self._path} was removed or replaced while it was open; restart everything that uses it")
+        _check_same(self.file, self._path)
 
     def _refresh(self) -> None:
         """Forget and read again what is remembered of the partitions' ends, if another connection has committed since."""
         version = int(self._one("PRAGMA data_version"))
         if version == self._version:
             return
-        last = [
-            self._connection.execute(
-                f"SELECT offset + 1, timestamp FROM records_{partition} ORDER BY offset DESC LIMIT 1"
-            ).fetchone()
-            or (0, 0)
-            for partition in range(self.partitions)
-        ]
-        self.ends = [end for end, _ in last]
-        self._timestamps = [timestamp for _, timestamp in last]
+        last = [self._row(partition, "ORDER BY offset DESC LIMIT 1") for partition in range(self.partitions)]
+        put_back = any(self._is_other(partition, row) for partition, row in enumerate(last))
+        self._last = last
+        self.ends = [0 if row is None else row[0] + 1 for row in last]
+        self._timestamps = [row[1] if row is not None and type(row[1]) is int else 0 for row in last]
         self._unindexed = sum(self.ends) - int(self._one("SELECT sum(end) FROM indexed"))
         self._version = version
+        if put_back:
+            raise PutBack(f"{self._path} was put back to an older copy while it was open: what was read of it must be read anew")
+
+    def _row(self, partition: int, which: str, *parameters: int) -> _Stands | None:
+        query = f"SELECT offset, timestamp, key, length(value) FROM records_{partition} {which}"
+        return self._connection.execute(query, parameters).fetchone()
+
+    def _is_other(self, partition: int, row: _Stands | None) -> bool:
+        """Whether the record that was the last one does not stand there any more; `row`: the one that is the last now."""
+        before = self._last[partition] if self._last else None
+        if before is None or before == row:
+            return False
+        return row is None or row[0] <= before[0] or self._row(partition, "WHERE offset = ?", before[0]) != before
 
     def _append(self, appends: Sequence[tuple[int, Sequence[Entry]]]) -> tuple[list[list[Ack]], dict[int, list[Row]]]:
         now = self._clock()
@@ -279,7 +346,7 @@ class Writer:
             acks: list[Ack] = []
             for key, value in entries:
                 of_partition.append((offset, timestamp, key, value))
-                acks.append(Ack._make((offset, timestamp)))
+                acks.append(ack_of((offset, timestamp)))
                 offset += 1
             self.ends[partition] = offset
             answers.append(acks)
@@ -321,14 +388,26 @@ class Queries:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
+        self.file: os.stat_result | None = None  # which one was opened
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         with explaining(self._path):
+            if self.file is not None:
+                _check_same(self.file, self._path)
             if self._connection is None:
                 self._connection = connect(self._path)
                 self._connection.execute("PRAGMA query_only = ON")
             connection = self._connection
-            return patiently(lambda: question(connection))
+            try:
+                return patiently(lambda: question(connection))
+            except sqlite3.OperationalError as error:
+                if _code(error):
+                    raise
+            connection.text_factory = _text  # Python's own complaint about a TEXT that is none; this takes longer
+            try:
+                return patiently(lambda: question(connection))
+            finally:
+                connection.text_factory = str
 
     def end(self, partition: int) -> int:
         """The offset behind the last record."""
@@ -344,8 +423,9 @@ class Queries:
             records: list[Record] = []
             size = 0
             while size < PORTION_BYTES and (rows := cursor.fetchmany(20)):
-                size += sum(len(row[3]) for row in rows)
-                records += map(Record._make, rows)
+                some, bytes_ = _records(rows)
+                records += some
+                size += bytes_
             cursor.close()
             return records
 
@@ -371,7 +451,9 @@ class Queries:
                         f"SELECT offset, timestamp, key, value FROM records_{partition} WHERE key IN ({marks}) AND offset >= ?"
                     )
                     for query, first in (by_index, start), (behind, max(start, end)):
-                        found += map(Record._make, connection.execute(query, (*some, first)))
+                        rows = connection.execute(query, (*some, first)).fetchall()
+                        if rows:
+                            found += _records(rows)[0]
             finally:
                 connection.execute("COMMIT")
             return sorted(found)
@@ -385,7 +467,9 @@ class Queries:
             query, after = query.replace("key >", "key >="), ""
 
         def ask(connection: sqlite3.Connection) -> dict[str, bytes]:
-            return dict(connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall())
+            rows = connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall()
+            # What nobody of ours has stored is a damaged piece, which costs a fold from the beginning.
+            return {key: value if type(value) is bytes else b"" for key, value in rows if type(key) is str}
 
         return self._ask(ask)
 

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
-from stepfold.log import Ack, Entry, Record
+from stepfold.log import Ack, Entry, Record, record_of
 
-from ._local import LocalReader, Tail
+from ._local import LocalReader, Tail, copy_of
 from ._members import Roll, assign
-from ._sqlite_file import Locked, Queries, Row, Writer
+from ._sqlite_file import Locked, PutBack, Queries, Row, Writer
 
 T = TypeVar("T")
 
@@ -85,6 +85,8 @@ class Session:
         self.queries = Queries(path)
         self.tails: list[Tail] = []
         self.recent: list[Recent] = []
+        self.copies = 0  # how often the file was put back to an older copy
+        self.put_back = ""  # what was said of it
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name} reader")
@@ -120,6 +122,7 @@ class Session:
         except BaseException:
             self._stop()
             raise
+        self.queries.file = writer.file
         self.tails = [Tail(self._loop, end) for end in writer.ends]
         self.recent = [Recent() for _ in writer.ends]
         return writer.id, writer.partitions
@@ -184,6 +187,8 @@ class Session:
             return False
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who append
             self._refuse(works, self._on_unavailable(error))
+            if isinstance(error, PutBack):
+                self._start_over(tuple(writer.ends), error)
         else:
             self._slow_share += ((time.perf_counter() - began > QUICK_S) - self._slow_share) / 16
             self._committed(works, acks, rows, tuple(writer.ends))
@@ -255,7 +260,7 @@ class Session:
         self._done(works)
         for work in works:
             if not work.answer.done():
-                work.answer.set_exception(type(error)(*error.args))
+                work.answer.set_exception(copy_of(error))
 
     # News of the partitions.
 
@@ -271,9 +276,18 @@ class Session:
         for tail, end in zip(self.tails, ends, strict=True):
             tail.advance(end)
 
+    def _start_over(self, ends: Sequence[int], error: PutBack) -> None:
+        """The file is an older copy now: whoever has read beyond is told."""
+        self.put_back = str(error)
+        self.copies += 1
+        self.recent = [Recent() for _ in ends]
+        for tail, end in zip(self.tails, ends, strict=True):
+            tail.end = end
+            tail.fail(error)
+
     def _lose(self, error: StepfoldError) -> None:
         for tail in self.tails:
-            tail.fail(str(error))
+            tail.fail(error)
 
     @property
     def is_watching(self) -> bool:
@@ -388,6 +402,8 @@ class Session:
             )
         except Exception as error:  # noqa: BLE001 - the thread must live on, whatever it is
             self._on_tell(self._refuse, works, self._on_unavailable(error))
+            if isinstance(error, PutBack):
+                self._on_tell(self._start_over, tuple(writer.ends), error)
         else:
             each = iter(acks)
             answers = [next(each) if isinstance(work, _Append) else None for work in works]
@@ -397,6 +413,9 @@ class Session:
         before = writer.ends
         try:
             writer.look()
+        except PutBack as error:
+            self._on_tell(self._start_over, tuple(writer.ends), error)
+            return
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for news
             self._on_tell(self._lose, self._on_unavailable(error))
         if writer.ends != before:
@@ -405,8 +424,8 @@ class Session:
         else:
             self._look_s = min(self._look_s * 1.5, LOOK_LAST_S)
 
-    def _on_unavailable(self, error: Exception) -> LogUnavailable:
-        return error if isinstance(error, LogUnavailable) else LogUnavailable(f"{self._name}: {error!r}")
+    def _on_unavailable(self, error: Exception) -> StepfoldError:
+        return error if isinstance(error, StepfoldError) else LogUnavailable(f"{self._name}: {error!r}")
 
     def _on_call(self, call: _Call) -> None:
         try:
@@ -487,7 +506,7 @@ class Recent:
             found.append(rows[max(start - first, 0) :])
             if first <= start:
                 break
-        return [Record._make(row) for row in islice(chain.from_iterable(reversed(found)), limit)]
+        return [record_of(row) for row in islice(chain.from_iterable(reversed(found)), limit)]
 
 
 def _resolve(future: asyncio.Future[Any], result: object, error: Exception | None = None) -> None:

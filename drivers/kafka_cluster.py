@@ -17,8 +17,9 @@ import logging
 import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from io import BytesIO
 from itertools import count
 from typing import Any, Final, NamedTuple, TypeVar
@@ -26,21 +27,29 @@ from typing import Any, Final, NamedTuple, TypeVar
 from aiokafka import AIOKafkaClient, TopicPartition
 from aiokafka.conn import create_conn
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
     KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
+    NodeNotReadyError,
     NoError,
+    RequestTimedOutError,
     SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
     for_code,
 )
 from aiokafka.protocol.abstract import AbstractType
-from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.admin import ApiVersionRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
-from stepfold.backoff import Backoff
 from stepfold.errors import ConfigError, LogUnavailable
+from stepfold.values.backoff import Backoff
+
+from .kafka_records import Damaged, Raw
+from .kafka_requests import request_of
 
 T = TypeVar("T")
 log = logging.getLogger("stepfold.kafka")
@@ -48,7 +57,48 @@ log = logging.getLogger("stepfold.kafka")
 REQUEST_TIMEOUT_S: Final = 15.0
 BACKOFF_S: Final = 0.1
 _MAX_BACKOFF_S: Final = 1.0
-_LOOK_S: Final = 5.0
+_CONNECT_S: Final = 8.0
+_LOOK_S: Final = 2.0
+_MOST_REPORTED: Final = 1_000
+_AWAY_S: Final = 2.0
+_LAST_WAIT_S: Final = 3.0
+_LAST_WAIT_AWAY_S: Final = 0.5
+_WORKS_WITH: Final = "stepfold works with Kafka 3.1 and later; it is tested with 3.7, 3.9, 4.0 and 4.1"
+SPOKEN: Final = {
+    0: ("Produce", 7, 7),
+    1: ("Fetch", 11, 11),
+    2: ("ListOffsets", 2, 3),
+    3: ("Metadata", 12, 12),
+    8: ("OffsetCommit", 2, 3),
+    9: ("OffsetFetch", 1, 3),
+    10: ("FindCoordinator", 0, 1),
+    11: ("JoinGroup", 2, 5),
+    12: ("Heartbeat", 0, 1),
+    13: ("LeaveGroup", 0, 1),
+    14: ("SyncGroup", 0, 3),
+    15: ("DescribeGroups", 0, 3),
+    19: ("CreateTopics", 1, 3),
+    22: ("InitProducerId", 0, 0),
+    32: ("DescribeConfigs", 1, 2),
+}
+"""The requests without which nothing works, by the protocol's keys: the versions that are known here, of which a broker must
+speak one. A test holds them against what aiokafka has. (Its own questions for Metadata take any version from 0 to 5.)"""
+_QUIET: Final[ContextVar[bool]] = ContextVar("stepfold_quiet", default=False)
+"""Set where aiokafka works for us."""
+_ENDINGS: Final[set[asyncio.Task[None]]] = set()
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    """aiokafka has a line, or three, for every attempt to reach a broker that is away. What has to be said of ours is said by
+    `Cluster`, once, so these are for who asks for our debug lines. Whatever else uses aiokafka in this process keeps its own."""
+    if not _QUIET.get() or record.levelno < logging.WARNING or record.exc_info:
+        return True
+    record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+    return log.isEnabledFor(logging.DEBUG)
+
+
+for _name in ("aiokafka", "aiokafka.conn", "aiokafka.cluster"):
+    logging.getLogger(_name).addFilter(_not_ours)
 
 
 class Topic(NamedTuple):
@@ -79,11 +129,18 @@ class Cluster:
         self._lanes: set[str] = set()
         self._refreshing: asyncio.Task[None] | None = None
         self._lost_since: float | None = None
+        self._away_since: float | None = None
+        """Since when nothing was answered, as far as anything was asked."""
+        self._said_away = False
+        self._unanswered_since: float | None = None
+        """Since when there has been no answer, though one was asked for. Whoever fetches is answered every second."""
+        self._reported: set[tuple[TopicPartition, int]] = set()
 
     async def start(self, topics: Sequence[str] = ()) -> None:
         """Connect and follow the leaders of `topics`, which exist: a broker may create what is named to it."""
         if self._client is None:
             self._client = await self._connect()
+            await self._check_versions()
         if topics:
             self._topics.update(topics)
             try:
@@ -91,6 +148,19 @@ class Cluster:
                     await self._client.set_topics(sorted(self._topics))
             except TimeoutError:
                 raise LogUnavailable(f"Kafka at {self.bootstrap} does not say who leads {', '.join(topics)}") from None
+
+    @property
+    def last_wait_s(self) -> float:
+        """How long whoever closes may wait for an answer: not for brokers that are known to be away."""
+        return _LAST_WAIT_AWAY_S if self.is_silent else _LAST_WAIT_S
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether brokers are known to be away, or have left questions without an answer for a while: one that was frozen, or cut
+        off, refuses no connection."""
+        return self._away_since is not None or (
+            self._unanswered_since is not None and time.monotonic() - self._unanswered_since > _LAST_WAIT_S
+        )
 
     async def close(self) -> None:
         client, self._client = self._client, None
@@ -107,14 +177,44 @@ class Cluster:
             raise KafkaError("the connection was closed")
         if node is None:
             node = client.get_random_node()
+        quiet = _QUIET.set(True)
+        if self._unanswered_since is None:
+            self._unanswered_since = time.monotonic()
         try:
-            return await client.send(node, request, group=lane)
+            answer = await client.send(node, request, group=lane)
+        except NodeNotReadyError:
+            self._is_away(f"no connection to broker {node} can be made")
+            raise
+        except (KafkaConnectionError, RequestTimedOutError) as error:
+            self._is_away(repr(error))
+            raise
         except KafkaError:
             raise
         except NotImplementedError as error:
-            raise ConfigError(f"Kafka at {self.bootstrap} is too old for stepfold ({error}); it needs 3.1 or later") from None
+            raise ConfigError(f"Kafka at {self.bootstrap}: {error}. {_WORKS_WITH}") from None
         except Exception as error:  # the client has unguarded corners when a connection goes while it is used
+            self._is_away(repr(error))
             raise KafkaConnectionError(repr(error)) from error
+        finally:
+            _QUIET.reset(quiet)
+        self._unanswered_since = None
+        if self._away_since is not None:
+            self._is_back()
+        return answer
+
+    def _is_away(self, why: str) -> None:
+        now = time.monotonic()
+        if self._away_since is None:
+            self._away_since = now
+        elif now - self._away_since > _AWAY_S and not self._said_away:
+            self._said_away = True
+            since_s = now - self._away_since
+            log.warning("Kafka at %s has not answered for %.0f s: %s; trying again", self.bootstrap, since_s, why)
+
+    def _is_back(self) -> None:
+        if self._said_away and self._away_since is not None:
+            log.info("Kafka at %s answers again, after %.0f s", self.bootstrap, time.monotonic() - self._away_since)
+        self._away_since, self._said_away = None, False
 
     def leader(self, place: TopicPartition) -> int | None:
         """The node that leads the partition, as far as is known."""
@@ -129,7 +229,22 @@ class Cluster:
             self._refreshing = asyncio.create_task(self._refresh())
         await asyncio.wait([self._refreshing])
 
+    async def _check_versions(self) -> None:
+        """Raises ConfigError where a request that is needed is not spoken in a version that is known here."""
+        answer = await patiently(self, lambda: self.ask(None, ApiVersionRequest()), "what it speaks", REQUEST_TIMEOUT_S)
+        speaks = {key: (first, last) for key, first, last in answer.api_versions}
+        wrong: list[str] = []
+        for key, (name, oldest, newest) in SPOKEN.items():
+            if key not in speaks:
+                wrong.append(f"{name} is missing")
+            elif speaks[key][1] < oldest or speaks[key][0] > newest:
+                first, last = speaks[key]
+                wrong.append(f"{name} is there in versions {first} to {last}, not {oldest} to {newest}")
+        if wrong:
+            raise ConfigError(f"Kafka at {self.bootstrap} does not speak what is needed: {'; '.join(wrong)}. {_WORKS_WITH}")
+
     async def _refresh(self) -> None:
+        _QUIET.set(True)  # in this task
         client = self._client
         if client is None:
             return
@@ -141,7 +256,10 @@ class Cluster:
         now = time.monotonic()
         if known:
             self._lost_since = None
-        elif self._lost_since is None:
+            self._is_back()
+            return
+        self._is_away("none of its brokers answers")
+        if self._lost_since is None:
             self._lost_since = now
         elif now - self._lost_since > REQUEST_TIMEOUT_S:
             # Every node it knew is gone; the bootstrap address may lead to others by now.
@@ -166,15 +284,20 @@ class Cluster:
         except ValueError as error:
             raise ConfigError(f"Kafka at {self.bootstrap}: {error}") from None
         # Its first connection is known to nobody else: who is cancelled meanwhile would leave it open.
+        quiet = _QUIET.set(True)
         bootstrapping = asyncio.ensure_future(client.bootstrap())
+        _QUIET.reset(quiet)
         try:
-            await asyncio.shield(bootstrapping)
+            async with asyncio.timeout(_CONNECT_S):
+                await asyncio.shield(bootstrapping)
+        except TimeoutError:
+            _finish(_give_up(bootstrapping, client))
+            raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap} for {_CONNECT_S:g} s") from None
         except KafkaError:
             await _quietly(client.close(), "closing connections")
             raise LogUnavailable(f"no Kafka broker answers at {self.bootstrap}: {await self._why_not(client.hosts)}") from None
         except asyncio.CancelledError:
-            await _quietly(bootstrapping, "connecting")
-            await _quietly(client.close(), "closing connections")
+            _finish(_give_up(bootstrapping, client))
             raise
         return client
 
@@ -198,11 +321,22 @@ class Cluster:
             connection.close()
         return "it takes connections, and does not say what brokers there are"
 
+    def report(self, place: TopicPartition, damaged: Raw) -> None:
+        """Say once that a record counts for nothing, which its producer should hear of."""
+        where = place, damaged.offset
+        if where not in self._reported and len(self._reported) < _MOST_REPORTED:
+            self._reported.add(where)
+            log.warning("%s at %d: %s; it counts for nothing", name_of(place), damaged.offset, damaged.damage)
+
     @property
     def controller(self) -> int | None:
         """The node that takes changes of topics."""
         node = None if self._client is None else self._client.cluster.controller
         return None if node is None else node.nodeId
+
+    @property
+    def nodes(self) -> list[int]:
+        return [] if self._client is None else sorted(broker.nodeId for broker in self._client.cluster.brokers())
 
     @property
     def brokers(self) -> int:
@@ -218,13 +352,36 @@ class Cluster:
         self._lanes.discard(lane)
 
 
+def _finish(ending: Coroutine[Any, Any, None]) -> None:
+    """Nobody waits for it."""
+    task = asyncio.create_task(ending)
+    _ENDINGS.add(task)
+    task.add_done_callback(_ENDINGS.discard)
+
+
+async def _give_up(bootstrapping: asyncio.Future[None], client: Any) -> None:
+    """Whoever was cancelled while connecting does not wait for it to end."""
+    await _quietly(bootstrapping, "connecting")
+    await _quietly(client.close(), "closing connections")
+
+
 async def _quietly(awaitable: Awaitable[object], what: str) -> None:
     """The client's own endings may hang or fail; neither may hold up ours."""
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(_LAST_WAIT_S):
             await awaitable
     except Exception as error:  # noqa: BLE001 - nothing depends on it any more
         log.debug("%s: %r", what, error)
+
+
+def in_words(error: KafkaError) -> str:
+    """An error of Kafka's, with what it means where that is a missing right."""
+    missing: dict[type[KafkaError], str] = {
+        ClusterAuthorizationFailedError: ": this user may write to no topic",  # to be given a producer id it must
+        GroupAuthorizationFailedError: ": this user has not the right to read in the group",
+        TopicAuthorizationFailedError: ": this user has not the right to do that with the topic",
+    }
+    return f"{error!r}{missing.get(type(error), '')}"
 
 
 def new_backoff() -> Backoff:
@@ -241,7 +398,11 @@ async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: T
         except KafkaError as error:
             if not error.retriable or time.monotonic() - started > patience_s:
                 name = place if isinstance(place, str) else name_of(place)
-                raise LogUnavailable(f"Kafka does not answer for {name}: {error!r}") from None
+                if isinstance(error, Damaged):
+                    raise LogUnavailable(f"{name}: {error}") from None
+                waited_s = time.monotonic() - started
+                tried = f" for {waited_s:.0f} s" if waited_s >= 1 else ""
+                raise LogUnavailable(f"Kafka does not answer for {name}{tried}: {in_words(error)}") from None
         await cluster.refresh()
         await asyncio.sleep(backoff.next_s())
 
@@ -268,10 +429,17 @@ class _Uuid(AbstractType[str]):
         return str(uuid.UUID(bytes=data.read(16)))
 
 
-class _MetadataResponse(Response):
-    API_KEY = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
-    API_VERSION = 12  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - as the line before
-    SCHEMA = Schema(
+_Metadata: Final = request_of(
+    "Metadata",
+    3,
+    12,
+    Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    ),
+    Schema(
         ("throttle_time_ms", Int32),
         (
             "brokers",
@@ -306,43 +474,32 @@ class _MetadataResponse(Response):
             ),
         ),
         ("tags", TaggedFields),
-    )
+    ),
+)
 
 
-class _MetadataStruct(RequestStruct):
-    API_KEY = 3
-    API_VERSION = 12
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _MetadataResponse
-    SCHEMA = Schema(
-        ("topics", CompactArray(("topic_id", _Uuid), ("name", CompactString()), ("tags", TaggedFields))),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
+def _metadata(topics: Sequence[str] | None) -> Any:
+    """Asks for these topics, or for all; creates none."""
+    no_id = str(uuid.UUID(int=0))
+    return _Metadata(None if topics is None else [(no_id, topic, {}) for topic in topics], False, False)
 
 
-class _MetadataRequest(Request[_MetadataStruct]):
-    API_KEY = 3
-
-    def __init__(self, topics: Sequence[str]) -> None:
-        self._topics = topics
-
-    def build(self, request_struct_class: type[_MetadataStruct]) -> _MetadataStruct:
-        no_id = str(uuid.UUID(int=0))
-        return request_struct_class([(no_id, topic, {}) for topic in self._topics], False, False, {})
+async def names(cluster: Cluster, patience_s: float) -> list[str]:
+    """The topics that there are, as far as one may know of them."""
+    answer = await patiently(cluster, lambda: cluster.ask(None, _metadata(None)), "topic metadata", patience_s)
+    return [name for _code, name, *_ in answer.topics]
 
 
 async def describe(cluster: Cluster, topics: Sequence[str], patience_s: float) -> dict[str, Topic]:
     """Those of the topics that exist. Creates none, whatever the brokers' settings."""
-    answer = await patiently(cluster, lambda: cluster.ask(None, _MetadataRequest(topics)), "topic metadata", patience_s)
+    answer = await patiently(cluster, lambda: cluster.ask(None, _metadata(topics)), "topic metadata", patience_s)
     found: dict[str, Topic] = {}
     for code, name, topic_id, _internal, partitions, *_ in answer.topics:
         error = for_code(code)
         if error is UnknownTopicOrPartitionError:
             continue
         if error not in (NoError, LeaderNotAvailableError):
-            raise LogUnavailable(f"Kafka does not describe topic {name}: {error()!r}")
+            raise LogUnavailable(f"Kafka does not describe topic {name}: {in_words(error())}")
         replicas = {partition: len(nodes) for _, partition, _, _, nodes, *_ in partitions}
         found[name] = Topic(topic_id, replicas, bool(replicas) and all(leader >= 0 for _, _, leader, *_ in partitions))
     return found

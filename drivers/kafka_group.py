@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Who owns what, and the inbox: one member of the consumer group `<namespace>.workers`.
+"""Who owns what: one member of the consumer group `<namespace>.workers`.
 
 The group only assigns history partitions; it is Kafka's classic group protocol, spoken directly, because aiokafka's consumer
 fetches what it is assigned, revokes before it reassigns and has no sticky assignor that is even per topic. During a rebalance
@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from aiokafka import TopicPartition
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
@@ -41,18 +40,17 @@ from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import InboxRecord
 
 from .kafka_cluster import Cluster, log, new_backoff, patiently
-from .kafka_producer import Message, Producer
-from .kafka_tail import Fetcher, Raw, Tail, offsets, raw
-from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
+from .kafka_topics import Namespace
 
 HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""
 LIVE_PATIENCE_S: Final = 10.0
 _PROTOCOL: Final = "stepfold-sticky"
 _NOT_STATIC: Final[Any] = None  # which aiokafka's annotations do not foresee
+_MOST_REASON: Final = 10_000
+_MOST_BYTES_A_LETTER: Final = 4
 _LANE: Final = "group"
 _QUICK_LANE: Final = "quick"  # what shall not stand behind a join that waits for the others
 _HOPELESS: Final = (
@@ -94,6 +92,7 @@ class GroupMember:
         partitions: int,
         member: str,
         session_timeout_s: float,
+        on_retire: Callable[[], None],
         left: Callable[[], None],
     ) -> None:
         # Joining waits for the slowest of the others, so this member's requests need more time than any other's.
@@ -101,6 +100,7 @@ class GroupMember:
         self._namespace = namespace
         self._partitions = partitions
         self._session_timeout_ms = int(session_timeout_s * 1000)
+        self._on_retire = on_retire
         self._left = left
         self._coordinator: int | None = None
         self._member_id = ""
@@ -134,10 +134,15 @@ class GroupMember:
 
         return await patiently(self._cluster, ask, f"the members of group {self._namespace.group}", LIVE_PATIENCE_S)
 
+    @property
+    def retired(self) -> bool:
+        return self._retired or self._gone
+
     async def retire(self) -> None:
         """Returns at once; the others know after the next rebalance."""
         if not self._retired:
             self._retired = True
+            self._on_retire()
             self._join_again.set()
             self._assign(frozenset())
 
@@ -150,7 +155,7 @@ class GroupMember:
         if self._coordinator is not None and self._member_id:
             request = LeaveGroupRequest(self._namespace.group, self._member_id)
             with suppress(KafkaError, TimeoutError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(self._cluster.last_wait_s):
                     await self._cluster.ask(self._coordinator, request, _QUICK_LANE)
         await self._cluster.close()
         self._end(LogUnavailable("this member has left"))
@@ -214,7 +219,8 @@ class GroupMember:
         synced = await self._ask(SyncGroupRequest(group, self._generation, self._member_id, _NOT_STATIC, shares))
         _raise_for(synced.error_code)
         mine = ConsumerProtocolMemberAssignment.decode(synced.member_assignment)
-        self._assign(frozenset(place.partition for place in mine.partitions()))
+        places = (place for place in mine.partitions() if place.topic == self._namespace.history)
+        self._assign(frozenset(place.partition for place in places if 0 <= place.partition < self._partitions))
 
     def _assign(self, assignment: frozenset[int]) -> None:
         self.assignment = frozenset() if self._retired else assignment
@@ -225,10 +231,9 @@ class GroupMember:
         had: dict[str, list[int]] = {}
         retired: dict[str, list[int]] = {}
         for member_id, *_, encoded in members:
-            metadata = ConsumerProtocolMemberMetadata.decode(encoded)
-            if self._namespace.history in metadata.subscription:
-                old = json.loads(metadata.user_data or b"[]")
-                had[member_id] = [partition for partition in old if 0 <= partition < self._partitions]
+            shared, old = _said(encoded, self._namespace.history)
+            if shared:
+                had[member_id] = [partition for partition in range(self._partitions) if partition in old]
             else:
                 retired[member_id] = []
         history = self._namespace.history
@@ -250,14 +255,9 @@ class GroupMember:
         """The committed offset of each partition that has one."""
 
         async def ask() -> dict[int, int]:
-            answer = await self._ask(OffsetFetchRequest(self._namespace.group, [(topic, list(partitions))]), _QUICK_LANE)
-            found: dict[int, int] = {}
-            for _topic, places in answer.topics:
-                for partition, offset, _metadata, code in places:
-                    _raise_for(code)
-                    if offset >= 0:
-                        found[partition] = offset
-            return found
+            return _positions(
+                await self._ask(OffsetFetchRequest(self._namespace.group, [(topic, list(partitions))]), _QUICK_LANE)
+            )
 
         return await patiently(self._cluster, ask, f"committed positions of {topic}", patience_s)
 
@@ -269,6 +269,39 @@ class GroupMember:
         for _topic, codes in answer.topics:
             for _partition, code in codes:
                 _raise_for(code)
+
+
+def _said(encoded: bytes, history: str) -> tuple[bool, Collection[int]]:
+    """Whether a member wants a share, and what it had. Who says nothing that can be understood is none of ours and gets none."""
+    try:
+        metadata = ConsumerProtocolMemberMetadata.decode(encoded)
+        old = json.loads(metadata.user_data or b"[]")
+        return history in metadata.subscription, {one for one in old if type(one) is int}
+    except Exception as error:  # noqa: BLE001 - anything may be in there
+        log.warning("a member of the group of %s is none of ours, and gets no share: %r", history, error)
+        return False, ()
+
+
+async def committed(cluster: Cluster, namespace: Namespace, partitions: int, patience_s: float) -> dict[int, int]:
+    """How far the group has read the inbox, for somebody who is no member of it."""
+
+    async def ask() -> dict[int, int]:
+        found = await cluster.ask(None, FindCoordinatorRequest(namespace.group, 0))
+        _raise_for(found.error_code)
+        request = OffsetFetchRequest(namespace.group, [(namespace.inbox, list(range(partitions)))])
+        return _positions(await cluster.ask(found.coordinator_id, request))
+
+    return await patiently(cluster, ask, f"committed positions of {namespace.inbox}", patience_s)
+
+
+def _positions(answer: Any) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for _topic, places in answer.topics:
+        for partition, offset, _metadata, code in places:
+            _raise_for(code)
+            if offset >= 0:
+                found[partition] = offset
+    return found
 
 
 def _raise_for(code: int) -> None:
@@ -285,127 +318,3 @@ def _explain(error: KafkaError) -> str:
     if isinstance(error, InconsistentGroupProtocolError):
         return "another kind of consumer uses this group id"
     return repr(error)
-
-
-class KafkaInbox:
-    """The inbox partitions of one member. What was received and is not done comes again, here or at the next owner."""
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        fetcher: Fetcher,
-        producer: Callable[[], Producer],
-        member: GroupMember,
-        namespace: Namespace,
-        history_partitions: int,
-        inbox_partitions: int,
-        patience_s: float,
-    ) -> None:
-        self._cluster = cluster
-        self._fetcher = fetcher
-        self._producer = producer
-        self._member = member
-        self._namespace = namespace
-        self._history_partitions = history_partitions
-        self._inbox_partitions = inbox_partitions
-        self._patience_s = patience_s
-        self._tails: dict[int, Tail[Raw]] = {}
-        self._received: Sequence[InboxRecord] = ()
-        self._done: dict[int, int] = {}
-        self._news = asyncio.Event()
-        self._closed = False
-        member.on_change = self._news.set
-
-    async def receive(self) -> Sequence[InboxRecord]:
-        while True:
-            if self._closed:
-                raise LogUnavailable(f"{self._namespace.inbox}: this member has left")
-            self._news.clear()
-            await self._follow_assignment()
-            if self._received:
-                return self._received
-            records: list[InboxRecord] = []
-            failure: LogUnavailable | None = None
-            for partition, tail in list(self._tails.items()):
-                try:
-                    records += (_record(tail.place, taken) for taken in tail.take(1000))
-                except LogUnavailable as error:
-                    tail.close()
-                    del self._tails[partition]
-                    failure = error
-            if records:  # first: they are taken, and would not come again
-                self._received = records
-                return records
-            if failure is not None:
-                raise failure
-            await self._news.wait()
-
-    def _let_go(self) -> set[int]:
-        """Have nothing to do any more with partitions that are not this member's; those that are."""
-        assignment = self._member.assignment or frozenset()
-        mine = {place for place in range(self._inbox_partitions) if place % self._history_partitions in assignment}
-        for partition in self._tails.keys() - mine:
-            self._tails.pop(partition).close()
-            self._done.pop(partition, None)
-        self._received = [record for record in self._received if _place_of(record)[0] in mine]
-        return mine
-
-    async def _follow_assignment(self) -> None:
-        mine = self._let_go()
-        new = sorted(mine - self._tails.keys())
-        if not new:
-            return
-        committed = await self._member.committed(self._namespace.inbox, new, self._patience_s)
-        for partition in new:
-            place = TopicPartition(self._namespace.inbox, partition)
-            earliest, _ = await offsets(self._cluster, place, self._patience_s)
-            start = committed.get(partition, earliest)
-            if start < earliest:
-                log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
-            tail = Tail(self._fetcher, place, max(start, earliest), raw, self._news.set)
-            tail.start()
-            self._tails[partition] = tail
-
-    async def done(self, records: Sequence[InboxRecord]) -> None:
-        self._received = ()
-        self._let_go()  # a position that another member has moved on must not be set back
-        for record in records:
-            partition, offset = _place_of(record)
-            if partition in self._tails:
-                self._done[partition] = max(offset + 1, self._done.get(partition, 0))
-        positions = dict(self._done)
-        if not positions:
-            return
-        try:
-            await self._member.commit(self._namespace.inbox, positions)
-        except KafkaError as error:
-            log.debug("positions of %s not committed, the next time they are: %r", self._namespace.inbox, error)
-        else:
-            self._done = {partition: offset for partition, offset in self._done.items() if positions.get(partition) != offset}
-
-    async def refuse(self, record: InboxRecord, reason: str) -> None:
-        value = record.value
-        headers = [*record.headers, ("stepfold-reason", reason.encode()), ("stepfold-origin", record.place.encode())]
-        if value is not None and len(value) > MIN_MESSAGE_BYTES:
-            # A compressed batch can hold more than fits uncompressed; the record itself is still in the inbox.
-            headers.append(("stepfold-omitted-bytes", str(len(value)).encode()))
-            value = None
-        place = TopicPartition(self._namespace.dead_letters, 0)
-        await self._producer().send(place, [Message(record.key, value, headers)])
-
-    def close(self) -> None:
-        self._closed = True
-        for tail in self._tails.values():
-            tail.close()
-        self._tails.clear()
-        self._news.set()
-
-
-def _record(place: TopicPartition, record: Raw) -> InboxRecord:
-    headers = tuple((name, value or b"") for name, value in record.headers)
-    return InboxRecord(f"{place.topic}/{place.partition}/{record.offset}", record.timestamp, record.key, record.value, headers)
-
-
-def _place_of(record: InboxRecord) -> tuple[int, int]:
-    _, partition, offset = record.place.rsplit("/", 2)
-    return int(partition), int(offset)

@@ -23,7 +23,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack
 
-from .kafka_cluster import BACKOFF_S, Cluster, copy_of, log, name_of, new_backoff
+from .kafka_cluster import BACKOFF_S, Cluster, copy_of, in_words, log, name_of, new_backoff
+from .kafka_records import encode, is_plain
 
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
@@ -82,7 +83,7 @@ class Producer:
     `patience_s` fails the session; `failed` says so, and the owner makes another.
     """
 
-    def __init__(self, cluster: Cluster, patience_s: float) -> None:
+    def __init__(self, cluster: Cluster, patience_s: Callable[[], float]) -> None:
         self._cluster = cluster
         self._patience_s = patience_s
         self._lane = cluster.take_lane()
@@ -97,6 +98,10 @@ class Producer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._run(self._introduce)
+
+    def give_up(self, why: str) -> None:
+        """Nothing is waited for any more: whoever waits gets LogUnavailable."""
+        self._fail(LogUnavailable(why))
 
     @property
     def failed(self) -> bool:
@@ -178,8 +183,8 @@ class Producer:
                     return
                 raise error()
             except KafkaError as error:
-                if not error.retriable or time.monotonic() - started > self._patience_s:
-                    raise LogUnavailable(f"Kafka gave no producer id: {error!r}") from None
+                if not error.retriable or time.monotonic() - started > self._patience_s():
+                    raise LogUnavailable(f"Kafka gave no producer id: {in_words(error)}") from None
                 await self._cluster.refresh()
                 await asyncio.sleep(backoff.next_s())
 
@@ -212,12 +217,18 @@ class Producer:
         builder = DefaultRecordBatchBuilder(2, 0, 0, self._id, self._epoch, queue.sequence, MAX_BATCH_BYTES)
         append = builder.append
         count = 0
+        alone = b""
         parts: list[tuple[_Call, int]] = []
         calls = queue.calls
-        while calls:
+        while calls and not alone:
             call = calls[0]
             taken = 0
             for key, value, headers in call.messages[call.sent :] if call.sent else call.messages:
+                if headers and not is_plain(headers):
+                    if not count:  # in a batch of its own
+                        alone = encode(timestamp, key, value, headers, self._id, self._epoch, queue.sequence)
+                        count = taken = 1
+                    break
                 if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # full
                     break
                 count += 1
@@ -229,14 +240,14 @@ class Producer:
                 break
             calls.popleft()
         queue.sequence = (queue.sequence + count) & 0x7FFF_FFFF
-        return _Batch(bytes(builder.build()), parts, timestamp, queue.waiting_since)
+        return _Batch(alone or bytes(builder.build()), parts, timestamp, queue.waiting_since)
 
     async def _request(self, node: int, queues: list[_Queue]) -> None:
         batches = [(queue.place, queue.batch.data) for queue in queues if queue.batch is not None]
         failed: KafkaError | None = None
         results: Mapping[tuple[str, int], tuple[int, int, int]] = {}
         try:
-            results = (await self._cluster.ask(node, _ProduceRequest(batches), self._lane)).results
+            results = (await self._cluster.ask(node, ProduceRequest(batches), self._lane)).results
         except KafkaError as error:
             failed = error
         except ConfigError as error:
@@ -283,9 +294,9 @@ class Producer:
 
     def _check_patience(self, queue: _Queue, error: KafkaError) -> None:
         since = queue.batch.since if queue.batch else queue.waiting_since
-        if time.monotonic() - since > self._patience_s:
-            where = name_of(queue.place)
-            raise LogUnavailable(f"Kafka did not take records for {where} within {self._patience_s:g} s: {error!r}")
+        waited_s = time.monotonic() - since
+        if waited_s > self._patience_s():
+            raise LogUnavailable(f"Kafka did not take records for {name_of(queue.place)} for {waited_s:.1f} s: {error!r}")
 
     def _fail(self, error: LogUnavailable) -> None:
         if self._failure is not None:
@@ -364,7 +375,7 @@ class _ProduceStruct(RequestStruct):
         return b"".join(parts)
 
 
-class _ProduceRequest(Request[_ProduceStruct]):
+class ProduceRequest(Request[_ProduceStruct]):
     API_KEY = 0
 
     def __init__(self, batches: Sequence[tuple[TopicPartition, bytes]]) -> None:

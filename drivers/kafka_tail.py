@@ -15,29 +15,28 @@ have appended as well, its offset will show it.
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from aiokafka import TopicPartition
 from aiokafka.errors import (
-    CorruptRecordException,
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
     UnknownTopicOrPartitionError,
-    UnsupportedCodecError,
     for_code,
 )
-from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.api import Request
+from aiokafka.protocol.fetch import FetchRequest_v11
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.record.memory_records import MemoryRecords
 
 from stepfold.errors import LogUnavailable
 
-from .kafka_cluster import Cluster, copy_of, log, name_of, new_backoff, patiently
+from .kafka_cluster import BACKOFF_S, Cluster, copy_of, log, name_of, new_backoff, patiently
+from .kafka_records import Damaged, decode
 
 _LONG_POLL_MS: Final = 1_000
 _PARTITION_BYTES: Final = 1_000_000
@@ -50,20 +49,8 @@ _SETTLE_S: Final = 0.002
 """So long after an append the next one is awaited before the partition is asked what others have appended."""
 _LONGEST_APPEND_S: Final = 0.1
 """One that takes longer is not waited for."""
-_BATCH: Final = struct.Struct(">qi4xb6xi")
-"""How a record batch begins: base offset, length of the rest, leader epoch, format, checksum and attributes, last offset."""
-_BATCH_PREFIX_BYTES: Final = 12
-"""What comes before the part of a batch whose length it gives."""
-
-
-class Raw(NamedTuple):
-    """A record as it is."""
-
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
+_DAMAGED_TRIES: Final = 5
+"""So often a damaged batch of a read-committed partition is fetched before its place is given up."""
 
 
 class Placed(Protocol):
@@ -77,27 +64,52 @@ T = TypeVar("T")
 P = TypeVar("P", bound=Placed)
 
 
-def raw(record: Any) -> Raw:
-    return Raw(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+class _Fetch(Request[FetchRequest_v11]):
+    """Version 11, the newest that aiokafka knows: how an answer is laid out depends on it."""
+
+    API_KEY = 1
+
+    def __init__(self, wait_ms: int, most_bytes: int, topics: list[Any], *, committed: bool = False) -> None:
+        self._fields = (-1, wait_ms, 1, most_bytes, int(committed), 0, -1, topics, [], "")
+
+    def build(self, request_struct_class: type[FetchRequest_v11]) -> FetchRequest_v11:
+        return request_struct_class(*self._fields)
+
+
+def _wanted(partition: int, offset: int, most_bytes: int) -> tuple[int, int, int, int, int]:
+    return partition, -1, offset, -1, most_bytes
 
 
 class Tail(Generic[P]):
     """The records of one partition from `offset` on.
 
     `make` turns a fetched record into what is taken; `news` is called when `ready` may have become true. Nothing is fetched
-    before `start`.
+    before `start`. `committed`: records of transactions are read when these have been committed, and nothing behind one that is
+    open; otherwise they are read at once, as damaged ones.
     """
 
     def __init__(
-        self, fetcher: Fetcher, place: TopicPartition, offset: int, make: Callable[[Any], P], news: Callable[[], None]
+        self,
+        fetcher: Fetcher,
+        place: TopicPartition,
+        offset: int,
+        make: Callable[[Any], P],
+        news: Callable[[], None],
+        *,
+        committed: bool = False,
     ) -> None:
         self.place = place
         self.make = make
+        self.committed = committed
         self.offset = offset
         """Where the next fetch begins: what is below is in the buffer, was taken, or is not wanted."""
         self.closed = False
         self.backoff = new_backoff()
         self.failing_since: float | None = None
+        self.held_since: float | None = None
+        """Since when a transaction that is open has kept a read-committed tail from reading on, by the monotonic clock."""
+        self.stable = -1
+        """Where the oldest open transaction of the partition begins, or what is committed ends."""
         self.was_cut_off = False
         """Something failed since whoever reads has last set it back: the topic may be another one by now."""
         self._fetcher = fetcher
@@ -106,6 +118,7 @@ class Tail(Generic[P]):
         self._buffered_bytes = 0
         self._waits_for_room = False
         self._error: LogUnavailable | None = None
+        self._damaged_tries = 0
         self._started = False
 
     @property
@@ -184,6 +197,14 @@ class Tail(Generic[P]):
             self._buffered_bytes += size_bytes
             self._news()
 
+    def stands(self, stable: int, end: int) -> None:
+        """What a broker says of a read-committed partition: up to where it can be read, and where it ends."""
+        if stable >= end:
+            self.held_since = None
+        elif self.held_since is None or stable != self.stable:
+            self.held_since = time.monotonic()
+        self.stable = stable
+
     def echo(self, items: Sequence[P], size_bytes: int) -> None:
         """These come next: our own append was acknowledged at `offset`."""
         if self._started and not self._waits_for_room:
@@ -196,15 +217,19 @@ class Tail(Generic[P]):
             where = f"{name_of(self.place)} has no offset {self.offset}"
             self._fail(_Gone(f"{where}: records were deleted or the topic was made again; see `stepfold topics check`"))
             return False
-        if isinstance(error, UnsupportedCodecError):
-            self._fail(_Gone(f"{name_of(self.place)} at {self.offset}: {error}; run: pip install cramjam"))
-            return False
+        if isinstance(error, Damaged) and self.committed:
+            self._damaged_tries += 1
+            if self._damaged_tries >= _DAMAGED_TRIES:
+                self._damaged_tries = 0
+                self.receive([self.make(error.raw)], error.raw.offset + 1, len(error.raw.value or b""))
+                return True
         now = time.monotonic()
         if self.failing_since is None:
             self.failing_since = now
         elif now - self.failing_since > patience_s:
             self.failing_since = now
-            self._fail(LogUnavailable(f"{name_of(self.place)} could not be read for {patience_s:g} s: {error!r}"))
+            why = str(error) if isinstance(error, Damaged) else repr(error)
+            self._fail(LogUnavailable(f"{name_of(self.place)} could not be read for {patience_s:g} s: {why}"))
         return True
 
     def _fail(self, error: LogUnavailable) -> None:
@@ -314,7 +339,7 @@ class Fetcher:
     def _dispatch(self) -> None:
         self._scheduled = False
         tails, self._wanting = self._wanting, []
-        requests: dict[int, list[dict[TopicPartition, _Flight]]] = {}
+        requests: dict[tuple[int, bool], list[dict[TopicPartition, _Flight]]] = {}
         leaderless: list[Tail[Any]] = []
         for tail in tails:
             if not tail.wants_more() or self._awaits_append(tail):
@@ -329,16 +354,16 @@ class Fetcher:
                 leaderless.append(tail)
                 continue
             self._flights[flight] = [tail]
-            of_node = requests.setdefault(node, [])
+            of_node = requests.setdefault((node, tail.committed), [])
             for request in of_node:
                 if len(request) < _REQUEST_PARTITIONS and tail.place not in request:
                     request[tail.place] = flight
                     break
             else:
                 of_node.append({tail.place: flight})
-        for node, of_node in requests.items():
+        for (node, committed), of_node in requests.items():
             for request in of_node:
-                self._run(self._fetch(node, request))
+                self._run(self._fetch(node, request, committed))
         if leaderless:
             self._run(self._retry([(tail, LeaderNotAvailableError()) for tail in leaderless]))
 
@@ -347,25 +372,28 @@ class Fetcher:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _fetch(self, node: int, request: dict[TopicPartition, _Flight]) -> None:
+    async def _fetch(self, node: int, request: dict[TopicPartition, _Flight], committed: bool) -> None:
         lane = self._cluster.take_lane()
-        by_topic: dict[str, list[tuple[int, int, int]]] = {}
+        by_topic: dict[str, list[tuple[int, int, int, int, int]]] = {}
         for place, flight in request.items():
-            by_topic.setdefault(place.topic, []).append((place.partition, flight.offset, _PARTITION_BYTES))
+            by_topic.setdefault(place.topic, []).append(_wanted(place.partition, flight.offset, _PARTITION_BYTES))
         failed: KafkaError = UnknownTopicOrPartitionError()  # what is said of partitions that the answer leaves out
         again: list[Tail[Any]] = []
         retry: list[tuple[Tail[Any], KafkaError]] = []
         try:
-            question = FetchRequest(_LONG_POLL_MS, 1, _REQUEST_BYTES, 0, list(by_topic.items()))
+            question = _Fetch(_LONG_POLL_MS, _REQUEST_BYTES, list(by_topic.items()), committed=committed)
             answer = await self._cluster.ask(node, question, lane)
             for topic, partitions in answer.topics:
-                for partition, code, *_, data in partitions:
+                for partition, code, end, stable, _start, aborted, _replica, data in partitions:
                     flight = request.pop(TopicPartition(topic, partition))
                     tails = self._flights.pop(flight)
                     try:
                         if code:
                             raise for_code(code)
-                        self._deliver(flight, tails, data)
+                        self._deliver(flight, tails, data, (aborted or ()) if committed else None)
+                        if committed:
+                            for tail in tails:
+                                tail.stands(stable, end)
                         again += tails
                     except KafkaError as error:
                         retry += ((tail, error) for tail in tails)
@@ -382,11 +410,14 @@ class Fetcher:
         if retry:
             await self._retry(retry)
 
-    def _deliver(self, flight: _Flight, tails: list[Tail[Any]], data: bytes | None) -> None:
+    def _deliver(
+        self, flight: _Flight, tails: list[Tail[Any]], data: bytes | None, aborted: Sequence[tuple[int, int]] | None
+    ) -> None:
         items: list[Any] = []
         next_offset = flight.offset
         if data:
-            items, next_offset = _decode(data, min(tail.offset for tail in tails), flight.make)
+            report = partial(self._cluster.report, flight.place)
+            items, next_offset = decode(data, min(tail.offset for tail in tails), flight.make, aborted, report)
         for tail in tails:
             tail.receive(items, next_offset, len(data or b""))
 
@@ -398,59 +429,38 @@ class Fetcher:
             self.want(tails)
 
 
-def _decode(data: bytes, offset: int, make: Callable[[Any], T]) -> tuple[list[T], int]:
-    """What `make` makes of each record from `offset` on, and the offset behind all of them."""
-    found: list[T] = []
-    append = found.append
-    batches = MemoryRecords(data[_beginning(data, offset) :])
-    while batches.has_next():
-        batch: Any = batches.next_batch()
-        if not batch.validate_crc():
-            raise CorruptRecordException(f"a record batch near offset {offset} is damaged")
-        if not batch.is_control_batch:
-            for record in batch:
-                if record.offset >= offset:
-                    append(make(record))
-        offset = max(offset, batch.next_offset)
-    return found, offset
-
-
-def _beginning(data: bytes, offset: int) -> int:
-    """Where in `data` the first batch begins that reaches up to `offset`."""
-    at = 0
-    while at + _BATCH.size <= len(data):
-        base, length, magic, last = _BATCH.unpack_from(data, at)
-        if magic != 2 or length < _BATCH.size or base + last >= offset:
-            break
-        at += _BATCH_PREFIX_BYTES + length
-    return at
-
-
 async def scan(
     cluster: Cluster, place: TopicPartition, start: int, end: int, make: Callable[[Any], T | None], patience_s: float
 ) -> AsyncGenerator[list[T], None]:
     """What `make` makes of the records from `start` to below `end`, portion by portion; None is left out."""
     lane = cluster.take_lane()
 
-    async def fetch() -> bytes:
+    async def fetch() -> tuple[list[T | None], int]:
         node = cluster.leader(place)
         if node is None:
             raise LeaderNotAvailableError
-        question = FetchRequest(0, 1, _SCAN_BYTES, 0, [(place.topic, [(place.partition, start, _SCAN_BYTES)])])
+        question = _Fetch(0, _SCAN_BYTES, [(place.topic, [_wanted(place.partition, start, _SCAN_BYTES)])])
         answer = await cluster.ask(node, question, lane)
         for _topic, partitions in answer.topics:
             for _partition, code, *_, data in partitions:
                 if code:
                     raise for_code(code)
-                return data or b""
+                return decode(data or b"", start, wanted, None, partial(cluster.report, place))
         raise UnknownTopicOrPartitionError
 
     def wanted(record: Any) -> T | None:
         return make(record) if record.offset < end else None
 
+    since = time.monotonic()
     while start < end:
-        data = await patiently(cluster, fetch, place, patience_s)
-        found, start = _decode(data, start, wanted)
+        before = start
+        found, start = await patiently(cluster, fetch, place, patience_s)
+        if start > before:
+            since = time.monotonic()
+        elif time.monotonic() - since > patience_s:
+            raise LogUnavailable(f"{name_of(place)} has nothing at {start}, and said that it ends at {end}: was it cut off?")
+        else:
+            await asyncio.sleep(BACKOFF_S)
         yield [one for one in found if one is not None]
     cluster.give_lane(lane)
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka.errors import NoError, NotControllerError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError, NoError, NotControllerError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from stepfold.errors import ConfigError, LogUnavailable
 
-from .kafka_cluster import Cluster, Topic, describe, patiently
+from .kafka_cluster import Cluster, Topic, describe, names, patiently
 
 MIN_MESSAGE_BYTES: Final = 1_048_588
 """What the topics must take in one batch: Kafka's own default."""
@@ -28,7 +28,9 @@ DEAD_LETTER_BYTES: Final = 2 * MIN_MESSAGE_BYTES
 _UNCLEAN: Final = "unclean.leader.election.enable"
 """Where it is true, a replica that has not got what was acknowledged may become the leader. False is Kafka's default, and not
 everywhere may a topic be made with it, so it is looked at and not set."""
+_POSITIONS_KEPT: Final = "offsets.retention.minutes"
 _TOPIC_RESOURCE: Final = 2
+_BROKER_RESOURCE: Final = 4
 _READY_TIMEOUT_S: Final = 30
 
 
@@ -65,8 +67,10 @@ class Namespace:
     """The names that belong to one namespace."""
 
     def __init__(self, name: str) -> None:
-        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name):
-            raise ConfigError(f"{name!r} is no Kafka namespace: 1 to 200 letters, digits, dots, hyphens and underscores")
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name) or not name.strip("."):
+            raise ConfigError(
+                f"{name!r} is no Kafka namespace: 1 to 200 letters, digits, dots, hyphens and underscores, and not dots alone"
+            )
         self.name = name
         self.history = f"{name}.history"
         self.inbox = f"{name}.inbox"
@@ -114,6 +118,14 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
             wrong.append(_resized(url, namespace, name, f"has {found.partitions} partitions, not {partitions}"))
     if wrong:
         raise ConfigError(f"topics exist and are different. {in_words(wrong)}")
+    like = {_alike(name): name for name in namespace.topics}
+    for name in await names(cluster, patience_s):
+        ours = like.get(_alike(name))
+        if ours is not None and ours != name:
+            raise ConfigError(
+                f"topic {ours} cannot be made beside {name}: Kafka takes a dot and an underscore for the same in topics' names. "
+                "Name the namespace differently"
+            )
     counts = {namespace.dead_letters: 1}  # few, and read as one list
     requests: list[Any] = [
         (name, counts.get(name, partitions), replication, [], list(settings.items()))
@@ -142,6 +154,10 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise LogUnavailable(f"the topics of {namespace.name} were made but have no leaders after {_READY_TIMEOUT_S} s") from None
+
+
+def _alike(topic: str) -> str:
+    return topic.replace(".", "_")
 
 
 async def look(cluster: Cluster, namespace: Namespace, patience_s: float) -> dict[str, TopicDescription]:
@@ -181,6 +197,31 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
         counts = f"has {history.partitions} partitions and {namespace.checkpoints} {checkpoints.partitions}"
         findings.append(_resized(url, namespace, namespace.history, counts))
     return sorted(findings, key=lambda finding: not finding.fatal)
+
+
+async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Finding]:
+    """Whether requests are kept for longer than the brokers keep the workers' positions among them. Says nothing where the
+    brokers do not tell."""
+    nodes = cluster.nodes
+    if not nodes:
+        return []
+    request = DescribeConfigsRequest([(_BROKER_RESOURCE, str(nodes[0]), [_POSITIONS_KEPT])])
+    try:
+        answer = await cluster.ask(nodes[0], request)
+    except KafkaError:
+        return []
+    settings = {key: value for _, _, _, _, entries in answer.resources for key, value, *_ in entries}
+    kept_ms = int(settings.get(_POSITIONS_KEPT) or 0) * 60_000
+    retention_ms = int(inbox.settings.get("retention.ms", "0"))
+    if not kept_ms or 0 <= retention_ms <= kept_ms:
+        return []
+    kept = "for ever" if retention_ms < 0 else f"for {retention_ms / 86_400_000:g} days"
+    problem = (
+        f"requests are kept {kept}, the workers' positions among them for {kept_ms / 86_400_000:g} ({_POSITIONS_KEPT}): after so "
+        "long without a worker all that is kept is read again. Nothing runs twice, but it takes its time"
+    )
+    mend = f"{_alter(cluster, inbox, 'retention.ms', str(kept_ms))}, or raise {_POSITIONS_KEPT} of the brokers"
+    return [Finding(inbox.name, problem, mend, fatal=False)]
 
 
 def _check_settings(

@@ -1,7 +1,8 @@
 """The log in this process's memory: one partition, gone with the process, otherwise like every other log.
 
 `memory://` is a log of its own for each driver. `memory://name` is one log for all drivers of that name in the process, for
-as long as the process lives; of their members the first has the partition and the others wait.
+as long as the process lives; of their members the first has the partition and the others wait. It is open on one event loop at a
+time; those of a loop that has ended are gone, whether or not they were closed.
 
 It uses no threads and nothing of the event loop but its primitives, and takes its clock as a parameter: under a virtual-time
 loop it is as deterministic as its users.
@@ -16,9 +17,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Ack, Entry, Record
+from stepfold.log import Ack, Entry, InboxRecord, Record, ack_of, record_of
 
-from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, wall_clock_ms
+from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, clock_of, wall_clock_ms
 
 APPENDS_PER_TURN = 64
 """An append needs no waiting; one in so many gives the other tasks a turn nevertheless."""
@@ -52,16 +53,18 @@ _stores: dict[str, _Store] = {}
 class MemoryDriver:
     """`Log` in memory.
 
-    `clock` gives milliseconds since 1970; timestamps never go back, even where it does. `log_id` becomes the `id` of a log
+    `clock` gives milliseconds since 1970; unless said that of the event loop in which it is opened, if that has a date of its
+    own (virtual time), else the machine's. Timestamps never go back, even where it does. `log_id` becomes the `id` of a log
     that is new; a random one unless said.
     """
 
     partitions = 1
     max_value_bytes = MAX_VALUE_BYTES
 
-    def __init__(self, name: str = "", *, clock: Callable[[], int] = wall_clock_ms, log_id: str | None = None) -> None:
+    def __init__(self, name: str = "", *, clock: Callable[[], int] | None = None, log_id: str | None = None) -> None:
         self.name = f"memory://{name}"
-        self._clock = clock
+        self._clock = clock or wall_clock_ms
+        self._has_own_clock = clock is not None
         store = _stores.get(name) or _Store(log_id or uuid.uuid4().hex)
         self._store = _stores.setdefault(name, store) if name else store
         self._tail: Tail | None = None
@@ -89,20 +92,28 @@ class MemoryDriver:
         return self._clock()
 
     async def open(self) -> None:
-        if self._tail is not None:
-            return
         store, loop = self._store, asyncio.get_running_loop()
-        if store.tails and store.loop is not loop:
+        if store.loop is not None and store.loop.is_closed():  # who had it open there has not closed it, and cannot any more
+            store.loop = None
+            store.tails.clear()
+            store.members.clear()
+        if store.loop not in (None, loop):
             raise ConfigError(f"{self.name} is open on another event loop; use it on one, or use sqlite:///")
+        if self._tail in store.tails:
+            return
         store.loop = loop
+        if not self._has_own_clock:
+            self._clock = clock_of(loop)
         self._tail = Tail(loop, len(store.records))
         store.tails.append(self._tail)
 
     async def close(self) -> None:
-        if self._tail is None:
-            return
         tail, self._tail = self._tail, None
+        if tail is None or tail not in self._store.tails:
+            return
         self._store.tails.remove(tail)
+        if not self._store.tails:
+            self._store.loop = None
         tail.close(f"{self.name} was closed")
         for member in self._members[:]:
             await member.leave()
@@ -123,8 +134,8 @@ class MemoryDriver:
         acks: list[Ack] = []
         for key, value in entries:
             offset = len(records)
-            records.append(Record._make((offset, timestamp, key, value)))
-            acks.append(Ack._make((offset, timestamp)))
+            records.append(record_of((offset, timestamp, key, value)))
+            acks.append(ack_of((offset, timestamp)))
         for tail in store.tails:
             tail.advance(len(records))
         self._appends += 1
@@ -152,6 +163,9 @@ class MemoryDriver:
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         self._opened(partition)
         return sorted(record for key in set(keys) for record in self._store.of_key(key) if record.offset >= start)
+
+    async def dead_letter(self, record: InboxRecord, reason: str) -> None:
+        """There is no inbox, so nobody has asked through one: the warning that was logged is all."""
 
     async def join(self, member: str) -> _Membership:
         self._opened(0)

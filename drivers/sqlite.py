@@ -18,9 +18,9 @@ from typing import Any, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Ack, Entry, Record
+from stepfold.log import Ack, Entry, InboxRecord, Record
 
-from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, check_entries, wall_clock_ms
+from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, check_entries, check_real_time, wall_clock_ms
 from ._sqlite_file import Writer
 from ._sqlite_session import Membership, Session
 
@@ -30,7 +30,8 @@ MAX_PARTITIONS = 256
 class SQLiteDriver:
     """`Log` in the SQLite file at `path`, which is made if its directory exists.
 
-    `partitions` counts for a new file only (4 if left out) and must otherwise be what the file has.
+    `partitions` counts for a new file only (4 if left out). A file that is there keeps its own, which a warning says where they
+    differ: who made it first, a command with a plain URL say, does not keep the others out.
     """
 
     max_value_bytes = MAX_VALUE_BYTES
@@ -45,7 +46,7 @@ class SQLiteDriver:
     ) -> None:
         path = os.fspath(path)
         self.name = f"sqlite:///{path}"
-        if path == ":memory:" or not Path(path).name:
+        if path == ":memory:" or not Path(path).name or "\0" in path:
             raise ConfigError(f"{self.name} names no file; give a path such as sqlite:///orders.db, or use memory://")
         if durability not in ("full", "normal"):
             raise ConfigError(f'{self.name}: durability is "full" or "normal", not {durability!r}')
@@ -62,13 +63,16 @@ class SQLiteDriver:
     @classmethod
     def from_url(cls, url: str) -> SQLiteDriver:
         """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?durability=full|normal` and `&partitions=N`."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"{url!r} is no URL: {error}") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         durability, partitions = options.pop("durability", "full"), options.pop("partitions", None)
         if parts.scheme != "sqlite" or parts.netloc or parts.fragment or options:
             wrong = f"unknown option {next(iter(options))!r}" if options else "a path follows three slashes"
             raise ConfigError(f"{url!r}: {wrong}; expected sqlite:///orders.db[?durability=normal&partitions=4]")
-        if partitions is not None and not partitions.isdecimal():
+        if partitions is not None and (not partitions.isdecimal() or len(partitions) > 9):
             raise ConfigError(f"{url!r}: partitions is a number, not {partitions!r}")
         return cls(
             unquote(parts.path[1:]),
@@ -89,6 +93,7 @@ class SQLiteDriver:
 
     async def open(self) -> None:
         if self._session is None:
+            check_real_time(asyncio.get_running_loop(), self.name)
             session = Session(self.name, self._path)
             self._id, self._partitions = await session.start(
                 lambda: Writer(self._path, synchronous=self._durability, partitions=self._wanted_partitions, clock=self._clock)
@@ -117,12 +122,19 @@ class SQLiteDriver:
         return 0, await session.ask(session.queries.end, partition)
 
     def reader(self, partition: int, offset: int) -> LocalReader:
-        return LocalReader(self._read, partition, offset)
+        reader = LocalReader(self._read, partition, offset)
+        if self._session is not None:
+            reader.copy = self._session.copies
+        return reader
 
     async def _read(self, reader: LocalReader, limit: int, wait: float | None) -> Sequence[Record]:
         while True:
             session = self._opened(reader.partition)
             tail = session.tails[reader.partition]
+            if reader.copy != session.copies:
+                if reader.copy is not None:
+                    raise LogUnavailable(session.put_back or f"{self.name} was closed and opened again")
+                reader.copy = session.copies
             if reader.position >= tail.end and (wait != 0 or session.is_watching):
                 if wait == 0:
                     await asyncio.sleep(0)  # a loop of reads must let others run
@@ -148,6 +160,9 @@ class SQLiteDriver:
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         session = self._opened(partition)
         return await session.ask(session.queries.find, partition, keys, start)
+
+    async def dead_letter(self, record: InboxRecord, reason: str) -> None:
+        """There is no inbox, so nobody has asked through one: the warning that was logged is all."""
 
     async def join(self, member: str) -> Membership:
         return await self._opened().join(member)

@@ -2,21 +2,24 @@
 
 The rooms, from the pure core outwards (imports go one way, downwards in this list to upwards):
 
-    log          the port: what a driver must be able to do
-    events       what a record may say, and the published schema
-    fold         records -> state, the same for every reader
-    loop         asyncio without I/O or clock, in an order every process repeats
-    execution    the user's code over its journal: replay, and live execution as replay of the tail
-    step context workflow codec retry duration errors     what users touch
-    attempt checkpoint owner worker router inbox tail requests client   what makes it run
-    testing      the conformance suite for drivers, virtual time
-    cli          the command line
+    errors log marks     the tree of errors, and the port: what a driver must be able to do, and what stood at a place of a log
+    values               how values are written and read, compared, copied, limited, and said
+    operations core      what a workflow can await, one module for each kind; what records mean: state, and the fold to it
+    events               what a record may say, and the published schema
+    replay               asyncio without I/O or clock, and the user's code over its journal: live execution is replay of the tail
+    authoring            what the code of workflows touches
+    worker               what makes runs go on: members, owners of partitions, attempts of steps, the inbox
+    client               what a service touches, and how runs are read
+    testing              the conformance suite for drivers, virtual time
+    cli logs             the command line, and what is logged of others' texts
 
 Everything public is importable from here, from `stepfold.drivers`, `stepfold.projections` and `stepfold.testing`.
 """
 
-from .client import Client, Run, RunStatus
-from .context import Context, Input
+from .authoring.context import Context, Input
+from .authoring.step import RunningStep, Signal, Step, current_step
+from .authoring.workflow import Workflow
+from .client.client import Client, Run, RunStatus
 from .errors import (
     ConfigError,
     ErrorInfo,
@@ -29,20 +32,21 @@ from .errors import (
     ProjectionFailed,
     RetryAfter,
     RunAlreadyExists,
+    RunEnded,
     RunNotFound,
     StepError,
     StepFailed,
     StepfoldError,
     StepInterrupted,
+    ValueInvalid,
     WorkflowCancelled,
     WorkflowFailed,
     WorkflowUnknown,
 )
 from .events import Event
-from .retry import Retry
-from .step import RunningStep, Signal, Step, current_step
-from .worker import Worker
-from .workflow import Workflow
+from .logs import show_foreign_text
+from .values.retry import Retry
+from .worker.worker import Worker
 
 __all__ = [
     "Client",
@@ -62,6 +66,7 @@ __all__ = [
     "RetryAfter",
     "Run",
     "RunAlreadyExists",
+    "RunEnded",
     "RunNotFound",
     "RunStatus",
     "RunningStep",
@@ -71,6 +76,7 @@ __all__ = [
     "StepFailed",
     "StepInterrupted",
     "StepfoldError",
+    "ValueInvalid",
     "Worker",
     "Workflow",
     "WorkflowCancelled",
@@ -78,3 +84,5 @@ __all__ = [
     "WorkflowUnknown",
     "current_step",
 ]
+
+show_foreign_text()

@@ -6,8 +6,9 @@ Pure. An event is a JSON object with a kebab-case `type`. Three families:
 - decisions: the owner's, under its `claim`; each is valid alone, nothing needs two records to be atomic;
 - `claim`: who owns the partition from its offset on.
 
-Changes are additive. A record that needs more than a reader of format `FORMAT` knows carries a higher `v`; a claim's `v`
-says up to which format its owner can judge, and a record above that is void for every reader.
+Changes are additive. A record carries the lowest `v` whose readers can judge it; a claim's `v` says up to which format its
+owner can judge, and a record above that is void for every reader. What format 2 judges otherwise than format 1 holds where
+the claim says 2 or more, and before the first claim.
 
 The engine works on plain dicts, which `decode` has checked against the same models; the models serve people, other
 languages and the documentation.
@@ -16,205 +17,80 @@ languages and the documentation.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from itertools import product
 from operator import itemgetter
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
-FORMAT = 1
-"""The newest record format that this code writes and understands."""
+from .core.lifecycle import (
+    Cancelled,
+    CancelRequested,
+    Claim,
+    CodeCleared,
+    CodeSuspected,
+    Completed,
+    Failed,
+    InputCompleted,
+    Quarantined,
+    Resumed,
+    Started,
+    StepCancelled,
+    WorkflowUnknown,
+)
+from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, Place, Request, StepDecision
+from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
+from .operations.sleep import SleepCompleted, SleepScheduled
+from .operations.step import AttemptLost, AttemptStarted, StepCompleted, StepFailed, StepHeartbeat
+from .values.nesting import MAX_DEPTH, is_deeper
 
-MAX_DEPTH = 200
-"""How deep a payload may be nested. orjson reads deeper JSON than it writes, and what is accepted must be writable again."""
+__all__ = [
+    "FORMAT",
+    "NEVER_ENDS",
+    "PLACE",
+    "PLAIN",
+    "SHAPES",
+    "AttemptLost",
+    "AttemptStarted",
+    "Base",
+    "CancelRequested",
+    "Cancelled",
+    "Claim",
+    "CodeCleared",
+    "CodeSuspected",
+    "Completed",
+    "Decision",
+    "ErrorModel",
+    "Event",
+    "Failed",
+    "InputCompleted",
+    "Place",
+    "Quarantined",
+    "Request",
+    "Resumed",
+    "RunEvent",
+    "Shape",
+    "SignalReceived",
+    "SleepCompleted",
+    "SleepScheduled",
+    "Started",
+    "StepCancelled",
+    "StepCompleted",
+    "StepDecision",
+    "StepFailed",
+    "StepHeartbeat",
+    "WaitStarted",
+    "WaitTimedOut",
+    "WorkflowUnknown",
+    "decode",
+    "encode",
+    "json_schema",
+    "parse",
+]
+
 _EVENT_DEPTH = MAX_DEPTH + 10
-
-
-class ErrorModel(BaseModel):
-    """An exception: `type` is the class's name for builtins, `module.Class` otherwise."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    message: str
-    traceback: str | None = None
-    step_id: str | None = None
-
-
-class Base(BaseModel):
-    """What every event has. `at`: the writer's clock, milliseconds since 1970, UTC."""
-
-    model_config = ConfigDict(extra="allow")
-
-    v: int = FORMAT
-    at: int
-    offset: int | None = Field(default=None, exclude=True, description="Place in the partition; not part of the value.")
-    timestamp: int | None = Field(
-        default=None, exclude=True, description="The log's time of the record, in ms; not part of the value."
-    )
-
-
-class Request(Base):
-    """From outside, under no claim. `request` makes a repeat harmless."""
-
-    run_id: str
-    request: str
-
-
-class Decision(Base):
-    """The owner's, under its claim. The first decision of a run that was started without a version carries `version`."""
-
-    run_id: str
-    claim: int
-    version: str | None = None
-
-
-class StepDecision(Decision):
-    """`step_id`: the path of the step, sleep or wait through its scopes, numbered when repeated (`charge#2`)."""
-
-    step_id: str
-
-
-class Claim(Base):
-    """`owner` owns the partition from this offset on, if `prev` is the offset of the claim that was current (-1: none).
-
-    `owner` null: the previous owner left in good order and nobody owns the partition.
-    """
-
-    type: Literal["claim"] = "claim"
-    prev: int
-    owner: str | None
-    nonce: str
-
-
-class Started(Request):
-    """A run begins, if its id is not known."""
-
-    type: Literal["started"] = "started"
-    workflow: str
-    version: str | None = None
-    input: Any
-    trigger: dict[str, Any] | None = None
-    reply_to: str | None = None
-
-
-class SignalReceived(Request):
-    """Data for whoever waits for `signal`, now or later; kept in order until taken."""
-
-    type: Literal["signal-received"] = "signal-received"
-    signal: str
-    data: Any
-
-
-class CancelRequested(Request):
-    """The run shall end; its code sees CancelledError."""
-
-    type: Literal["cancel-requested"] = "cancel-requested"
-    reason: str | None = None
-
-
-class StepCompleted(StepDecision):
-    """An attempt succeeded. `attempt` counts from 1."""
-
-    type: Literal["step-completed"] = "step-completed"
-    attempt: int
-    result: Any
-
-
-class StepFailed(StepDecision):
-    """An attempt failed; the next one is due at `next_at` (ms), or this was the last (null)."""
-
-    type: Literal["step-failed"] = "step-failed"
-    attempt: int
-    error: ErrorModel
-    next_at: int | None
-    heartbeat: Any = None
-
-
-class AttemptStarted(StepDecision):
-    """An attempt is about to run: an at_most_once one, or one of a step that was lost before."""
-
-    type: Literal["attempt-started"] = "attempt-started"
-    attempt: int
-
-
-class AttemptLost(StepDecision):
-    """The attempt was under way, as far as anyone knows, when its worker died; or its worker left before an announced one ran."""
-
-    type: Literal["attempt-lost"] = "attempt-lost"
-    attempt: int
-
-
-class StepHeartbeat(StepDecision):
-    """A running attempt reports; the next attempt sees the last `details`."""
-
-    type: Literal["step-heartbeat"] = "step-heartbeat"
-    attempt: int
-    details: Any
-
-
-class StepCancelled(StepDecision):
-    """The code no longer waits for this step, sleep or wait. A signal it had been given goes back to the front."""
-
-    type: Literal["step-cancelled"] = "step-cancelled"
-
-
-class SleepScheduled(StepDecision):
-    """`wake_at`: absolute, ms."""
-
-    type: Literal["sleep-scheduled"] = "sleep-scheduled"
-    wake_at: int
-
-
-class SleepCompleted(StepDecision):
-    type: Literal["sleep-completed"] = "sleep-completed"
-
-
-class WaitStarted(StepDecision):
-    """The code waits for a signal, until `timeout_at` (ms) if given."""
-
-    type: Literal["wait-started"] = "wait-started"
-    signal: str
-    timeout_at: int | None
-
-
-class WaitTimedOut(StepDecision):
-    type: Literal["wait-timed-out"] = "wait-timed-out"
-
-
-class WorkflowUnknown(Decision):
-    """The owner does not know the run's workflow or version; the run waits for a worker that does."""
-
-    type: Literal["workflow-unknown"] = "workflow-unknown"
-
-
-class Quarantined(Decision):
-    """The run stands still until somebody mends what `error` names; nothing of it is lost."""
-
-    type: Literal["quarantined"] = "quarantined"
-    error: ErrorModel
-
-
-class Resumed(Decision):
-    """A quarantined run goes on."""
-
-    type: Literal["resumed"] = "resumed"
-
-
-class Completed(Decision):
-    type: Literal["completed"] = "completed"
-    result: Any
-
-
-class Failed(Decision):
-    type: Literal["failed"] = "failed"
-    error: ErrorModel
-
-
-class Cancelled(Decision):
-    type: Literal["cancelled"] = "cancelled"
-    reason: str | None = None
 
 
 RunEvent = (
@@ -232,6 +108,9 @@ RunEvent = (
     | WaitStarted
     | WaitTimedOut
     | WorkflowUnknown
+    | InputCompleted
+    | CodeSuspected
+    | CodeCleared
     | Quarantined
     | Resumed
     | Completed
@@ -245,51 +124,97 @@ Event = RunEvent | Claim
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
-ENDS = frozenset({"completed", "failed", "cancelled"})
-"""The events after which a run is over."""
+Check = Callable[[Any], bool]
 
 
-def _kinds(annotation: Any) -> frozenset[type] | None:
-    """The exact Python types that JSON may give for an annotation; None: any."""
+class _Form(NamedTuple):
+    """What JSON may stand for an annotation: the exact Python types (None: any), and what else has to hold (None: nothing)."""
+
+    kinds: frozenset[Any] | None
+    check: Check | None = None
+
+    def takes(self, value: Any) -> bool:
+        return (self.kinds is None or type(value) in self.kinds) and (self.check is None or self.check(value))
+
+
+def _form(annotation: Any) -> _Form:
+    """Raises TypeError for an annotation that `decode` cannot check: what it let pass, rules would fall over."""
+    origin: Any = get_origin(annotation)
+    parts: tuple[Any, ...] = get_args(annotation)
     if annotation is Any:
-        return None
-    if annotation is None or annotation is type(None):
-        return frozenset({type(None)})
-    if get_origin(annotation) in (Union, types.UnionType):
-        parts: list[frozenset[type]] = [_kinds(part) or frozenset() for part in get_args(annotation)]
-        return frozenset[type]().union(*parts)
-    if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return frozenset({dict})
-    return frozenset([cast(type, annotation)])
+        return _Form(None)
+    if annotation in (str, int, bool, type(None)):  # no float: JSON writes 1.0 as 1 where it likes
+        return _Form(frozenset({annotation}))
+    if origin is Literal:
+        return _literal(parts)
+    if origin in (Union, types.UnionType):
+        return _either([_form(part) for part in parts])
+    if origin is list:
+        return _within(list, _form(parts[0]))
+    if origin is dict and parts[0] is str:
+        return _within(dict, _form(parts[1]))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _Form(frozenset({dict}), Shape(annotation).fits)
+    raise TypeError(f"decode cannot check {annotation!r}")
+
+
+def _literal(values: tuple[Any, ...]) -> _Form:
+    def check(value: Any) -> bool:
+        return any(type(value) is type(one) and value == one for one in values)
+
+    return _Form(frozenset(map(type, values)), check)
+
+
+def _either(forms: list[_Form]) -> _Form:
+    def check(value: Any) -> bool:
+        return any(form.takes(value) for form in forms)
+
+    none: frozenset[type] = frozenset()
+    kinds = None if any(form.kinds is None for form in forms) else none.union(*(form.kinds or none for form in forms))
+    return _Form(kinds, check if any(form.check is not None for form in forms) else None)
+
+
+def _within(kind: type[list[Any] | dict[str, Any]], inner: _Form) -> _Form:
+    def check(value: Any) -> bool:
+        return all(map(inner.takes, value.values() if kind is dict else value))
+
+    return _Form(frozenset({kind}), None if inner == _Form(None) else check)
 
 
 class Shape:
-    """What `decode` checks of one event type: fields that must be there, those that may be, and objects inside."""
+    """What `decode` checks of a model: fields that must be there, those that may be, and what is inside. Raises TypeError for an
+    annotation that cannot be checked.
+    """
 
-    __slots__ = ("_allowed", "_present", "_typed", "decision", "inner", "optional")
+    __slots__ = ("_allowed", "_inner", "_optional", "_present", "_typed", "decision")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
-        self.optional: list[tuple[str, frozenset[type]]] = []
-        self.inner: list[tuple[str, Shape]] = []
+        self._optional: list[tuple[str, frozenset[type]]] = []
+        self._inner: list[tuple[str, Check]] = []
         typed: dict[str, frozenset[type]] = {}
         present: list[str] = []
         for name, field in model.model_fields.items():
-            if field.exclude or get_origin(field.annotation) is Literal:
+            if field.exclude or PASSED_OVER in field.metadata:
                 continue
-            kinds = _kinds(field.annotation)
-            if field.is_required() or name == "v":
+            if name == "type" and issubclass(model, Base):
+                continue  # by it the model was chosen
+            if field.metadata or field.alias:
+                raise TypeError(f"decode cannot check {model.__name__}.{name}: {field!r}")
+            kinds, check = _form(field.annotation)
+            if field.is_required() or (name == "v" and issubclass(model, Base)):
                 if kinds is None:
                     present.append(name)
                 else:
                     typed[name] = kinds
-            elif kinds:
-                self.optional.append((name, kinds))
-            if field.annotation is ErrorModel:
-                self.inner.append((name, Shape(ErrorModel)))
+            elif kinds is not None:
+                self._optional.append((name, kinds))
+            if check is not None:
+                self._inner.append((name, check))
         self._present = tuple(present)
-        self._typed = itemgetter(*typed)
-        self._allowed = frozenset(product(*typed.values()))
+        names = [*typed, *typed] if len(typed) == 1 else [*typed]  # of one name, itemgetter gives no tuple
+        self._typed: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*names) if names else lambda _: ()
+        self._allowed = frozenset(product(*(typed[name] for name in names)))
 
     def fits(self, fields: dict[str, Any]) -> bool:
         """Whether these fields have the shape. On the hot path: one look-up for all that must be there and have a type."""
@@ -301,13 +226,19 @@ class Shape:
         for name in self._present:
             if name not in fields:
                 return False
-        for name, kinds in self.optional:
+        for name, kinds in self._optional:
             if name in fields and type(fields[name]) not in kinds:
                 return False
-        return not self.inner or all(shape.fits(fields[name]) for name, shape in self.inner)
+        return not self._inner or all(check(fields[name]) for name, check in self._inner if name in fields)
 
 
+PLACE = Shape(Place)
 SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for model in get_args(Event)}
+
+NEVER_ENDS = tuple(
+    f'{{"type":"{model.model_fields["type"].default}"'.encode() for model in get_args(RunEvent) if model.never_ends
+)
+"""How records of such events begin, as this code writes them."""
 
 
 def decode(value: bytes) -> dict[str, Any] | None:
@@ -323,22 +254,6 @@ def decode(value: bytes) -> dict[str, Any] | None:
     if shape is None or not shape.fits(event):
         return None
     return None if is_deeper(value, event, _EVENT_DEPTH) else event
-
-
-def is_deeper(value: bytes, parsed: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether JSON is nested more than `limit` deep; `parsed` is what the bytes say."""
-    if value.count(b"[") + value.count(b"{") <= limit:
-        return False
-    level: list[Any] = [parsed]
-    for _ in range(limit):
-        inner: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                inner.extend(cast(dict[str, Any], one).values())
-            elif isinstance(one, list):
-                inner.extend(cast(list[Any], one))
-        level = inner
-    return any(isinstance(one, dict | list) for one in level)
 
 
 def encode(event: dict[str, Any]) -> bytes:

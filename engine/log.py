@@ -10,8 +10,9 @@ The suite in `stepfold.testing.suite` is the executable form of this text; a fou
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 CLAIM_KEY = "@claim"
 """The key of claim records; run ids never begin with "@"."""
@@ -45,6 +46,12 @@ class Ack(NamedTuple):
     timestamp: int
 
 
+_new: Any = cast("Any", tuple).__new__
+record_of: Callable[[Iterable[Any]], Record] = partial(_new, Record)
+"""`Record._make` for loops over records: it costs a third."""
+ack_of: Callable[[Iterable[Any]], Ack] = partial(_new, Ack)
+
+
 class Reader(Protocol):
     """A position in one partition. One task uses it at a time."""
 
@@ -59,7 +66,8 @@ class Reader(Protocol):
         With nothing there it waits up to `wait` seconds for news (None: as long as it takes) and then returns an empty
         sequence. A prefix of what exists is a valid answer. May be cancelled without losing records.
 
-        Raises `LogUnavailable`, also when records at `position` are no longer in the log (never skips them silently), and
+        Raises `LogUnavailable`, also when records at `position` are no longer in the log (never skips them silently) or what
+        was read last is seen not to stand there any more (the log was put back to an older copy, or has lost its end), and
         `ConfigError` when it sees that this is another log now, made again under the same name.
         """
         ...
@@ -96,13 +104,21 @@ class Membership(Protocol):
 
 
 class InboxRecord(NamedTuple):
-    """One raw record of the inbox, from anyone. `place` names it uniquely and for ever, such as "shop.inbox/3/1742"."""
+    """One raw record of the inbox, from anyone. `place` names it uniquely and for ever, such as "shop.inbox/3/1742".
+
+    `inbox` is the identity of the inbox: another one after it was deleted and made again.
+
+    Bytes of a header's name that are no UTF-8 are kept as surrogates (PEP 383). `damage`: why the log cannot read the record,
+    which is to be refused for it; `value` is then the bytes that there are.
+    """
 
     place: str
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
+    damage: str = ""
+    inbox: str = ""
 
 
 class Inbox(Protocol):
@@ -171,6 +187,12 @@ class Log(Protocol):
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         """All present records of the partition from `start` on with one of these keys, in order (by an index, else a scan)."""
+        ...
+
+    async def dead_letter(self, record: InboxRecord, reason: str) -> None:
+        """Somebody asked in vain, as the history shows: put the request, as it would stand in the inbox now, into the dead
+        letters. Durable on return. A log without an inbox has nobody to tell.
+        """
         ...
 
     async def join(self, member: str) -> Membership:

@@ -18,17 +18,17 @@ from importlib import import_module
 from typing import Any, cast
 
 # The fields of a well-formed event: i integer, s string, o object, e error, * anything; ? or null; in brackets: may be absent.
-REQUEST, DECISION = "run_id:s request:s ", "run_id:s claim:i (version:s?) "
+REQUEST, DECISION = "run_id:s request:s (from:*) ", "run_id:s claim:i (version:s?) "
 STEP = DECISION + "step_id:s "
 Event = dict[str, Any]
 FIELDS = {
-    "claim": "prev:i owner:s? nonce:s",
+    "claim": "prev:i owner:s? nonce:s (memory_ms:*)",
     "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?)",
     "signal-received": REQUEST + "signal:s data:*",
     "cancel-requested": REQUEST + "(reason:s?)",
     "step-completed": STEP + "attempt:i result:*",
     "step-failed": STEP + "attempt:i error:e next_at:i?",
-    "attempt-started": STEP + "attempt:i",
+    "attempt-started": STEP + "attempt:i (input:*) (input_note:*)",
     "attempt-lost": STEP + "attempt:i",
     "step-heartbeat": STEP + "attempt:i details:*",
     "step-cancelled": STEP,
@@ -37,6 +37,9 @@ FIELDS = {
     "wait-started": STEP + "signal:s timeout_at:i?",
     "wait-timed-out": STEP,
     "workflow-unknown": DECISION,
+    "input-completed": DECISION + "input:*",
+    "code-suspected": DECISION,
+    "code-cleared": DECISION,
     "quarantined": DECISION + "error:e",
     "resumed": DECISION,
     "completed": DECISION + "result:*",
@@ -97,14 +100,18 @@ def parse(value: bytes) -> Event | None:
 
 
 class Run:
-    def __init__(self, request: str, now: int) -> None:
+    def __init__(self, request: str, now: int, signals: list[tuple[int, Event]]) -> None:
         self.state, self.now, self.steps, self.cancelling, self.unknown = "open", now, 0, False, False
+        self.decided, self.suspected = False, -1  # the claim of the last `code-suspected` that counts yet
         self.open: dict[
             str, Any
         ] = {}  # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
-        self.requests, self.done = {request}, set[str]()
+        self.request, self.requests, self.done = request, dict[str, int](), set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
         self.taken: dict[str, str] = {}  # step id of a wait -> the name of the signal it was given
+        for at, event in signals:  # that came before the run
+            self.requests[event["request"]] = at
+            self.match(event["signal"], 1)
 
     def close(self, step: str) -> None:
         self.open.pop(step, None)
@@ -157,9 +164,8 @@ class Run:
             if not known:
                 self.match(self.taken.pop(step), 1)  # the signal it had been given goes back
         elif kind in ("signal-received", "cancel-requested"):
-            if event["request"] in self.requests or (kind == "cancel-requested" and self.cancelling):
+            if kind == "cancel-requested" and self.cancelling:
                 return False
-            self.requests.add(event["request"])
             if kind == "cancel-requested":
                 self.cancelling = True
             else:
@@ -167,6 +173,17 @@ class Run:
         elif kind == "workflow-unknown":
             if self.unknown:
                 return False
+        elif kind == "input-completed":
+            if self.decided:
+                return False
+        elif kind == "code-suspected":
+            if self.suspected == event["claim"]:
+                return False
+            self.suspected = event["claim"]
+        elif kind == "code-cleared":
+            if self.suspected < 0:
+                return False
+            self.suspected = -1
         elif kind == "cancelled":
             if not self.cancelling:
                 return False
@@ -175,16 +192,50 @@ class Run:
             self.state = BECOMES[kind][1]
         else:
             return False
-        if "claim:i" in FIELDS[kind]:
+        if "claim:i" in FIELDS[kind] and kind not in ("code-suspected", "code-cleared"):
             self.unknown = kind == "workflow-unknown"
+            if not self.unknown:
+                self.decided, self.suspected = True, -1
         return True
 
 
 class Partition:
     def __init__(self, number: int, count: int) -> None:
-        self.number, self.count, self.claim, self.format = number, count, -1, 1
+        self.number, self.count, self.claim, self.format, self.memory_ms = number, count, -1, 2, DAY_MS
         self.open, self.last = dict[str, Run](), dict[str, Run]()
         self.ended_at, self.ends = dict[str, int](), dict[str, int]()
+        self.early = dict[str, list[tuple[int, Event]]]()  # signals for runs that have not begun, with their times
+        self.places = dict[str, int]()  # of each partition of an inbox the highest place that was seen
+
+    def was_seen(self, event: Event) -> bool:
+        """Whether a request was found at a place of an inbox that is not above all that were seen."""
+        place, fields = event.get("from"), ("inbox:s", "partition:i", "offset:i")
+        if not isinstance(place, dict) or not all(has(cast(Event, place), field) for field in fields):
+            return False
+        source, offset = f"{place['inbox']}/{place['partition']}", cast(int, place["offset"])
+        if offset > self.places.get(source, offset - 1):
+            self.places[source] = offset
+            return False
+        return self.format > 1
+
+    def begin(self, now: int, key: str, event: Event) -> bool:
+        """Whether a run begins, or a signal waits for it."""
+        if not RUN_ID.fullmatch(key) or zlib.crc32(key.encode()) % self.count != self.number:
+            return False
+        if key in self.ended_at and now < self.ended_at[key] + self.memory_ms:
+            return False
+        early = self.early.get(key, [])
+        latest = max(now, *(at for at, _ in early)) if early else now
+        early = [(at, signal) for at, signal in early if latest < at + self.memory_ms and self.format > 1]
+        now = latest if early else now
+        if event["type"] == "started":
+            self.early.pop(key, None)
+            self.open[key] = self.last[key] = Run(event["request"], now, early)
+            return True
+        if event["type"] != "signal-received" or self.format < 2 or event["request"] in (x["request"] for _, x in early):
+            return False
+        self.early[key] = [*early, (now, event)]
+        return True
 
     def take(self, offset: int, timestamp: int, key: str, value: bytes) -> bool:
         """Whether the record is accepted."""
@@ -194,24 +245,25 @@ class Partition:
         if event["type"] == "claim":
             if key != "@claim" or event["prev"] != self.claim:
                 return False
+            if self.claim < 0 and event["v"] > 1 and has(event, "memory_ms:i") and event["memory_ms"] >= 0:
+                self.memory_ms = event["memory_ms"]
             self.claim, self.format = offset, event["v"]
             return True
-        if event["v"] > self.format or event["run_id"] != key:
+        is_decision = "claim:i" in FIELDS[event["type"]]
+        if event["claim"] != self.claim if is_decision else self.was_seen(event):
             return False
-        if "claim:i" in FIELDS[event["type"]] and event["claim"] != self.claim:
+        if event["v"] > self.format or event["run_id"] != key:
             return False
         run = self.open.get(key)
         if run is None:
-            known = key in self.ended_at and timestamp < self.ended_at[key] + DAY_MS
-            if event["type"] != "started" or known or not RUN_ID.fullmatch(key):
-                return False
-            if zlib.crc32(key.encode()) % self.count != self.number:
-                return False
-            self.open[key] = self.last[key] = Run(event["request"], timestamp)
-            return True
+            return not is_decision and self.begin(timestamp, key, event)
+        now = max(run.now, timestamp)
+        kept = run.requests if self.format < 2 else {name: at for name, at in run.requests.items() if now < at + self.memory_ms}
+        if not is_decision and event["request"] in (run.request, *kept):
+            return False
         if not run.accept(event):
             return False
-        run.now = max(run.now, timestamp)
+        run.now, run.requests = now, kept if is_decision else {**kept, event["request"]: now}
         if run.state in ("completed", "failed", "cancelled"):
             self.ended_at[key] = self.open.pop(key).now
             self.ends[key] = self.ends.get(key, 0) + 1
@@ -247,8 +299,25 @@ async def read_kafka(servers: str, namespace: str) -> list[Partition]:
     return partitions
 
 
-if __name__ == "__main__":
-    found = read_sqlite(sys.argv[1]) if len(sys.argv) == 2 else asyncio.run(read_kafka(*sys.argv[1:]))
+def main(arguments: list[str]) -> int:
+    # A URL of stepfold's will do as well.
+    kafka = re.fullmatch(r"kafka://([^/?]+)/([^/?]+)(\?.*)?", arguments[0]) if len(arguments) == 1 else None
+    if kafka:
+        arguments = [kafka[1], kafka[2]]
+    arguments = [re.sub(r"^sqlite:///([^?]*).*", r"\1", argument) for argument in arguments]
+    if len(arguments) not in (1, 2) or any("://" in argument for argument in arguments):
+        print("python raw_reader.py FILE, or python raw_reader.py HOST:PORT[,HOST:PORT] NAMESPACE", file=sys.stderr)
+        return 2
+    try:
+        found = read_sqlite(arguments[0]) if len(arguments) == 1 else asyncio.run(read_kafka(*arguments))
+    except Exception as error:  # noqa: BLE001  # an example: whatever it is, one line is what its reader needs
+        print(f"{' '.join(arguments)} cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     for partition in found:
         for run_id, run in partition.last.items():
             print(f"{run_id}\t{run.state}\t{run.steps} steps\t{partition.ends.get(run_id, 0)} ends")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,18 +25,24 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import orjson
 
-from stepfold.client import Client
-from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, RunNotFound
-from stepfold.execution import Execution, Outcome
-from stepfold.fold import PartitionState, RunState, fold
+from stepfold.authoring.step import StepPorts
+from stepfold.authoring.workflow import Registry, Workflow
+from stepfold.client.client import Client
+from stepfold.core.ended import REMEMBER_MS
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import RunState
+from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, RunNotFound, disagreement
 from stepfold.log import CLAIM_KEY, Log, Record, partition_of
-from stepfold.step import StepPorts
-from stepfold.workflow import Registry, Workflow
+from stepfold.replay.execution import Execution, Outcome
+from stepfold.worker.interrupts import from_keyboard
+from stepfold.worker.running import named, stuck
+from stepfold.worker.watchdog import Stuck, Watch, Watchdog
 
 FORMAT = 1
 _BEGINNING = "0" * 64
@@ -44,6 +50,13 @@ _MARK = b',"sha256":"'
 _TAIL_BYTES = len(_MARK) + 64 + len(b'"}\n')
 _LINE = re.compile(rb'\{"n":([1-9][0-9]{0,17}),"prev":"([0-9a-f]{64})",')
 _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
+
+_PORTION_BYTES = 2**20
+_LONGEST_LINE_BYTES = 2**26
+"""A line holds one record of the log, of a few MB at most. What has none that ends within that is no export: a device, say."""
+
+_INT64 = -(2**62), 2**62
+"""No log has an offset or a time beyond."""
 
 FilePath = str | os.PathLike[str]
 
@@ -66,25 +79,28 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
     partition = partition_of(run_id, log.partitions)
     state = PartitionState(partition, log.partitions)
     run: RunState | None = None
-    before = state.claim, state.format
+    before = state.claim, state.format, state.memory_ms
     kept: list[Record] = []
-    claims: list[Record] = []  # since the run's last record
+    between: list[Record] = []  # since the run's last record: claims, and signals for the next run of this id
+    early: tuple[int, tuple[int, int, int]] | None = None  # where among these such signals begin, and what was current there
     for record in await log.find(partition, (run_id, CLAIM_KEY)):
-        current = state.claim, state.format
+        current = state.claim, state.format, state.memory_ms
         change = fold(state, record)
         if change is None:
             continue
         if change.run is None:
-            claims.append(record)
+            if change.early is not None and early is None:
+                early = len(between), current
+            between.append(record)
             continue
         if change.run is not run:
-            run, before = change.run, current
-            kept.clear()
-            claims.clear()
-        kept += [*claims, record]
-        claims.clear()
+            run = change.run
+            start, before = early or (len(between), current)
+            kept, between, early = [], between[start:], None
+        kept += [*between, record]
+        between.clear()
     if run is None:
-        raise RunNotFound(f"{log.name} has no run {run_id!r}")
+        raise RunNotFound(run_id, log.name)
     chain = _Chain()
     chain.add(
         kind="stepfold-export",
@@ -95,6 +111,7 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
         run_id=run_id,
         claim=before[0],
         record_format=before[1],
+        memory_ms=before[2],
     )
     for record in kept:
         chain.add(offset=record.offset, timestamp=record.timestamp, key=record.key, value=record.value.decode())
@@ -177,6 +194,7 @@ class _Header(NamedTuple):
     partition: int
     claim: int
     record_format: int
+    memory_ms: int
 
 
 class _Record(NamedTuple):
@@ -203,11 +221,17 @@ class _History:
 def _read(file: FilePath | BinaryIO) -> _History:
     history = _History()
     try:
-        data = Path(file).read_bytes() if isinstance(file, str | os.PathLike) else file.read()
+        if isinstance(file, str | os.PathLike):
+            with Path(file).open("rb") as opened:
+                raw = _raw_lines(opened)
+        else:
+            raw = _raw_lines(file)
     except (OSError, ValueError) as error:
         history.find(0, "unreadable", f"the file cannot be read: {error}")
         return history
-    raw = data.split(b"\n")
+    if raw is None:
+        history.find(1, "unreadable", "this is no export of a run: no line begins as the lines of one do")
+        return history
     lines = [_line(place, text + b"\n") for place, text in enumerate(raw[:-1], 1)]
     if raw[-1]:
         lines.append(None)  # without its end
@@ -216,6 +240,34 @@ def _read(file: FilePath | BinaryIO) -> _History:
     if not history.findings:
         _fold(history)
     return history
+
+
+def _raw_lines(file: BinaryIO) -> list[bytes] | None:
+    """All of a file that may be an export, in lines; None for one that is none, of which no more is read than shows it.
+
+    Raises OSError, and ValueError for a line without an end.
+    """
+    lines = [b""]
+    is_export = False
+    size, rest = 0, bytearray()  # what the last line has so far
+    while portion := file.read(_PORTION_BYTES):
+        if not isinstance(portion, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - what a caller has opened as a text
+            raise ValueError("it was opened as a text; open it as bytes")
+        size += len(portion)
+        first, *others = portion.split(b"\n")
+        rest += first
+        if others:
+            lines[-1] = bytes(rest)
+            lines += others
+            rest = bytearray(others[-1])
+        if not is_export and size > _LONGEST_LINE_BYTES:
+            is_export = any(map(_LINE.match, lines))
+            if not is_export:
+                return None
+        if len(rest) > _LONGEST_LINE_BYTES:
+            raise ValueError(f"line {len(lines)} is longer than {_LONGEST_LINE_BYTES:,} bytes, and so than any of an export")
+    lines[-1] = bytes(rest)
+    return lines if is_export or size == 0 or any(map(_LINE.match, lines)) else None
 
 
 def _line(place: int, text: bytes) -> _Line | None:
@@ -291,23 +343,28 @@ def _header(fields: dict[str, Any]) -> _Header | None:
     if fields.get("kind") != "stepfold-export" or fields.get("format") != FORMAT or type(fields.get("run_id")) is not str:
         return None
     numbers = [fields.get(name) for name in ("partitions", "partition", "claim", "record_format")]
-    if any(type(number) is not int for number in numbers) or cast(int, numbers[0]) < 1:
+    numbers.append(fields.get("memory_ms", REMEMBER_MS))  # what was exported before there were others
+    if any(type(number) is not int or not _INT64[0] <= number <= _INT64[1] for number in numbers):
+        return None
+    if cast(int, numbers[0]) < 1:
         return None
     return _Header(fields["run_id"], *cast(list[int], numbers))
 
 
 def _record(fields: dict[str, Any]) -> Record | None:
     offset, timestamp, key, value = (fields.get(name) for name in ("offset", "timestamp", "key", "value"))
-    if type(offset) is int and type(timestamp) is int and type(key) is str and type(value) is str:
-        return Record(offset, timestamp, key, value.encode())
-    return None
+    if not (type(offset) is int and type(timestamp) is int and type(key) is str and type(value) is str):
+        return None
+    if not all(_INT64[0] <= number <= _INT64[1] for number in (offset, timestamp)):
+        return None
+    return Record(offset, timestamp, key, value.encode())
 
 
 def _fold(history: _History) -> None:
     header = history.header
     assert header is not None
     state = PartitionState(header.partition, header.partitions)
-    state.claim, state.format = header.claim, header.record_format
+    state.claim, state.format, state.memory_ms = header.claim, header.record_format, header.memory_ms
     for place, _, record in history.records:
         run = history.run
         history.stood_still = run is not None and run.phase == "quarantined"
@@ -373,17 +430,45 @@ def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
         )
     ports, ctx_ext = _extensions(workflows.log if isinstance(workflows, Client) else None)
     execution = Execution(run, lambda execution: workflow.start(execution, ports, ctx_ext), len(run.journal))
+    watch = Watchdog()
+    watch.start()
+    try:
+        return watch.ask(partial(named, run), partial(_replayed, history, run, workflow, execution))
+    except Stuck:
+        execution.interrupted()
+        return _diverging(stuck(run, watch), history, run, execution)
+    finally:
+        _close(execution, run, watch)
+        watch.stop()
+
+
+def _replayed(history: _History, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> Replay:
     try:
         execution.advance()
         return _compare(history, run, workflow, execution)
     except NonDeterminism as error:
-        return Replay("diverges", str(error), run.id, error.expected, error.found, error.source, _where(history, execution))
-    except Exception as error:  # noqa: BLE001 - a replay tells what it meets
+        return _diverging(error, history, run, execution)
+    except BaseException as error:  # a replay tells what it meets
+        if issubclass(type(error), Stuck) or from_keyboard(error):
+            raise
         found = str(ErrorInfo.of(error))
         message = f"the code of run {run.id!r} could not be replayed: {found}"
         return Replay("diverges", message, run.id, "a run of the code", found, (), _where(history, execution))
-    finally:
-        execution.close()
+
+
+def _diverging(error: NonDeterminism, history: _History, run: RunState, execution: Execution) -> Replay:
+    said = disagreement(error)
+    where = _where(history, execution)
+    return Replay("diverges", said["message"], run.id, said["expected"], said["found"], tuple(said["source"]), where)
+
+
+def _close(execution: Execution, run: RunState, watch: Watch) -> None:
+    try:
+        watch.ask(partial(named, run), execution.close)
+    except BaseException as error:  # what was found stands
+        if from_keyboard(error):
+            raise
+        execution.interrupted()
 
 
 class _Missing:
@@ -445,8 +530,10 @@ def _ended(workflow: Workflow[Any, Any], outcome: Outcome) -> tuple[str, str]:
     error = outcome.error
     if outcome.kind == "completed":
         try:
-            return "completed", _canonical(orjson.loads(workflow.output.encode(outcome.value)))
-        except Exception as unencodable:  # noqa: BLE001 - as the owner takes it: the run has failed
+            return "completed", _canonical(orjson.loads(workflow.encode_result(outcome.value)))
+        except BaseException as unencodable:  # as the owner takes it: the run has failed
+            if issubclass(type(unencodable), Stuck) or from_keyboard(unencodable):
+                raise
             error = unencodable
     if error is None:
         return "cancelled", ""

@@ -17,16 +17,18 @@ What reaches `apply` has passed the fold. A projection knows neither its positio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, cast
 
 import sqlalchemy as sa
 
-from stepfold.client import State, run_state, waiting_words
+from stepfold.client.client import State, run_state, waiting_words
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import EXPECTED, RunState
 from stepfold.errors import ErrorInfo
 from stepfold.events import RunEvent, parse
-from stepfold.fold import PartitionState, RunState, fold
 from stepfold.log import Record
+from stepfold.values.times import utc
 
 
 class RunSoFar:
@@ -76,17 +78,17 @@ class RunSoFar:
     @property
     def started_at(self) -> datetime:
         """UTC, by the log's clock."""
-        return _utc(self.folded.started_at)
+        return utc(self.folded.started_at)
 
     @property
     def updated_at(self) -> datetime:
         """When the run's last accepted event was appended: UTC, by the log's clock, never earlier than the one before."""
-        return _utc(self.folded.now)
+        return utc(self.folded.now)
 
     @property
     def ended_at(self) -> datetime | None:
         """UTC, by the log's clock."""
-        return None if self.folded.ended_at is None else _utc(self.folded.ended_at)
+        return None if self.folded.ended_at is None else utc(self.folded.ended_at)
 
     @property
     def result(self) -> Any:
@@ -134,6 +136,7 @@ class Batch:
         self.was_owned = place.owner is not None
         self.current = records[0].offset  # the record that is being folded or applied
         self.last: RunChange | None = None
+        self.claim: Record | None = None  # the last claim among these records that was accepted
         self._place = place
         self._records = iter(records)
         self._note = note
@@ -144,7 +147,13 @@ class Batch:
             self.current = record.offset
             self.last = None
             change = fold(place, record)
-            if change is not None and change.run is not None:
+            if change is None:
+                continue
+            if change.early is not None:
+                note(change.early.id)
+            elif change.run is None:
+                self.claim = record
+            else:
                 note(change.run.id)
                 self.last = RunChange(change.event, record, RunSoFar(change.run, place))
                 yield self.last
@@ -156,7 +165,8 @@ class Batch:
 
     def open_runs(self) -> Iterator[RunSoFar]:
         """The partition's runs that have not ended."""
-        return (RunSoFar(run, self._place) for run in self._place.runs.values())
+        runs = map(self._place.runs.get, self._place.runs.ids())
+        return (RunSoFar(run, self._place) for run in runs if run is not None and run.phase != EXPECTED)
 
 
 class Projection:
@@ -182,7 +192,3 @@ class Projection:
         """Write what a batch of events changes. Override it instead of `apply` to write in bulk; take every change."""
         for change in batch:
             self.apply(connection, change.event, change.run)
-
-
-def _utc(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

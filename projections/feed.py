@@ -6,8 +6,10 @@
   nothing is applied twice or left out, whoever dies when; and of several processes that run one projection on one database
   one is a little faster each time, the others only fold along.
 - The state of the fold (claim, open runs, ids of ended ones) is kept in the same database: every `SNAPSHOT_RECORDS` records
-  what of it has changed, and the offset it covers. A start loads that and folds, without applying, what lies between it and
-  the position.
+  what of it has changed, and the offset it covers (`kept`). A start loads that and folds, without applying, what lies between
+  it and the position.
+- With the position goes what stood in the log below it (`stepfold.marks`), so that a log that was put back to an older copy,
+  and has grown again since, is not taken for the one that the rows were made from.
 
 Synchronous: everything here runs on the runner's database thread. It relies on the fold alone: the same records give the
 same state in every process.
@@ -15,60 +17,33 @@ same state in every process.
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
+from stepfold.core.fold import PartitionState
 from stepfold.errors import ConfigError, ProjectionFailed
 from stepfold.events import FORMAT
-from stepfold.fold import PartitionState, RunState
 from stepfold.log import Log, Record
+from stepfold.marks import Mark, mark_of, marks_from, marks_of
 
 from .base import Batch, Projection
+from .kept import BEGINNING, ENDED_RUNS, OPEN_RUNS, POSITIONS, TABLES, Kept, make_tables
 
+logger = logging.getLogger("stepfold.projections")
+
+REBUILD = "Rebuild it: `stepfold projection rebuild`, or `await runner.rebuild()`"
 SNAPSHOT_RECORDS = 10_000
 OPEN_TRIES, OPEN_PAUSE_S = 5, 0.05
-FORGET_LATE_MS = 3_600_000
-"""The log's time may step back a little: ids of ended runs are kept this much longer than they are remembered."""
-
-_BYTES = sa.LargeBinary(2**31 - 1)
-TABLES = sa.MetaData()
-POSITIONS = sa.Table(
-    "stepfold_positions",
-    TABLES,
-    sa.Column("projection", sa.String(100), primary_key=True),
-    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("build", sa.String(32), nullable=False),  # another one after a rebuild
-    sa.Column("log_id", sa.String(200), nullable=False),
-    sa.Column("position", sa.BigInteger, nullable=False),  # all records below are in the tables
-    sa.Column("snapshot", sa.BigInteger, nullable=False),  # all records below are in the state kept here
-    sa.Column("claim", sa.BigInteger, nullable=False),
-    sa.Column("owner", sa.String(200)),
-    sa.Column("format", sa.Integer, nullable=False),
-)
-OPEN_RUNS = sa.Table(
-    "stepfold_open_runs",
-    TABLES,
-    sa.Column("projection", sa.String(100), primary_key=True),
-    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("run_id", sa.String(200), primary_key=True),
-    sa.Column("state", _BYTES, nullable=False),
-)
-ENDED_RUNS = sa.Table(
-    "stepfold_ended_runs",
-    TABLES,
-    sa.Column("projection", sa.String(100), primary_key=True),
-    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("chunk", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("entries", _BYTES, nullable=False),
-)
 
 
 class Stale(Exception):
@@ -96,9 +71,10 @@ class Database:
         """Raises ConfigError where it cannot be used."""
         for tries_left in reversed(range(OPEN_TRIES)):
             try:
-                TABLES.create_all(self.engine)
+                with self.engine.begin() as connection:
+                    make_tables(connection)
                 return
-            except SQLAlchemyError as error:  # another process may be making the same tables
+            except (SQLAlchemyError, ValueError) as error:  # another process may be making the same tables
                 if tries_left == 0:
                     raise ConfigError(f"the projections' database {self.name} cannot be used: {brief(error)}") from error
                 time.sleep(OPEN_PAUSE_S)
@@ -127,11 +103,7 @@ class Database:
             "version": projection.version,
             "build": uuid.uuid4().hex,
             "log_id": self.log.id,
-            "position": 0,
-            "snapshot": 0,
-            "claim": -1,
-            "owner": None,
-            "format": FORMAT,
+            **BEGINNING,
         }
         rows = [{**beginning, "partition": partition} for partition in range(self.log.partitions)]
         connection.execute(sa.insert(POSITIONS), rows)
@@ -145,7 +117,7 @@ _MOVE = (
         POSITIONS.c.position == sa.bindparam("found_at"),
         POSITIONS.c.build == sa.bindparam("of_build"),
     )
-    .values(position=sa.bindparam("behind"))
+    .values(position=sa.bindparam("behind"), stood=sa.bindparam("stands", type_=sa.Text), stopped=None)
 )
 """Made once: SQLAlchemy takes longer to build it than SQLite to run it."""
 
@@ -159,9 +131,9 @@ class Feed:
         self.position = 0
         self.state: PartitionState | None = None  # None: to be loaded
         self._database = database
+        self.marks: list[Mark] = []  # of the claim in force and the last record below the position
         self._build = ""
-        self._changed: set[str] = set()  # runs that the kept state does not have as they are
-        self._chunks: dict[int, int] = {}  # of the ids of ended runs: those in the kept state, and their length
+        self._kept = Kept(projection.name, partition, database.log.partitions)
         self._since_snapshot = 0
         self._latest = 0  # the highest timestamp seen
 
@@ -169,30 +141,64 @@ class Feed:
         """From the database; what is not there, or of an older version, is made anew. Raises ConfigError, SQLAlchemyError."""
         log, projection = self._database.log, self.projection
         with self._database.engine.begin() as connection:
-            TABLES.create_all(connection)
-            row = self._row(connection)
-            if row is not None:
-                self._check(row)
-            if row is None or row.version < projection.version or row.log_id != log.id:
+            make_tables(connection)
+            try:
+                row = self._row(connection)
+            except SQLAlchemyError as error:  # a text that is none, say
+                if is_outage(error):
+                    raise
+                self._check(None)
+                row = None
+            else:
+                if row is not None:
+                    self._check(row)
+            if row is None or not is_sound(row) or row.version < projection.version or row.log_id != log.id:
                 self._database.wipe_in(connection, projection)
                 row = self._row(connection)
                 assert row is not None
-            state = PartitionState(self.partition, log.partitions)
-            state.offset, state.claim, state.owner, state.format = row.snapshot, row.claim, row.owner, row.format
-            state.needs_format = max(FORMAT, row.format)
-            for packed in connection.scalars(sa.select(OPEN_RUNS.c.state).where(*self._here(OPEN_RUNS))):
-                run = RunState.unpack(packed)
-                state.runs[run.id] = run
-            chunks = sa.select(ENDED_RUNS.c.chunk, ENDED_RUNS.c.entries).where(*self._here(ENDED_RUNS))
-            for number, entries in connection.execute(chunks.order_by(ENDED_RUNS.c.chunk)):
-                state.ended.load(number, entries)
-        self.state, self.position, self._build = state, row.position, row.build
-        self._changed.clear()
-        self._chunks = {number: len(chunk) for number, chunk in state.ended.chunks.items()}
+            try:
+                state = self._kept.load(connection, row)
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                logger.warning(
+                    "projection %s, partition %d: the state kept in %s cannot be used (%s); folding from the start of the log",
+                    *(projection.name, self.partition, self._database.name, brief(error)),
+                )
+                state = self._kept.drop(connection)
+        self.state, self.position, self.marks, self._build = state, row.position, marks_in(row), row.build
         self._since_snapshot = 0
 
-    def _check(self, row: sa.Row[Any]) -> None:
+    def begin_again(self, why: str) -> None:
+        """The rows were made from another log than this one is now: make them anew, or raise ConfigError. Raises Stale."""
         database, projection = self._database, self.projection
+        if not database.is_default:
+            raise ConfigError(
+                f"projection {projection.name!r}: its tables in {database.name} were made from other records than "
+                f"{database.log.name} partition {self.partition} holds now: {why}. {REBUILD}, or use another database"
+            )
+        with database.engine.begin() as connection:
+            row = self._row(connection)
+            if row is not None and row.build == self._build:
+                logger.warning(
+                    "projection %s: its tables were made from other records than %s partition %d holds now: %s. Making them anew",
+                    *(projection.name, database.log.name, self.partition, why),
+                )
+                database.wipe_in(connection, projection)
+        raise Stale
+
+    def stop(self, why: str) -> None:
+        """Write down, for whoever asks, why this projection stands still."""
+        with self._database.engine.begin() as connection:
+            connection.execute(sa.update(POSITIONS).where(*self._kept.of(POSITIONS)).values(stopped=printable(why)))
+
+    def _check(self, row: sa.Row[Any] | None) -> None:
+        """None: there is one, and it cannot be read."""
+        database, projection = self._database, self.projection
+        if row is None or not is_sound(row):
+            if not database.is_default:
+                raise ConfigError(f"projection {projection.name!r}: its position in {database.name} is damaged. {REBUILD}")
+            return
         if row.version > projection.version:
             raise ConfigError(
                 f"projection {projection.name!r}: its tables in {database.name} are of version {row.version} and this code is of "
@@ -201,8 +207,8 @@ class Feed:
         if row.log_id != database.log.id and not database.is_default:
             raise ConfigError(
                 f"projection {projection.name!r}: its tables in {database.name} were made from another log than "
-                f"{database.log.name} as it is now (which may have been deleted and made again); rebuild the projection, or use "
-                f"another database"
+                f"{database.log.name} as it is now (which may have been deleted and made again). {REBUILD}, or use another "
+                f"database"
             )
 
     def take(self, records: Sequence[Record]) -> None:
@@ -213,7 +219,7 @@ class Feed:
         self._latest = max(self._latest, *(record.timestamp for record in records))
         while records:
             if records[0].offset < self.position:
-                for _ in Batch(state, [r for r in records if r.offset < self.position], self._changed.add):
+                for _ in self._batch(state, [r for r in records if r.offset < self.position]):
                     pass
                 self._check_format(state)
                 records = [r for r in records if r.offset >= self.position]
@@ -229,10 +235,12 @@ class Feed:
         behind = records[-1].offset + 1
         with self._database.engine.begin() as connection:
             here = {"of_projection": self.projection.name, "of_partition": self.partition, "of_build": self._build}
-            moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": behind})
+            marks = marks_of(self.marks[0] if self.marks else None, records[-1])
+            stands = orjson.dumps([tuple(mark) for mark in marks]).decode()
+            moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": behind, "stands": stands})
             if moved.rowcount != 1:
                 raise _Overtaken
-            batch = Batch(state, records, self._changed.add)
+            batch = self._batch(state, records)
             try:
                 self.projection.apply_all(connection, batch)
             except Exception as error:
@@ -243,48 +251,23 @@ class Feed:
                 raise self._failure(batch, "returned before it had taken all changes")
             self._check_format(state)
             if self._since_snapshot >= SNAPSHOT_RECORDS:
-                self._snapshot(connection, state)
+                self._kept.save(connection, state, self._latest)
+                self._since_snapshot = 0
         self.position = behind
+        self.marks = marks_of(marks[0] if batch.claim is None else mark_of(batch.claim), records[-1])
+
+    def _batch(self, state: PartitionState, records: Sequence[Record]) -> Batch:
+        return Batch(state, records, self._kept.note)
 
     def _reread(self, state: PartitionState) -> None:
         with self._database.engine.connect() as connection:
             row = self._row(connection)
         if row is None or row.build != self._build or row.position < state.offset:
             raise Stale
-        self.position = row.position
-
-    def _snapshot(self, connection: sa.Connection, state: PartitionState) -> None:
-        """Keep the state as it is now. Should the transaction fail, `load` puts right what is noted here."""
-        here = {"projection": self.projection.name, "partition": self.partition}
-        if self._changed:
-            connection.execute(
-                sa.delete(OPEN_RUNS).where(*self._here(OPEN_RUNS), OPEN_RUNS.c.run_id == sa.bindparam("id")),
-                [{"id": run_id} for run_id in self._changed],
-            )
-        packed = [{**here, "run_id": i, "state": state.runs[i].pack()} for i in self._changed if i in state.runs]
-        if packed:
-            connection.execute(sa.insert(OPEN_RUNS), packed)
-        gone = state.ended.forget(self._latest - FORGET_LATE_MS)
-        grown = {n: bytes(chunk) for n, chunk in state.ended.chunks.items() if self._chunks.get(n) != len(chunk)}
-        if gone or grown:
-            connection.execute(sa.delete(ENDED_RUNS).where(*self._here(ENDED_RUNS), ENDED_RUNS.c.chunk.in_([*gone, *grown])))
-        if grown:
-            connection.execute(sa.insert(ENDED_RUNS), [{**here, "chunk": n, "entries": chunk} for n, chunk in grown.items()])
-        owner = None if state.owner is None else state.owner[:200].replace("\0", "")
-        connection.execute(
-            sa.update(POSITIONS)
-            .where(*self._here(POSITIONS))
-            .values(snapshot=state.offset, claim=state.claim, owner=owner, format=state.format)
-        )
-        self._changed.clear()
-        self._chunks = {number: len(chunk) for number, chunk in state.ended.chunks.items()}
-        self._since_snapshot = 0
+        self.position, self.marks = row.position, marks_in(row)
 
     def _row(self, connection: sa.Connection) -> sa.Row[Any] | None:
-        return connection.execute(sa.select(POSITIONS).where(*self._here(POSITIONS))).one_or_none()
-
-    def _here(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-        return table.c.projection == self.projection.name, table.c.partition == self.partition
+        return connection.execute(sa.select(POSITIONS).where(*self._kept.of(POSITIONS))).one_or_none()
 
     def _check_format(self, state: PartitionState) -> None:
         if state.needs_format > FORMAT:
@@ -378,6 +361,34 @@ def _set_up_sqlite(connection: Any, _: object) -> None:
     """A power failure may undo the last transactions, rows and position alike: they are applied again."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the database may answer when it is asked again. What an SQLite file holds and should not is no outage."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return not isinstance(error.orig, sqlite3.Error) or (code is not None and code & 0xFF != sqlite3.SQLITE_ERROR)
+
+
+def is_sound(row: sa.Row[Any]) -> bool:
+    """SQLite keeps anything in any column, and whose file it is may have been damaged."""
+    numbers = (row.partition, row.version, row.position, row.snapshot)
+    texts = (row.projection, row.build, row.log_id)
+    return all(type(number) is int and number >= 0 for number in numbers) and all(type(text) is str for text in texts)
+
+
+def marks_in(row: sa.Row[Any]) -> list[Mark]:
+    """None where older code moved the position last, or what it says cannot be read: then there is nothing to ask the log."""
+    try:
+        return marks_from(orjson.loads(row.stood)) if row.stood else []
+    except (ValueError, TypeError):
+        return []
+
+
+def printable(text: str) -> str:
+    """As every database takes it."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def brief(error: BaseException) -> str:

@@ -12,18 +12,20 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Concatenate, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from stepfold.backoff import Backoff
-from stepfold.client import Client
+from stepfold.client.client import Client
 from stepfold.errors import ConfigError, LogUnavailable, ProjectionFailed
 from stepfold.log import Log, Reader
+from stepfold.marks import Mark, moved
+from stepfold.values.backoff import Backoff
+from stepfold.values.duration import Duration, duration_ms
 
 from .base import Projection
-from .feed import POSITIONS, Database, Feed, Stale, brief, check
+from .feed import POSITIONS, REBUILD, Database, Feed, Stale, brief, check, is_outage, is_sound, marks_in
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,12 +40,16 @@ POLL_S = 0.1
 
 
 class Lag(NamedTuple):
-    """How far a projection is in one partition: its position, and the offset at which the log ends."""
+    """How far a projection is in one partition: its position, and the offset at which the log ends.
+
+    `stopped`: why it stands still there, if it does; its rows may then be those of another log.
+    """
 
     projection: str
     partition: int
     position: int
     end: int
+    stopped: str | None = None
 
     @property
     def behind(self) -> int:
@@ -59,6 +65,8 @@ class _Follower:
         self.reader: Reader | None = None
         self.busy = False
         self.task: asyncio.Task[None] | None = None
+        self.trouble = ""
+        self.troubled_since: float | None = None  # since when it has not come on, by the loop's clock
 
     def reached(self, end: int) -> bool:
         """Whether everything below `end` is applied. A reader passes gaps in the log, a position does not."""
@@ -67,11 +75,24 @@ class _Follower:
         return self.feed.position >= end or self.reader.position >= end
 
 
+async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark], bounds: tuple[int, int]) -> str | None:
+    """How the log is another one than what was applied below `position`, in words; None where it is not."""
+    _, end = bounds
+    offset = await moved(log, partition, marks, *bounds)
+    restored = "it was restored from an older copy, made again, or has lost its end"
+    if offset is not None and offset < end:
+        return f"at offset {offset} stands another one ({restored})"
+    if offset is not None or position > end:
+        return f"it ends at offset {end}, and they go up to {position} ({restored})"
+    return None
+
+
 class ProjectionRunner:
     """Keeps projections up to date with a log, from `async with` until its end.
 
     `source`: a client, or a log that is open. `database`: an SQLAlchemy URL or engine, `default_database(log)` without one.
-    `on_progress` is told after each batch, on the event loop.
+    `on_progress` is told after each batch, on the event loop. `patience`: how long `catch_up` and `rebuild` wait for a log or
+    database that cannot be read before they raise LogUnavailable; without it they wait until it can.
 
     Entering raises ConfigError where the database cannot be used, and LogUnavailable. Why a projection has stopped is in
     `failures`, by its name; `catch_up` and `wait` raise it.
@@ -84,6 +105,7 @@ class ProjectionRunner:
         *,
         database: str | sa.URL | sa.Engine | None = None,
         on_progress: Callable[[Lag], None] | None = None,
+        patience: Duration | None = None,
     ) -> None:
         check(projections)
         self.log: Log = source.log if isinstance(source, Client) else source
@@ -92,6 +114,7 @@ class ProjectionRunner:
         self._projections = list(projections)
         self._database = Database(self.log, database)
         self._on_progress = on_progress
+        self._patience_s = None if patience is None else duration_ms(patience) / 1000
         self._followers: dict[str, list[_Follower]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._news = asyncio.Event()
@@ -128,11 +151,16 @@ class ProjectionRunner:
     # -- for its user
 
     async def catch_up(self) -> None:
-        """Apply everything up to where the log ends now. Raises the first failure, when all others are there."""
+        """Apply everything up to where the log ends now. Raises the first failure, when all others are there; and
+        LogUnavailable, where this runner has been given a `patience`.
+        """
         await self._catch_up(self._projections)
 
     async def rebuild(self, *names: str) -> None:
-        """Empty the tables of these projections (of all, without names) and apply the log from its beginning to its end now."""
+        """Empty the tables of these projections (of all, without names) and apply the log from its beginning to its end now.
+
+        Raises as `catch_up` does.
+        """
         self._running()
         unknown = set(names) - {projection.name for projection in self._projections}
         if unknown:
@@ -141,17 +169,37 @@ class ProjectionRunner:
         for projection in chosen:
             await self._stop(projection.name)
             self.failures.pop(projection.name, None)
-            await self._do(self._database.wipe, projection)
-            await self._start(projection)
+            try:
+                await self._do(self._database.wipe, projection)
+            finally:  # where the database is away it is followed as it was, and can be rebuilt again
+                await self._start(projection)
         await self._catch_up(chosen)
 
     async def lag(self) -> list[Lag]:
-        """How far every projection of this log is that the database knows, by name and partition."""
-        columns = POSITIONS.c.projection, POSITIONS.c.partition, POSITIONS.c.position
-        ours = sa.select(*columns).where(POSITIONS.c.log_id == self.log.id).order_by(*columns)
-        rows = await self.query(lambda connection: connection.execute(ours).all())
-        ends = await self._ends()
-        return [Lag(name, partition, position, ends[partition]) for name, partition, position in rows]
+        """How far every projection is that the database knows, by name and partition; `stopped` tells those of another log.
+
+        Raises LogUnavailable, and ConfigError where the database cannot be read.
+        """
+        order = POSITIONS.c.projection, POSITIONS.c.partition
+        try:
+            rows = await self.query(lambda connection: connection.execute(sa.select(POSITIONS).order_by(*order)).all())
+        except SQLAlchemyError as error:
+            raise ConfigError(f"the positions in {self._database.name} cannot be read: {brief(error)}. {REBUILD}") from error
+        return [await self._lag(row) for row in rows if is_sound(row) and row.partition < self.log.partitions]
+
+    async def _lag(self, row: sa.Row[Any]) -> Lag:
+        start, end = await self.log.bounds(row.partition)
+        stopped = None if row.stopped is None else str(row.stopped)
+        why = await differs(self.log, row.partition, row.position, marks_in(row), (start, end))
+        if row.log_id != self.log.id:
+            why = (
+                "it was made again"
+                if self._database.is_default
+                else f"they are of another log, or {self.log.name} was made again"
+            )
+        if why is not None:
+            stopped = f"its rows were made from other records than the log holds now: {why}. {REBUILD}"
+        return Lag(row.projection, row.partition, row.position, end, stopped)
 
     async def query(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`ask(connection, ...)`, off the event loop and between two batches. What it writes is not kept."""
@@ -174,7 +222,7 @@ class ProjectionRunner:
         """Its tables are there when this returns, unless it cannot be fed."""
         followers = [_Follower(Feed(self._database, projection, partition)) for partition in range(self.log.partitions)]
         self._followers[projection.name] = followers
-        with contextlib.suppress(ConfigError, SQLAlchemyError):  # the follower meets it again, and waits or fails
+        with contextlib.suppress(Exception):  # the follower meets it again, and waits or fails
             await self._do(followers[0].feed.load)
         for follower in followers:
             name = f"stepfold-{projection.name}-{follower.feed.partition}"
@@ -197,21 +245,33 @@ class ProjectionRunner:
             except Stale:
                 feed.state = None
                 continue
-            except (LogUnavailable, OperationalError, InterfaceError) as error:
+            except ConfigError as error:
+                self._fail(feed.projection.name, error)
+                return
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is waited out or ends this projection
                 feed.state = None
+                if not isinstance(error, LogUnavailable) and not is_outage(error):
+                    await self._stopped(feed, error)
+                    return
                 if feed.position > position:
                     backoff.reset()
                 pause_s = backoff.next_s()
+                follower.trouble = brief(error)
+                if follower.troubled_since is None:
+                    follower.troubled_since = asyncio.get_running_loop().time()
                 logger.warning("projection %s: %s; trying again in %.1f s", feed.projection.name, brief(error), pause_s)
                 await asyncio.sleep(pause_s)
-            except (ConfigError, ProjectionFailed) as error:
-                self._fail(feed.projection.name, error)
-                return
-            except Exception as error:  # noqa: BLE001 - whatever it is, it ends this projection and is told
-                failure = feed.failed(f"{type(error).__name__}: {brief(error)}", feed.position)
-                failure.__cause__ = error
-                self._fail(feed.projection.name, failure)
-                return
+
+    async def _stopped(self, feed: Feed, error: Exception) -> None:
+        """Whatever it is, it ends this projection and is told."""
+        if isinstance(error, ProjectionFailed):
+            failure = error
+        else:
+            failure = feed.failed(f"{type(error).__name__}: {brief(error)}", feed.position)
+            failure.__cause__ = error
+        with contextlib.suppress(SQLAlchemyError):  # where that cannot be written down it is told all the same
+            await self._do(feed.stop, str(failure))
+        self._fail(feed.projection.name, failure)
 
     async def _feed(self, follower: _Follower) -> None:
         feed = follower.feed
@@ -220,10 +280,13 @@ class ProjectionRunner:
         assert feed.state is not None
         needed = feed.state.offset
         start, end = await self.log.bounds(feed.partition)
-        if needed < start or feed.position > end:
+        why = await differs(self.log, feed.partition, feed.position, feed.marks, (start, end))
+        if why is not None:
+            await self._do(feed.begin_again, why)
+        if needed < start:
             raise feed.failed(
-                f"the log holds offsets {start} to {end}, and those from {needed} to {feed.position} are needed: records were "
-                f"lost. Restore the log from a backup, or use a new namespace",
+                f"the log holds offsets {start} to {end}, and those from {needed} on are needed: its beginning is gone. "
+                f"Put a copy in its place that has it, or use a new namespace",
                 feed.position,
             )
         reader = follower.reader = self.log.reader(feed.partition, needed)
@@ -235,6 +298,7 @@ class ProjectionRunner:
                 follower.busy = True
                 await self._do(feed.take, records)
                 follower.busy = False
+                follower.troubled_since = None
                 self._tell()
                 if self._on_progress is not None:
                     end = max(end, feed.position)
@@ -264,9 +328,21 @@ class ProjectionRunner:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._news.wait()
+                    self._check_patience(follower)
         for projection in projections:
             if projection.name in self.failures:
                 raise self.failures[projection.name]
+
+    def _check_patience(self, follower: _Follower) -> None:
+        if self._patience_s is None or follower.troubled_since is None:
+            return
+        waited_s = asyncio.get_running_loop().time() - follower.troubled_since
+        if waited_s >= self._patience_s:
+            feed = follower.feed
+            raise LogUnavailable(
+                f"projection {feed.projection.name!r} has not come on in partition {feed.partition} for {waited_s:.0f} s: "
+                f"{follower.trouble}"
+            )
 
     async def _ends(self) -> list[int]:
         return [(await self.log.bounds(partition))[1] for partition in range(self.log.partitions)]

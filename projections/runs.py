@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import orjson
 import sqlalchemy as sa
 
-from stepfold.client import State
+from stepfold.client.client import State
 from stepfold.errors import ErrorInfo
+from stepfold.values.times import ms_of, utc
 
 from .base import Batch, Projection, RunSoFar
 
@@ -62,6 +63,7 @@ _OF_RUN = runs.c.run_id == sa.bindparam("id", type_=sa.String)
 _DELETE = sa.delete(runs).where(_OF_RUN)
 _INSERT = sa.insert(runs)
 _UPDATE = sa.update(runs).where(_OF_RUN).values({**_NEW_VALUES, **_SUMS})
+_COMPLETE = sa.update(runs).where(_OF_RUN).values(input=sa.bindparam("new_input"))
 
 
 class RunsProjection(Projection):
@@ -78,16 +80,19 @@ class RunsProjection(Projection):
         completed: Counter[str] = Counter()
         failed: Counter[str] = Counter()
         errors: dict[str, str] = {}
+        inputs: dict[str, str] = {}
         for change in batch:
             run_id, kind = change.run.id, change.kind
             if kind == "started":
                 begun.add(run_id)
-                for noted in (completed, failed, errors):
+                for noted in (completed, failed, errors, inputs):
                     noted.pop(run_id, None)
             elif kind == "step-completed":
                 completed[run_id] += 1
             elif kind == "step-failed":
                 failed[run_id] += 1
+            elif kind == "input-completed":
+                inputs[run_id] = _json(change.fields["input"])
             if kind in _HAVE_ERRORS:
                 errors[run_id] = _text(str(ErrorInfo.from_json(change.fields["error"])))
             changed[run_id] = change.run
@@ -127,6 +132,8 @@ class RunsProjection(Projection):
         ]
         if updates:
             connection.execute(_UPDATE, updates)
+        if inputs:
+            connection.execute(_COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in inputs.items()])
 
 
 def _changing(run: RunSoFar) -> dict[str, Any]:
@@ -219,9 +226,9 @@ def _conditions(filters: RunFilter) -> list[sa.ColumnElement[bool]]:
         state = filters["state"]
         found.append(runs.c.state.in_([state] if isinstance(state, str) else list(state)))
     if "started_after" in filters:
-        found.append(runs.c.started_at >= _ms(filters["started_after"]))
+        found.append(runs.c.started_at >= ms_of(filters["started_after"]))
     if "started_before" in filters:
-        found.append(runs.c.started_at < _ms(filters["started_before"]))
+        found.append(runs.c.started_at < ms_of(filters["started_before"]))
     if "error" in filters:
         found.append(runs.c.last_error.icontains(filters["error"], autoescape=True))
     if "search" in filters:
@@ -237,9 +244,9 @@ def _row(row: sa.Row[Any]) -> RunRow:
         row.version,
         cast(State, row.state),
         row.partition,
-        _utc(row.started_at),
-        _utc(row.updated_at),
-        None if row.ended_at is None else _utc(row.ended_at),
+        utc(row.started_at),
+        utc(row.updated_at),
+        None if row.ended_at is None else utc(row.ended_at),
         row.steps_completed,
         row.attempts_failed,
         orjson.loads(row.waiting_on),
@@ -247,13 +254,3 @@ def _row(row: sa.Row[Any]) -> RunRow:
         row.input,
         row.result,
     )
-
-
-def _ms(when: datetime) -> int:
-    if when.tzinfo is None:
-        raise ValueError(f"{when.isoformat()} has no time zone; use an aware datetime")
-    return round(when.timestamp() * 1000)
-
-
-def _utc(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -3,15 +3,19 @@
     STEPFOLD_TEST_KAFKA=host:port[,host:port]   use these brokers
     --broker docker                             start apache/kafka in a container
     --broker local                              start one out of PyPI packages (the default)
+    --loop uvloop                               the tests' event loops are uvloop's
 
 A namespace is fresh for each test that asks for one. A broker that a test may kill is that test's own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -20,7 +24,7 @@ from kafka_suite import Broker, started
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 
-pytest_plugins = ["ci_policy"]
+pytest_plugins = ["ci_policy", "stepfold.testing.pytest_plugin"]
 
 PARTITIONS = 4
 
@@ -29,10 +33,23 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what runs in its background so, and whatever the tests start would ignore Ctrl-C, too.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if config.getoption("loop") == "asyncio":  # nor do workers of the tests find uvloop, in processes of their own either
+        hidden = str(Path(__file__).parent / "hidden")
+        sys.path.insert(0, hidden)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [hidden, os.environ.get("PYTHONPATH")]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--broker", choices=["local", "docker"], default="local", help="which Kafka to start for the tests")
+    parser.addoption("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="whose event loops the tests run on")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if config.getoption("loop") == "asyncio":
+        return {"asyncio": asyncio.new_event_loop}
+    import uvloop
+
+    return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

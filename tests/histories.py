@@ -11,11 +11,13 @@ from typing import Any
 
 import orjson
 
-from stepfold.checkpoint import Checkpoint
+from stepfold.core.fold import Change, PartitionState, fold
+from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
-from stepfold.events import FORMAT
-from stepfold.fold import Change, PartitionState, RunState, fold
+from stepfold.events import FORMAT, PLAIN
 from stepfold.log import CLAIM_KEY, Entry, Record
+from stepfold.marks import mark_of
+from stepfold.worker.checkpoint import Checkpoint
 
 START_MS = 1_900_000_000_000
 RUN = "order-42"
@@ -48,7 +50,7 @@ class Ledger:
 
     def event(self, type: str, run_id: str = RUN, **fields: Any) -> dict[str, Any]:
         """An event of a run as its writer would make it now; a decision is under the current claim."""
-        base: dict[str, Any] = {"type": type, "v": FORMAT, "run_id": run_id, "at": self.now_ms}
+        base: dict[str, Any] = {"type": type, "v": PLAIN, "run_id": run_id, "at": self.now_ms}
         if type in ("started", "signal-received", "cancel-requested"):
             base["request"] = f"request-{len(self.records)}"
         else:
@@ -72,7 +74,7 @@ class Ledger:
         assert facts(self.state) == before
         assert self.state.offset == self.records[-1].offset + 1
 
-    def claim(self, owner: str | None = "worker-a", *, prev: int | None = None, v: int = FORMAT) -> Change | None:
+    def claim(self, owner: str | None = "worker-a", *, prev: int | None = None, v: int = FORMAT, **fields: Any) -> Change | None:
         """Write a claim; it follows the current one unless said otherwise."""
         event = {
             "type": "claim",
@@ -81,6 +83,7 @@ class Ledger:
             "prev": self.state.claim if prev is None else prev,
             "owner": owner,
             "nonce": f"nonce-{len(self.records)}",
+            **fields,
         }
         return self.write(event, key=CLAIM_KEY)
 
@@ -90,7 +93,9 @@ class Ledger:
 
     @property
     def run(self) -> RunState:
-        return self.state.runs[RUN]
+        run = self.state.runs.get(RUN)
+        assert run is not None
+        return run
 
 
 def owned() -> Ledger:
@@ -119,6 +124,11 @@ class Keeper:
         self.state = await self.checkpoint.load()
         return self.state
 
+    def run(self, run_id: str) -> RunState:
+        run = self.state.runs.get(run_id)
+        assert run is not None
+        return run
+
     def fold(self, records: Iterable[Record]) -> None:
         """Fold those that are new."""
         for each in records:
@@ -126,11 +136,19 @@ class Keeper:
                 self.checkpoint.touch(each.key, self.state)
                 fold(self.state, each)
 
+    async def mark(self) -> None:
+        """Note what stands in the log below what was folded; ledgers and logs have clocks of their own."""
+        for record in await self.log.reader(0, 0).read(self.state.offset):
+            self.checkpoint.last = record
+            if record.offset == self.state.claim:
+                self.checkpoint.claimed = mark_of(record)
+
     async def look_again(self) -> None:
         await self.checkpoint.look_again(self.state, self.state.claim)
 
     async def save(self) -> None:
         """A checkpoint of all that was folded, under the claim that is current there."""
+        await self.mark()
         self.checkpoint.begin(self.state, self.state.claim)
         while self.checkpoint.pack_some(self.state):
             pass

@@ -18,7 +18,7 @@ import orjson
 
 ENDS = ("completed", "failed", "cancelled")
 REQUESTS = ("started", "signal-received", "cancel-requested")
-FORMAT = 1
+FORMAT = 2
 DAY_MS = 24 * 3600 * 1000
 MAX_DEPTH = 210
 
@@ -58,6 +58,9 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "wait-started": {**_STEP, "signal": _TEXT, "timeout_at": _NUMBER_OR_NULL},
     "wait-timed-out": _STEP,
     "workflow-unknown": _DECISION,
+    "input-completed": {**_DECISION, "input": _ANY},
+    "code-suspected": _DECISION,
+    "code-cleared": _DECISION,
     "quarantined": {**_DECISION, "error": _OBJECT},
     "resumed": _DECISION,
     "completed": {**_DECISION, "result": _ANY},
@@ -76,6 +79,7 @@ def _shape(fields: dict[str, tuple[type, ...]]) -> Shape:
 
 _SHAPES = {kind: _shape(fields) for kind, fields in FIELDS.items()}
 _ERROR_SHAPE = _shape(_ERROR)
+_PLACE_SHAPE = _shape({"inbox": _TEXT, "partition": _NUMBER, "offset": _NUMBER})
 _WITH_ERROR = {kind for kind, fields in FIELDS.items() if "error" in fields}
 
 
@@ -174,7 +178,8 @@ class Run:
         self.workflow: str = event["workflow"]
         self.version: str | None = event.get("version")
         self.input: Any = event["input"]
-        self.requests: set[str] = {event["request"]}
+        self.request: str = event["request"]
+        self.requests: dict[str, int] = {}  # of the others: the run's time when each was accepted, while it is remembered
         self.journal: list[Entry] = []
         self.by_step: dict[str, Entry] = {}
         self.open: dict[str, Open] = {}
@@ -190,6 +195,8 @@ class Run:
         self.reason: str | None = None
         self.decided = False
         self.unserved = False
+        self.suspected = 0
+        self.suspecting = -1  # the claim of the last announcement that counted
         self.last_error: Json | None = None
         self.quarantined: Json | None = None
         self.end: Json | None = None
@@ -197,6 +204,18 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<run {self.id!r}: {len(self.journal)} given, open {self.open}, end {self.end}>"
+
+
+class Early:
+    """Signals that came for a run that has not begun."""
+
+    def __init__(self, offset: int) -> None:
+        self.changed_at = offset
+        self.now = 0
+        self.signals: list[list[Any]] = []  # [time, event]
+
+    def unexpired(self, now: int, memory_ms: int) -> list[list[Any]]:
+        return [[at, event] for at, event in self.signals if now < at + memory_ms]
 
 
 class Ownership(NamedTuple):
@@ -216,7 +235,11 @@ class Partition:
         self.claims: list[Ownership] = []
         self.claim = -1
         self.format = FORMAT
+        self.memory_ms = DAY_MS
+        self.latest = 0  # the highest timestamp
         self.runs: dict[str, Run] = {}  # of those that had one id, the last
+        self.early: dict[str, Early] = {}
+        self.sources: dict[str, int] = {}  # by inbox and its partition: the highest place that a request gave
 
 
 class Judged(NamedTuple):
@@ -240,22 +263,29 @@ class Judge:
         """Judge the next record of a partition. `timestamp`: the log's, in ms."""
         partition = self.partitions[number]
         partition.next_offset = offset + 1
+        partition.latest = max(partition.latest, timestamp)
         event = parse(value)
         if event is None:
             return _NO_EVENT
         kind: str = event["type"]
         if kind == "claim":
             return self._claim(partition, offset, timestamp, key, event)
+        request = kind in REQUESTS
+        seen = request and self._was_seen(partition, event)
         if event["v"] > partition.format:
             return Judged("newer format", event)
         if event["run_id"] != key:
             return Judged("another run's key", event)
-        request = kind in REQUESTS
         run = partition.runs.get(key)
         if not request and event["claim"] != partition.claim:
             return Judged("stale claim", event, run)
+        if seen:
+            return Judged("seen in the inbox before", event, run)
         if kind == "started":
             return self._start(partition, run, offset, timestamp, key, event)
+        remembered = run is not None and (run.end is None or timestamp < run.ended_at + partition.memory_ms)
+        if kind == "signal-received" and not remembered and partition.format > 1:
+            return self._early(partition, offset, timestamp, key, event)
         if run is None:
             return Judged("unknown run", event)
         if run.end is not None:
@@ -264,13 +294,18 @@ class Judge:
         if timestamp > before:
             run.now = timestamp
         run.due = 0
-        if not _RULES[kind](run, event):
+        memory_ms = partition.memory_ms if partition.format > 1 else 2**70
+        kept = {request: at for request, at in run.requests.items() if run.now < at + memory_ms}
+        repeated = request and (event["request"] == run.request or event["request"] in kept)
+        if repeated or not _RULES[kind](run, event):
             run.now = before
             return Judged(f"precondition: {kind}", event, run)
         run.changed_at = offset
-        if not request and kind != "workflow-unknown":
+        run.requests = {**kept, event["request"]: run.now} if request else kept
+        if not request and kind not in ("workflow-unknown", "code-suspected", "code-cleared"):
             run.decided = True
             run.unserved = False
+            run.suspected = 0
             if run.version is None:
                 run.version = event.get("version")
         if kind in ENDS:
@@ -283,20 +318,60 @@ class Judge:
     def _claim(partition: Partition, offset: int, timestamp: int, key: str, event: Json) -> Judged:
         if key != "@claim" or event["prev"] != partition.claim:
             return Judged("stale claim: claim", event)
+        memory_ms = event.get("memory_ms")
+        if not partition.claims and event["v"] > 1 and type(memory_ms) is int and memory_ms >= 0:
+            partition.memory_ms = memory_ms
         partition.claims.append(Ownership(offset, timestamp, event["owner"]))
         partition.claim = offset
         partition.format = event["v"]
         return Judged(None, event)
 
     def _start(self, partition: Partition, known: Run | None, offset: int, timestamp: int, run_id: str, event: Json) -> Judged:
-        if known is not None and (known.end is None or timestamp < known.ended_at + DAY_MS):
+        if known is not None and (known.end is None or timestamp < known.ended_at + partition.memory_ms):
             return Judged("known run", event, known)
-        if not _RUN_ID.fullmatch(run_id) or run_id[0] == "@":
-            return Judged("no run id", event)
-        if zlib.crc32(run_id.encode()) % len(self.partitions) != partition.number:
-            return Judged("another partition's run", event)
-        run = partition.runs[run_id] = Run(run_id, partition.number, offset, timestamp, event)
+        if why := self._is_no_place_for(partition, run_id):
+            return Judged(why, event)
+        early = partition.early.pop(run_id, None)
+        signals = early.unexpired(max(timestamp, early.now), partition.memory_ms) if early and partition.format > 1 else []
+        now = max(timestamp, early.now) if early and signals else timestamp
+        run = partition.runs[run_id] = Run(run_id, partition.number, offset, now, event)
+        for at, signal in signals:
+            run.requests[signal["request"]] = at
+            _signal_received(run, signal)
         return Judged(None, event, run)
+
+    def _early(self, partition: Partition, offset: int, timestamp: int, run_id: str, event: Json) -> Judged:
+        """A signal for a run that may begin yet."""
+        if why := self._is_no_place_for(partition, run_id):
+            return Judged(why, event)
+        early = partition.early.get(run_id)
+        now = timestamp if early is None else max(timestamp, early.now)
+        signals = [] if early is None else early.unexpired(now, partition.memory_ms)
+        if any(signal["request"] == event["request"] for _, signal in signals):
+            return Judged("precondition: signal-received", event)
+        found = partition.early[run_id] = Early(offset)
+        found.now = now if signals else timestamp
+        found.signals = [*signals, [found.now, event]]
+        return Judged(None, event)
+
+    def _is_no_place_for(self, partition: Partition, run_id: str) -> str:
+        if not _RUN_ID.fullmatch(run_id) or run_id[0] == "@":
+            return "no run id"
+        other = zlib.crc32(run_id.encode()) % len(self.partitions) != partition.number
+        return "another partition's run" if other else ""
+
+    @staticmethod
+    def _was_seen(partition: Partition, event: Json) -> bool:
+        """Whether a request gives a place of an inbox that is not above all those that were given before."""
+        place: Any = event.get("from")
+        if type(place) is not dict or not _fits(cast(Json, place), _PLACE_SHAPE):
+            return False
+        source, offset = f"{place['inbox']}/{place['partition']}", cast(int, place["offset"])
+        highest = partition.sources.get(source)
+        if highest is None or offset > highest:
+            partition.sources[source] = offset
+            return False
+        return partition.format > 1
 
 
 # One rule per event of a run that has not ended: checks the precondition, changes the run, says whether it holds.
@@ -432,9 +507,6 @@ def _wait_timed_out(run: Run, event: Json) -> bool:
 
 
 def _signal_received(run: Run, event: Json) -> bool:
-    if event["request"] in run.requests:
-        return False
-    run.requests.add(event["request"])
     run.sent.setdefault(event["signal"], []).append(event["data"])
     run.waiting.setdefault(event["signal"], []).append([event["data"], event["request"]])
     _give(run, event["signal"])
@@ -454,9 +526,8 @@ def _give(run: Run, name: str) -> None:
 
 
 def _cancel_requested(run: Run, event: Json) -> bool:
-    if run.cancelled or event["request"] in run.requests:
+    if run.cancelled:
         return False
-    run.requests.add(event["request"])
     run.cancelled = True
     run.reason = event.get("reason")
     run.journal.append(Entry("", "cancel", run.now, run.reason))
@@ -468,6 +539,26 @@ def _workflow_unknown(run: Run, event: Json) -> bool:
         return False
     run.unserved = True
     return True
+
+
+def _input_completed(run: Run, event: Json) -> bool:
+    if run.decided:
+        return False
+    run.input = event["input"]
+    return True
+
+
+def _code_suspected(run: Run, event: Json) -> bool:
+    if run.suspected and event["claim"] == run.suspecting:
+        return False
+    run.suspected += 1
+    run.suspecting = event["claim"]
+    return True
+
+
+def _code_cleared(run: Run, event: Json) -> bool:
+    was, run.suspected = run.suspected, 0
+    return was > 0
 
 
 def _quarantined(run: Run, event: Json) -> bool:
@@ -500,6 +591,9 @@ _RULES: dict[str, Callable[[Run, Json], bool]] = {
     "signal-received": _signal_received,
     "cancel-requested": _cancel_requested,
     "workflow-unknown": _workflow_unknown,
+    "input-completed": _input_completed,
+    "code-suspected": _code_suspected,
+    "code-cleared": _code_cleared,
     "quarantined": _quarantined,
     "resumed": _resumed,
     "completed": lambda run, event: run.quarantined is None,
@@ -525,8 +619,13 @@ def differences(partition: Partition, state: Any, compared: dict[str, tuple[Any,
     ownership = _ownership(partition, offset)
     if (state.claim, state.owner) != (ownership.offset, ownership.owner):
         return f"the claim is {state.claim} of {state.owner}, by the records {ownership.offset} of {ownership.owner}"
+    if offset and state.memory_ms != partition.memory_ms and partition.claims[:1] and partition.claims[0].offset < offset:
+        return f"the memory is {state.memory_ms}, by the records {partition.memory_ms}"
     theirs: Any = state.runs
-    if unknown := [run_id for run_id in theirs if run_id not in partition.runs]:
+    if difference := _early_differences(partition, state):
+        return difference
+    expected = {run_id for run_id in theirs.ids() if theirs.peek(run_id).phase == "expected"}
+    if unknown := [run_id for run_id in theirs.ids() if run_id not in partition.runs and run_id not in expected]:
         return f"runs that no record has started: {sorted(unknown)}"
     ended = b"".join(state.ended.chunks.values()) if compared is not None else b""
     for run_id, run in partition.runs.items():
@@ -534,15 +633,15 @@ def differences(partition: Partition, state: Any, compared: dict[str, tuple[Any,
             continue
         before, changed_at = compared.get(run_id, _NEVER) if compared is not None else _NEVER
         if run.end is not None:
-            if run_id in theirs:
+            if run_id in theirs and run_id not in expected:
                 return f"run {run_id}: it is still open, and ended at offset {run.changed_at}"
             if changed_at == run.changed_at and isinstance(before, bytes) and ended.startswith(before):
                 continue  # who remembers more forgets nothing
-            if not state.ended.remembers(run_id, run.ended_at):
+            if not state.ended.remembers(run_id, run.ended_at, max(partition.memory_ms, 1)):
                 return f"run {run_id}: it ended, and its id is forgotten"
             if compared is not None:
                 compared[run_id] = ended, run.changed_at
-        elif run_id not in theirs:
+        elif run_id not in theirs or run_id in expected:
             return f"run {run_id}: it is missing, and began at offset {run.start}"
         else:
             found = theirs.peek(run_id)
@@ -555,6 +654,25 @@ def differences(partition: Partition, state: Any, compared: dict[str, tuple[Any,
     return ""
 
 
+def _early_differences(partition: Partition, state: Any) -> str:
+    """Where the state has read all that was judged: the places of the inbox, and what came for runs that have not begun."""
+    if state.offset < partition.next_offset:
+        return ""
+    if state.sources != partition.sources:
+        return f"the places of the inbox are {state.sources}, by the records {partition.sources}"
+    for run_id, early in partition.early.items():
+        found: Any = state.runs.peek(run_id) if run_id in state.runs else None
+        if found is None or found.phase != "expected":
+            if early.unexpired(partition.latest, partition.memory_ms):
+                return f"run {run_id}: the signals that came before it are missing"
+        elif (found.now, found.input) != (early.now, early.signals):
+            return f"run {run_id}: before it came {found.input}, by the records {early.signals}"
+    for run_id in state.runs.ids():
+        if run_id not in partition.early and state.runs.peek(run_id).phase == "expected":
+            return f"run {run_id}: it is expected, and no signal has come for it since it was not"
+    return ""
+
+
 _NEVER = (None, -1)
 _NAMES = {
     "now": "now",
@@ -562,6 +680,7 @@ _NAMES = {
     "workflow": "workflow",
     "version": "version",
     "input": "input",
+    "request": "request",
     "requests": "requests",
     "journal": "journal",
     "waiting": "signals",
@@ -569,6 +688,7 @@ _NAMES = {
     "reason": "reason",
     "decided": "decided",
     "unserved": "awaits_worker",
+    "suspected": "suspected",
     "quarantined": "error",
 }
 _ours, _theirs = attrgetter(*_NAMES), attrgetter(*_NAMES.values())
@@ -637,7 +757,7 @@ def _row(run: Run, owned: bool) -> Json:
         "ended_at": run.ended_at if end else None,
         "steps_completed": sum(entry.kind == "result" for entry in run.journal),
         "attempts_failed": run.failures.total(),
-        "last_error": None if run.last_error is None else _error(run.last_error),
+        "last_error": None if run.last_error is None else _without_nul(_error(run.last_error)),
         "input": orjson.dumps(run.input).decode(),
         "result": orjson.dumps(end["result"]).decode() if end.get("type") == "completed" else None,
     }
@@ -666,6 +786,11 @@ def _waited_for(run: Run, owned: bool) -> list[str]:
 
 def _error(error: Json) -> str:
     return f"{error['type']}: {error['message']}" if error["message"] else error["type"]
+
+
+def _without_nul(text: str) -> str:
+    """As databases can hold it."""
+    return text.replace("\0", "\ufffd")
 
 
 def _is_beginning(found: Any, expected: Any) -> bool:

@@ -10,8 +10,13 @@ from typing import Protocol
 from uuid import uuid4
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 
 from stepfold.drivers.kafka import KafkaDriver
+from stepfold.drivers.kafka_cluster import Cluster
+from stepfold.drivers.kafka_producer import ProduceRequest
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Entry, Log, Record
 from stepfold.testing import LogSuite
@@ -20,6 +25,10 @@ connections_may_leak = pytest.mark.filterwarnings(
     # aiokafka forgets to close a connection that breaks while it is being set up
     "ignore:Exception ignored in.*AIOKafkaConnection:pytest.PytestUnraisableExceptionWarning"
 )
+
+
+_NOT_YET = (3, 5, 6)
+"""A leader has yet to learn that it leads a topic that was just made."""
 
 
 class Broker(Protocol):
@@ -115,6 +124,26 @@ async def survives_a_killed_broker(broker: Broker, patience_s: float) -> int:
         assert offset == -1 or offsets[offset] == number
     await driver.close()
     return len(failed)
+
+
+async def delete_group(driver: KafkaDriver) -> None:
+    """As a broker does after `offsets.retention.minutes` without a member."""
+    cluster = Cluster(driver.bootstrap, {})
+    await cluster.start()
+    found = await cluster.ask(None, FindCoordinatorRequest(driver.namespace.group, 0))
+    answer = await cluster.ask(found.coordinator_id, DeleteGroupsRequest([driver.namespace.group]))
+    assert [code for _, code in answer.results] == [0]
+    await cluster.close()
+
+
+async def produce(cluster: Cluster, topic: str, data: bytes, partition: int = 0) -> int:
+    """Write these bytes; gives the broker's error code. The topics' settings decide whose timestamps are kept."""
+    place = TopicPartition(topic, partition)
+    while True:
+        answer = await cluster.ask(cluster.leader(place), ProduceRequest([(place, data)]))
+        code = answer.results[place][0]
+        if code not in _NOT_YET:
+            return code
 
 
 async def _until(holds: Callable[[], bool]) -> None:

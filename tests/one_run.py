@@ -9,7 +9,7 @@ from typing import Any
 from virtually import virtually
 
 from stepfold import Client, Context, Step
-from stepfold.duration import Duration
+from stepfold.values.duration import Duration
 
 LIMIT_S = 30
 """Only a failing test waits this long."""

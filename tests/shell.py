@@ -141,6 +141,17 @@ def shell_in(folder: Path) -> Generator[Shell]:
         shell.close()
 
 
+def lines_until(process: subprocess.Popen[str], seen: Callable[[str], bool]) -> list[str]:
+    """What a process prints, up to the first line that is looked for."""
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if seen(line):
+            return lines
+    raise AssertionError(f"it ended with {process.wait()}:\n{''.join(lines)}")
+
+
 def until(happened: Callable[[], T]) -> T:
     """What the function gives once it is true."""
     deadline = time.monotonic() + DEADLINE_S

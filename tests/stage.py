@@ -13,9 +13,13 @@ from typing import Any, ClassVar
 import orjson
 from histories import RUN, Ledger, begun
 
-from stepfold.execution import Execution, Op, Outcome, SleepCall, StepCall
-from stepfold.fold import RunState
-from stepfold.step import Step, StepPorts
+from stepfold.authoring.step import Step, StepPorts
+from stepfold.core.snapshot import pack, unpack
+from stepfold.core.state import RunState
+from stepfold.operations.signal import WaitCall
+from stepfold.operations.sleep import SleepCall
+from stepfold.operations.step import StepCall
+from stepfold.replay.execution import Execution, Op, Outcome
 
 Note = Callable[[Any], None]
 Program = Callable[[Step, Note], Coroutine[Any, Any, Any]]
@@ -50,7 +54,7 @@ class Replay:
 
     @property
     def waits_for(self) -> list[str]:
-        return [f"{op.kind} {op.id}" for op in self.execution.ops.values()]
+        return [f"{op.call.kind} {op.id}" for op in self.execution.ops.values()]
 
     @property
     def outcome(self) -> Outcome | None:
@@ -84,16 +88,11 @@ class Stage:
             self.advance()
 
     def _record(self, op: Op) -> None:
-        call = op.call
-        if isinstance(call, StepCall):
-            return
-        op.recorded = True
-        now = max(self.run.now, self.ledger.now_ms)
-        if isinstance(call, SleepCall):
-            self.ledger.accepts("sleep-scheduled", step_id=op.id, wake_at=call.wake_at or now + (call.delay_ms or 0))
-        else:
-            timeout_at = None if call.timeout_ms is None else now + call.timeout_ms
-            self.ledger.accepts("wait-started", step_id=op.id, signal=call.signal, timeout_at=timeout_at)
+        first = op.call.begin(max(self.run.now, self.ledger.now_ms))
+        if first is not None:
+            op.recorded = True
+            kind, fields = first
+            self.ledger.accepts(kind, step_id=op.id, **fields)
 
     # what may happen
 
@@ -133,16 +132,17 @@ class Stage:
                 self.step_gives(op.id, orjson.loads(encoded))
         elif isinstance(op.call, SleepCall):
             self.wakes(op.id)
-        elif op.call.timeout_ms is not None and random.random() < 0.4:
-            self.times_out(op.id)
-        else:
-            self.signal(op.call.signal, random.randrange(10))
+        elif isinstance(op.call, WaitCall):
+            if op.call.timeout_ms is not None and random.random() < 0.4:
+                self.times_out(op.id)
+            else:
+                self.signal(op.call.signal, random.randrange(10))
 
     # replay
 
     def replayed(self, program: Program | None = None) -> Replay:
         """The same, or another program, over what is recorded by now, as a worker that takes over has it."""
-        run = RunState.unpack(self.run.pack())
+        run = unpack(pack(self.run))
         return Replay(run, program or self.program).advance()
 
     def check(self) -> None:

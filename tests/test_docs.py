@@ -8,7 +8,8 @@ environment. What a block may say, and what may stand in a comment on a line bef
     <!-- file: app.py -->         the block, of any language, is written to that file; a Python file is then imported
     ```console                    `$ ` begins a command and `> ` continues it. It must succeed and print the lines that follow, if
                                   any do: a line `...` stands for any lines, `...` inside a line for any text. A command that
-                                  ends in ` &` runs until the document ends. `cd` and `export` last.
+                                  ends in ` &` runs until the document ends, `kill $!` kills it. `cd` and `export` last.
+    <!-- eventually -->           each command of the session is repeated until it succeeds and prints those lines
     <!-- not run: the reason -->  the block is left out, and shows as a skipped test
 
 Blocks in other languages are not run.
@@ -21,6 +22,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,7 +134,7 @@ class Session:
             self._python(block.line, *(["-c", RUN_WITH_AWAIT] if awaits(block.text) else []), path.name, cwd=self.work)
         else:
             for line, command, expected in commands_of(block):
-                self._command(line, command, expected)
+                self._command(line, command, expected, eventually=block.note == "eventually")
 
     def close(self) -> None:
         for process in self.background:
@@ -143,16 +145,24 @@ class Session:
         if status != 0:
             pytest.fail(f"line {line}: the Python block ends with {status}\n{printed}", pytrace=False)
 
-    def _command(self, line: int, command: str, expected: Sequence[str]) -> None:
+    def _command(self, line: int, command: str, expected: Sequence[str], *, eventually: bool) -> None:
         if command.endswith(" &"):
             script = f'. "$0"\n{command[:-2]}'
             self.background.append(self._start(["bash", "-c", script, str(self.shell)], self.work, subprocess.DEVNULL))
             return
         script = f'. "$0"\n{command}\nstatus=$?\n{{ export -p; echo cd "\'$PWD\'"; }} > "$0"\nexit $status'
-        status, printed = self._finish(["bash", "-c", script, str(self.shell)], self.work)
+        if self.background:  # the whole group: between it and the command there may be a shell
+            script = script.replace("$!", f"-- -{self.background[-1].pid}")
+        until = time.monotonic() + LIMIT_S
+        while True:
+            status, printed = self._finish(["bash", "-c", script, str(self.shell)], self.work)
+            as_printed = status == 0 and (not expected or matches(expected, printed.rstrip().splitlines()))
+            if as_printed or not eventually or time.monotonic() > until:
+                break
+            time.sleep(0.2)
         if status != 0:
             pytest.fail(f"line {line}: `{command}` ends with {status}\n{printed}", pytrace=False)
-        if expected and not matches(expected, printed.rstrip().splitlines()):
+        if not as_printed:
             pytest.fail(f"line {line}: `{command}` printed\n{printed}", pytrace=False)
 
     def _start(self, command: Sequence[str], cwd: Path, output: Any) -> subprocess.Popen[bytes]:
@@ -211,6 +221,36 @@ def test_document_runs_as_printed(document: str, tmp_path: Path) -> None:
     run_text(DOCUMENTS[document].read_text(), tmp_path)
 
 
+def slug(heading: str) -> str:
+    """The anchor that a heading has where Markdown is shown."""
+    return re.sub(r"[^\w\- ]", "", re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).strip().lower()).replace(" ", "-")
+
+
+def links_of(path: Path) -> Iterator[str]:
+    """The targets of a document's links into this repository."""
+    prose = re.sub(r"^(`{3,}).*?^\1|`[^`\n]*`", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    yield from (target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in target)
+
+
+def test_links_lead_somewhere() -> None:
+    broken = list[str]()
+    for name, path in DOCUMENTS.items():
+        for link in links_of(path):
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            headings = (
+                re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if target.suffix == ".md" and target.exists() else []
+            )
+            if not target.exists() or (anchor and anchor not in map(slug, headings)):
+                broken.append(f"{name}: {link}")
+    assert not broken
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links_of(DOCUMENTS["README.md"])}
+    assert [name for name, path in DOCUMENTS.items() if name.startswith("docs/") and path.resolve() not in linked] == []
+
+
 NOT_RUN = {
     f"{name}:{block.line}": block.note
     for name, path in DOCUMENTS.items()
@@ -260,6 +300,15 @@ raise SystemExit(1)
    $ echo "$WHO in ${PWD##*/}"
    you in pkg
    ```
+<!-- eventually -->
+```console
+$ echo more >>tries; wc -l <tries
+...3
+```
+```console
+$ sleep 1000; echo "it was killed" &
+$ kill -9 $!
+```
 """
 
 

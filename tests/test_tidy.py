@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from repository import ROOT, tracked
 
+from stepfold import operations
+
 ROOMS = ("engine", "drivers", "projections")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 MAX_LINES = 850
 
-# The modules of which coverage asks every branch: pure, as is whatever they import.
-PURE_CORE: list[str] = PYPROJECT["tool"]["coverage"]["run"]["include"]
+# The modules of which coverage asks every branch, and those of values: pure, as is whatever they import.
+PURE_CORE = tracked(*PYPROJECT["tool"]["coverage"]["run"]["include"], "engine/values/*.py")
 # fmt: off
 IMPURE = frozenset([
     "aiokafka", "concurrent", "fcntl", "http", "io", "logging", "mmap", "multiprocessing", "os", "pathlib", "random", "secrets",
@@ -28,21 +30,38 @@ IMPURE = frozenset([
 ])
 # fmt: on
 IMPURE_ALLOWED = {
-    ("engine/loop.py", "os"): "os.sep, to tell whose source file asked",
-    ("engine/loop.py", "pathlib"): "as os",
-    ("engine/retry.py", "random"): "the type of a parameter",
+    ("engine/values/backoff.py", "random"): "the type of a parameter",
+    ("engine/values/exact.py", "uuid"): "the type of a value",
+    ("engine/replay/loop.py", "os"): "os.sep, to tell whose source file asked",
+    ("engine/replay/loop.py", "pathlib"): "as os",
+    ("engine/values/retry.py", "random"): "the type of a parameter",
+    ("engine/values/same.py", "uuid"): "the type, to compare what has it",
+    ("engine/values/taken.py", "io"): "the types of values",
+    ("engine/values/taken.py", "uuid"): "as io",
 }
 
 # Which room may import which, beside itself.
+MEASURED = ("engine/core", "engine/operations", "engine/replay")
+PURE = (*MEASURED, "engine/values")
+ENGINE = ("engine", *PURE, "engine/authoring", "engine/client", "engine/worker")
 MAY_IMPORT = {
-    "engine": (),
-    "engine/testing": ("engine",),
-    "engine/cli": ("engine", "engine/testing", "drivers", "projections"),
-    "drivers": ("engine",),
-    "projections": ("engine",),
+    "engine": ENGINE,
+    "engine/core": ("engine", "engine/operations", "engine/values"),
+    "engine/operations": ("engine", "engine/core", "engine/values"),
+    "engine/replay": ("engine", "engine/core", "engine/operations", "engine/values"),
+    "engine/values": ("engine",),
+    "engine/authoring": ("engine", *PURE),
+    "engine/worker": ("engine", *PURE, "engine/authoring"),
+    "engine/client": ("engine", *PURE, "engine/authoring", "engine/worker"),
+    "engine/testing": ENGINE,
+    "engine/cli": (*ENGINE, "engine/testing", "drivers", "projections"),
+    "drivers": ENGINE,
+    "projections": ENGINE,
 }
 MAY_IMPORT_TOO = {
-    ("engine/client.py", "drivers"): "a URL names a driver: the one place where the engine asks for one",
+    ("engine/worker/router.py", "engine/client"): "a request is the same record, whoever asks",
+    ("engine/client/client.py", "drivers"): "a URL names a driver: the one place where the engine asks for one",
+    ("engine/testing/pytest_plugin.py", "projections"): "the audit replays what users' tests have run",
 }
 
 # Hosts of package registries (a lock file would bring them in) and paths of somebody's machine.
@@ -59,6 +78,32 @@ SUPPRESSION = re.compile(
 
 
 MODULES = {path: ast.parse((ROOT / path).read_text()) for path in tracked(*(f"{room}/*.py" for room in ROOMS))}
+
+SHARED_BY_KINDS = tracked("engine/operations/call.py", "engine/operations/kind.py", "engine/operations/line.py")
+KINDS = [path for path in tracked("engine/operations/*.py") if path not in (*SHARED_BY_KINDS, "engine/operations/__init__.py")]
+VALUES = tracked("engine/values/*.py", "engine/errors.py")
+WORDS_OF_KINDS = {
+    *(name for kind in operations.KINDS for name in (kind.open.__name__, kind.call.__name__)),
+    *(
+        name
+        for kind in operations.KINDS
+        for record in kind.records
+        for name in (record.__name__, record.model_fields["type"].default)
+    ),
+} - {"StepFailed"}  # the error has that name, too
+KNOW_A_KIND = {
+    "engine/events.py": "all records by their names, and the union of them, which type checkers read",
+    "engine/authoring/step.py": "what users call",
+    "engine/replay/execution.py": "a timer of asyncio's is a sleep",
+    "engine/worker/attempt.py": "attempts of steps are the worker's",
+    "engine/worker/running.py": "as attempt.py",
+    "engine/worker/owner.py": "as attempt.py; and the way of one record in nine",
+    "engine/client/requests.py": "what users send",
+    "engine/worker/inbox.py": "what anyone sends",
+    "engine/cli/demo.py": "it waits for its own workflow",
+    "engine/cli/picture.py": "how each is drawn",
+    "projections/runs.py": "it counts steps",
+}
 
 
 def module_name(path: str) -> str:
@@ -142,6 +187,33 @@ def test_a_driver_knows_no_other_driver() -> None:
     nothing(f"{path} imports {target}" for path, target in pairs if family(target) not in ("", family(path)))
 
 
+def test_a_kind_of_operation_knows_the_state_and_values_and_no_other_kind() -> None:
+    may = {*SHARED_BY_KINDS, *VALUES, "engine/core/records.py", "engine/core/state.py"}
+    nothing(
+        f"{path} imports {target}" for path in KINDS for name in imports(path) if (target := ours(name)) and target not in may
+    )
+
+
+def test_a_kind_of_operation_is_named_in_its_room_alone() -> None:
+    """Its records and classes; what every kind has, the others find in the tables of `operations`."""
+    mentions = {(path, word) for path in MODULES if path not in KINDS for word in _words(MODULES[path]) if word in WORDS_OF_KINDS}
+    offending = {(path, word) for path, word in mentions if path not in KNOW_A_KIND}
+    nothing(f"{path} names {word}" for path, word in offending)
+    assert {path for path, _ in mentions} >= KNOW_A_KIND.keys(), "an exception that nothing needs any more"
+
+
+def _words(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
 def test_nothing_is_imported_by_the_name_of_its_folder() -> None:
     """From the root `import engine` succeeds, and gives a second copy of every class."""
     rooms = "|".join(ROOMS)
@@ -149,8 +221,31 @@ def test_nothing_is_imported_by_the_name_of_its_folder() -> None:
     nothing(path for path in tracked("*.py", "*.md") if pattern.search((ROOT / path).read_text()))
 
 
+def test_two_things_of_one_name_are_told_apart() -> None:
+    """`events.StepFailed` is a record and `errors.StepFailed` is raised: of events, such classes are used by their full name."""
+
+    def classes(path: str) -> set[str]:
+        return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.ClassDef)}
+
+    records = ("engine/core/lifecycle.py", *KINDS)
+    both = {name for path in records for name in classes(path)} & classes("engine/errors.py")
+    assert both
+    modules = {"events", *(Path(path).stem for path in records)}
+    nothing(
+        f"{path}: {node.module}.{alias.name}"
+        for path in tracked("*.py")
+        if path != "engine/events.py"  # which gives them their full name
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[-1] in modules
+        for alias in node.names
+        if alias.name in both
+    )
+
+
 def test_the_pure_core_is_pure() -> None:
-    nothing(f"{path} does not exist" for path in PURE_CORE if path not in MODULES)
+    named = PYPROJECT["tool"]["coverage"]["run"]["include"]
+    nothing(f"{place} does not exist" for place in named if not tracked(place))
+    nothing(f"{folder} is not measured" for folder in MEASURED if f"{folder}/*" not in named)
     reached, waiting = set[str](), set(PURE_CORE)
     while waiting:
         path = waiting.pop()
@@ -216,6 +311,24 @@ def _silent(thing: Any) -> bool:
     return not own.strip() or (inspect.isclass(thing) and own.startswith(f"{thing.__name__}("))
 
 
+def test_the_command_line_prints_in_one_place() -> None:
+    """What cannot be seen in text from elsewhere is shown there, so nothing may go past it."""
+    allowed = {
+        "engine/cli/output.py",
+        "engine/cli/demo_producer.py",
+        "engine/cli/demo_app.py",
+    }  # the last two are programs of users
+    modules = [path for path in MODULES if room(path) == "engine/cli" and path not in allowed]
+    nothing(f"{path} uses rich.text: use the Text of output.py" for path in modules if "rich.text.Text" in imports(path))
+    nothing(f"{path}:{node.lineno} prints: use what output.py has" for path in modules for node in _prints(path))
+
+
+def _prints(path: str) -> Iterator[ast.Call]:
+    for node in ast.walk(MODULES[path]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield node
+
+
 def test_every_command_is_in_the_handbook() -> None:
     import typer.main
 
@@ -227,6 +340,42 @@ def test_every_command_is_in_the_handbook() -> None:
     missing = [name for name in commands if f"`{name}" not in text]
     missing += [f"{name} {option}" for name, options in commands.items() for option in options if option not in text]
     nothing(f"docs/cli.md does not mention {what}" for what in missing)
+
+
+TROUBLESHOOTING = "docs/guides/troubleshooting.md"
+
+
+def test_every_error_is_in_the_troubleshooting_guide() -> None:
+    text = (ROOT / TROUBLESHOOTING).read_text()
+    classes = [node.name for node in MODULES["engine/errors.py"].body if isinstance(node, ast.ClassDef)]
+    errors = [name for name in classes if name != "ErrorInfo"]
+    assert errors
+    nothing(f"{TROUBLESHOOTING} has no row for {name}" for name in errors if f"| `{name}` |" not in text)
+
+
+def test_every_warning_is_in_the_troubleshooting_guide() -> None:
+    """By a piece of its text between two placeholders, or the beginning of one: one that is long enough, or the longest."""
+    text = (ROOT / TROUBLESHOOTING).read_text()
+    warnings = {(path, said): [piece.strip(" :;,.(") for piece in re.split(r"%[\d.]*[a-z]", said)] for path, said in _warnings()}
+    assert len(warnings) > 40
+    nothing(
+        f"{path}: {TROUBLESHOOTING} does not say {said!r}"
+        for (path, said), pieces in warnings.items()
+        if not any(piece[:30] in text for piece in pieces if len(piece) >= min(12, max(map(len, pieces))))
+    )
+
+
+def _warnings() -> Iterator[tuple[str, str]]:
+    for path, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id in ("logger", "run_logger", "log")
+                and node.func.attr in ("warning", "error", "exception")
+            ):
+                yield path, ast.literal_eval(node.args[0])
 
 
 def _commands(command: Any, name: str) -> Iterator[tuple[str, list[str]]]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import pytest
 from repository import ROOT, tracked
 from uv import find_uv_bin
 
-PACKAGES = ("stepfold", "stepfold.cli", "stepfold.drivers", "stepfold.projections", "stepfold.testing")
+PACKAGES: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
-# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed.
+# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed. The
+# plugin for pytest is loaded by pytest alone.
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, stepfold
 assert "site-packages" in stepfold.__file__, stepfold.__file__
 names = [module.name for module in pkgutil.walk_packages(stepfold.__path__, "stepfold.")]
+names.remove("stepfold.testing.pytest_plugin")
 for name in names:
     importlib.import_module(name)
 print(*names)

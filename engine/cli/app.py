@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
+from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import StepfoldError
+from ..errors import ErrorInfo, StepfoldError
 from . import inbox, projection, run, topics
 from .demo import demo
 from .dev import dev
+from .output import complain, say
 from .problems import Exit, Problem, code_of
 from .worker import worker
 
+TRACEBACK = "STEPFOLD_TRACEBACK"
+
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Durable workflows on an append-only log: Kafka, SQLite or memory.",
     epilog="Exit codes: 0 done; 1 done, and the answer is no; 2 not understood; 3 not found; 4 the log cannot be used.",
 )
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        say(f"stepfold {metadata.version('stepfold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
 app.command()(demo)
 app.command()(dev)
 app.command()(worker)
@@ -37,13 +57,15 @@ app.add_typer(projection.app, name="projection")
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    for name in ("stdout", "stderr"):
+    _check_surroundings()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by who started this: what would be said there goes nowhere
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process lives
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no ✔ gets a question mark
     try:
+        _check_arguments()
         code: object = app(prog_name="stepfold", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -58,12 +80,50 @@ def main() -> NoReturn:
         _fail(str(error), code_of(error))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(Exit.INTERRUPTED)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{what}{error.strerror or error}", Exit.LOG)
+    except MemoryError:
+        _fail("there is not enough memory for this", Exit.LOG)
     except Exception as error:
         usage = _usage_problem(error)
-        if usage is None:
+        if usage is not None:
+            _fail(usage, Exit.USAGE)
+        if os.environ.get(TRACEBACK):
             raise
-        _fail(usage, Exit.USAGE)
+        _fail(_fault(error), Exit.FAULT)
     sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _check_surroundings() -> None:
+    """Terminals that claim to have no columns: rich and Typer take them at their word, so they are not asked."""
+    for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+        width = os.environ.get(name)
+        if width is not None and not (width.isascii() and width.isdecimal() and 0 < int(width[:6]) < 100_000):
+            del os.environ[name]
+
+
+def _check_arguments() -> None:
+    """Nothing that cannot be written into a log, a database or JSON comes any further. Raises Problem."""
+    sys.argv[1:] = map(_text_of, sys.argv[1:])
+    if "STEPFOLD_URL" in os.environ:
+        _text_of(os.environ["STEPFOLD_URL"])
+
+
+def _text_of(argument: str) -> str:
+    """The argument as text: UTF-8 also where the language of the environment knows less. Raises Problem."""
+    try:
+        return os.fsencode(argument).decode() if re.search("[\ud800-\udfff]", argument) else argument
+    except UnicodeError:
+        raise Problem(f"'{argument}' is no text: neither UTF-8 nor {sys.getfilesystemencoding()}") from None
+
+
+def _fault(error: Exception) -> str:
+    """What is our own fault, so that it can be reported."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
+    told = ErrorInfo.of(error)
+    return f"this is a fault of stepfold's: {told}{where}. Please report it, with what {TRACEBACK}=1 in the environment prints"
 
 
 def _unread() -> NoReturn:
@@ -88,8 +148,11 @@ def _usage_problem(error: Exception) -> str | None:
 
 
 def _fail(message: str, code: Exit) -> NoReturn:
-    sys.stdout.flush()  # where both go to one file, in the order in which they were said
-    print(f"stepfold: {message}", file=sys.stderr)
+    try:
+        complain(f"stepfold: {message}")
+    except OSError:  # nobody can be told, and Python's own last flush would say so with another code
+        for descriptor in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     sys.exit(code)
 
 

@@ -1,7 +1,7 @@
 """The contract of a namespace's topics for those who use them without stepfold: JSON Schema and AsyncAPI 3. Pure.
 
 The history's part comes from the event models; the inbox's is written here and a test holds it against what
-`stepfold.inbox` takes. What the router refuses for now (events, signals to nobody in particular) is not in it.
+`stepfold.worker.inbox` takes. What the router refuses for now (events, signals to nobody in particular) is not in it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ One partition holds the whole history of each of its runs; key = run id, partiti
 A record counts only if every reader of the partition, in the order of offsets, accepts it:
 
 - `claim` (key `@claim`): its `prev` is the offset of the last accepted claim (-1: there is none). It is then the current one.
+  The memory of the partition is the `memory_ms` of its first claim, 24 hours where that does not say.
 - a record with a field `claim`: that is the offset of the current claim, and its precondition holds: the step has no result
   and its attempt is the next one, the sleep or wait is open, the run has not ended.
-- `started`: the run id is neither open nor was it until less than 24 hours ago, by the log's time.
-- `signal-received`, `cancel-requested`: the run is open and no accepted record of it has this `request`.
+- `started`: the run id is neither open nor was it until less than the memory ago, by the log's time.
+- `signal-received`, `cancel-requested`: the run is open and no accepted record of it within the memory has this `request`. A
+  signal that comes before its run is kept for it, for as long as the memory.
+- a request with `from`, a place in an inbox: it is above the highest that was seen of that inbox and partition.
 - the run id is the key, and `v` is not above that of the current claim.
 
 Whatever else is there (duplicates, late records of a worker that lost its partition, garbage) changes nothing."""
@@ -32,17 +35,19 @@ Whatever else is there (duplicates, late records of a worker that lost its parti
 _INBOX = """\
 Requests from anyone, in any language: one JSON object per record, with any key, from any partitioner. Or a CloudEvent of
 version 1 in the Kafka binding, structured or binary, of type `stepfold.start`, `stepfold.signal` or `stepfold.cancel`, with that
-object (without its `type`) as JSON data. What cannot be served goes to the dead letters with the reason."""
+object (without its `type`) as JSON data. What cannot be served goes to the dead letters with the reason.
+One key, such as the run id, keeps the requests for a run in order. A signal that comes first is kept for its run for 24 hours."""
 
 _DEAD_LETTERS = """\
-Requests that could not be served: the original key, value and headers, and behind them the headers named here.
+Requests that could not be served: the original key, value and headers, and behind them the headers named here. What was refused
+only by the owner of the run has no key and no headers, and is written plainly.
 A record with only the header `stepfold-redriven` says that the one at that place was sent to the inbox again."""
 
 
 def history_schema() -> dict[str, Any]:
     """The JSON Schema (draft 7) of the value of one history record."""
     schemas = _event_schemas("#/definitions/")
-    kinds = sorted(name for name, schema in schemas.items() if "type" in schema["required"] and _kind(schema))
+    kinds = sorted(name for name, schema in schemas.items() if _kind(schema))
     return {
         "$schema": JSON_SCHEMA,
         "title": f"A record of a stepfold history, format {FORMAT}",
@@ -136,7 +141,7 @@ def _message(kind: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _kind(schema: dict[str, Any]) -> str | None:
     """The event type that a schema is for."""
-    return cast("str | None", schema["properties"]["type"].get("const"))
+    return cast("str | None", schema["properties"].get("type", {}).get("const"))
 
 
 def _event_schemas(refs: str) -> dict[str, dict[str, Any]]:
@@ -196,7 +201,6 @@ def _request_schemas() -> dict[str, dict[str, Any]]:
             version={**text, "description": "Of the workflow; without it the newest that the worker knows."},
             run_id=_RUN_ID,
             data={"description": "The workflow's input."},
-            reply_to={**text, "description": "Kept in the history. Outcomes are not published there yet."},
         ),
         "signal": request(
             "signal", "Send a run a signal.", ["run_id", "signal"], run_id=_RUN_ID, signal={**text, "maxLength": 200}, data=data

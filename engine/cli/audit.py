@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import linecache
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 from rich.console import Group, RenderableType
-from rich.text import Text
 
-from ..requests import checked_run_id
-from .output import Format, OutputOption, print_object, remark
+from ..client.requests import checked_run_id
+from ..values.text import shown_json
+from .output import Format, OutputOption, Text, print_object, remark
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, client_of, connected, load, run_async
 
@@ -34,7 +36,11 @@ def export(
 
     async def go() -> None:
         async with connected(client):
-            written = await export_run(client.log, checked_run_id(run_id), file or sys.stdout.buffer)
+            # To somebody's eyes what cannot be seen is escaped: another spelling of the same JSON, with other hashes.
+            seen = io.BytesIO() if file is None and sys.stdout.isatty() else None
+            written = await export_run(client.log, checked_run_id(run_id), file or seen or sys.stdout.buffer)
+        if seen is not None:
+            sys.stdout.write(shown_json(seen.getvalue().decode()))
         sys.stdout.flush()
         remark(f"{written.records} records of {run_id}; the head of the chain is {written.head}")
 
@@ -51,7 +57,8 @@ def verify(file: File, output: OutputOption = Format.TABLE) -> None:
     """
     from stepfold.projections.audit import verify as verified
 
-    found = verified(_opened(file))
+    with _opened(file) as opened:
+        found = verified(opened)
     value = {
         "ok": found.ok,
         "run_id": found.run_id,
@@ -66,7 +73,8 @@ def verify(file: File, output: OutputOption = Format.TABLE) -> None:
         picture = Group(*(Text.assemble(("✗ ", "red"), finding.message) for finding in found.findings))
     print_object(output, value, picture)
     if not found.ok:
-        raise Problem(f"{file} is not as it was exported", Exit.NO)
+        is_export = found.findings[0].problem != "unreadable"
+        raise Problem(f"{file} is not as it was exported" if is_export else f"{file} is no export", Exit.NO)
 
 
 def replay(
@@ -81,7 +89,8 @@ def replay(
     from stepfold.projections.audit import replay as replayed
 
     client = load(app)
-    found = replayed(_opened(file), client)
+    with _opened(file) as opened:
+        found = replayed(opened, client)
     value = {
         "outcome": found.outcome,
         "run_id": found.run_id,
@@ -102,15 +111,21 @@ def replay(
     print_object(output, value, Group(*parts))
     if found.outcome == "unknown":
         raise Problem(f"{app} cannot replay {file}", Exit.NOT_FOUND)
+    if found.outcome == "damaged":
+        raise Problem(f"{file} is no export, or not as it was exported: nothing was replayed", Exit.NO)
     if not found.ok:
         raise Problem(f"today's code does not agree with {file}", Exit.NO)
 
 
-def _opened(file: str) -> BinaryIO:
-    """The bytes of an export. Raises Problem where there is no such file."""
+@contextlib.contextmanager
+def _opened(file: str) -> Generator[BinaryIO]:
+    """A file to read. Raises Problem where there is none."""
     if file == "-":
-        return io.BytesIO(sys.stdin.buffer.read())
+        yield sys.stdin.buffer
+        return
     try:
-        return io.BytesIO(Path(file).read_bytes())
-    except OSError as error:
-        raise Problem(f"{file} cannot be read: {error.strerror or error}") from None
+        opened = Path(file).open("rb")  # noqa: SIM115  # what reading it raises is not about its name
+    except (OSError, ValueError) as error:
+        raise Problem(f"{file} cannot be read: {error.strerror if isinstance(error, OSError) else error}") from None
+    with opened:
+        yield opened

@@ -22,16 +22,17 @@ import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
-from ..client import Client
+from ..client.client import Client
+from ..client.story import story
+from ..core.fold import PartitionState, fold
+from ..core.state import RunState
 from ..events import Event
-from ..fold import PartitionState, RunState, fold
 from ..log import CLAIM_KEY
 from .dev import local_kafka, start_worker, stop_worker
 from .follow import follow
-from .output import console, show, table
-from .picture import event_line, history_table, run_picture, since, steps_of
+from .output import Text, console, show, table
+from .picture import event_line, history_table, run_picture, since
 from .problems import Exit, Problem
 from .target import connected, end_as_with_ctrl_c, load, run_async, until_first
 
@@ -43,7 +44,7 @@ STEPS = ("reserve", "charge", "parcel/pack", "parcel/label", "parcel/invoice", "
 
 
 def demo(
-    kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here (stepfold[[broker]]).")] = False,
+    kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here (stepfold\\[broker]).")] = False,
 ) -> None:
     """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all held."""
     end_as_with_ctrl_c()
@@ -149,7 +150,7 @@ class Performance:
     async def follow(self) -> None:
         """See every event as it comes, and do what the script says at that point."""
         async with aclosing(follow(self.client.log, RUN_ID, wait_for_start=True)) as all_news:
-            async for event, self.run, owner in all_news:
+            async for event, self.run, owner, _ in all_news:
                 if owner != self.owner and self.killed and owner is not None:
                     self.say(f"worker {self.name_of(owner)} has taken over: it reads the history and goes on from there")
                 self.owner = owner
@@ -196,7 +197,7 @@ class Performance:
     # -- what is seen
 
     def completed(self) -> set[str]:
-        return {step.step_id for step in steps_of(self.run, self.events) if step.state == "done"} if self.run else set()
+        return {step.step_id for step in story(self.run, self.events) if step.became == "done"} if self.run else set()
 
     def read_effects(self) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
@@ -229,7 +230,7 @@ class Performance:
         grid.add_row(*cells)
         if self.run is None:
             return Group("", grid)
-        picture = run_picture(self.run, self.events, self.owner, now_ms=self.client.log.now())
+        picture = run_picture(self.run, story(self.run, self.events), self.owner, now_ms=self.client.log.now())
         return Group("", grid, "", picture)
 
     def last_words(self) -> str:
@@ -243,7 +244,7 @@ class Performance:
         """Print what happened, and whether it was as promised."""
         run = self.run
         assert run is not None
-        show("", run_picture(run, self.events, None, now_ms=0))
+        show("", run_picture(run, story(run, self.events), None, now_ms=0))
         show("", Text("The history, as anyone may read it", "bold underline"), history_table(self.events), "")
         checks = [*self.count_effects(run), *self.replay()]
         show("")
@@ -256,7 +257,7 @@ class Performance:
         effects = self.read_effects()
         began = Counter(effect["step"] for effect in effects if effect["what"] == "began")
         done = Counter(effect["step"] for effect in effects if effect["what"] == "done")
-        in_history = {step.step_id: step for step in steps_of(run, self.events)}
+        in_history = {step.step_id: step for step in story(run, self.events)}
         made = table(
             "step", "began", "finished", "attempts in the history", "", right=("began", "finished", "attempts in the history")
         )

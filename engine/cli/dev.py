@@ -1,4 +1,4 @@
-"""`stepfold dev`: a worker that starts again whenever a Python file changes, and everything its runs do as it happens.
+"""`stepfold dev`: a worker that starts again whenever code that it imported changes, and everything its runs do as it happens.
 
 The worker is a process of its own, the command that users start in production, so that each start imports the code anew.
 This process watches files and the log, and never executes workflows.
@@ -11,21 +11,22 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from ..client import DEFAULT_URL, Client
+from ..client.client import DEFAULT_URL, Client
+from ..core.fold import PartitionState, fold
 from ..events import parse
-from ..fold import PartitionState, fold
 from ..log import Log
-from .output import console, local, remark
+from ..worker import eventloop
+from .output import Text, console, local, remark
 from .picture import event_row
-from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, until_first
+from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, tell_of_two_logs, until_first
 
 LOOK_S = 0.4
 STOP_S = 5.0
@@ -36,10 +37,10 @@ def dev(
     app: App,
     url: UrlOption = None,
     kafka: Annotated[
-        bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine (stepfold[[broker]]).")
+        bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine (stepfold\\[broker]).")
     ] = False,
 ) -> None:
-    """Develop: a worker that starts again when a Python file changes, and the events of its runs as they happen.
+    """Develop: a worker that starts again when a file that it imported changes, and the events of its runs as they happen.
 
     Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db.
 
@@ -51,14 +52,16 @@ def dev(
     client = load(app)
     if kafka:
         with local_kafka("dev") as broker_url:
-            run_async(_develop(app, Client(broker_url)))
+            eventloop.run(_develop(app, Client(broker_url)))
         return
     if url is not None:
         client = Client(url)
-    elif not client.log.name.startswith("sqlite://"):
+    elif client.log.name.startswith("sqlite://"):
+        tell_of_two_logs(app, client)
+    else:
         remark(f"{app} is made for {client.log.name}; dev works on {DEFAULT_URL} instead (or on --url, or --kafka)")
         client = Client(DEFAULT_URL)
-    run_async(_develop(app, client))
+    eventloop.run(_develop(app, client))
 
 
 @contextlib.contextmanager
@@ -108,27 +111,58 @@ async def _develop(app: str, client: Client) -> None:
     out = console()
     async with connected(client, may_create=True):
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {client.log.name}"
-        remark(f"log {client.log.name}; start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
+        remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
         await until_first(_keep_running(app, client.log.name), *printing)
 
 
 async def _keep_running(app: str, url: str) -> None:
     """A worker, and another one after each change."""
-    while True:
-        seen = _python_files(Path.cwd())
-        process = start_worker(app, url, "--grace", "1s")
-        try:
-            ended = False
-            while (now := await asyncio.to_thread(_python_files, Path.cwd())) == seen:
-                if not ended and process.poll() is not None:
-                    ended = True
-                    remark(f"the worker ended (exit code {process.returncode}); it starts again when a file changes")
-                await asyncio.sleep(LOOK_S)
-            changed = min(path for path in now.keys() | seen.keys() if now.get(path) != seen.get(path))
-            remark(f"{changed} changed: starting again")
-        finally:
-            await asyncio.shield(asyncio.to_thread(stop_worker, process))
+    with tempfile.TemporaryDirectory(prefix="stepfold-dev-") as folder:
+        while True:
+            code = await asyncio.to_thread(_Code, Path.cwd(), Path(folder, "imports"))
+            process = start_worker(app, url, "--grace", "1s", "--imports-to", str(code.imports))
+            try:
+                ended = False
+                while (changed := await asyncio.to_thread(code.changed, everything=ended)) is None:
+                    if not ended and process.poll() is not None:
+                        ended = True
+                        remark(f"the worker ended (exit code {process.returncode}); it starts again when a Python file changes")
+                    await asyncio.sleep(LOOK_S)
+                remark(f"{changed} changed: starting again")
+            finally:
+                await asyncio.shield(asyncio.to_thread(stop_worker, process))
+
+
+class _Code:
+    """The files that a worker runs, as they were when it started."""
+
+    def __init__(self, here: Path, imports: Path) -> None:
+        self.imports = imports  # where the worker says what it has imported
+        self._here = here
+        self._seen = _python_files(here)
+        imports.unlink(missing_ok=True)
+
+    def changed(self, *, everything: bool) -> Path | None:
+        """A file that has changed, of what the worker has imported, or of `everything` below the folder."""
+        if everything:
+            now = _python_files(self._here)
+            paths = now.keys() | self._seen.keys()
+        else:
+            lines = self.imports.read_text(errors="surrogateescape").splitlines() if self.imports.exists() else []
+            paths = {path.relative_to(self._here) if path.is_relative_to(self._here) else path for path in map(Path, lines)}
+            now = {path: at for path in paths if (at := _changed_at(self._here / path)) is not None}
+            for path in paths - self._seen.keys():
+                self._seen[path] = now.get(path, 0)  # it is elsewhere, or new: from now on
+        return min((path for path in paths if now.get(path) != self._seen.get(path)), default=None)
+
+
+def _changed_at(path: Path) -> int | None:
+    """When it was changed last (ns); None: it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _python_files(folder: Path) -> dict[Path, int]:
@@ -139,8 +173,9 @@ def _python_files(folder: Path) -> dict[Path, int]:
         for name in files:
             if name.endswith(".py"):
                 path = Path(root, name)
-                with contextlib.suppress(OSError):
-                    found[path.relative_to(folder)] = path.stat().st_mtime_ns
+                changed_at = _changed_at(path)
+                if changed_at is not None:
+                    found[path.relative_to(folder)] = changed_at
     return found
 
 

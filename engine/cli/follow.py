@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterable
 from typing import NamedTuple
 
+from ..core.fold import PartitionState, fold
+from ..core.state import RunState
 from ..errors import RunNotFound
 from ..events import Event, parse
-from ..fold import PartitionState, RunState, fold
 from ..log import CLAIM_KEY, Log, Record, partition_of
 
 NEWS_S = 1.0
 
 
 class News(NamedTuple):
-    """What has come. `event`: None for another owner; `run`: as it is now; `owner`: who owns its partition (None: nobody)."""
+    """What has come. `event`: None for another owner; `run`: as it is now; `owner`: who owns its partition (None: nobody).
+
+    `past`: more is known already.
+    """
 
     event: Event | None
     run: RunState
     owner: str | None
+    past: bool = False
 
 
 class _Story:
@@ -29,6 +34,8 @@ class _Story:
         self.partition = partition_of(run_id, log.partitions)
         self.state = PartitionState(self.partition, log.partitions)
         self.run: RunState | None = None
+        self.owners: dict[int, str | None] = {}  # by the offsets of their claims
+        self.early: list[Event] = []  # signals for a run to come
 
     def take(self, records: Iterable[Record]) -> list[News]:
         found: list[News] = []
@@ -38,20 +45,29 @@ class _Story:
             change = fold(self.state, record)
             if change is None:
                 continue
-            if change.run is not None:
-                self.run = change.run
-                found.append(News(parse(change.event, record.offset, record.timestamp), self.run, self.state.owner))
+            if change.early is not None:
+                self.early.append(parse(change.event, record.offset, record.timestamp))
+                continue
+            if change.run is None:
+                self.owners[record.offset] = self.state.owner
+            if (run := change.run) is not None:
+                if run is not self.run:
+                    self.run = run
+                    found += [News(event, run, self.state.owner) for event in self.early]
+                    self.early.clear()
+                found.append(News(parse(change.event, record.offset, record.timestamp), run, self.state.owner))
             elif self.run is not None:
                 found.append(News(None, self.run, self.state.owner))
         return [news for news in found if news.run is self.run]  # an earlier run under this id is long ended
 
 
 class Sight(NamedTuple):
-    """A run as it stands now, its accepted events, and who owns its partition (None: nobody)."""
+    """A run as it stands now, its accepted events, who owns its partition (None: nobody), and who made which claim."""
 
     run: RunState
     events: list[Event]
     owner: str | None
+    owners: dict[int, str | None]
 
 
 async def look(log: Log, run_id: str) -> Sight:
@@ -59,8 +75,8 @@ async def look(log: Log, run_id: str) -> Sight:
     story = _Story(log, run_id)
     news = story.take(await log.find(story.partition, (run_id, CLAIM_KEY)))
     if story.run is None:
-        raise RunNotFound(f"{log.name} has no run {run_id!r}")
-    return Sight(story.run, [one.event for one in news if one.event is not None], story.state.owner)
+        raise RunNotFound(run_id, log.name, kept=story.state.kept_for(run_id, log.now()))
+    return Sight(story.run, [one.event for one in news if one.event is not None], story.state.owner, story.owners)
 
 
 async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> AsyncGenerator[News]:
@@ -72,9 +88,9 @@ async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> Asyn
     _, end = await log.bounds(story.partition)
     past = story.take(await log.find(story.partition, (run_id, CLAIM_KEY)))
     if story.run is None and not wait_for_start:
-        raise RunNotFound(f"{log.name} has no run {run_id!r}")
+        raise RunNotFound(run_id, log.name, kept=story.state.kept_for(run_id, log.now()))
     for news in past:
-        yield news
+        yield news._replace(past=news is not past[-1])
     reader = log.reader(story.partition, end)
     try:
         while story.run is None or not story.run.ended:

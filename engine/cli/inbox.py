@@ -1,4 +1,4 @@
-"""`stepfold inbox …`: the records of the inbox that were refused, and sending them again."""
+"""`stepfold inbox …`: how far the inbox was read, the records that were refused, and sending them again."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import base64
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from ..errors import ConfigError
-from .output import Format, OutputOption, local, print_rows, table, utc, zone
+from .output import Format, OutputOption, Text, local, print_rows, say, table, utc, zone
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, run_async
 from .topics import kafka_of
@@ -17,7 +16,7 @@ from .topics import kafka_of
 if TYPE_CHECKING:
     from stepfold.drivers.kafka import DeadLetter
 
-app = typer.Typer(no_args_is_help=True, help="Look at what the inbox refused, and send it again (Kafka).")
+app = typer.Typer(no_args_is_help=True, help="See how far the inbox was read and what was refused, and send it again (Kafka).")
 
 
 @app.command("dead-letters")
@@ -40,6 +39,24 @@ def dead_letters(
 
 
 @app.command()
+def status(app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
+    """How far the workers have read each partition of the inbox, and which open transaction is in their way."""
+    log = kafka_of(app, url)
+    positions = run_async(log.inbox_positions())
+    made = table(
+        "partition", "read up to", "ends at", "waiting", "held up by", right=("partition", "read up to", "ends at", "waiting")
+    )
+    for one in positions:
+        place = "nowhere yet" if one.position is None else str(one.position)
+        made.add_row(str(one.partition), place, str(one.end), str(one.waiting), Text(one.held))
+    rows = [
+        {"partition": one.partition, "position": one.position, "end": one.end, "waiting": one.waiting, "held": one.held}
+        for one in positions
+    ]
+    print_rows(output, rows, made, nothing=f"{log.name} has no inbox")
+
+
+@app.command()
 def redrive(
     places: Annotated[
         list[str] | None, typer.Argument(metavar="PLACE", help="Those at these places; without any, all not sent again yet.")
@@ -50,7 +67,7 @@ def redrive(
     """Send refused requests to the inbox again as they were, after what refused them has been mended. Prints how many."""
     log = kafka_of(app, url)
     try:
-        print(run_async(log.redrive(places or None)))
+        say(f"{run_async(log.redrive(places or None))}")
     except ConfigError as error:
         raise Problem(str(error), Exit.NOT_FOUND) from None
 
@@ -71,7 +88,9 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
         **_bytes("key", letter.key),
         **_bytes("value", letter.value),
     }
-    found["headers"] = [{"name": name, **_bytes("value", value)} for name, value in letter.headers]
+    found["headers"] = [
+        {**_bytes("name", name.encode("utf-8", "surrogateescape")), **_bytes("value", value)} for name, value in letter.headers
+    ]
     return found
 
 

@@ -1,6 +1,8 @@
 """What commands print. Data go to stdout, in the form that `-o` asks for; remarks for a person go to stderr.
 
 To a terminal tables have colour and fit its width; into a pipe or a file they have neither, nor any padding or wrapping.
+Text from elsewhere is shown, not sent (`stepfold.values.text`): here, on whatever way it takes. So nothing else in this folder
+prints, and its `Text` and `console` are used instead of rich's.
 Times in tables are local and say so (TZ=UTC in the environment makes them UTC); in JSON they are UTC.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -19,10 +21,13 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.style import Style
 from rich.table import Column, Table
-from rich.text import Text
+from rich.text import Text as RichText
 
 from ..events import Event
+from ..values import times
+from ..values.text import shown, shown_json
 
 _PIPE_WIDTH = 10_000
 _GAP = 2
@@ -44,11 +49,38 @@ OutputOption = Annotated[
 ]
 
 
+class Text(RichText):
+    """rich's, with all that cannot be seen as an escape; always one line."""
+
+    def __init__(self, text: str = "", *arguments: Any, **options: Any) -> None:
+        super().__init__(shown(text), *arguments, **options)
+
+    def append(self, text: RichText | str, style: str | Style | None = None) -> Self:
+        """As rich's."""
+        super().append(shown(text) if isinstance(text, str) else text, style)
+        return self
+
+    @classmethod
+    def assemble(cls, *parts: str | RichText | tuple[str, str]) -> Self:  # type: ignore[override]  # without its options
+        """As rich's."""
+        made = cls()
+        for part in parts:
+            made.append(*part) if isinstance(part, tuple) else made.append(part)
+        return made
+
+
+class _Console(Console):
+    """rich's, for which plain strings are `Text` too, wherever they stand."""
+
+    def render_str(self, text: str, **options: Any) -> RichText:
+        return super().render_str(shown(text), **options)
+
+
 def console(*, stderr: bool = False) -> Console:
     """The console of stdout or stderr, as wide as what it is."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    return _Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
 
 
 def show(*what: RenderableType) -> None:
@@ -63,6 +95,17 @@ def show(*what: RenderableType) -> None:
         print(line.rstrip())
 
 
+def say(text: str) -> None:
+    """One plain line on stdout."""
+    print(shown(text), flush=True)
+
+
+def complain(text: str) -> None:
+    """One plain line on stderr, after all that has been said on stdout: where both go to one file, in that order."""
+    sys.stdout.flush()
+    print(shown(text), file=sys.stderr, flush=True)
+
+
 def remark(text: str) -> None:
     """Say something to whoever sits there; programs that read stdout are not disturbed."""
     sys.stdout.flush()
@@ -71,13 +114,18 @@ def remark(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value, indented."""
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    print(json_text(value, indent=True))
 
 
 def print_jsonl(values: Iterable[Any]) -> None:
     """One JSON value per line."""
     for value in values:
-        print(orjson.dumps(value).decode(), flush=True)
+        print(json_text(value), flush=True)
+
+
+def json_text(value: Any, *, indent: bool = False) -> str:
+    """JSON in which what cannot be seen is escaped."""
+    return shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None).decode())
 
 
 def print_rows(form: Format, rows: Sequence[Mapping[str, Any]], picture: RenderableType, *, nothing: str = "nothing") -> None:
@@ -130,7 +178,7 @@ class _FittingTable(Table):
 
 def _width(column: Column) -> int:
     """What a column needs to stand unbroken."""
-    return max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+    return max(cell_len(shown(str(cell))) for cell in (column.header, *column.cells))
 
 
 def table(*columns: str, right: Sequence[str] = (), spare: Sequence[str] = ()) -> Table:
@@ -150,18 +198,19 @@ def zone() -> str:
 
 
 def local(ms: int | None, *, date: bool = True) -> str:
-    """A time for people: local, to the millisecond."""
+    """A time for people: local, to the millisecond. Total: a record may hold any number."""
     if ms is None:
         return ""
-    when = datetime.fromtimestamp(ms / 1000, UTC).astimezone()
+    ms = times.within(ms)
+    when = times.utc(ms).astimezone()
     return when.strftime("%Y-%m-%d %H:%M:%S" if date else "%H:%M:%S") + f".{ms % 1000:03}"
 
 
 def utc(ms: int | None) -> str | None:
-    """A time for programs: ISO 8601, UTC."""
+    """A time for programs: ISO 8601, UTC. Total: what is beyond the years that ISO 8601 has is given as the nearest."""
     if ms is None:
         return None
-    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03}Z"
+    return times.utc(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def took(ms: int) -> str:
@@ -180,13 +229,13 @@ def took(ms: int) -> str:
 
 def short(value: Any, limit: int = 60) -> str:
     """JSON on one line, cut where it gets long."""
-    text = orjson.dumps(value).decode()
+    text = json_text(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def event_json(event: Event) -> dict[str, Any]:
     """An event as it is on the wire, with its place (`offset`) and the log's time (`timestamp`, ms)."""
-    fields = event.model_dump(mode="json", exclude_unset=True)
+    fields = event.model_dump(mode="json", exclude_unset=True, by_alias=True)
     return {"offset": event.offset, "timestamp": event.timestamp, "type": event.type, **fields}
 
 
@@ -196,6 +245,7 @@ class Status:
     def __init__(self) -> None:
         self._console = console(stderr=True)
         self._live: Live | None = None
+        self._noted = ""
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and sys.stdout.isatty():
@@ -211,6 +261,12 @@ class Status:
         """Show this from now on."""
         if self._live is not None:
             self._live.update(Spinner("dots", Text(words, "dim", no_wrap=True, overflow="ellipsis")))
+
+    def note(self, words: str) -> None:
+        """Say this on stderr, where it is not what was said last; a terminal shows it at its foot anyway."""
+        if words != self._noted and self._live is None:
+            remark(words)
+        self._noted = words
 
     def print(self, what: RenderableType) -> None:
         """Print a line on stdout, above the foot."""

@@ -1,7 +1,8 @@
 """A run as people see it: its steps with their attempts on a time line, and its events one by one.
 
-Made from the accepted events alone. The log holds when an attempt ended, not when it began, so the line of a step starts
-with the first thing known of it: its only attempt is one point, a retried one goes from the first failure to the end.
+`stepfold.client.story` says what became of its steps; here it gets words and colours. The log holds when an attempt ended, not
+when it began, so the line of a step starts with the first thing known of it: its only attempt is one point, a retried one goes
+from the first failure to the end.
 """
 
 from __future__ import annotations
@@ -11,32 +12,34 @@ from typing import Any, cast
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from ..client import State, run_state, waiting_words
+from .. import events
+from ..client.client import State, run_state, waiting_words
+from ..client.story import Line
+from ..core.state import RunState
 from ..errors import ErrorInfo
 from ..events import (
     AttemptLost,
+    AttemptStarted,
     Cancelled,
     CancelRequested,
     Claim,
+    CodeCleared,
+    CodeSuspected,
     Completed,
     Event,
     Failed,
+    InputCompleted,
     Quarantined,
     SignalReceived,
-    SleepCompleted,
     SleepScheduled,
     Started,
-    StepCancelled,
     StepCompleted,
-    StepDecision,
-    StepFailed,
+    StepHeartbeat,
     WaitStarted,
-    WaitTimedOut,
 )
-from ..fold import RunState
-from .output import local, short, table, took, utc, zone
+from ..values.times import NEVER_MS
+from .output import Text, local, short, table, took, utc, zone
 
 LINE_WIDTH = 32
 
@@ -55,112 +58,88 @@ _MARKS: dict[str, tuple[str, str]] = {
     "dropped": ("–", "dim"),
     "timed out": ("⧖", "yellow"),
 }
+_POINTS = {"began": "╶", "ended": "●", "failed": "✗", "lost": "†", "timed out": "⧖"}
+_UNNAMED = "(a first attempt is not in the log before it ends, unless its step has heartbeats, at_most_once or record_input)"
+WINDOW = 50
+"""So many steps are drawn unless more are asked for."""
 
 
-class StepLine:
-    """What the events say of one step, sleep or wait."""
-
-    def __init__(self, step_id: str, kind: str) -> None:
-        self.step_id = step_id
-        self.kind = kind  # step | sleep | wait
-        self.state = "open"  # open | done | failed | dropped | timed out
-        self.attempts = 0
-        self.points: list[tuple[int, str]] = []  # (log time in ms, mark)
-        self.note = ""
-        self.lost = 0
-
-    @property
-    def attempts_in_words(self) -> str:
-        if self.kind != "step":
-            return ""
-        return f"{self.attempts}" + (f" ({self.lost} lost)" if self.lost else "")
+def attempts_in_words(line: Line) -> str:
+    if line.kind != "step":
+        return ""
+    return f"{line.attempts}" + (f" ({line.lost} lost)" if line.lost else "")
 
 
-def steps_of(run: RunState, events: Sequence[Event]) -> list[StepLine]:
-    """The steps, sleeps and waits of a run in the order in which the log first speaks of them.
-
-    Which signal went to which wait is in the run's journal.
-    """
-    lines: dict[str, StepLine] = {}
-
-    def line(event: StepDecision, kind: str) -> StepLine:
-        found = lines.get(event.step_id)
-        if found is None:
-            found = lines[event.step_id] = StepLine(event.step_id, kind)
-        return found
-
-    for event in events:
-        at = event.timestamp or event.at
-        if isinstance(event, StepCompleted):
-            step = line(event, "step")
-            step.state, step.attempts = "done", event.attempt
-            step.points.append((at, "●"))
-            if event.result is not None:
-                step.note = short(event.result, 48)
-        elif isinstance(event, StepFailed):
-            step = line(event, "step")
-            step.state, step.attempts = "failed" if event.next_at is None else "open", event.attempt
-            step.points.append((at, "✗"))
-            step.note = f"{event.error.type}: {event.error.message}"
-            if event.next_at is not None:
-                step.note += f"; attempt {event.attempt + 1} at {beside(event.next_at, at)}"
-        elif isinstance(event, AttemptLost):
-            step = line(event, "step")
-            step.attempts, step.lost = event.attempt, step.lost + 1
-            step.points.append((at, "†"))
-            step.note = "lost with its worker, running again"
-        elif isinstance(event, SleepScheduled):
-            step = line(event, "sleep")
-            step.points.append((at, "╶"))
-            step.note = f"until {beside(event.wake_at, at)}"
-        elif isinstance(event, SleepCompleted):
-            step = line(event, "sleep")
-            step.state = "done"
-            step.points.append((at, "●"))
-            step.note = f"slept {took(at - step.points[0][0])}"
-        elif isinstance(event, WaitStarted):
-            step = line(event, "wait")
-            step.points.append((at, "╶"))
-            until = "" if event.timeout_at is None else f" until {beside(event.timeout_at, at)}"
-            step.note = f"for signal {event.signal!r}{until}"
-        elif isinstance(event, WaitTimedOut):
-            step = line(event, "wait")
-            step.state, step.note = "timed out", f"no signal: {step.note.removeprefix('for signal ')}"
-            step.points.append((at, "⧖"))
-        elif isinstance(event, StepCancelled):
-            step = line(event, "step")
-            if step.state == "open":
-                step.state, step.note = "dropped", "the code no longer waits for it"
-        elif isinstance(event, StepDecision):
-            line(event, "step")
-    for step_id, kind, at, value in run.journal:
-        if kind == "signal" and step_id in lines:
-            step = lines[step_id]
-            step.state, step.note = "done", f"signal {value[0]!r} {short(value[1], 40)}"
-            step.points.append((at, "●"))
-    return list(lines.values())
+def note(line: Line, now_ms: int) -> str:
+    """What there is to say of a step, sleep or wait beside what became of it."""
+    last = line.points[-1][0] if line.points else now_ms
+    if line.became == "dropped":
+        return "the code no longer waits for it" + ("; its signal went back" if line.returned else "")
+    if line.kind == "sleep":
+        done = line.became == "done"
+        return f"slept {took(last - line.points[0][0])}" if done else _until(line.until, last)
+    if line.kind == "wait":
+        if line.became == "done":
+            return f"signal {line.signal!r} {short(line.result, 40)}"
+        until = "" if line.until is None else f" {_until(line.until, line.points[0][0])}"
+        return f"no signal: {line.signal!r}{until}" if line.became == "timed out" else f"for signal {line.signal!r}{until}"
+    given = input_in_words(line)
+    if line.became == "done":
+        return _joined("" if line.result is None else short(line.result, 48), given)
+    failed = "" if line.error is None else f"{line.error}"
+    if line.became == "failed":
+        return _joined(failed, given)
+    return _joined(_attempt_in_words(line, now_ms), _heartbeat_in_words(line, now_ms), failed, given)
 
 
-def steps_table(run: RunState, events: Sequence[Event], *, now_ms: int) -> Table:
-    """The steps of a run, each with its time line from the start of the run to its end, or to `now_ms`."""
-    first = events[0].timestamp or events[0].at
-    last = max(now_ms, first + 1)
+def _joined(*words: str) -> str:
+    return "; ".join(one for one in words if one)
+
+
+def input_in_words(one: Line | AttemptStarted) -> str:
+    """The arguments, where the step records them."""
+    given = "" if one.input is None else f"input {short(one.input, 60)}"
+    return given if one.input_note is None else f"{given} ({one.input_note})".lstrip()
+
+
+def _attempt_in_words(line: Line, now_ms: int) -> str:
+    """The attempt that is under way or comes next: since when and on which worker, as far as the log knows."""
+    attempt = f"attempt {line.attempts + 1}"
+    if line.next_at is not None:
+        return f"{attempt} {'at' if line.next_at > now_ms else 'was due at'} {beside(line.next_at, now_ms)}"
+    on = f" on {line.worker}" if line.worker is not None else ""
+    if line.running_since is not None:
+        left = ", which no longer owns its partition" if line.left else ""
+        return f"{attempt} began at {beside(line.running_since, now_ms)}{on}{left}"
+    return f"{attempt} follows one that was lost with its worker" if line.lost else attempt
+
+
+def _heartbeat_in_words(line: Line, now_ms: int) -> str:
+    if line.heartbeat_at is None:
+        return ""
+    details = "" if line.heartbeat is None else f" {short(line.heartbeat, 40)}"
+    return f"heartbeat at {beside(line.heartbeat_at, now_ms)}{details}"
+
+
+def steps_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
+    """Steps, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
+    last = max(now_ms, first_ms + 1)
     made = table("", "step", "attempts", "time line", "at", "", right=("at",), spare=("time line", "at", "attempts", ""))
-    for step in steps_of(run, events):
-        mark, colour = _MARKS[step.state]
+    for step in lines:
+        mark, colour = _MARKS[step.became]
         scope, slash, name = step.step_id.rpartition("/")
         made.add_row(
             Text(mark, colour),
             Text.assemble((scope + slash, "dim"), name),
-            step.attempts_in_words,
-            _time_line(step, first, last),
-            f"+{took(step.points[-1][0] - first)}" if step.points else "",
-            Text(step.note, "red" if step.state == "failed" else "dim"),
+            attempts_in_words(step),
+            _time_line(step, first_ms, last),
+            f"+{took(step.points[-1][0] - first_ms)}" if step.points else "",
+            Text(note(step, now_ms), "red" if step.became == "failed" else "dim"),
         )
     return made
 
 
-def _time_line(step: StepLine, first: int, last: int) -> Text:
+def _time_line(step: Line, first: int, last: int) -> Text:
     cells = [" "] * LINE_WIDTH
     scale = (LINE_WIDTH - 1) / (last - first)
 
@@ -169,17 +148,21 @@ def _time_line(step: StepLine, first: int, last: int) -> Text:
 
     if step.points:
         begin = column(step.points[0][0])
-        end = LINE_WIDTH - 1 if step.state == "open" else column(step.points[-1][0])
+        end = LINE_WIDTH - 1 if step.became == "open" else column(step.points[-1][0])
         for at in range(begin, end + 1):
             cells[at] = "─"
         for at, mark in step.points:
-            cells[column(at)] = mark
-    line = Text("".join(cells), "cyan" if step.state == "open" else "green")
+            cells[column(at)] = _POINTS[mark]
+    line = Text("".join(cells), "cyan" if step.became == "open" else "green")
     line.highlight_words(["✗", "†"], "red")
     return line
 
 
-def beside(ms: int, other_ms: int) -> str:
+def _until(ms: int | None, other_ms: int) -> str:
+    return "for ever" if ms is not None and ms >= NEVER_MS else f"until {beside(ms, other_ms)}"
+
+
+def beside(ms: int | None, other_ms: int) -> str:
     """A time for people who have just read another one: with its date if that is another day."""
     return local(ms, date=local(ms)[:10] != local(other_ms)[:10])
 
@@ -202,19 +185,32 @@ def status_json(run: RunState, owner: str | None) -> dict[str, Any]:
     }
 
 
-def steps_json(run: RunState, events: Sequence[Event]) -> list[dict[str, Any]]:
-    """The steps of a run, for programs. `first_at`, `last_at`: the log's times of the first and the last that is known."""
+def steps_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """Steps for programs. `first_at`, `last_at`: the log's times of the first and the last point that is known.
+
+    Of a step that is open, as far as the log knows: when its next attempt is due (`next_at`) or since when one runs
+    (`running_since`), on which `worker`, its last `heartbeat` with its time, and the last `error`. `input`: the arguments of
+    the last attempt, where the step records them; `input_note`: what of them is not there.
+    """
     return [
         {
             "step_id": step.step_id,
             "kind": step.kind,
-            "state": step.state,
+            "state": step.became,
             "attempts": step.attempts,
             "lost": step.lost,
             "first_at": utc(step.points[0][0]) if step.points else None,
             "last_at": utc(step.points[-1][0]) if step.points else None,
+            "next_at": utc(step.next_at),
+            "running_since": utc(step.running_since),
+            "worker": step.worker,
+            "heartbeat": step.heartbeat,
+            "heartbeat_at": utc(step.heartbeat_at),
+            "input": step.input,
+            "input_note": step.input_note,
+            "error": None if step.error is None else step.error.to_json(),
         }
-        for step in steps_of(run, events)
+        for step in lines
     ]
 
 
@@ -231,8 +227,18 @@ def state_text(state: State) -> Text:
     return Text(state, f"bold {STATE_STYLE.get(state, 'white')}")
 
 
-def run_picture(run: RunState, events: Sequence[Event], owner: str | None, *, now_ms: int) -> RenderableType:
-    """The whole run: where it stands, what it waits for, its steps, and how it ended."""
+def chosen(lines: Sequence[Line], limit: int | None, *, failed: bool = False) -> list[Line]:
+    """The last so many of the lines, and all that are open; `failed`: only those of which an attempt failed or was lost."""
+    if failed:
+        lines = [line for line in lines if line.error is not None or line.lost or line.became == "failed"]
+    if limit is None or len(lines) <= limit:
+        return list(lines)
+    first = len(lines) - limit
+    return [line for at, line in enumerate(lines) if at >= first or line.became == "open"]
+
+
+def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_ms: int, total: int = 0) -> RenderableType:
+    """The whole run: where it stands, what it waits for, these of its steps (it has `total`), and how it ended."""
     end = run.ended_at if run.ended_at is not None else now_ms
     head = Text.assemble((run.id, "bold"), "  ", run.workflow, (f" version {run.version}" if run.version else "", "dim"), "  ")
     head.append_text(state_text(run_state(run, owner is not None)))
@@ -245,18 +251,26 @@ def run_picture(run: RunState, events: Sequence[Event], owner: str | None, *, no
     if not run.ended:
         for index, words in enumerate(waiting_words(run, owner is not None)):
             facts.add_row("" if index else "waits for", words)
+        if run.phase == "open" and owner is not None and not run.open and not run.awaits_worker:
+            facts.add_row("", Text(_UNNAMED, "dim"))
+        facts.add_row("last event", f"{beside(run.now, run.started_at)}, {took(max(now_ms - run.now, 0))} ago")
         facts.add_row("owner", owner or Text("none: nobody owns its partition", "yellow"))
+    error = None if run.error is None else ErrorInfo.from_json(run.error)
     if run.phase == "completed":
         facts.add_row("result", Text(short(run.result, 400), "green"))
-    elif run.phase == "failed":
-        error = ErrorInfo.from_json(run.error)
+    elif run.phase == "failed" and error is not None:
         facts.add_row("error", Text(str(error) + (f" (step {error.step_id})" if error.step_id else ""), "red"))
     elif run.cancel_requested:
         facts.add_row("cancelled" if run.ended else "cancelling", run.reason or "no reason given")
-    steps = steps_table(run, events, now_ms=end)
     parts: list[RenderableType] = [head, facts]
-    if steps.row_count:
-        parts += ["", steps]
+    if error is not None and error.traceback:
+        parts += ["", *(Text(f"  {line}", "dim") for line in error.traceback.rstrip().split("\n"))]
+    if lines or total:
+        parts.append("")
+    if len(lines) < total:
+        parts.append(Text(f"{len(lines):,} of {total:,} steps, sleeps and waits (--limit, --failed):", "dim"))
+    if lines:
+        parts.append(steps_table(lines, first_ms=run.started_at, now_ms=end))
     return Group(*parts)
 
 
@@ -264,15 +278,25 @@ def detail(event: Event) -> str:
     """What an event says beyond its type and step, in words."""
     if isinstance(event, Started):
         return f"{event.workflow} {short(event.input)}"
+    if isinstance(event, InputCompleted):
+        return short(event.input)
+    if isinstance(event, CodeSuspected):
+        return "workers have died, perhaps of this run's code, which is about to run alone"
+    if isinstance(event, CodeCleared):
+        return "its code has run, and its worker is still there"
     if isinstance(event, StepCompleted):
         return (f"attempt {event.attempt} " if event.attempt > 1 else "") + ("" if event.result is None else short(event.result))
-    if isinstance(event, StepFailed):
+    if isinstance(event, events.StepFailed):
         again = "the last attempt" if event.next_at is None else f"again in {took(max(event.next_at - event.at, 0))}"
         return f"attempt {event.attempt}: {event.error.type}: {event.error.message}; {again}"
+    if isinstance(event, AttemptStarted):
+        return _joined(f"attempt {event.attempt}", input_in_words(event))
+    if isinstance(event, StepHeartbeat):
+        return f"attempt {event.attempt} {short(event.details)}"
     if isinstance(event, AttemptLost):
         return f"attempt {event.attempt} may have been under way when its worker died"
     if isinstance(event, SleepScheduled):
-        return f"until {beside(event.wake_at, event.at)}"
+        return _until(event.wake_at, event.at)
     if isinstance(event, WaitStarted):
         return f"for signal {event.signal!r}"
     if isinstance(event, SignalReceived):
@@ -291,6 +315,7 @@ def detail(event: Event) -> str:
 _EVENT_STYLE = {
     "step-failed": "yellow",
     "attempt-lost": "yellow",
+    "code-suspected": "yellow",
     "wait-timed-out": "yellow",
     "cancel-requested": "yellow",
     "failed": "red",

@@ -6,7 +6,8 @@ Exit codes, the same for every command (docs/cli.md):
     1  done, and the answer is no: the run failed, the file was altered, the topics are wrong
     2  the command cannot be understood: an option, JSON, APP, a URL
     3  there is no such run, workflow or dead letter
-    4  the log cannot be used: no answer, no such file, topics missing
+    4  the log, or a file, cannot be used: no answer, no such file, topics missing, no room
+    70  a fault of stepfold's own
     130  interrupted (Ctrl-C, and SIGTERM where children have to be stopped)
     141  whoever read the output has stopped reading
 """
@@ -35,6 +36,7 @@ class Exit(IntEnum):
     USAGE = 2
     NOT_FOUND = 3
     LOG = 4
+    FAULT = 70
     INTERRUPTED = 130
     UNREAD = 141
 

@@ -5,37 +5,53 @@ from __future__ import annotations
 import sys
 from contextlib import aclosing
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import orjson
 import typer
-from rich.text import Text
 
-from ..client import Client, State
-from ..duration import duration_ms
+from ..client.client import Client, State
+from ..client.requests import checked_run_id
+from ..client.story import story
+from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
-from ..fold import RunState
-from ..requests import checked_run_id
+from ..values import times
+from ..values.codec import Written
+from ..values.duration import duration_ms
 from .audit import RunId, export, replay, verify
 from .follow import follow, look
 from .output import (
     Format,
     OutputOption,
     Status,
+    Text,
     event_json,
+    json_text,
     local,
     print_jsonl,
     print_object,
     print_rows,
     remark,
+    say,
     table,
     took,
     utc,
     zone,
 )
-from .picture import event_line, history_table, run_picture, state_text, status_json, steps_json, waiting_line
+from .output import show as draw
+from .picture import (
+    WINDOW,
+    chosen,
+    event_line,
+    history_table,
+    run_picture,
+    state_text,
+    status_json,
+    steps_json,
+    waiting_line,
+)
 from .problems import Problem
 from .projection import DatabaseOption, running
 from .target import AppOption, UrlOption, client_of, connected, run_async
@@ -45,6 +61,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Start runs, look at them, signal and cancel them.")
 
+_DATA_BYTES = 16 * 1024 * 1024
+"""With all the spaces that JSON may have; a payload is far smaller."""
 STATES: tuple[str, ...] = get_args(State)
 _STATE_HELP = f"In one of these: {', '.join(STATES)}."
 Data = Annotated[
@@ -59,18 +77,22 @@ def json_of(data: str | None) -> Any:
     if data is None:
         return None
     if data == "-":
-        where, text = "stdin", sys.stdin.buffer.read()
+        where, text = "stdin", sys.stdin.buffer.read(_DATA_BYTES + 1)
     elif data.startswith("@"):
         where = data[1:]
         try:
-            text = Path(where).read_bytes()
-        except OSError as error:
-            raise Problem(f"--data {data}: {error.strerror or error}") from None
+            with Path(where).open("rb") as file:
+                text = file.read(_DATA_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise Problem(f"--data {data}: {error.strerror if isinstance(error, OSError) else error}") from None
     assert text is not None
+    if len(text) > _DATA_BYTES:
+        raise Problem(f"{where} is larger than {_DATA_BYTES:,} bytes, and so than any payload")
     try:
-        return orjson.loads(text)
+        orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise Problem(f"{where} is not JSON: {error}. A text needs its quotes: --data '\"text\"'") from None
+    return Written(text.encode() if isinstance(text, str) else text)  # with all the digits of its numbers
 
 
 @app.command()
@@ -106,10 +128,11 @@ def start(
         async with connected(client, may_create=True):
             run = await client.start_workflow(workflow, value, run_id=run_id)
             if wait:
+                remark(run.id)
                 ended = await _watch(client, run.id)
-                print_object(output, status_json(ended, None), Text(orjson.dumps(ended.result).decode()))
+                print_object(output, status_json(ended, None), Text(json_text(ended.result)))
             elif output is Format.TABLE:
-                print(run.id)
+                say(run.id)
                 if sys.stdout.isatty():
                     remark(f"follow it: stepfold run watch {run.id}")
             else:
@@ -163,8 +186,8 @@ def list_(
     )
     now_ms = client.log.now()
     for row in rows:
-        started_ms = ms_of(row.started_at)
-        span = took(max((now_ms if row.ended_at is None else ms_of(row.ended_at)) - started_ms, 0))
+        started_ms = times.ms_of(row.started_at)
+        span = took(max((now_ms if row.ended_at is None else times.ms_of(row.ended_at)) - started_ms, 0))
         said = "; ".join(row.waiting_on) or (row.last_error if row.state == "failed" else row.result) or ""
         note = Text(said if len(said) <= 80 else f"{said[:79]}…", "dim")
         made.add_row(row.run_id, row.workflow, state_text(row.state), local(started_ms), span, str(row.steps_completed), note)
@@ -174,37 +197,48 @@ def list_(
 def time_of(text: str, now_ms: int) -> datetime:
     """A time, or how long ago. Raises Problem."""
     try:
-        return datetime.fromtimestamp((now_ms - duration_ms(text)) / 1000, UTC)
+        return times.utc(now_ms - duration_ms(text))
     except ValueError:
         pass
     try:
-        return datetime.fromisoformat(text).astimezone()
-    except ValueError:
+        when = datetime.fromisoformat(text)
+        return times.utc(times.ms_of(when if when.tzinfo else when.astimezone()))
+    except (ValueError, OverflowError):
         raise Problem(f"--since {text}: a duration such as 90s, 2h or 3d, or a time such as 2030-01-31T12:00Z") from None
-
-
-def ms_of(when: datetime) -> int:
-    return round(when.timestamp() * 1000)
 
 
 def row_json(row: RunRow) -> dict[str, Any]:
     """A row for programs. `input`, `result`: the beginning of their JSON, as text."""
     found = asdict(row)
     for name in ("started_at", "updated_at", "ended_at"):
-        found[name] = None if found[name] is None else utc(ms_of(found[name]))
+        found[name] = None if found[name] is None else utc(times.ms_of(found[name]))
     return found
 
 
 @app.command()
-def show(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
+def show(
+    run_id: RunId,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", "-n", min=1, max=1_000_000, help=f"The last so many steps ({WINDOW}; JSON: all), and open ones."),
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only steps of which an attempt failed or was lost.")] = False,
+    app: AppOption = None,
+    url: UrlOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
     """Where a run stands: what it waits for, its steps with their attempts, how it ended."""
     client = client_of(app, url)
 
     async def go() -> None:
         async with connected(client):
-            sight = await look(client.log, checked_run_id(run_id))
-            value = status_json(sight.run, sight.owner) | {"steps": steps_json(sight.run, sight.events)}
-            print_object(output, value, run_picture(*sight, now_ms=client.log.now()))
+            run, events, owner, owners = await look(client.log, checked_run_id(run_id))
+            lines = story(run, events, owners)
+            if output is Format.TABLE:
+                drawn = chosen(lines, limit or WINDOW, failed=failed)
+                draw(run_picture(run, drawn, owner, now_ms=client.log.now(), total=len(lines)))
+            else:
+                print_object(output, status_json(run, owner) | {"steps": steps_json(chosen(lines, limit, failed=failed))}, "")
 
     run_async(go())
 
@@ -216,7 +250,7 @@ def history(run_id: RunId, app: AppOption = None, url: UrlOption = None, output:
 
     async def go() -> None:
         async with connected(client):
-            _, events, _ = await look(client.log, checked_run_id(run_id))
+            _, events, *_ = await look(client.log, checked_run_id(run_id))
             print_rows(output, [event_json(event) for event in events], history_table(events))
 
     run_async(go())
@@ -235,7 +269,7 @@ def watch(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: O
 
 
 async def _watch(client: Client, run_id: str, output: Format | None = None) -> RunState:
-    """Follow a run to its end, and print its events in the form asked for (None: not at all).
+    """Follow a run to its end, and print its events in the form asked for (None: say on stderr what it waits for instead).
 
     Raises WorkflowFailed and WorkflowCancelled.
     """
@@ -244,19 +278,23 @@ async def _watch(client: Client, run_id: str, output: Format | None = None) -> R
     run: RunState | None = None
     with status:
         async with aclosing(follow(client.log, run_id)) as all_news:
-            async for event, run, owner in all_news:
-                status.say(waiting_line(run, owner))
-                if event is None:
+            async for event, run, owner, past in all_news:
+                words = waiting_line(run, owner)
+                if output is None and not past and not run.ended:
+                    status.note(words)
+                status.say(words)
+                if event is None or output is None:
                     continue
                 if output is Format.TABLE:
                     status.print(event_line(event, run.started_at))
                 elif output is Format.JSONL:
                     print_jsonl([event_json(event)])
                 elif output is Format.JSON:
-                    print("," if printed else "[", orjson.dumps(event_json(event)).decode(), sep="\n", flush=True)
+                    say("," if printed else "[")
+                    print_jsonl([event_json(event)])
                 printed += 1
     if output is Format.JSON:
-        print("]")
+        say("]")
     assert run is not None
     if run.phase == "cancelled":
         raise WorkflowCancelled(run.id, run.reason)
@@ -300,7 +338,10 @@ def cancel(
 
     async def go() -> None:
         async with connected(client):
-            await client.run(run_id).cancel(reason)
+            try:
+                await client.run(run_id).cancel(reason)
+            except ValueError as error:
+                raise Problem(str(error)) from None
             remark(f"{run_id} was asked to end")
 
     run_async(go())

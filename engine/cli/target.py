@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
+import inspect
 import logging
+import os
 import signal
 import sys
 import traceback
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +19,20 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..client import DEFAULT_URL, Client
-from ..errors import ConfigError
+from ..client.client import DEFAULT_URL, Client
+from ..errors import ConfigError, ErrorInfo
+from .output import remark
 from .problems import Exit, Problem
 
 T = TypeVar("T")
+_OURS = (__file__, contextlib.__file__)
 
 App = Annotated[
-    str, typer.Argument(metavar="APP", help="Your client as [bold]module:client[/], found from the current directory.")
+    str,
+    typer.Argument(
+        metavar="APP",
+        help="Your client as [bold]module:client[/], or a function that makes it; found from the current directory.",
+    ),
 ]
 AppOption = Annotated[
     str | None,
@@ -47,49 +56,99 @@ def client_of(app: str | None, url: str | None) -> Client:
     client = load(app)
     if url is not None:
         client.log = Client(url).log
+    else:
+        tell_of_two_logs(app, client)
     return client
 
 
+def tell_of_two_logs(app: str, client: Client) -> None:
+    """Say so where the code names one log and the environment another: who has set both may mean either."""
+    named = os.environ.get("STEPFOLD_URL")
+    if not named:
+        return
+    with contextlib.suppress(ConfigError):
+        named = Client(named).log.name
+    if named != client.log.name:
+        remark(f"{app} is made for {client.log.name}, and that is used; STEPFOLD_URL={named} is not (--url decides)")
+
+
 def load(app: str) -> Client:
-    """The client that `module:client` names. Raises Problem, which says what was found instead."""
+    """The client that `module:client` names, or makes (`module:create`). Raises Problem, which says what was found instead."""
     module_name, colon, name = app.partition(":")
     if not colon or not name or module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
-        guess = Path(module_name).with_suffix("").as_posix().strip("/.").replace("/", ".")
+        guess = module_name.removesuffix(".py").strip("/.").replace("/", ".")
         raise Problem(f"{app!r} is no APP: write module:client, such as {guess or 'orders'}:{name or 'client'}")
     module = import_from_here(module_name)
-    found = getattr(module, name, None)
-    if isinstance(found, Client):
-        return found
-    clients = [key for key, value in vars(module).items() if isinstance(value, Client)]
+    with users_code(f"looking for {app}"):
+        found: Any = getattr(module, name, None)
+        if inspect.isroutine(found):
+            with users_code(f"calling {app}()"):
+                found = found()
+            app = f"{app}()"
+        if isinstance(found, Client):
+            return found
+        if inspect.iscoroutine(found):
+            found.close()
+        clients = [key for key, value in vars(module).items() if isinstance(value, Client)]
     has = f"it has {', '.join(f'{module_name}:{key}' for key in clients)}" if clients else "it makes no stepfold.Client"
-    if found is None:
+    if found is None and not app.endswith("()"):
         raise Problem(f"module {module_name!r} has no {name!r}; {has}")
     raise Problem(f"{app} is of type {type(found).__name__}, no stepfold.Client; {has}")
 
 
 def import_from_here(module_name: str) -> ModuleType:
     """A module of the user's, found from the current directory. Raises Problem for whatever goes wrong in it."""
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except OSError:
+        raise Problem("the current directory does not exist any more: change into one that does") from None
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    doing = f"importing {module_name!r}"
+    with users_code(doing):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+                where = f"in {folder} or on Python's path"
+                raise Problem(f"there is no module {error.name!r} {where}: run this where it can be imported") from None
+            raise
+
+
+@contextlib.contextmanager
+def users_code(doing: str) -> Generator[None]:
+    """Run code of the user's: whatever it raises is a Problem that says where, and what it prints is no data of ours."""
     try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
-            where = f"in {folder} or on Python's path"
-            raise Problem(f"there is no module {error.name!r} {where}: run this where it can be imported") from None
-        raise Problem(_import_failed(module_name, error)) from None
-    except Exception as error:  # noqa: BLE001  # whatever the user's module raises is the user's to mend
-        raise Problem(_import_failed(module_name, error)) from None
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except Problem:
+        raise
+    except KeyboardInterrupt:
+        raise  # Ctrl-C
+    except BaseException as error:  # noqa: BLE001  # whatever the user's module raises, SystemExit too, is the user's to mend
+        raise Problem(f"{doing} failed: {_told(error)}") from None
 
 
-def _import_failed(module_name: str, error: Exception) -> str:
-    """What the user's own code raised, and where."""
-    if isinstance(error, SyntaxError):
-        return f"importing {module_name!r} failed: {error.msg} ({error.filename}:{error.lineno})"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename and f.filename != __file__]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"importing {module_name!r} failed: {type(error).__name__}: {error}{where}"
+def _told(error: BaseException) -> str:
+    """What the user's own code raised, and where. Total: it may be a very odd error."""
+    told = type(error).__name__
+    try:
+        told = str(ErrorInfo.of(error))
+        if isinstance(error, SyntaxError) and error.filename is not None:
+            return f"{error.msg} ({error.filename}:{error.lineno})"
+    except BaseException:  # noqa: BLE001  # a very odd error, and this is not about it
+        return told
+    return f"{told}{place_of(error)}"
+
+
+def place_of(error: BaseException | None) -> str:
+    """Where the user's own code raised it, for the end of a message; "" if it is not known. Total."""
+    try:
+        trace = None if error is None else error.__traceback__
+        frames = [f for f in traceback.extract_tb(trace) if "importlib" not in f.filename and f.filename not in _OURS]
+    except BaseException:  # noqa: BLE001  # a very odd error, and this is not about it
+        return ""
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 @asynccontextmanager
@@ -99,7 +158,7 @@ async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerat
     `may_create`: whether a SQLite file that does not exist is made, or is a mistake.
     """
     check_reachable(client, may_create=may_create)
-    logging.getLogger().addHandler(logging.NullHandler())  # what goes wrong is raised; libraries need not say it as well
+    quiet()
     try:
         await client.__aenter__()
     except ConfigError as error:
@@ -108,6 +167,11 @@ async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerat
         yield client
     finally:
         await client.__aexit__(None, None, None)
+
+
+def quiet() -> None:
+    """For commands without a log of their own: what goes wrong is raised, and libraries need not say it as well."""
+    logging.getLogger().addHandler(logging.NullHandler())
 
 
 def check_reachable(client: Client, *, may_create: bool) -> None:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.text import Text
 
 from ..errors import ConfigError
-from .output import Format, OutputOption, print_object, print_rows, remark, table
+from .output import Format, OutputOption, Text, print_object, print_rows, remark, say, table
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, client_of, run_async
 
@@ -50,7 +49,7 @@ def create(
         except ConfigError as error:
             raise Problem(str(error), Exit.LOG) from None
         for topic in await log.describe():
-            print(f"{topic.name} {'exists' if topic.name in before else 'created'}")
+            say(f"{topic.name} {'exists' if topic.name in before else 'created'}")
 
     run_async(go())
 
@@ -64,7 +63,7 @@ def check(app: AppOption = None, url: UrlOption = None, output: OutputOption = F
     picture: list[RenderableType] = []
     for finding in findings:
         kind = ("error  ", "bold red") if finding.fatal else ("advice ", "bold yellow")
-        picture.append(Text.assemble(kind, (finding.topic, "bold"), f": {finding.problem}\n       {finding.mend}"))
+        picture += [Text.assemble(kind, (finding.topic, "bold"), f": {finding.problem}"), Text(f"       {finding.mend}")]
     print_rows(output, rows, Group(*picture), nothing=f"the topics of {log.name} are as they should be")
     wrong = sum(finding.fatal for finding in findings)
     if wrong:

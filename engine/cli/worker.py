@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import sysconfig
 import threading
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..client import Client
-from ..duration import duration_ms
+from ..client.client import Client
 from ..errors import ConfigError
+from ..values.duration import duration_ms
+from ..values.text import shown
+from ..worker import eventloop
 from .output import remark
 from .problems import Exit, Problem
-from .target import App, UrlOption, check_reachable, client_of
+from .processes import keep_running, name_of
+from .target import App, UrlOption, check_reachable, client_of, run_async
+
+LOOK_S = 0.4
 
 
 def worker(
@@ -26,12 +36,24 @@ def worker(
     grace: Annotated[
         str, typer.Option("--grace", metavar="DURATION", help="Told to stop, wait so long for running steps.")
     ] = "10s",
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Workers, each in a process of its own.")] = 1,
+    number: Annotated[int | None, typer.Option("--number", hidden=True, help="One of --processes.")] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
-) -> None:
+    imports_to: Annotated[Path | None, typer.Option("--imports-to", hidden=True, help="Keep there what is imported.")] = None,
+) -> int:
     """Execute the workflows of APP until Ctrl-C or SIGTERM.
 
-    Start as many as you like, on any machine that reaches the log: they share its partitions.
+    Start as many as you like, on any machine that reaches the log: they share its partitions. One process keeps one core busy;
+    with [bold]--processes[/] this one starts so many, and others for those that die.
     """
+    if number is not None:
+        multiprocessing.current_process().name = name_of(number)  # log records have it as `processName`
+    if with_parent or number is not None:
+        end_with_stdin()
+    if processes > 1:
+        log_to_stderr()
+        options = [f"--concurrency={concurrency}", f"--grace={grace}", *([f"--url={url}"] if url is not None else []), "--", app]
+        return run_async(keep_running(options, processes))
     try:
         duration_ms(grace)
     except ValueError as error:
@@ -40,14 +62,16 @@ def worker(
     check_reachable(client, may_create=True)
     if not list(client.registry):
         raise Problem(f"{app} has no workflows to execute: register one with @client.workflow(id=...)")
-    if with_parent:
-        end_with_stdin()
-    log_to_stderr()
-    remark(f"worker {os.getpid()} on {client.log.name}: {workflows_of(client)}")
+    if imports_to is not None:
+        keep_imports(imports_to)
+    log_to_stderr("" if number is None else "%(processName)s: ")
+    who = "worker" if number is None else name_of(number)
+    remark(f"{who} {os.getpid()} on {client.log.name} ({eventloop.name()}): {workflows_of(client)}")
     try:
-        client.run_worker(concurrency=concurrency, grace=grace)
+        client.run_worker(concurrency=concurrency, grace=grace, on_start=tell_parent if number is not None else lambda: None)
     except ConfigError as error:
         raise Problem(str(error), Exit.LOG) from None
+    return Exit.OK
 
 
 def workflows_of(client: Client) -> str:
@@ -66,22 +90,53 @@ def end_with_stdin() -> None:
     threading.Thread(target=wait, daemon=True, name="stepfold-parent").start()
 
 
+def tell_parent() -> None:
+    """That this one of several processes serves."""
+    with contextlib.suppress(OSError):  # it has gone
+        os.write(0, b"!")
+
+
+def keep_imports(file: Path) -> None:
+    """Keep the paths of the user's modules that this process has imported in a file, one a line, for `dev` to look at."""
+    ours = (
+        str(Path(__file__).parents[1]),
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    )
+
+    def imported() -> list[str]:
+        paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+        return sorted({path for path in paths if isinstance(path, str) and path.endswith(".py") and not path.startswith(ours)})
+
+    def keep() -> None:
+        kept: list[str] | None = None
+        while True:
+            with contextlib.suppress(Exception):  # of a module with odd attributes, or a folder that is gone
+                if (found := imported()) != kept:
+                    new = file.with_suffix(".new")
+                    new.write_text("\n".join(found), errors="surrogateescape")
+                    new.replace(file)
+                    kept = found
+            time.sleep(LOOK_S)
+
+    threading.Thread(target=keep, daemon=True, name="stepfold-imports").start()
+
+
 class _RunFormatter(logging.Formatter):
     """Adds run and step, where a record has them and does not name them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = shown(super().format(record), lines=True)  # other libraries hold other people's texts too
         names = [str(getattr(record, name, "")) for name in ("run_id", "step_id")]
         missing = [name for name in names if name and name not in text]
         return f"{text} [{' '.join(missing)}]" if missing else text
 
 
-def log_to_stderr() -> None:
-    """Show log records, unless the app has its own way of logging."""
+def log_to_stderr(who: str = "") -> None:
+    """Show log records, by `who`, unless the app has its own way of logging."""
     root = logging.getLogger()
     if root.handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_RunFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(_RunFormatter(f"%(asctime)s %(levelname)-7s {who}%(message)s"))
     root.addHandler(handler)
     logging.getLogger("stepfold").setLevel(logging.INFO)

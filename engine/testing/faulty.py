@@ -43,6 +43,8 @@ _KAFKA_ONLY = frozenset({"torn", "late", "unknown-offset", "gap", "compacted"})
 _WRITES = ("ack-lost", "refused", "late", "slow", "crash")
 
 Character = Literal["kafka", "sqlite"]
+Checkpoints = list[tuple[int, str, bytes | None]]
+"""Offset, key and value of each."""
 
 
 class Watch:
@@ -74,12 +76,46 @@ class _Partition:
         self.offsets: list[int] = []
         self.by_key: dict[str, list[Record]] = {}
         self.end = 0
+        self.put_back_to = 0  # where it ended when it was put back last
         self.timestamp = 0
-        self.checkpoints: list[tuple[int, str, bytes | None]] = []  # a topic: (offset, key, value)
+        self.checkpoints: Checkpoints = []  # a topic
         self.checkpoints_end = 0
         self.readers: list[FaultyReader] = []  # those that wait
         self.inbox: list[InboxRecord] = []
-        self.routed = 0  # the position in the inbox that was committed
+        self.inbox_end = 0  # the offset of the next one: ends of transactions have offsets, too
+        self.routed = 0  # the position in the inbox that was committed: an index
+        self.given_up: set[int] = set()  # indices of records of transactions that were aborted
+        self.open: list[Transaction] = []
+
+
+class Transaction:
+    """What a foreign producer puts into the inbox counts when it commits; nothing behind it is read before it has ended."""
+
+    def __init__(self, log: FaultyLog) -> None:
+        self._log = log
+        self._places: dict[int, list[int]] = {}  # by partition: indices
+
+    def put(self, partition: int, key: bytes | None, value: bytes | None) -> str:
+        """Gives the place of the record."""
+        part = self._log.partitions[partition]
+        if partition not in self._places:
+            part.open.append(self)
+        self._places.setdefault(partition, []).append(len(part.inbox))
+        return self._log.put_inbox(partition, key, value)
+
+    def end(self, commit: bool) -> None:
+        """Commit, or abort."""
+        for partition, places in self._places.items():
+            part = self._log.partitions[partition]
+            part.open.remove(self)
+            part.inbox_end += 1
+            if not commit:
+                part.given_up.update(places)
+        self._log.group.inbox_news()
+
+    def begins(self, partition: int) -> int:
+        """The index of its first record there."""
+        return self._places[partition][0]
 
 
 class FaultyLog:
@@ -106,6 +142,7 @@ class FaultyLog:
         self.watch = watch or Watch()
         self.counts: Counter[str] = Counter()
         self.clock_ms = 0  # how far the broker's clock is off
+        self.times_put_back = 0
         self.down_until = 0.0  # an outage: nobody is answered; a full disk: nothing can be written
         self.dead_letters: list[tuple[InboxRecord, str]] = []
         self.context = contextvars.Context()  # the broker belongs to no process
@@ -176,14 +213,33 @@ class FaultyLog:
         self.watch.checkpoint(partition, items)
 
     def put_inbox(
-        self, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...] = ()
+        self, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = ()
     ) -> str:
         """Somebody outside put a record into the inbox; gives its place."""
         part = self.partitions[partition]
-        place = f"{self.name}.inbox/{partition}/{len(part.inbox)}"
-        part.inbox.append(InboxRecord(place, self.loop.clock() + self.clock_ms, key, value, headers))
+        place = f"{self.name}.inbox/{partition}/{part.inbox_end}"
+        part.inbox_end += 1
+        part.inbox.append(InboxRecord(place, self.loop.clock() + self.clock_ms, key, value, headers, inbox=f"inbox-of-{self.id}"))
         self.group.inbox_news()
         return place
+
+    def put_back(self, ends: Sequence[int], checkpoints: Sequence[Checkpoints] | None = None) -> None:
+        """Of each partition only what is below an offset is left, as after a restore from an older copy, or where a log has
+        lost its end. `checkpoints`: what stands beside each, if not what does now. What is under way is lost."""
+        self.times_put_back += 1
+        for part, end in zip(self.partitions, ends, strict=True):
+            part.end = part.put_back_to = end
+            left = bisect_left(part.offsets, end)
+            del part.records[left:], part.offsets[left:]
+            part.by_key.clear()
+            for record in part.records:
+                part.by_key.setdefault(record.key, []).append(record)
+            part.timestamp = part.records[-1].timestamp if part.records else 0
+            if checkpoints is not None:
+                part.checkpoints = list(checkpoints[part.number])
+                part.checkpoints_end = part.checkpoints[-1][0] + 1 if part.checkpoints else 0
+            for reader in part.readers:
+                reader.news()
 
 
 class _Call:
@@ -204,6 +260,7 @@ class _Lane:
         self._driver = driver
         self._waiting: list[_Call] = []
         self._sent: list[_Call] | None = None
+        self._held = False
 
     @property
     def idle(self) -> bool:
@@ -215,6 +272,11 @@ class _Lane:
             self._send()
 
     def _send(self) -> None:
+        if self._driver.process.stopped:  # in the middle of its turn, in which nothing more happens before it goes on, if ever
+            if not self._held:
+                self._held = True
+                self._driver.later(0, self._go_on)
+            return
         log = self._driver.log
         batch = self._sent = self._waiting
         self._waiting = []
@@ -222,28 +284,36 @@ class _Lane:
         down_s = log.down_until - log.loop.time()
         fault = "refused" if down_s > 0 else next((kind for kind in _WRITES if log.happens(kind)), None)
         if fault is None:
-            log.later(delay_s, self._land, batch, True)
+            log.later(delay_s, self._land, batch, True, log.times_put_back)
         elif fault == "slow":
-            log.later(delay_s + log.random.random() * PATIENCE_S * 0.9, self._land, batch, True)
+            log.later(delay_s + log.random.random() * PATIENCE_S * 0.9, self._land, batch, True, log.times_put_back)
         elif fault == "crash":
             log.later(delay_s, self._crash, batch)
         else:
             if fault == "ack-lost":
-                log.later(delay_s, self._land, batch, False)
+                log.later(delay_s, self._land, batch, False, log.times_put_back)
             elif fault == "late":
-                log.later(PATIENCE_S + log.random.random() * LATE_S, self._land, batch, False)
+                log.later(PATIENCE_S + log.random.random() * LATE_S, self._land, batch, False, log.times_put_back)
             self._driver.later(PATIENCE_S if log.kafka else delay_s, self._fail, batch)
+
+    def _go_on(self) -> None:
+        self._held = False
+        if self._waiting and self._sent is None:
+            self._send()
 
     def _crash(self, batch: list[_Call]) -> None:
         log = self._driver.log
         if log.random.random() < 0.5:
-            self._land(batch, False)
+            self._land(batch, False, log.times_put_back)
         log.watch.crash(self._driver.process)
 
-    def _land(self, batch: list[_Call], acknowledged: bool) -> None:
-        """The batch arrives."""
+    def _land(self, batch: list[_Call], acknowledged: bool, sent_to: int) -> None:
+        """The batch arrives; `sent_to`: how often the log had been put back when it was sent."""
         driver = self._driver
         log = driver.log
+        if log.times_put_back != sent_to:
+            driver.later(0, self._fail, batch)
+            return
         if driver.process.state == "dead" and log.random.random() < 0.3:  # it was never sent
             return
         torn = not acknowledged and log.happens("torn")
@@ -292,6 +362,7 @@ class FaultyReader:
         self._part = driver.log.partitions[partition]
         self._waiter: asyncio.Future[None] | None = None
         self._waking = False
+        self._times_put_back: int = driver.log.times_put_back
 
     async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
         """As the port says."""
@@ -305,6 +376,10 @@ class FaultyReader:
             driver.check_open()
         else:
             await asyncio.sleep(0)  # a loop of reads must let others run
+        if log.times_put_back != self._times_put_back:
+            self._times_put_back = log.times_put_back
+            if self.position > part.put_back_to:
+                raise LogUnavailable(f"{log.name} was put back: what was read last from partition {part.number} stands no more")
         if log.happens("prefix"):
             limit = 1 + log.random.randrange(3)
         first = bisect_left(part.offsets, self.position)
@@ -338,7 +413,8 @@ class FaultyReader:
 
     def _wake(self) -> None:
         self._waking = False
-        if self._waiter is not None and self.position < self._part.end:
+        put_back = self._driver.log.times_put_back != self._times_put_back
+        if self._waiter is not None and (self.position < self._part.end or put_back):
             _settle(self._waiter)
 
     def end(self) -> None:
@@ -488,6 +564,11 @@ class FaultyDriver:
             self.log.watch.read(partition, record, self.process.name)
         await asyncio.sleep(self.log.delay_s())
         return found
+
+    async def dead_letter(self, record: InboxRecord, reason: str) -> None:
+        """As the port says."""
+        await self.ask()
+        self.log.dead_letters.append((record, reason))
 
     async def join(self, member: str) -> FaultyMembership:
         """As the port says."""
@@ -691,7 +772,8 @@ class FaultyInbox:
         self._member = member
         self._log = member.driver.log
         self._positions: dict[int, int] = {}
-        self._received: list[tuple[int, InboxRecord]] = []
+        self._received: list[InboxRecord] = []
+        self._behind: dict[int, int] = {}  # by partition: the position behind what was received
 
     async def receive(self) -> Sequence[InboxRecord]:
         """As the port says."""
@@ -707,26 +789,33 @@ class FaultyInbox:
             for partition in sorted(mine):
                 self._positions.setdefault(partition, log.partitions[partition].routed)
             if self._received:
-                return [record for _, record in self._received]
+                return self._received
             for partition, position in self._positions.items():
-                records = log.partitions[partition].inbox[position : position + 5]
-                self._positions[partition] = position + len(records)
-                self._received += ((partition, record) for record in records)
+                part = log.partitions[partition]
+                stable = min((one.begins(partition) for one in part.open), default=len(part.inbox))
+                counting = [at for at in range(position, stable) if at not in part.given_up][:5]
+                self._received += (part.inbox[at] for at in counting)
+                end = counting[-1] + 1 if len(counting) == 5 else max(position, stable)
+                self._positions[partition] = self._behind[partition] = end
             if self._received:
-                return [record for _, record in self._received]
+                return self._received
+            self._commit()
             await member.news.wait()
         raise LogUnavailable(f"{log.name}: this member has left")
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         """As the port says. Where the position cannot be committed, the records come again to somebody."""
-        received, self._received = self._received, []
+        self._received = []
         await asyncio.sleep(self._log.delay_s())
-        if self._log.happens("unavailable"):
-            return
-        for partition, record in received:
-            part = self._log.partitions[partition]
+        if not self._log.happens("unavailable"):
+            self._commit()
+
+    def _commit(self) -> None:
+        for partition, behind in self._behind.items():
             if partition in self._positions:
-                part.routed = max(part.routed, int(record.place.rpartition("/")[2]) + 1)
+                part = self._log.partitions[partition]
+                part.routed = max(part.routed, behind)
+        self._behind.clear()
 
     async def refuse(self, record: InboxRecord, reason: str) -> None:
         """As the port says."""

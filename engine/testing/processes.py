@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 _process: ContextVar[Process] = ContextVar("stepfold_simulated_process")
 
+_NO_TURN = "_clear_awaited_by_callback"
+"""A callback of `asyncio.shield` from Python 3.14 on. It does nothing that matters, and turns are the same in every version."""
+
 
 class Process:
     """One life of one process. `clock()` is its own idea of the date: `skew_ms` may be changed at any time.
@@ -136,6 +139,10 @@ class ProcessLoop(VirtualTimeLoop):
         self._ready.append(handle)
         return handle
 
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> asyncio.Handle:
+        """As asyncio's; there is one thread."""
+        return self.call_soon(callback, *args, context=context)
+
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
@@ -187,7 +194,7 @@ class ProcessLoop(VirtualTimeLoop):
                 continue
             process = handle.process
             if process is not None:
-                if process.turns:
+                if process.turns and getattr(handle._callback, "__name__", "") != _NO_TURN:
                     process.turns -= 1
                     if not process.turns and not process.stopped:
                         process.on_turn()
@@ -200,3 +207,5 @@ class ProcessLoop(VirtualTimeLoop):
                 raise
             except BaseException as error:  # noqa: BLE001  # as a handle runs itself
                 self.call_exception_handler({"message": f"Exception in {handle!r}", "exception": error, "handle": handle})
+            if process is not None and process.stopped and process.state == "dead":  # it died in the middle of its turn
+                process.remains |= asyncio.all_tasks(self)

@@ -3,7 +3,7 @@
 The whole engine runs on it, with the memory log, in one thread: years of timers pass in seconds, and the same program
 does the same things in the same order each time (tasks and futures hash by creation number, as in a workflow).
 It has no sockets; functions for other threads run inline. A program in which nothing can happen any more gets a
-`VirtualDeadlock` that says where each task waits, instead of waiting for ever.
+`VirtualDeadlock` that says what each run, or else each task, waits for, instead of waiting for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..loop import DeterministicFuture, DeterministicTask, frames_of
+from ..client.client import waiting_words
+from ..replay.loop import DeterministicFuture, DeterministicTask, frames_of
+from ..worker.owner import Owner
 
 T = TypeVar("T")
 
@@ -26,6 +28,12 @@ _ASYNCIO = str(Path(asyncio.__file__).parent) + os.sep
 
 START_MS = 1_893_456_000_000
 """2030-01-01T00:00Z, in milliseconds since 1970."""
+
+HORIZON_S = 10_000 * 366 * 86_400.0
+"""Ten times the longest sleep: a timer beyond is never due."""
+SAID_RUNS = 5
+RESOLUTION_S = 1e-6
+"""Below what a float of years can tell apart the loop would wait for a timer for ever; after centuries that is more."""
 
 
 class VirtualDeadlock(RuntimeError):
@@ -49,6 +57,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
     `start_ms` is what `clock()` says at time 0: milliseconds since 1970, UTC.
     """
 
+    virtual = True  # what takes real time, such as a thread, has no place in it
     _scheduled: list[asyncio.TimerHandle]  # BaseEventLoop's heap
 
     def __init__(self, start_ms: int = START_MS) -> None:
@@ -59,7 +68,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._futures_made = 0
         self._tasks_made = 0
         self._selector = self  # what BaseEventLoop waits on between two rounds
-        self._clock_resolution = 1e-6  # the default of a nanosecond is below what a float of years can tell apart
+        self._clock_resolution = RESOLUTION_S
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
@@ -72,10 +81,11 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 
     def select(self, timeout: float | None) -> list[Any]:
         """Wait for the next timer, without waiting."""
-        if timeout is None:
-            raise VirtualDeadlock(self._where_tasks_wait())
+        if timeout is None or (timeout > 0 and self._scheduled[0].when() > HORIZON_S):
+            raise VirtualDeadlock(self._what_is_waited_for())
         if timeout > 0:
             self._now = max(self._now, self._scheduled[0].when())
+            self._clock_resolution = max(RESOLUTION_S, 2 * math.ulp(self._now))
         return []
 
     def call_at(
@@ -125,9 +135,44 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None: ...
 
+    def _what_is_waited_for(self) -> str:
+        runs = self._where_runs_wait()
+        if runs:
+            more = f"; and {len(runs) - SAID_RUNS} more runs" if len(runs) > SAID_RUNS else ""
+            return f"nothing is left to do: {'; '.join(runs[:SAID_RUNS])}{more}. {self._where_tasks_wait()}"
+        return f"nothing is ready and no timer is set, so nothing can happen any more. {self._where_tasks_wait()}"
+
+    def _where_runs_wait(self) -> list[str]:
+        tasks = sorted(asyncio.all_tasks(self), key=hash)
+        owners = dict.fromkeys(frame.f_locals.get("self") for task in tasks for frame in frames_of(task))
+        return [
+            f"run {run.id} waits for {', '.join(waiting_words(run, owned=True))}"
+            for owner in owners
+            if isinstance(owner, Owner) and owner.active and owner.state is not None
+            for run in map(owner.state.runs.peek, owner.state.runs.ids())
+        ]
+
     def _where_tasks_wait(self) -> str:
-        waits = "".join(f"\n  {task.get_name()} at {_line(task)}" for task in sorted(asyncio.all_tasks(self), key=hash))
-        return f"nothing is ready and no timer is set, so nothing can happen any more; these tasks wait:{waits}"
+        tasks = sorted(asyncio.all_tasks(self), key=hash)
+        waits = (f"\n  {task.get_name()} at {_line(task)}" for task in tasks if not task.get_name().startswith("stepfold-"))
+        return f"These tasks wait:{''.join(waits)}"
+
+
+def _refusing(name: str) -> Callable[..., Any]:
+    def refuse(self: VirtualTimeLoop, *args: Any, **options: Any) -> Any:
+        raise RuntimeError(
+            f"virtual time has no sockets, pipes, processes or signals, and this asks for loop.{name}: run it in real time "
+            f"(asyncio.run), or put something that needs none in its place"
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+_REAL = ("add_", "connect_", "create_", "remove_", "sendfile", "sock_", "start_tls", "subprocess_")
+for _name in dir(asyncio.AbstractEventLoop):
+    if _name.startswith(_REAL) and _name not in vars(VirtualTimeLoop):
+        setattr(VirtualTimeLoop, _name, _refusing(_name))
 
 
 def _line(task: asyncio.Task[Any]) -> str:

@@ -32,12 +32,21 @@ async def nothing() -> None:
     """A step that does nothing."""
 
 
+def plainly_nothing() -> None:
+    """The same as a plain function."""
+
+
 def client_with_workflows(driver: Log) -> Client:
     client = Client(driver=driver)
 
     async def steps(ctx: Context[int], step: Step) -> int:
         for _ in range(ctx.input.data):
             await step.run("step", nothing)
+        return ctx.input.data
+
+    async def plain(ctx: Context[int], step: Step) -> int:
+        for _ in range(ctx.input.data):
+            await step.run("step", plainly_nothing)
         return ctx.input.data
 
     async def sleeper(_ctx: Context[None], step: Step) -> None:
@@ -54,6 +63,7 @@ def client_with_workflows(driver: Log) -> Client:
 
     client.workflow(id="ticking")(ticking)
     client.workflow(id="steps")(steps)
+    client.workflow(id="plain")(plain)
     client.workflow(id="holder")(holder)
     client.workflow(id="sleeper")(sleeper)
     return client
@@ -68,14 +78,16 @@ async def serving(client: Client) -> AsyncGenerator[Worker]:
         yield worker
 
 
-async def runs(client: Client, count: int, at_a_time: int, steps: int = STEPS) -> tuple[float, list[float]]:
+async def runs(
+    client: Client, count: int, at_a_time: int, steps: int = STEPS, workflow: str = "steps"
+) -> tuple[float, list[float]]:
     """Runs per second and the seconds of each, start to result."""
     took: list[float] = []
 
     async def some(number: int) -> None:
         for _ in range(number):
             began = time.perf_counter()
-            run = await client.start_workflow("steps", steps)
+            run = await client.start_workflow(workflow, steps)
             await run.result()
             took.append(time.perf_counter() - began)
 
@@ -84,6 +96,22 @@ async def runs(client: Client, count: int, at_a_time: int, steps: int = STEPS) -
     began = time.perf_counter()
     await asyncio.gather(*(some(count // at_a_time) for _ in range(at_a_time)))
     return len(took) / (time.perf_counter() - began), took
+
+
+async def plain_beside_async(client: Client, case: str, wanted: float, count: int, at_a_time: int, rounds: int) -> Figure:
+    """The best rounds of plain step functions and of async ones, which take turns."""
+    plain = ours = 0.0
+    for _ in range(rounds):
+        plain = max(plain, (await runs(client, count, at_a_time, workflow="plain"))[0])
+        ours = max(ours, (await runs(client, count, at_a_time))[0])
+    return Figure(
+        f"{case}, plain functions",
+        f"{plain:,.0f} runs/s",
+        f"{ours:,.0f} runs/s if async",
+        f"{plain / ours:.2f} x",
+        f"at least {wanted} x",
+        plain >= wanted * ours,
+    )
 
 
 def ended_run(run_id: str, claim: int, at: int, steps: int = STEPS) -> list[Entry]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 
-from stepfold.checkpoint import Checkpoint
-from stepfold.fold import PartitionState, fold
+from stepfold.core.fold import PartitionState, fold
 from stepfold.log import CLAIM_KEY, Entry, Log, Record, partition_of
+from stepfold.worker.checkpoint import Checkpoint
 
 OWNER = "somebody who was here before"
 

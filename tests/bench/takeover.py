@@ -16,7 +16,7 @@ from scale import PROGRAMS, child
 
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.log import CLAIM_KEY
+from stepfold.log import CLAIM_KEY, Log
 
 
 async def backlog(_folder: Path, count: int = 100_000) -> list[Figure]:
@@ -49,7 +49,7 @@ async def backlog(_folder: Path, count: int = 100_000) -> list[Figure]:
 class Watch:
     """Who owns each partition, and since when its runs go on under that claim, by the log's time."""
 
-    def __init__(self, driver: KafkaDriver) -> None:
+    def __init__(self, driver: Log) -> None:
         self.owners: dict[int, str] = {}
         self.going: dict[int, int] = {}
         self._driver = driver
@@ -89,6 +89,16 @@ class Watch:
             before, shares = shares, [self.of(worker.pid) for worker in workers]
             complete = all(shares) and sum(map(len, shares)) == self._driver.partitions
             unchanged = unchanged + 1 if complete and shares == before else 0
+            await asyncio.sleep(0.1)
+
+    async def owned_by(self, count: int) -> None:
+        """Until so many have had all partitions for two seconds."""
+        owners: dict[int, str] = {}
+        unchanged = 0
+        while unchanged < 20:
+            before, owners = owners, dict(self.owners)
+            complete = len(owners) == self._driver.partitions and all(owners.values()) and len(set(owners.values())) == count
+            unchanged = unchanged + 1 if complete and owners == before else 0
             await asyncio.sleep(0.1)
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from shell import Shell, shell_in
+
+
+@pytest.fixture(autouse=True)
+def _hangup_is_heard() -> Iterator[None]:
+    """Under nohup it is ignored, which the processes that we start inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

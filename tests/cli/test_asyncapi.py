@@ -17,8 +17,8 @@ from stepfold import Client, Context, Step
 from stepfold.cli.asyncapi import document, history_schema
 from stepfold.drivers import KafkaDriver
 from stepfold.events import RunEvent, decode
-from stepfold.inbox import Refused, parse
 from stepfold.log import CLAIM_KEY, InboxRecord
+from stepfold.worker.inbox import Refused, parse
 
 LOG = KafkaDriver.from_url("kafka://kafka-1:9092,kafka-2:9092/shop")
 DOCUMENT = document(LOG.namespace, LOG.bootstrap)

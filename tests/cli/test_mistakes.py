@@ -56,6 +56,24 @@ MISTAKES = {
     "no such run": (3, ["run", "show", "nobody", "--url", "sqlite:///empty.db"], "has no run 'nobody'"),
     "a signal to no run": (3, ["run", "signal", "nobody", "go", "--url", "sqlite:///empty.db"], "has no run 'nobody'"),
     "a signal without a name": (2, ["run", "signal", "nobody", "", "--url", "sqlite:///empty.db"], "is not the name of a signal"),
+    "a reason beyond all bounds": (
+        2,
+        ["run", "cancel", "nobody", "--reason", "r" * 20_000, "--url", "sqlite:///empty.db"],
+        "is not a text of up to 10,000 characters",
+    ),
+    "a run id beyond all bounds": (2, ["run", "start", "order", "--run-id", "x" * 5_000], "… (5,002 characters) is not a run id"),
+    "a URL of nothing": (2, ["run", "start", "order", "--url", ""], "'' names no log"),
+    "a session of no length": (
+        2,
+        ["run", "list", "--url", "kafka://h:1/shop?session_timeout_s=nan"],
+        "session_timeout_s is a number",
+    ),
+    "a password in a URL": (2, ["run", "list", "--url", "kafka://me:secret@h:1/shop"], "'kafka://…@h:1/shop' is no Kafka URL"),
+    "a search beyond all bounds": (
+        4,
+        ["run", "list", "--search", "x" * 60_000, "--database", "sqlite://", "--url", "sqlite:///empty.db"],
+        "the projections' database sqlite:// does not answer: LIKE or GLOB pattern too complex",
+    ),
     "an export of no run": (3, ["run", "export", "nobody", "--url", "sqlite:///empty.db"], "has no run 'nobody'"),
 }
 

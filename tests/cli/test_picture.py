@@ -6,10 +6,12 @@ from typing import Any
 
 import orjson
 
-from stepfold.cli.output import console, local, short, took, utc
-from stepfold.cli.picture import LINE_WIDTH, event_line, run_picture, steps_of
+from stepfold.cli.output import console, event_json, local, short, took, utc
+from stepfold.cli.picture import LINE_WIDTH, attempts_in_words, chosen, event_line, note, run_picture, steps_json
+from stepfold.client.story import Line, story
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import RunState
 from stepfold.events import Event, parse
-from stepfold.fold import PartitionState, RunState, fold
 from stepfold.log import CLAIM_KEY, Record
 
 ERROR = {"type": "ConnectionError", "message": "no answer"}
@@ -22,7 +24,7 @@ class Story:
         self.state = PartitionState()
         self.events: list[Event] = []
         self.run: RunState | None = None
-        self._tell(CLAIM_KEY, {"type": "claim", "prev": -1, "owner": "host-1-a", "nonce": "n"})
+        self._tell(CLAIM_KEY, {"type": "claim", "v": 2, "prev": -1, "owner": "host-1-a", "nonce": "n"})
         self.tell("started", request="r", workflow="w", input={"n": 1})
 
     def tell(self, kind: str, **fields: Any) -> None:
@@ -40,14 +42,17 @@ class Story:
             self.events.append(parse(change.event, offset, at))
 
     def steps(self) -> dict[str, tuple[str, str, str]]:
+        return {step.step_id: (step.kind, step.became, attempts_in_words(step)) for step in self.lines()}
+
+    def lines(self, *later: str) -> list[Line]:
         assert self.run is not None
-        return {step.step_id: (step.kind, step.state, step.attempts_in_words) for step in steps_of(self.run, self.events)}
+        return story(self.run, self.events, dict(enumerate(("host-1-a", *later))))
 
     def drawn(self, now_ms: int = 0) -> list[str]:
         assert self.run is not None
         out = console()
         with out.capture() as text:
-            out.print(run_picture(self.run, self.events, self.state.owner, now_ms=now_ms))
+            out.print(run_picture(self.run, self.lines(), self.state.owner, now_ms=now_ms))
         return [line.rstrip() for line in text.get().splitlines()]
 
 
@@ -81,8 +86,11 @@ def test_waits_end_with_their_signal_or_without() -> None:
     assert {step_id: state for step_id, (_, state, _) in story.steps().items()} == {
         "first": "done",
         "second": "timed out",
-        "third": "done",
+        "third": "dropped",
     }
+    assert [note(line, 0) for line in story.lines() if line.step_id == "third"] == [
+        "the code no longer waits for it; its signal went back"
+    ]
     assert any("signal 'early' {\"x\":1}" in line for line in story.drawn())
 
 
@@ -90,8 +98,7 @@ def test_a_time_on_another_day_has_its_date() -> None:
     story = Story()
     story.tell("sleep-scheduled", step_id="short", wake_at=1_003_000)
     story.tell("sleep-scheduled", step_id="long", wake_at=1_003_000 + 7 * 86_400_000)
-    assert story.run is not None
-    short_, long = (step.note for step in steps_of(story.run, story.events))
+    short_, long = (note(line, 0) for line in story.lines())
     assert short_.endswith(":43.000") and "-" not in short_
     assert long.startswith("until 1970-01-0") and long.endswith(short_.removeprefix("until "))
 
@@ -123,11 +130,84 @@ def test_an_open_run_tells_what_it_waits_for_and_who_serves_it() -> None:
     drawn = story.drawn(now_ms=1_061_000)
     assert drawn[0] == "run-1  w  waiting"
     assert "1 min 0 s" in drawn[1]
-    assert drawn[3:5] == ["waits for  signal 'approve' (step 'approval')", "owner      host-1-a"]
+    assert drawn[3:6] == [
+        "waits for   signal 'approve' (step 'approval')",
+        "last event  " + local(1_002_000, date=False) + ", 59.00 s ago",
+        "owner       host-1-a",
+    ]
     story.tell("cancel-requested", request="c", reason="enough")
     assert any(line.startswith("cancelling") and line.endswith("enough") for line in story.drawn())
     story.tell("cancelled", reason="enough")
     assert any(line.startswith("cancelled") and line.endswith("enough") for line in story.drawn())
+
+
+def test_a_step_that_runs_tells_its_attempt_since_when_and_where() -> None:
+    story = Story()
+    story.tell("step-failed", step_id="a", attempt=1, error=ERROR, next_at=1_009_000)
+    [waiting] = (note(line, 1_003_000) for line in story.lines())
+    assert waiting == f"attempt 2 at {local(1_009_000, date=False)}; ConnectionError: no answer"
+    assert note(story.lines()[0], 1_009_000).startswith("attempt 2 was due at ")
+    story.tell("attempt-started", step_id="a", attempt=2)
+    story.tell("step-heartbeat", step_id="a", attempt=2, details={"row": 7})
+    [running] = (note(line, 1_005_000) for line in story.lines())
+    assert running == (
+        f"attempt 2 began at {local(1_003_000, date=False)} on host-1-a; "
+        f'heartbeat at {local(1_004_000, date=False)} {{"row":7}}; ConnectionError: no answer'
+    )
+    [told] = steps_json(story.lines())
+    assert told["running_since"] == utc(1_003_000) and told["worker"] == "host-1-a" and told["heartbeat"] == {"row": 7}
+    story.tell("attempt-lost", step_id="a", attempt=2)
+    assert "attempt 3 follows one that was lost with its worker" in note(story.lines()[0], 0)
+
+
+def test_a_step_whose_input_is_recorded_shows_it_and_names_its_first_attempt() -> None:
+    story = Story()
+    story.tell("attempt-started", step_id="a", attempt=1, input=[10, "EUR"])
+    began = f"attempt 1 began at {local(1_002_000, date=False)} on host-1-a"
+    assert note(story.lines()[0], 1_003_000) == f'{began}; input [10,"EUR"]'
+    assert "waits for   step 'a': the result of attempt 1" in story.drawn(1_003_000)
+    assert "attempt 1; input [10," in event_line(story.events[-1], 0).plain
+    assert note(story.lines("host-2-b")[0], 1_003_000).startswith(f"{began}, which no longer owns its partition; input")
+    story.tell("step-failed", step_id="a", attempt=1, error=ERROR, next_at=1_009_000)
+    assert note(story.lines()[0], 1_003_000).endswith('; ConnectionError: no answer; input [10,"EUR"]')
+    story.tell("attempt-started", step_id="a", attempt=2, input_note="it cannot be written")
+    story.tell("step-completed", step_id="a", attempt=2, result=7)
+    assert note(story.lines()[0], 1_009_000) == "7; (it cannot be written)"
+    [told] = steps_json(story.lines())
+    assert (told["input"], told["input_note"]) == (None, "it cannot be written")
+    story.tell("step-failed", step_id="b", attempt=1, error=ERROR, next_at=None)
+    assert note(story.lines()[1], 0) == "ConnectionError: no answer"
+
+
+def test_it_is_said_that_the_log_does_not_name_a_first_attempt() -> None:
+    drawn = Story().drawn()
+    assert "waits for   the result of a step" in drawn
+    assert any("(a first attempt is not in the log" in line for line in drawn)
+
+
+def test_a_failed_run_shows_its_traceback() -> None:
+    story = Story()
+    story.tell("failed", error={**ERROR, "traceback": "Traceback:\n  File \x1b[2J\n"})
+    drawn = story.drawn()
+    assert "  Traceback:" in drawn and "    File \\x1b[2J" in drawn
+
+
+def test_of_many_steps_the_last_are_drawn_and_those_that_are_open_or_failed() -> None:
+    story = Story()
+    story.tell("sleep-scheduled", step_id="nap", wake_at=9_000_000)
+    story.tell("step-failed", step_id="once", attempt=1, error=ERROR, next_at=0)
+    story.tell("step-completed", step_id="once", attempt=2, result=None)
+    for n in range(60):
+        story.tell("step-completed", step_id=f"s{n}", attempt=1, result=None)
+    lines = story.lines()
+    assert [line.step_id for line in chosen(lines, 2)] == ["nap", "s58", "s59"]
+    assert [line.step_id for line in chosen(lines, None, failed=True)] == ["once"]
+    assert len(chosen(lines, None)) == 62
+    assert story.run is not None
+    out = console()
+    with out.capture() as text:
+        out.print(run_picture(story.run, chosen(lines, 2), None, now_ms=0, total=len(lines)))
+    assert "3 of 62 steps, sleeps and waits (--limit, --failed):" in text.get()
 
 
 def test_an_event_is_one_line() -> None:
@@ -136,6 +216,18 @@ def test_an_event_is_one_line() -> None:
     started, failed = ("".join(event_line(event, 1_001_000).plain.split()) for event in story.events)
     assert started == '+0.000sstartedw{"n":1}'
     assert failed == "+1.000sstep-faileda/battempt1:ConnectionError:noanswer;againin500ms"
+
+
+def test_events_are_told_in_words_and_given_as_they_are_in_the_log() -> None:
+    story = Story()
+    request = {"request": "s", "signal": "x", "data": 1, "from": {"inbox": "i", "partition": 0, "offset": 7}}
+    story.tell("signal-received", **request)
+    story.tell("input-completed", v=2, input={"n": 2})
+    story.tell("code-suspected", v=2)
+    story.tell("code-cleared", v=2)
+    said = [event_line(event, 0).plain.split(maxsplit=3)[-1] for event in story.events[2:]]
+    assert said[0].endswith('{"n":2}') and "workers have died" in said[1] and "still there" in said[2]
+    assert request.items() <= event_json(story.events[1]).items()
 
 
 def test_times_and_values_for_people_and_programs() -> None:

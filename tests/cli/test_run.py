@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pty
+import re
 import signal
 import subprocess
 from typing import Any
 
 import orjson
 from shell import Shell, until
+
+STYLES = re.compile(r"\x1b\[[0-9;?]*[mhlAKG]")
+"""What rich sends of its own: colours, and the cursor of a line at the foot."""
 
 
 def start(shell: Shell, workflow: str, run_id: str, *options: str, code: int = 0, **data: Any) -> str:
@@ -42,7 +47,52 @@ def test_wait_prints_the_result(served: Shell) -> None:
 def test_wait_for_a_run_that_fails_ends_with_1(served: Shell) -> None:
     failed = served("run", "start", "refused", "--run-id", "bad", "--data", '{"order_id": "bad"}', "--wait", code=1)
     assert failed.stdout == ""
-    assert failed.stderr == "stepfold: run 'bad' failed: NonRetryable: bad is not for sale\n"
+    said = failed.stderr.splitlines()
+    assert said[0] == "bad" and said[-1] == "stepfold: run 'bad' failed: NonRetryable: bad is not for sale"
+
+
+def test_who_waits_is_told_the_id_and_what_is_waited_for_and_when_that_changes(shell: Shell) -> None:
+    waiting = shell.start("run", "start", "approved", "--run-id", "r", "-d", '{"order_id": "1"}', "--wait")
+    assert waiting.stdout is not None  # and stderr
+    assert waiting.stdout.readline() == "r\n"
+    assert waiting.stdout.readline() == "waits for a worker (no worker serves its partition)\n"
+    shell.start("worker", "shop:client")
+    said = [waiting.stdout.readline()]
+    while "signal 'approve'" not in said[-1]:
+        said.append(waiting.stdout.readline())
+    shell("run", "signal", "r", "approve", "-d", '"me"')
+    said += waiting.stdout
+    assert waiting.wait() == 0 and said[-1] == '"by me"\n'
+    assert all(one != other for one, other in itertools.pairwise(said))
+
+
+def test_nothing_of_foreign_text_is_obeyed_by_the_terminal(served: Shell) -> None:
+    run_id = "odd"
+    (served.folder / "odd.py").write_text(
+        "import shop\n"
+        "from stepfold import Retry\n"
+        "client = shop.client\n"
+        "def call(): raise RuntimeError('said: \\x1b[2J\\x1b]0;owned\\x07 \\u202e\\u200b\\x9b\\n✔ forged')\n"
+        "@client.workflow(id='odd')\n"
+        "async def odd(ctx, step): await step.run('call', call, retry=Retry(2, backoff='1ms'))\n"
+    )
+    worker = served.start("worker", "odd:client", "--url", "sqlite:///odd.db")
+    url = ["--url", "sqlite:///odd.db"]
+    failed = served("run", "start", "odd", "--run-id", run_id, "-d", '"\\u001b[2J\\u202e"', "--wait", *url, code=1)
+    worker.terminate()
+    said = [failed.stderr, worker.communicate()[0]]
+    for command in (["list"], ["show", run_id], ["history", run_id]):
+        said += [served("run", *command, *url, "-o", form).stdout for form in ("table", "json", "jsonl")]
+        said.append(on_a_terminal(served, "run", *command, *url, columns=200).replace("\r", ""))
+    for text in said:
+        assert "owned" in text or "call" not in text
+        found = STYLES.sub("", text)
+        assert not any(ord(character) < 32 and character != "\n" for character in found), found
+        assert not set(found) & set("\x7f\x9b\u200b\u202e"), found
+        assert not any(line.startswith("✔ forged") for line in found.splitlines() if "Traceback" not in text)
+    [event] = [event for event in served.json("run", "history", run_id, *url) if event["type"] == "failed"]
+    assert event["error"]["message"] == "said: \x1b[2J\x1b]0;owned\x07 \u202e\u200b\x9b\n✔ forged"
+    assert (served.folder / "odd.db").exists()
 
 
 def test_data_come_from_a_file_and_from_stdin(served: Shell) -> None:
@@ -67,23 +117,53 @@ def test_show_draws_steps_with_attempts_and_what_is_waited_for(served: Shell) ->
     picture = served("run", "show", "shown").stdout
     lines = {line.split()[1]: line for line in picture.splitlines() if line.startswith(("✔", "…"))}
     assert picture.startswith("shown  approved version 1  waiting\n")
-    assert "waits for  signal 'approve' (step 'approval', until" in picture
+    assert "waits for   signal 'approve' (step 'approval', until" in picture
     assert lines["parcel/pack"].split()[2] == "2" and "✗" in lines["parcel/pack"]
     assert lines["cool-off"].startswith("✔") and "slept" in lines["cool-off"]
     assert lines["approval"].startswith("…")
     status = served.json("run", "show", "shown")
     steps = {step["step_id"]: step for step in status["steps"]}
     assert status["state"] == "waiting" and status["ended_at"] is None and status["started_at"].endswith("Z")
-    assert steps["parcel/label"] | {"first_at": "", "last_at": ""} == {
-        "step_id": "parcel/label",
-        "kind": "step",
-        "state": "done",
-        "attempts": 2,
-        "lost": 0,
-        "first_at": "",
-        "last_at": "",
-    }
+    label = {name: steps["parcel/label"][name] for name in ("step_id", "kind", "state", "attempts", "lost", "next_at")}
+    assert label == {"step_id": "parcel/label", "kind": "step", "state": "done", "attempts": 2, "lost": 0, "next_at": None}
+    assert steps["parcel/label"]["error"]["type"] == "ConnectionError" and steps["parcel/label"]["worker"]
     assert steps["cool-off"]["kind"] == "sleep" and steps["approval"]["kind"] == "wait"
+
+
+def test_show_names_a_step_that_runs_with_its_input_where_that_is_recorded(served: Shell) -> None:
+    (served.folder / "held.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "import shop\n"
+        "client = shop.client\n"
+        "def hold(name, *more):\n"
+        "    while not Path(name).exists(): time.sleep(0.02)\n"
+        "@client.workflow(id='held')\n"
+        "async def held(ctx, step):\n"
+        "    await step.run('plain', hold, 'first')\n"
+        "    await step.run('told', hold, 'second', {'amount': 10}, object(), record_input=True)\n"
+    )
+    url = ["--url", "sqlite:///held.db"]
+    served.start("worker", "held:client", *url)
+    served("run", "start", "held", "--run-id", "held", *url)
+    until(lambda: served.json("run", "show", "held", *url)["state"] == "running")
+    picture = served("run", "show", "held", *url).stdout
+    assert "waits for   the result of a step\n" in picture and "(a first attempt is not in the log" in picture
+    (served.folder / "first").touch()
+    until(lambda: "step 'told': the result of attempt 1" in served("run", "show", "held", *url).stdout)
+    words = " ".join(served("run", "show", "held", *url).stdout.split())
+    assert "attempt 1 began at" in words and "(a first attempt is not in the log" not in words
+    told = served.json("run", "show", "held", *url)["steps"][-1]
+    assert (told["state"], told["input"]) == ("open", ["second", {"amount": 10}, "<object>"])
+    assert told["input_note"] == "argument 3 (object) cannot be written"
+    assert told["running_since"] is not None and told["worker"] is not None
+    (served.folder / "second").touch()
+    served("run", "watch", "held", *url)
+    assert served.json("run", "show", "held", *url)["steps"][-1]["input"] == told["input"]
+    assert 'attempt 1; input ["second"' in on_a_terminal(served, "run", "history", "held", *url, columns=250)
+    exported = [orjson.loads(line) for line in served("run", "export", "held", *url).stdout.splitlines()]
+    records = [orjson.loads(line["value"]) for line in exported if "value" in line]
+    assert [record["input"] for record in records if record["type"] == "attempt-started"] == [told["input"]]
 
 
 def test_history_gives_the_events_as_they_are_in_the_log(served: Shell) -> None:
@@ -143,6 +223,7 @@ def test_list_filters(served: Shell) -> None:
     assert ids("--state", "failed", "--state", "cancelled") == {"listed-3"}
     assert len(ids("--limit", "1")) == 1
     assert ids("--since", "1h") == ids() and ids("--since", "2999-01-01T00:00Z") == set()
+    assert ids("--since", "0001-01-01T00:00+14:00") == ids() and ids("--since", "9999-12-31T23:59:59-14:00") == set()
     rows = served("run", "list", "--search", "listed-2").stdout.splitlines()
     assert len(rows) == 2 and rows[1].split()[:3] == ["listed-2", "order", "completed"]
     assert served("run", "list", "--search", "nowhere").stdout == ""

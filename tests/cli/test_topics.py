@@ -59,17 +59,25 @@ def test_topics_are_created_checked_and_described(shell: Shell, url: str) -> Non
 def test_refused_requests_are_shown_with_the_reason_and_sent_again(shell: Shell, url: str) -> None:
     shell("topics", "create", "--partitions", "2", "--replication", "1", "--url", url)
     assert shell.json("inbox", "dead-letters", "--url", url) == []
+    assert {
+        (row["position"], row["end"], row["waiting"], row["held"]) for row in shell.json("inbox", "status", "--url", url)
+    } == {(None, 0, 0, "")}
+    assert "nowhere yet" in shell("inbox", "status", "--url", url).stdout
     assert "has no dead letters" in shell("inbox", "dead-letters", "--url", url).stderr
     worker = shell.start("worker", "shop:client", "--url", url)
     good = {"type": "start", "workflow": "order", "run_id": "good", "data": {"order_id": "1"}}
     bad = orjson.dumps({**good, "run_id": "bad", "data": {}}).decode()
-    publish(url, "no JSON at all", bad, orjson.dumps(good).decode())
-    until(lambda: len(shell.json("inbox", "dead-letters", "--url", url)) == 2)
+    odd = "\x1b[2J\x1b]0;owned\x07\u202e\n✔ forged"
+    publish(url, "no JSON at all", bad, odd, orjson.dumps(good).decode())
+    until(lambda: len(shell.json("inbox", "dead-letters", "--url", url)) == 3)
     letters = {letter["value"]: letter for letter in shell.json("inbox", "dead-letters", "--url", url)}
     assert "is not JSON" in letters["no JSON at all"]["reason"]
     assert "order_id: Field required" in letters[bad]["reason"]
     assert letters[bad]["origin"].startswith(url.rpartition("/")[2] + ".inbox/")
     table = shell("inbox", "dead-letters", "--url", url).stdout
+    assert r"\x1b[2J\x1b]0;owned\x07\u202e\n✔ forged" in table and odd in letters
+    printed = table + shell("inbox", "dead-letters", "--url", url, "-o", "jsonl").stdout
+    assert not set(printed) & set("\x1b\x07\u202e") and not any(line.startswith("✔") for line in printed.splitlines())
     assert "no JSON at all" in table and "order_id: Field required" in table
     assert len(shell.json("inbox", "dead-letters", "--limit", "1", "--url", url)) == 1
     assert shell("run", "watch", "good", "--url", url).stdout.splitlines()[-1].endswith('"paid 1"')
@@ -85,5 +93,5 @@ def test_refused_requests_are_shown_with_the_reason_and_sent_again(shell: Shell,
     assert shell("run", "watch", "bad", "--url", url).stdout.splitlines()[-1].endswith('"paid unknown"')
     after = {letter["value"]: letter["redriven"] for letter in shell.json("inbox", "dead-letters", "--url", url)}
     assert after[bad] and not after["no JSON at all"]
-    assert shell("inbox", "redrive", "--url", url).stdout == "1\n"  # the one that was not sent again yet
+    assert shell("inbox", "redrive", "--url", url).stdout == "2\n"  # those that were not sent again yet
     assert "cannot be sent again" in shell("inbox", "redrive", "nowhere/0/0", "--url", url, code=3).stderr

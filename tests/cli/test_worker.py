@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from pathlib import Path
 
 import pytest
-from shell import DEADLINE_S, Shell, processes_of, until
+from shell import DEADLINE_S, Shell, lines_until, processes_of, until
+
+from stepfold.worker import eventloop
 
 
-def lines_until(process: subprocess.Popen[str], seen: Callable[[str], bool]) -> list[str]:
-    """What a process prints, up to the first line that is looked for."""
-    assert process.stdout is not None
-    lines: list[str] = []
-    for line in process.stdout:
-        lines.append(line)
-        if seen(line):
-            return lines
-    raise AssertionError(f"it ended with {process.wait()}:\n{''.join(lines)}")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_worker_says_what_it_serves_and_leaves_in_good_order(shell: Shell, number: signal.Signals) -> None:
     worker = shell.start("worker", "shop:client", "--grace", "1s")
     lines = lines_until(worker, lambda line: "partitions [0, 1, 2, 3]" in line)
-    assert lines[0].endswith("on sqlite:///stepfold.db: order (version 1), refused (version 1), approved (version 1)\n")
+    assert lines[0].endswith(
+        f"on sqlite:///stepfold.db ({eventloop.name()}): order (version 1), refused (version 1), approved (version 1)\n"
+    )
     assert shell("run", "start", "order", "-d", '{"order_id": "1", "flaky": 1}', "--wait").stdout == '"paid 1"\n'
     worker.send_signal(number)
     rest = worker.communicate()[0]
@@ -39,10 +34,10 @@ SIGNALLED = """
 import asyncio
 import os
 
-import stepfold.client
+import stepfold.worker.stopping
 from stepfold import Client, Context, Step
 
-stepfold.client.SIGNALLED_TWICE_S = {twice_s}
+stepfold.worker.stopping.SIGNALLED_TWICE_S = {twice_s}
 client = Client()
 
 
@@ -60,7 +55,7 @@ async def signalled(ctx: Context[None], step: Step) -> str:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_that_comes_twice_at_once_is_one(shell: Shell, number: signal.Signals) -> None:
     """As from `timeout`, which signals the process and its group: the running step is waited for."""
     (shell.folder / "shop.py").write_text(SIGNALLED.format(twice_s=3600, number=int(number)))
@@ -112,6 +107,7 @@ def test_dev_shows_what_runs_do_and_starts_again_when_a_file_changes(shell: Shel
     assert '"paid 1"' in lines_until(dev, lambda line: "one  completed" in line)[-1]
 
     source = shell.folder / "shop.py"
+    (shell.folder / "a_test.py").write_text("x = 1\n")  # first by name, but nothing that the worker imports
     source.write_text(source.read_text().replace('f"paid ', 'f"settled '))
     lines_until(dev, lambda line: line == "shop.py changed: starting again\n")
     lines_until(dev, lambda line: "partitions" in line)
@@ -147,3 +143,96 @@ def test_dev_does_not_work_on_somebody_elses_kafka(shell: Shell) -> None:
     assert "dev works on sqlite:///stepfold.db instead" in lines[0]
     dev.send_signal(signal.SIGTERM)
     assert dev.wait() == 130
+
+
+def test_dev_looks_at_what_is_imported_wherever_it_is(shell: Shell, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "lent.py").write_text("x = 1\n")
+    source = shell.folder / "shop.py"
+    source.write_text(f"import sys; sys.path.append({str(elsewhere)!r}); import lent\n{source.read_text()}")
+    dev = shell.start("dev", "shop:client")
+    lines_until(dev, lambda line: "partitions" in line)
+    # Until the worker has told what it imports, a change goes unseen: so it is made again and again.
+    process = threading.Thread(target=lambda: until(lambda: change(elsewhere / "lent.py") or dev.poll() is not None), daemon=True)
+    process.start()
+    lines_until(dev, lambda line: line == f"{elsewhere / 'lent.py'} changed: starting again\n")
+    dev.send_signal(signal.SIGTERM)
+    assert dev.communicate() and dev.returncode == 130
+    process.join()
+
+
+def change(path: Path) -> None:
+    path.write_text(f"{path.read_text()}#\n")
+
+
+HOLDS = """
+import asyncio
+import re
+import time
+
+from stepfold import Client, Context, Step
+
+client = Client()
+
+
+async def swallows() -> None:
+    while True:
+        try:
+            print("begun", flush=True)
+            await asyncio.sleep(3600)
+        except BaseException:
+            pass
+
+
+def blocks() -> None:
+    print("begun", flush=True)
+    time.sleep(3600)
+
+
+async def uses_a_thread_of_its_own() -> None:
+    await asyncio.to_thread(blocks)
+
+
+@client.workflow(id="w")
+async def w(ctx: Context[None], step: Step) -> None:
+    {code}
+"""
+
+
+@pytest.mark.parametrize("step", ["swallows", "blocks", "uses_a_thread_of_its_own"])
+def test_a_worker_that_stops_names_the_steps_that_do_not(shell: Shell, step: str) -> None:
+    (shell.folder / "shop.py").write_text(HOLDS.replace("{code}", f'await step.run("s", {step})'))
+    worker = shell.start("worker", "shop:client", "--grace", "200ms")
+    shell("run", "start", "w", "--run-id", "one")
+    lines_until(worker, lambda line: line == "begun\n")
+    worker.send_signal(signal.SIGTERM)
+    said = worker.communicate(timeout=DEADLINE_S)[0]
+    assert worker.returncode == 0
+    assert "stopping: waiting up to 0.2 s for 1 step\n" in said and "step s of run one of w (attempt 1) is abandoned" in said
+    assert "stopped" in said
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'print("begun", flush=True); time.sleep(3600)',
+        'print("begun", flush=True)\n    while True: pass',
+        'print("begun", flush=True); re.match("(a|a?)+$", "a" * 50 + "b")',
+        'print("begun", flush=True)\n    while True:\n        try: await step.sleep("#", 1)\n        except BaseException: pass',
+    ],
+    ids=["blocks", "spins", "explodes", "swallows"],
+)
+def test_sigterm_ends_a_worker_whose_loop_is_held_up(shell: Shell, code: str) -> None:
+    (shell.folder / "shop.py").write_text(HOLDS.replace("{code}", code))
+    worker = shell.start("worker", "shop:client")
+    shell("run", "start", "w", "--run-id", "one")
+    lines_until(worker, lambda line: line == "begun\n")
+    for _ in range(20):  # the second one where nothing but a handler gets a turn
+        worker.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(2)
+            break
+    said = worker.communicate(timeout=DEADLINE_S)[0]
+    assert worker.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
+    if worker.returncode > 0:
+        assert "the code of run one of w, at " in said and "shop.py:" in said and "ends without waiting" in said

@@ -14,7 +14,7 @@ import pytest
 from stepfold.errors import LogUnavailable
 from stepfold.log import Entry, Log
 from stepfold.testing import LogSuite
-from stepfold.testing.faulty import Character, FaultyDriver, FaultyLog
+from stepfold.testing.faulty import Character, FaultyDriver, FaultyLog, Transaction
 from stepfold.testing.processes import Process, ProcessLoop
 
 TESTS = [name for name, _ in inspect.getmembers(LogSuite, inspect.isfunction) if name.startswith("test_")]
@@ -108,6 +108,59 @@ def test_a_file_has_neither_gaps_nor_late_writes() -> None:
         await driver.open()
         acks = [await driver.append(0, [Entry("run", b"{}")] * 3) for _ in range(10)]
         assert [ack.offset for batch in acks for ack in batch] == list(range(30))
+
+    simulated(main)
+
+
+def test_a_log_that_is_put_back_tells_whoever_had_read_further() -> None:
+    async def main(loop: ProcessLoop) -> None:
+        log = FaultyLog(loop, Random(5))
+        driver = log.driver(Process(loop, "reader"))
+        await driver.open()
+        await driver.append(0, [Entry("run", b"1")] * 3)
+        further, behind = driver.reader(0, 0), driver.reader(0, 0)
+        assert len(await further.read()) == 3
+        assert len(await behind.read(1)) == 1
+        waiting = asyncio.create_task(further.read(wait=None))
+        under_way = asyncio.create_task(driver.append(0, [Entry("run", b"2")]))
+        await asyncio.sleep(0)
+        log.put_back([1, 0])
+        with pytest.raises(LogUnavailable):
+            await under_way
+        with pytest.raises(LogUnavailable, match="put back"):
+            await waiting
+        assert await driver.bounds(0) == (0, 1)
+        [ack] = await driver.append(0, [Entry("run", b"3")])
+        assert ack.offset == 1
+        assert [record.value for record in await behind.read()] == [b"3"]
+        assert [record.value for record in await driver.find(0, ["run"])] == [b"1", b"3"]
+
+    simulated(main)
+
+
+def test_what_a_transaction_has_given_up_is_not_received() -> None:
+    async def main(loop: ProcessLoop) -> None:
+        log = FaultyLog(loop, Random(6), partitions=1)
+        driver = log.driver(Process(loop, "worker"))
+        await driver.open()
+        await driver.join("worker")
+        inbox = driver.inbox()
+        assert inbox is not None
+        aborted, committed = Transaction(log), Transaction(log)
+        aborted.put(0, None, b"aborted")
+        committed.put(0, None, b"committed")
+        log.put_inbox(0, None, b"behind")
+        receiving = asyncio.create_task(inbox.receive())
+        await asyncio.sleep(5)
+        assert not receiving.done()
+        aborted.end(commit=False)
+        await asyncio.sleep(5)
+        assert not receiving.done(), "the other one is open"
+        committed.end(commit=True)
+        received = await receiving
+        assert [record.value for record in received] == [b"committed", b"behind"]
+        await inbox.done(received)
+        assert log.partitions[0].routed == 3
 
     simulated(main)
 

@@ -6,20 +6,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.coordination import FindCoordinatorRequest
+from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 from aiokafka.structs import TopicPartition
-from kafka_suite import Broker, KafkaSuite, connections_may_leak, survives_a_killed_broker
+from kafka_suite import Broker, KafkaSuite, connections_may_leak, delete_group, survives_a_killed_broker
 
+from stepfold.drivers import kafka_cluster
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
 from stepfold.log import Entry, Inbox, InboxRecord, Membership, Record
@@ -186,23 +192,6 @@ async def test_our_own_are_there_without_being_fetched(driver: KafkaDriver) -> N
     assert len(await behind.read(wait=None)) == 20
 
 
-async def test_transactions_of_foreign_hands_leave_gaps_and_nothing_else(driver: KafkaDriver, kafka_bootstrap: str) -> None:
-    writer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, transactional_id=f"{driver.namespace.name}-writer")
-    await writer.start()
-    async with writer.transaction():
-        await writer.send_and_wait(driver.namespace.history, b"in a transaction", b"run", partition=0)
-    await writer.stop()
-    while await driver.bounds(0) != (0, 2):  # the commit marker takes an offset, a little later
-        pass
-    await driver.append(0, [Entry("run", b"after it")])
-    reader = driver.reader(0, 0)
-    values: list[bytes] = []
-    while len(values) < 2:
-        values += [record.value for record in await reader.read(wait=None)]
-    assert values == [b"in a transaction", b"after it"]
-    assert reader.position == 3
-
-
 # Topics.
 
 
@@ -322,6 +311,115 @@ async def test_records_of_topics_that_are_gone_are_not_found(kafka_namespace: st
     await driver.close()
 
 
+async def test_names_that_kafka_takes_for_the_same_are_refused_before_anything_is_made(kafka_bootstrap: str) -> None:
+    name = f"a.b-{uuid4().hex[:8]}"
+    await KafkaDriver(kafka_bootstrap, name).create_topics(1, 1)
+    other = KafkaDriver(kafka_bootstrap, name.replace(".", "_"))
+    with pytest.raises(ConfigError, match=r"cannot be made beside a\.b-.*a dot and an underscore for the same"):
+        await other.create_topics(1, 1)
+    assert await other.describe() == []
+    await KafkaDriver(kafka_bootstrap, name).create_topics(1, 1)
+
+
+@pytest.mark.parametrize("name", [".", "..", "...", "", "a b", "a/b", "ä", "a" * 201, "a\n"])
+def test_namespaces_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no Kafka namespace"):
+        KafkaDriver("host:9092", name)
+
+
+async def test_brokers_that_lack_a_request_are_refused_by_name(kafka_namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kafka_cluster.SPOKEN, 1, ("Fetch", 98, 99))
+    monkeypatch.setitem(kafka_cluster.SPOKEN, 999, ("Teleport", 0, 0))
+    words = r"Fetch is there in versions \d+ to \d+, not 98 to 99; Teleport is missing\. .* Kafka 3\.1"
+    with pytest.raises(ConfigError, match=words):
+        await KafkaDriver.from_url(kafka_namespace).open()
+
+
+async def test_without_positions_the_inbox_is_read_from_its_beginning_and_it_is_said(
+    driver: KafkaDriver, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % number, partition=0)
+    member = await joined(driver, "first")
+    assert len(await receive(members_inbox(driver), 3)) == 3
+    await member.leave()
+    assert not [one for one in caplog.records if "has no position" in one.getMessage()], "a new group has lost nothing"
+    await driver.append(0, [Entry("run", b"")])
+    await delete_group(driver)
+    await joined(driver, "second")
+    assert len(await receive(members_inbox(driver), 3)) == 3
+    [line] = [one.getMessage() for one in caplog.records if "has no position" in one.getMessage()]
+    assert f"{driver.namespace.inbox}/0: group {driver.namespace.group} has no position there" in line
+    assert "All 3 requests are read again" in line
+
+
+async def test_an_inbox_that_was_made_again_is_read_from_its_beginning(
+    driver: KafkaDriver, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer
+) -> None:
+    for number in range(3):
+        await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % number, partition=0)
+    member = await joined(driver, "first")
+    await receive(members_inbox(driver), 3)
+    await member.leave()
+    await delete(admin, [driver.namespace.inbox])
+    await driver.create_topics(4, 1)
+    again = KafkaDriver.from_url(driver.name)
+    await again.open()
+    await foreigner.send_and_wait(driver.namespace.inbox, b"new", partition=0)
+    await joined(again, "second")
+    [one] = await receive(members_inbox(again), 1)
+    assert one.value == b"new"
+    await again.close()
+
+
+async def test_requests_that_are_kept_longer_than_positions_are_a_finding(
+    kafka_namespace: str, admin: AIOKafkaAdminClient
+) -> None:
+    driver = KafkaDriver.from_url(kafka_namespace)
+    for retention, words in ("-1", "kept for ever"), ("864000000", "kept for 10 days"):
+        await configure(admin, driver.namespace.inbox, {"retention.ms": retention})
+        [finding] = await driver.check_topics()
+        assert (finding.topic, finding.fatal) == (driver.namespace.inbox, False)
+        assert words in finding.problem
+        assert "for 7 (offsets.retention.minutes)" in finding.problem
+        assert "--add-config retention.ms=604800000" in finding.mend
+
+
+@connections_may_leak
+async def test_closing_does_not_wait_for_a_dead_broker(kafka_broker: Broker, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"kafka://{kafka_broker.bootstrap}/closing"
+    await KafkaDriver.from_url(url).create_topics(2, 1)
+    driver = KafkaDriver.from_url(url, session_timeout_s=6)
+    await driver.open()
+    member = await driver.join("member")
+    await member.assigned()
+    reader = driver.reader(0, 0)
+    reading = asyncio.create_task(reader.read(wait=None))
+    await asyncio.to_thread(kafka_broker.kill)
+    appending = asyncio.create_task(driver.append(0, [Entry("run", b"")]))
+    async with asyncio.timeout(60):
+        while not [one for one in caplog.records if "has not answered for" in one.getMessage()]:
+            await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):  # it took 32 s
+        await driver.close()
+    with pytest.raises(LogUnavailable, match="was closed"):
+        await appending
+    with pytest.raises(LogUnavailable, match=r"was closed|is not open"):
+        await reading
+    lines = [one for one in caplog.records if one.levelno >= logging.WARNING and one.name != "asyncio"]
+    assert {one.name for one in lines} == {"stepfold.kafka"}, "aiokafka's lines are not for whoever runs this"
+    assert len(lines) <= 2, "one for what the driver asks, and one for its member"
+
+
+async def test_who_uses_aiokafka_otherwise_keeps_its_lines(driver: KafkaDriver, caplog: pytest.LogCaptureFixture) -> None:
+    await driver.append(0, [Entry("run", b"")])
+    producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1")
+    with pytest.raises(KafkaError):
+        await producer.start()
+    await producer.stop()
+    assert [one for one in caplog.records if one.name == "aiokafka" and one.levelno == logging.ERROR]
+
+
 @pytest.mark.parametrize(
     "url",
     ["kafka://host:9092", "kafka:///shop", "kafka://host/a/b", "kafka://me:pw@host/shop", "kafka://host/sh op", "http://h/shop"],
@@ -419,14 +517,18 @@ async def test_what_is_not_done_comes_again(driver: KafkaDriver, foreigner: AIOK
 
 
 async def test_the_inbox_is_for_members(driver: KafkaDriver) -> None:
+    """Who waits for it while its member leaves is told that, whatever it was just asking the broker for."""
     with pytest.raises(LogUnavailable, match="join first"):
         driver.inbox()
-    member = await joined(driver, "short")
-    inbox = members_inbox(driver)
-    receiving = asyncio.create_task(inbox.receive())
-    await member.leave()
-    with pytest.raises(LogUnavailable, match="has left"):
-        await receiving
+    for turns in (0, 1, 2, 4, 8, 16):
+        member = await joined(driver, "short")
+        inbox = members_inbox(driver)
+        receiving = asyncio.create_task(inbox.receive())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await member.leave()
+        with pytest.raises(LogUnavailable, match="has left"):
+            await receiving
 
 
 async def test_members_subscribe_to_the_inbox_until_they_retire(driver: KafkaDriver, admin: AIOKafkaAdminClient) -> None:
@@ -530,6 +632,47 @@ async def test_refused_records_are_kept_as_they_were_and_can_be_sent_again(
     assert once_more.value == b"\x00 not JSON"
     with pytest.raises(ConfigError, match="cannot be sent again: nowhere/0/1"):
         await driver.redrive(["nowhere/0/1"])
+
+
+async def test_dead_letters_of_others_are_sent_again_as_well(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
+    for origin in (b"", b"nonsense", b"a/b/c", b"shop.inbox/99/1", b"shop.inbox/-1/1", b"\xff/3/7", b"shop.inbox/2/7"):
+        headers = [("stepfold-reason", b"\xff"), ("stepfold-origin", origin)]
+        await foreigner.send_and_wait(driver.namespace.dead_letters, origin, partition=0, headers=headers)
+    await foreigner.send_and_wait(driver.namespace.dead_letters, b"without headers", partition=0)
+    assert await driver.redrive() == 8
+    await joined(driver, "router")
+    records = await receive(members_inbox(driver), 8)
+    partitions = {record.value: record.place.split("/")[1] for record in records}
+    assert (partitions[b"shop.inbox/2/7"], partitions[b"\xff/3/7"], partitions[b"shop.inbox/99/1"]) == ("2", "3", "0")
+    assert len(partitions) == 8
+
+
+async def test_a_member_that_is_none_of_ours_gets_no_share_and_stops_nobody(driver: KafkaDriver) -> None:
+    cluster = kafka_cluster.Cluster(driver.bootstrap, {}, client_id="foreign")
+    await cluster.start()
+    member = await driver.join("ours")
+    assert await member.assigned() == EVERYTHING
+    coordinator = (await cluster.ask(None, FindCoordinatorRequest(driver.namespace.group, 0))).coordinator_id
+    no_instance: Any = None
+    member_id, joins = "", None
+    async with asyncio.timeout(60):
+        while joins is None or joins.error_code:
+            said = ConsumerProtocolMemberMetadata(0, [driver.namespace.history], b"\xff no JSON").encode()
+            protocols = [("stepfold-sticky", said)]
+            request = JoinGroupRequest(driver.namespace.group, 6000, 6000, member_id, no_instance, "consumer", protocols)
+            joins = await cluster.ask(coordinator, request)
+            member_id = joins.member_id
+        if joins.leader_id != member_id:
+            synced = await cluster.ask(
+                coordinator, SyncGroupRequest(driver.namespace.group, joins.generation_id, member_id, no_instance, [])
+            )
+            assert synced.error_code == 0
+            assert ConsumerProtocolMemberAssignment.decode(synced.member_assignment).assignment == [
+                (driver.namespace.history, [])
+            ]
+    assert await member.is_live("ours")
+    await cluster.ask(coordinator, LeaveGroupRequest(driver.namespace.group, member_id))
+    await cluster.close()
 
 
 async def test_a_record_too_large_to_be_copied_is_refused_without_its_value(driver: KafkaDriver) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -70,6 +72,89 @@ def test_a_member_whose_file_was_removed_enters_again(place: Path) -> None:
     assert two.sharing() == ["a"]
     one.close()
     two.close()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize(("of", "call"), [(os, "mkdir"), (os, "open"), (Path, "iterdir")], ids=["mkdir", "open", "iterdir"])
+def test_the_last_member_may_leave_at_any_moment_while_another_enters(
+    place: Path, monkeypatch: pytest.MonkeyPatch, of: object, call: str, before: bool
+) -> None:
+    last, other = Roll(place), Roll(place)
+    last.enter("a", "worker a")
+    asks = getattr(of, call)
+
+    def leaves(*arguments: object, **options: object) -> object:
+        monkeypatch.undo()
+        if before:
+            last.leave("a")
+        try:
+            return asks(*arguments, **options)
+        finally:
+            last.leave("a")
+
+    monkeypatch.setattr(of, call, leaves)
+    if call == "iterdir":
+        assert other.sharing() == []
+    other.enter("b", "worker b")
+    assert getattr(of, call) is asks, "the last one has left"
+    assert other.sharing() == last.sharing() == ["b"]
+    other.close()
+    assert not place.exists()
+
+
+def test_a_place_that_can_be_no_directory(place: Path) -> None:
+    roll = Roll(place)
+    place.symlink_to("nothing")
+    with pytest.raises(FileNotFoundError):
+        roll.enter("a", "worker a")
+    place.unlink()
+    place.touch()
+    with pytest.raises(NotADirectoryError):
+        roll.enter("a", "worker a")
+    place.unlink()
+    assert roll.sharing() == []
+
+
+def test_who_could_not_write_its_name_is_no_member(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    one, two = Roll(place), Roll(place)
+    monkeypatch.setattr(os, "write", is_full)
+    with pytest.raises(OSError, match="No space left"):
+        one.enter("a", "worker a")
+    monkeypatch.undo()
+    assert two.sharing() == []
+
+
+def test_who_cannot_remove_its_file_is_no_member(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def may_not(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    one, two = Roll(place), Roll(place)
+    one.enter("a", "worker a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", may_not)
+        one.close()
+    assert [path.name for path in place.iterdir()] == ["a"]
+    assert two.sharing() == []
+
+
+def test_a_member_without_a_place_closes_no_file_of_others(place: Path, tmp_path: Path) -> None:
+    roll = Roll(place / "members")
+    place.mkdir()
+    roll.enter("a", "worker a")
+    shutil.rmtree(place)
+    for number in range(3):
+        with pytest.raises(FileNotFoundError):
+            roll.sharing()
+        with (tmp_path / str(number)).open("w") as of_others:  # closing one that is closed already fails
+            with pytest.raises(FileNotFoundError):
+                roll.sharing()
+            of_others.write("still open")
+    place.mkdir()
+    assert roll.sharing() == ["a"]
+    roll.close()
 
 
 def test_shares_are_complete_disjoint_and_even() -> None:

@@ -137,6 +137,28 @@ def test_a_named_log_belongs_to_one_event_loop() -> None:
     asyncio.run(outer())
 
 
+def test_a_named_log_outlives_an_event_loop_that_ended_without_closing_it() -> None:
+    name = next(names)
+    left = MemoryDriver(name)
+
+    async def leaves() -> None:
+        await left.open()
+        assert await (await left.join("left")).assigned() == {0}
+        await left.append(0, [Entry("run", b"{}")])
+
+    async def goes_on() -> None:
+        for log in MemoryDriver(name), left:
+            await log.open()
+            assert await log.bounds(0) == (0, 1)
+            member = await log.join("next")
+            assert await member.assigned() == {0} and not await member.is_live("left")
+            await log.close()
+
+    asyncio.run(leaves())
+    asyncio.run(goes_on())
+    asyncio.run(left.close())
+
+
 def test_its_id_may_be_given() -> None:
     assert MemoryDriver(log_id="mine").id == "mine"
     assert MemoryDriver().id != MemoryDriver().id

@@ -218,12 +218,15 @@ async def test_a_newer_format(path: Path) -> None:
     await refused(path, "has format 999")
 
 
-async def test_another_number_of_partitions(path: Path) -> None:
+async def test_another_number_of_partitions(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(path, partitions=3):
         pass
-    await refused(path, "was created with 3 partitions", partitions=5)
-    async with opened(path) as log:
+    for partitions in (None, 3):
+        async with opened(path, partitions=partitions) as log:
+            assert log.partitions == 3 and not caplog.messages
+    async with opened(path, partitions=5) as log:
         assert log.partitions == 3
+    assert caplog.messages == [f"{path} was made with 3 partitions, which is fixed: partitions=5 counts for a new file only"]
 
 
 async def test_a_directory(path: Path) -> None:
@@ -242,32 +245,52 @@ async def test_a_file_that_may_not_be_written(path: Path) -> None:
         path = directory / path.name
         async with opened(path):
             pass
-        directory.chmod(0o755)
         path.chmod(0o444)
-        if os.geteuid() == 0:  # root may write everything
-            os.seteuid(65534)
-            try:
-                await refused(path, "must be writable")
-            finally:
-                os.seteuid(0)
-        else:
-            await refused(path, "must be writable")
+        for mode, says in (0o755, "must be writable"), (0o600, r"Permission denied|must be writable"):
+            directory.chmod(mode)
+            if os.geteuid() == 0:  # root may write everything
+                os.seteuid(65534)
+                try:
+                    await refused(path, says)
+                finally:
+                    os.seteuid(0)
+            else:
+                await refused(path, says)
 
 
 # What may happen while it is open.
 
 
-async def test_a_file_that_is_removed_or_replaced(path: Path) -> None:
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+async def test_a_file_that_is_removed_or_replaced(path: Path, replaced: bool) -> None:
+    kind, says = (
+        (ConfigError, "was replaced while it was open") if replaced else (LogUnavailable, "was removed while it was open")
+    )
+    async with opened(path.with_name("other.db")):
+        pass
     async with opened(path) as log:
         await log.append(0, ONE)
         reading = asyncio.create_task(log.reader(0, 1).read(wait=None))
         await asyncio.sleep(0.01)
-        path.unlink()
-        with pytest.raises(LogUnavailable, match=r"orders\.db was removed or replaced"):
-            await reading
-        async with opened(path):
-            with pytest.raises(LogUnavailable, match=r"orders\.db was removed or replaced"):
-                await log.append(0, ONE)
+        if replaced:
+            path.with_name("other.db").replace(path)
+        else:
+            path.unlink()
+        for asks in (reading, log.append(0, ONE), log.find(0, ["run"]), log.bounds(0), log.checkpoint_put(0, {"a": b"b"})):
+            with pytest.raises(kind, match=rf"orders\.db {says}"):
+                await asks
+
+
+async def test_a_path_that_leads_nowhere_any_more(path: Path) -> None:
+    directory = path.parent / "directory"
+    directory.mkdir()
+    async with opened(directory / path.name) as log:
+        await log.append(0, ONE)
+        directory.rename(path.parent / "elsewhere")
+        directory.touch()
+        for asks in (log.append(0, ONE), log.find(0, ["run"])):
+            with pytest.raises(LogUnavailable, match=r"orders\.db could not be used: .*Not a directory"):
+                await asks
 
 
 async def test_records_that_somebody_removed_are_never_skipped(path: Path) -> None:
@@ -280,6 +303,45 @@ async def test_records_that_somebody_removed_are_never_skipped(path: Path) -> No
         with pytest.raises(LogUnavailable, match="no longer has all records of partition 0"):
             await reader.read()
         assert reader.position == 0
+
+
+async def test_rows_of_other_types_stop_nobody_and_all_readers_take_them_for_the_same(path: Path) -> None:
+    """SQLite keeps anything in any column, and anybody may write into a file. What is not UTF-8 Python refuses to give."""
+    odd: list[tuple[Any, Any, Any, tuple[int, str, bytes]]] = [
+        (7, "run", '{"n":1}', (7, "run", b'{"n":1}')),
+        ("soon", "run", b"text as a time", (0, "run", b"text as a time")),
+        (7.5, "run", b"half a millisecond", (0, "run", b"half a millisecond")),
+        (b"", b"run", b"bytes as a key", (0, "", b"bytes as a key")),
+        (7, 5, 5, (7, "5", b"")),  # by the column's affinity
+        (7, "run", 5.5, (7, "run", b"")),
+        (7, "run", "", (7, "run", b"")),
+    ]
+    async with opened(path, partitions=1) as log:
+        await log.append(0, ONE)
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            for offset, (at, key, value, _) in enumerate(odd, 1):
+                other.execute("INSERT INTO records_0 VALUES (?, ?, ?, ?)", (offset, at, key, value))
+            no_text = "CAST(x'72ff' AS TEXT)"
+            other.execute(f"INSERT INTO records_0 VALUES ({len(odd) + 1}, 7, {no_text}, {no_text})")
+        [last] = await log.append(0, ONE)
+        assert last.offset == len(odd) + 2
+        found = await everything(log)
+        assert [tuple(record[1:]) for record in found[1:-1]] == [*(expected for *_, expected in odd), (7, "", b"r\xff")]
+        for key in ("run", "5"):
+            assert await log.find(0, [key]) == [record for record in found if record.key == key]
+    async with opened(path) as log:
+        assert await everything(log) == found
+        await log.append(0, ONE)
+
+
+async def test_checkpoints_of_other_types_are_damaged_pieces(path: Path) -> None:
+    async with opened(path, partitions=1) as log:
+        await log.checkpoint_put(0, {"a": b"1", "b": b"2"})
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute("UPDATE checkpoints SET value = 'text' WHERE key = 'b'")
+            other.execute("INSERT INTO checkpoints VALUES (0, x'ff', x'ff'), (0, CAST(x'ff' AS TEXT), x'ff')")
+        loaded = {key: value async for portion in log.checkpoint_load(0) for key, value in portion.items()}
+        assert loaded == {"a": b"1", "b": b""}
 
 
 async def test_a_file_that_stays_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -451,6 +513,19 @@ def test_a_file_that_another_makes_at_the_wrong_moment(path: Path) -> None:
     writer = Interrupted(path, synchronous="full", partitions=None, clock=lambda: 0)
     assert writer.other is not None
     writer.other.join()
+    writer.close()
+
+
+@pytest.mark.parametrize(("durability", "synced"), [("full", 1), ("normal", 0)])
+def test_what_is_synced_is_synced_through_the_cache_of_the_disk(path: Path, durability: str, synced: int) -> None:
+    """Which only macOS tells apart."""
+
+    class Asked(Writer):
+        def asked(self, pragma: str) -> int | str:
+            return self._one(f"PRAGMA {pragma}")
+
+    writer = Asked(path, synchronous=durability, partitions=None, clock=lambda: 0)
+    assert [writer.asked(pragma) for pragma in ("fullfsync", "checkpoint_fullfsync")] == [synced, synced]
     writer.close()
 
 

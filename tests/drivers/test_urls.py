@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,22 @@ async def test_options_of_a_url_count(tmp_path: Path) -> None:
     await log.open()
     assert log.partitions == 7
     await log.close()
+
+
+WITHOUT_FCNTL = """
+import sys
+sys.modules["fcntl"] = None
+from stepfold import Client, ConfigError
+Client("memory://")
+Client("kafka://localhost:9092/shop")
+try:
+    Client("sqlite:///orders.db")
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_where_files_cannot_be_locked_it_is_said_what_to_do() -> None:
+    """As on Windows, which has no such module."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_FCNTL], capture_output=True, text=True, check=False, timeout=60)
+    assert "on Windows run it in WSL" in done.stdout and not done.stderr

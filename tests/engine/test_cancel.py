@@ -130,7 +130,6 @@ async def test_who_swallows_it_for_ever_is_ended_all_the_same(client: Client) ->
     await cancelled(client, w)
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in.*coroutine:pytest.PytestUnraisableExceptionWarning")
 async def test_who_swallows_it_with_a_bare_except_is_ended_too(client: Client) -> None:
     @client.workflow(id="w")
     async def w(ctx: Context, step: Step) -> None:

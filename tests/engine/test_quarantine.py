@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from itertools import count
 from typing import Annotated, Any
 
 import pytest
@@ -13,7 +14,10 @@ from one_run import LIMIT_S
 from pydantic import AfterValidator
 
 from stepfold import Client, Context, Run, Step, WorkflowCancelled, WorkflowFailed
-from stepfold.client import RunStatus
+from stepfold.client.client import RunStatus
+from stepfold.client.requests import started
+from stepfold.events import encode
+from stepfold.log import CLAIM_KEY, Entry, partition_of
 
 
 async def in_state(run: Run[Any], state: str) -> RunStatus | None:
@@ -342,3 +346,25 @@ async def test_a_run_whose_code_fails_over_its_cancellation_is_cancelled_all_the
         with pytest.raises(WorkflowCancelled):
             await run.result(LIMIT_S)
         assert [event.type for event in await run.history()][-2:] == ["quarantined", "cancelled"]
+
+
+@pytest.mark.parametrize(("reason", "told"), [("StepInterrupted", []), ("NonDeterminism", ["code-suspected", "resumed"])])
+async def test_after_deaths_no_code_is_announced_that_will_not_be_tried(new_log: NewLog, reason: str, told: list[str]) -> None:
+    client = Client(driver=new_log())
+    workflow = client.workflow(id="w")(one)
+    async with client:
+        partition, at = partition_of("r", client.log.partitions), client.log.now()
+        claims = [
+            {"type": "claim", "v": 2, "at": at, "prev": prev, "owner": owner, "nonce": owner}
+            for owner, prev in (("dead-1", -1), ("dead-2", 1), ("dead-3", 3))
+        ]
+        error = {"type": reason, "message": "stands still"}
+        stands = {"type": "quarantined", "v": 2, "at": at, "run_id": "r", "claim": 1, "error": error}
+        start = started("r", "w", None, b"null", request="r", at=at)
+        first, *others = [Entry(CLAIM_KEY, encode(claim)) for claim in claims]
+        await client.log.append(partition, [start, first, Entry("r", encode(stands)), *others])
+        other_id = next(f"r-{number}" for number in count() if partition_of(f"r-{number}", client.log.partitions) == partition)
+        async with client.worker():
+            other = await client.start_workflow(workflow, run_id=other_id)
+            await eventually(lambda: in_state(other, "waiting"))
+            assert [event.type for event in await client.run("r").history()][:4] == ["started", "quarantined", *told]

@@ -27,10 +27,10 @@ from stepfold import (
     WorkflowFailed,
     current_step,
 )
+from stepfold.client.requests import signal_received
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
 from stepfold.log import Ack, Entry, Log, Reader, Record, partition_of
-from stepfold.requests import signal_received
 from stepfold.testing.suite import checkpoints_of
 
 
@@ -184,11 +184,53 @@ async def test_at_most_once_with_more_attempts_counts_the_lost_one(new_log: NewL
     assert calls == [1, 2]
 
 
+@pytest.mark.parametrize("at_most_once", [False, True])
+async def test_attempts_are_lost_with_the_owner_before_a_claim_of_which_nothing_was_heard(
+    at_most_once: bool, request: pytest.FixtureRequest
+) -> None:
+    """The claim is in the log, and its worker was told of an error: the next one of the same worker is the first that counts."""
+    name = request.node.name
+    running = asyncio.Event()
+
+    class Deaf(MemoryDriver):
+        deaf = 2
+
+        async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+            acks = await super().append(partition, entries)
+            if self.deaf and b'"claim"' in entries[0].value:
+                self.deaf -= 1
+                raise LogUnavailable("the answer was lost")
+            return acks
+
+    async def hang() -> str:
+        running.set()
+        if current_step().attempt == 1:
+            await asyncio.Event().wait()
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        return await step.run("hang", hang, at_most_once=at_most_once, retry=Retry(2, backoff="1ms"))
+
+    first = Client(driver=MemoryDriver(name))
+    workflow = first.workflow(id="w")(body)
+    async with crashing(first):
+        await first.start_workflow(workflow, run_id="r")
+        await running.wait()
+
+    second = Client(driver=Deaf(name))
+    second.workflow(id="w")(body)
+    async with second.worker():
+        run = second.run("r")
+        assert await run.result(LIMIT_S) == "done"
+        counted = "step-failed" if at_most_once else "attempt-lost"
+        assert [event.type for event in await run.history() if event.type in ("step-failed", "attempt-lost")] == [counted]
+
+
 async def test_a_run_that_is_told_something_before_its_turn_has_lost_its_attempt_too(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Recovery takes many runs some at a time; a signal does not wait for that."""
-    monkeypatch.setattr("stepfold.owner.RESUME_RUNS", 1)
+    monkeypatch.setattr("stepfold.worker.owner.RESUME_RUNS", 1)
     name = request.node.name
     runs = 20
     running: set[str] = set()
@@ -233,11 +275,55 @@ async def test_a_run_that_is_told_something_before_its_turn_has_lost_its_attempt
         assert ("attempt-lost", "after") not in events, "it had not begun"
 
 
+async def test_so_has_one_that_is_told_something_before_its_code_may_run(request: pytest.FixtureRequest) -> None:
+    """After deaths in a row the code of a run is announced before it runs; a signal may come in between."""
+    name = request.node.name
+    running = asyncio.Event()
+
+    class Telling(MemoryDriver):
+        """A signal comes just before the run is announced."""
+
+        told = False
+
+        async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+            if not self.told and any(b"code-suspected" in value for _, value in entries):
+                self.told = True
+                await super().append(partition, [signal_received("r", "go", b"1", request="go", at=self.now())])
+            return await super().append(partition, entries)
+
+    async def hang() -> str:
+        if current_step().attempt < 3:
+            running.set()
+            await asyncio.Event().wait()
+        return "done"
+
+    async def body(ctx: Context, step: Step) -> Any:
+        await asyncio.gather(step.run("hang", hang), step.wait_for_signal("go", signal="go"))
+
+    for _ in range(2):
+        running.clear()
+        client = Client(driver=MemoryDriver(name))
+        workflow = client.workflow(id="w")(body)
+        async with crashing(client):
+            await client.start_workflow(workflow, run_id="r")
+            await asyncio.wait_for(running.wait(), LIMIT_S)
+
+    last = Client(driver=Telling(name))
+    last.workflow(id="w")(body)
+    async with last.worker():
+        run = last.run("r")
+        await run.result(LIMIT_S)
+        told = ["signal-received", "code-suspected", "attempt-lost", "attempt-started", "step-completed", "completed"]
+        assert await types(run) == ["started", "wait-started", "attempt-lost", *told]
+
+
 async def reaches(found: set[str], size: int) -> bool:
     return len(found) == size
 
 
-async def test_what_was_lost_is_counted_when_the_workflow_is_registered(new_log: NewLog) -> None:
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_was_lost_is_counted_when_the_workflow_is_registered(new_log: NewLog, away: bool) -> None:
+    """`away`: and the log was away meanwhile."""
     running = asyncio.Event()
 
     async def hang() -> str:
@@ -255,10 +341,16 @@ async def test_what_was_lost_is_counted_when_the_workflow_is_registered(new_log:
         await first.start_workflow(workflow, run_id="r")
         await asyncio.wait_for(running.wait(), LIMIT_S)
 
-    second = Client(driver=new_log())
+    log: Any = Flaky(new_log())
+    second = Client(driver=log)
     async with second.worker():
         run = second.run("r")
         await eventually(lambda: has(run, "workflow-unknown"))
+        if away:
+            log.failures = 1
+            other = await second.start_workflow("unknown", run_id=log.neighbour("r"))
+            await eventually(lambda: has(other, "workflow-unknown"))
+            assert log.failures == 0
         second.workflow(id="w")(body)
         assert await run.result(LIMIT_S) == "done"
         assert await types(run) == ["started", "workflow-unknown", "attempt-lost", "step-completed", "completed"]
@@ -578,7 +670,7 @@ async def test_a_damaged_checkpoint_costs_time_only(new_log: NewLog) -> None:
         assert await second.run("r").result(LIMIT_S) == 5
 
 
-async def test_a_log_that_was_made_again_under_old_checkpoints_stops_the_worker() -> None:
+async def test_a_log_that_was_made_again_under_old_checkpoints_is_served_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     old, new = MemoryDriver(), MemoryDriver()
     first = Client(driver=old)
     async with first, first.worker():
@@ -588,10 +680,16 @@ async def test_a_log_that_was_made_again_under_old_checkpoints_stops_the_worker(
     await new.open()
     await new.checkpoint_put(0, await checkpoints_of(old, 0))
     second = Client(driver=new)
-    with pytest.raises(ConfigError, match="deleted and made again"):
-        async with second.worker() as worker:
-            await asyncio.wait_for(worker.wait(), LIMIT_S)
+    second.workflow(id="w2")(nothing)
+    async with second.worker():
+        run = await second.start_workflow("w2")
+        await run.result(LIMIT_S)
+    assert "deleted and made again" in caplog.text
     await old.close()
+
+
+async def nothing(ctx: Context[None], step: Step) -> None:
+    pass
 
 
 async def has_claim(log: MemoryDriver) -> bool:

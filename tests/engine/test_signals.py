@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from typing import Any, cast
 
@@ -13,8 +14,11 @@ from pydantic import BaseModel
 from virtually import virtually
 
 from stepfold import Client, Context, InputInvalid, PayloadTooLarge, RunNotFound, Signal, Step, WorkflowFailed
+from stepfold.client.requests import signal_received
+from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
-from stepfold.log import Ack, Entry, Log
+from stepfold.log import Ack, Entry, Log, partition_of
+from stepfold.testing import run_virtual, virtual_clock
 
 
 class Approval(BaseModel):
@@ -273,3 +277,66 @@ async def test_a_signal_whose_sender_is_tried_again_is_sent_once(client: Client)
         assert len(received) == 1
     failed = [event for event in await history(client) if event.type == "step-failed"]
     assert len(failed) == 1
+
+
+async def test_a_signal_that_comes_before_its_run_is_given_to_it(client: Client) -> None:
+    """Two producers, or two partitions of an inbox: nothing orders a start and a signal that come by different ways."""
+
+    @client.workflow(id="waits")
+    async def waits(ctx: Context[None], step: Step) -> list[Any]:
+        return [(await step.wait_for_signal("wait", signal="go")).data for _ in range(2)]
+
+    async with client.worker():
+        for number in range(2):
+            entry = signal_received("run-1", "go", str(number).encode(), request=f"early-{number}", at=client.log.now())
+            await client.log.append(partition_of("run-1", client.log.partitions), [entry])
+        with pytest.raises(RunNotFound):
+            await client.run("run-1").status()
+        with pytest.raises(RunNotFound):
+            await client.run("run-1").signal("go")
+        run = await client.start_workflow(waits, run_id="run-1")
+        assert await run.result() == [0, 1]
+        kinds = [event.type for event in await run.history()]
+        assert kinds[:3] == ["signal-received", "signal-received", "started"]
+
+
+def test_what_came_early_and_for_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """After the memory, and the margin that an owner's clock is given; until then it survives owners."""
+    caplog.set_level(logging.WARNING, "stepfold.worker")
+
+    async def main() -> None:
+        log = MemoryDriver(clock=virtual_clock)
+        client = Client(driver=log)
+        entry = signal_received("nobody", "go", b"1", request="early", at=log.now())
+        async with client:
+            partition = partition_of("nobody", log.partitions)
+            async with client.worker():
+                await log.append(partition, [entry])
+                await asyncio.sleep(3600)
+            async with client.worker() as worker:
+                await asyncio.sleep(60)
+                state = worker.owners[partition].state
+                assert state is not None and "nobody" in state.runs
+                await asyncio.sleep(2 * 86_400)
+                assert "nobody" not in state.runs
+
+    run_virtual(main())
+    [record] = [record for record in caplog.records if "is refused" in record.message]
+    assert "while the signal was kept" in record.message and record.__dict__["run_id"] == "nobody"
+
+
+def test_the_time_limit_of_a_wait_that_is_over_is_not_kept_until_it_comes() -> None:
+    async def main(client: Client) -> int:
+        @client.workflow(id="w")
+        async def w(ctx: Context, step: Step) -> None:
+            await step.wait_for_signal("approval", signal="approved", timeout="365d")
+
+        async with client.worker() as worker:
+            for _ in range(50):
+                run = await client.start_workflow(w)
+                await asyncio.sleep(1)  # by now it waits
+                await run.signal("approved")
+                await run.result()
+            return sum(len(vars(owner)["_alarms"]) for owner in worker.owners.values())
+
+    assert virtually(main) <= 4

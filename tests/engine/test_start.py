@@ -6,8 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID, uuid4
 
 import pytest
+from eventually import eventually
 from local_logs import NewLog
 from pydantic import BaseModel, Field
 from virtually import virtually
@@ -19,10 +21,12 @@ from stepfold import (
     InputInvalid,
     LogUnavailable,
     PayloadTooLarge,
+    Run,
     RunAlreadyExists,
     RunNotFound,
     Step,
     Workflow,
+    WorkflowFailed,
 )
 from stepfold.drivers import MemoryDriver
 from stepfold.log import CLAIM_KEY, Log
@@ -102,7 +106,7 @@ async def test_input_that_is_not_json_is_not_written(client: Client, data: Any) 
 
     async with client, client.worker():
         for workflow in (anything, "somewhere-else"):
-            with pytest.raises(InputInvalid, match="is not JSON"):
+            with pytest.raises(InputInvalid, match="JSON"):
                 await client.start_workflow(workflow, data)
 
 
@@ -376,6 +380,8 @@ def test_a_url_or_a_driver() -> None:
         Client("memory://", driver=MemoryDriver())
     with pytest.raises(ConfigError, match="names no log"):
         Client("postgres://nowhere")
+    with pytest.raises(ConfigError, match="names no log"):
+        Client("")  # a variable that is empty; nobody has asked for a file of that name here
 
 
 def test_the_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,3 +389,101 @@ def test_the_url_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert Client().log.name == "memory://from-the-environment"
     monkeypatch.delenv("STEPFOLD_URL")
     assert Client().log.name == "sqlite:///stepfold.db"
+
+
+# Inputs that their model makes anew each time.
+
+
+class Payment(BaseModel):
+    amount: int
+    reference: UUID = Field(default_factory=uuid4)
+
+
+def paying(client: Client, seen: list[UUID]) -> Workflow[Payment, UUID]:
+    @client.workflow(id="pay")
+    async def pay(ctx: Context[Payment], step: Step) -> UUID:
+        seen.append(ctx.input.data.reference)
+        await step.wait_for_signal("go", signal="go")
+        return ctx.input.data.reference
+
+    return pay
+
+
+async def waits(run: Run[Any]) -> bool:
+    return (await run.status()).state == "waiting"
+
+
+async def test_what_the_model_makes_of_a_start_is_made_once(new_log: NewLog) -> None:
+    """By a service that has not got the model, and by a client that gives plain data: a replay sees the same."""
+    seen: list[UUID] = []
+    for number, by_name in enumerate((True, False)):
+        for turn in range(2):
+            client = Client(driver=new_log())
+            workflow = paying(client, seen)
+            async with client.worker():
+                started = await client.start_workflow("pay" if by_name else workflow, {"amount": 1}, run_id=f"r{number}")
+                assert started.id == f"r{number}", "the same start again"
+                await eventually(lambda run=started: waits(run))
+                if turn:
+                    await started.signal("go")
+                    assert await started.result(LIMIT_S) in (str(seen[-1]), seen[-1])
+                    types = [event.type for event in await started.history()]
+                    assert types == ["started", "input-completed", "wait-started", "signal-received", "completed"]
+        assert len(set(seen)) == number + 1
+
+
+async def test_an_input_that_its_model_makes_too_large_fails_the_run(new_log: NewLog) -> None:
+    class Grown(BaseModel):
+        text: str = Field(default_factory=lambda: "x" * 1_000_000)
+
+    client = Client(driver=new_log())
+
+    @client.workflow(id="w", input_schema=Grown)
+    async def w(ctx: Context[Any], step: Step) -> None: ...
+
+    async with Client(driver=client.log) as service, client.worker():
+        run = await service.start_workflow("w", {})
+        with pytest.raises(WorkflowFailed, match="PayloadTooLarge"):
+            await run.result(LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("registered", "highest"),
+    [
+        (("1", "2", "10"), "10"),
+        (("10", "2"), "10"),
+        (("z", "a"), "z"),
+        (("1.9", "1.10", "1.2"), "1.10"),
+        (("v2", "v10", "2"), "v10"),
+    ],
+)
+async def test_a_run_without_a_version_gets_the_highest_and_that_is_said(
+    new_log: NewLog, registered: tuple[str, ...], highest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, elsewhere = Client(driver=new_log()), Client(driver=new_log())
+
+    async def body(ctx: Context, step: Step) -> None: ...
+
+    for version in registered:
+        client.workflow(id="w", version=version)(body)
+    async with client.worker(), elsewhere:
+        for caller in (client, elsewhere):
+            for _ in range(2):
+                run = await caller.start_workflow("w")
+                await run.result(LIMIT_S)
+                assert (await run.status()).version == highest
+    said = [record.getMessage() for record in caplog.records if "without a version" in record.getMessage()]
+    assert len(said) == 1 and f"gets {highest!r}" in said[0]
+
+
+async def test_a_version_that_was_chosen_is_nothing_to_speak_of(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    async def body(ctx: Context, step: Step) -> None: ...
+
+    client.workflow(id="w", version="2")(body)
+    first = client.workflow(id="w", version="1")(body)
+    async with client.worker():
+        for start in (client.start_workflow(first), client.start_workflow("w", version="1")):
+            run = await start
+            await run.result(LIMIT_S)
+            assert (await run.status()).version == "1"
+    assert not caplog.records

@@ -6,15 +6,19 @@ import asyncio
 import contextvars
 import itertools
 import math
+import re
 import threading
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 from functools import partial
 from random import Random
 from typing import Any, NoReturn
 
 import pytest
+from eventually import eventually
 from one_run import LIMIT_S, history, outcome, virtual_outcome
 from virtually import virtually
 
@@ -29,10 +33,11 @@ from stepfold import (
     StepfoldError,
     WorkflowFailed,
     current_step,
+    events,
 )
+from stepfold.drivers import MemoryDriver
 from stepfold.events import StepCompleted, StepHeartbeat
-from stepfold.events import StepFailed as StepFailedEvent
-from stepfold.testing import virtual_clock
+from stepfold.testing import run_virtual, virtual_clock
 
 QUICK = Retry(3, backoff="1ms", jitter=False)
 
@@ -213,8 +218,8 @@ async def test_a_failure_is_raised_in_the_workflow_and_says_everything(client: C
     assert attempts == [1, 2, 3]
     assert (step_id, tries, kind, message, error_step) == ("fail", 3, f"{__name__}.Custom", "number 3", "fail")
     assert "raise Custom" in trace and "'fail' failed after 3 attempts" in text
-    events = [event for event in await history(client) if isinstance(event, StepFailedEvent)]
-    assert [(event.attempt, event.next_at is None) for event in events] == [(1, False), (2, False), (3, True)]
+    failed = [event for event in await history(client) if isinstance(event, events.StepFailed)]
+    assert [(event.attempt, event.next_at is None) for event in failed] == [(1, False), (2, False), (3, True)]
 
 
 async def test_a_run_fails_with_the_root_error(client: Client) -> None:
@@ -385,6 +390,54 @@ def test_a_timeout_is_for_each_attempt() -> None:
     assert pauses(started) == [40_000]
 
 
+async def test_a_step_is_over_its_time_though_the_loop_was_held_up_for_longer_than_the_grace(client: Client) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        over.wait()
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> None:
+        await step.run("stuck", hang, timeout="50ms", retry=Retry(1))
+
+    async with client.worker(grace=0.01):
+        run = await client.start_workflow(w)
+        await eventually(lambda: asyncio.sleep(0, begun.is_set()))
+        time.sleep(0.1)  # noqa: ASYNC251  # it holds the loop up
+        with pytest.raises(WorkflowFailed, match="took longer than"):
+            await run.result(LIMIT_S)
+        over.set()
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_step_that_cancels_its_own_task_fails_alone(client: Client, goes_on: bool) -> None:
+    async def cancels_itself() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if goes_on:
+            await asyncio.sleep(0)
+        return 1
+
+    async def waits() -> int:
+        await asyncio.sleep(0)
+        return 2
+
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> list[Any]:
+        own = step.run("own", cancels_itself, retry=Retry(1))
+        return [
+            str(one) if isinstance(one, StepFailed) else one
+            for one in await asyncio.gather(own, step.run("next", waits), return_exceptions=True)
+        ]
+
+    async with client.worker():
+        own, other = await (await client.start_workflow(w)).result(LIMIT_S)
+        assert other == 2
+        assert "step 'own' cancelled itself" in own if goes_on else own == 1
+
+
 async def test_a_plain_function_times_out_though_its_thread_goes_on(client: Client) -> None:
     release = threading.Event()
 
@@ -434,10 +487,32 @@ async def test_what_a_step_knows_about_itself(client: Client, caplog: pytest.Log
             await inner.run("b", look_async, retry=QUICK)
 
     await outcome(client, body)
-    expected = [("r", step_id, n, f"r/{step_id}") for step_id in ("a", "inner/b") for n in (1, 2, 3)]
+    of_the_run = seen[0][3].removesuffix("/a")
+    assert re.fullmatch(r"r\.[0-9a-f]{8}", of_the_run)
+    expected = [("r", step_id, n, f"{of_the_run}/{step_id}") for step_id in ("a", "inner/b") for n in (1, 2, 3)]
     assert seen == expected
     lines = [line for line in caplog.records if line.name == "stepfold.run" and line.levelname == "WARNING"]
     assert [(line.run_id, line.step_id, line.attempt) for line in lines] == [each[:3] for each in expected]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]  # extra fields
+
+
+def test_a_run_that_has_the_id_of_an_earlier_one_has_keys_of_its_own() -> None:
+    """A day after its end an id may be used again; a service that knows the key would answer from the past."""
+    keys: list[str] = []
+
+    async def main() -> None:
+        client = Client(driver=MemoryDriver(clock=virtual_clock))
+
+        @client.workflow(id="w")
+        async def w(ctx: Context[None], step: Step) -> None:
+            await step.run("charge", lambda: keys.append(current_step().idempotency_key), retry=QUICK)
+
+        async with client, client.worker():
+            for _ in range(2):
+                await (await client.start_workflow(w, run_id="r")).result()
+                await asyncio.sleep(25 * 3600)
+
+    run_virtual(main())
+    assert len(set(keys)) == 2 and all(key.endswith("/charge") for key in keys)
 
 
 def test_current_step_is_for_step_functions() -> None:
@@ -498,7 +573,7 @@ async def test_a_heartbeat_that_cannot_be_recorded_fails_the_attempt(client: Cli
     async def body(ctx: Context, step: Step) -> Any:
         await step.run("beat", lambda: current_step().heartbeat(details), retry=Retry(1))
 
-    with pytest.raises(WorkflowFailed, match=r"TypeError|PayloadTooLarge"):
+    with pytest.raises(WorkflowFailed, match=r"ValueInvalid: the heartbeat of step 'beat'|PayloadTooLarge"):
         await outcome(client, body)
 
 
@@ -542,7 +617,11 @@ async def test_scopes_keep_branches_apart(client: Client) -> None:
     assert sorted(ids) == ["a/work", "a/work#2", "b/work", "b/work#2"]
 
 
-@pytest.mark.parametrize("step_id", ["", "x" * 201, "@timer", "a#2", "a\nb", 5, None])
+class Named(StrEnum):
+    A = "a"
+
+
+@pytest.mark.parametrize("step_id", ["", "x" * 201, "@timer", "a#2", "a\nb", 5, None, ["a"], Named.A])
 async def test_what_is_no_id(client: Client, step_id: Any) -> None:
     async def body(ctx: Context, step: Step) -> Any:
         with pytest.raises(ValueError, match="is not a step id"):
@@ -590,5 +669,16 @@ async def test_what_is_no_duration(client: Client, duration: Any) -> None:
         ):
             with pytest.raises(ValueError, match="is not a duration"):
                 await ask()
+
+    await outcome(client, body)
+
+
+async def test_arguments_that_are_nested_too_deep_are_refused_by_the_name_of_the_step(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        with pytest.raises(ValueError, match="step 'a': its arguments are nested too deep"):
+            await step.run("a", len, deep)
 
     await outcome(client, body)

@@ -33,6 +33,7 @@ class Fleet:
         self.kills = 0
         self.pauses = 0
         self.sent_home = 0
+        self.suicides = 0
         self.random = random.Random(seed)
         self._seed = seed
         self._workers: list[subprocess.Popen[bytes]] = []
@@ -79,9 +80,9 @@ class Fleet:
         """What a process has written to its log."""
         return self._logs[process.pid].read_text()
 
-    def client(self, rate: float) -> subprocess.Popen[bytes]:
-        """A client that starts `rate` runs a second."""
-        return self._start("client", rate)
+    def client(self, rate: float, *, rogues: bool = False) -> subprocess.Popen[bytes]:
+        """A client that starts `rate` runs a second; with `rogues`, every tenth does what no run should."""
+        return self._start("client+rogues" if rogues else "client", rate)
 
     def worker(self, url: str | None = None, within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """Another worker, with a URL of its own if that is given, and by the commands of `within`."""
@@ -89,15 +90,23 @@ class Fleet:
         self._workers.append(worker)
         return worker
 
+    def replace_the_dead(self) -> None:
+        """Others for those that a rogue has killed, of what they run. Nobody else may have ended."""
+        for worker in [worker for worker in self._workers if worker.poll() is not None]:
+            assert worker.returncode == -signal.SIGKILL, f"worker {worker.pid} had ended by itself: {worker.returncode}"
+            self._workers.remove(worker)
+            self.suicides += 1
+            self.worker()
+
     def pids(self) -> set[int]:
         """Of the workers that were neither killed nor told to leave, nor are paused."""
         return {worker.pid for worker in self._workers}
 
     def kill(self, worker: subprocess.Popen[bytes] | None = None) -> None:
-        """SIGKILL one, a random one unless said; it must have been alive."""
+        """SIGKILL one, a random one unless said; it must have been alive, if a rogue has not been quicker."""
         worker = worker or self.random.choice(self._workers)
         self._workers.remove(worker)
-        assert worker.poll() is None, f"worker {worker.pid} had ended by itself"
+        assert worker.poll() in (None, -signal.SIGKILL), f"worker {worker.pid} had ended by itself"
         worker.kill()
         worker.wait()
         self.kills += 1
@@ -134,10 +143,14 @@ class Fleet:
         Raises AssertionError with what was broken, and if the client or a worker has given up.
         """
         client.terminate()
-        await until(lambda: not audit.unfinished(self.acknowledged()), history, audit)
-        await until(lambda: client.poll() is not None, history, audit)
+
+        def is_over() -> bool:
+            self.replace_the_dead()
+            return not audit.unfinished(self.acknowledged()) and client.poll() is not None
+
+        await until(is_over, history, audit)
         assert client.returncode == 0
-        assert [worker.poll() for worker in self._workers] == [None] * len(self._workers)
+        self.replace_the_dead()
         audit.check_runs(self.acknowledged(), self.outcomes(), MAX_FAILURES)
         audit.check_returned()
         audit.check_executions(self.executions())

@@ -22,6 +22,12 @@ MAX_FAILURES = 3
 """How often a step may fail, unless the test says otherwise: the default policy of three attempts."""
 
 
+CLOCKS_MS = 20
+"""An owner waits by what has passed, the log tells the time: two clocks, each rounded, and the second one is corrected."""
+ROGUE = "rogue"
+"""The workflow of runs that do what no run should: what comes of them is not what is promised, but what comes of the others."""
+
+
 class Raw(NamedTuple):
     """A record as it lies in the log. `timestamp`: the log's, in ms."""
 
@@ -142,6 +148,7 @@ class Counts:
     takeovers: int = 0
     runs: int = 0
     ends: Counter[str] = field(default_factory=Counter[str])
+    rogues: Counter[str] = field(default_factory=Counter[str])
     results: int = 0
     failures: int = 0
     lost: int = 0
@@ -210,6 +217,11 @@ class Audit:
         where = f"partition {record.partition} offset {record.offset} ({record.key})"
         self.violations.append(f"{where}: {what}: {record.value[:300]!r}")
 
+    @staticmethod
+    def _kills(run: Run) -> bool:
+        """Whether code of this run may end its worker."""
+        return run.workflow == ROGUE or (run.workflow == "journey" and run.input.get("poison") == "in the code")
+
     def _note(self, record: Raw, run: Run, event: Json) -> None:
         """Count what was accepted, and hold it against the clock."""
         kind = event["type"]
@@ -231,8 +243,10 @@ class Audit:
         elif kind == "signal-received":
             self.counts.signals += 1
         elif kind in ENDS:
-            self.counts.ends[kind] += 1
-        if record.timestamp < run.due:
+            (self.counts.rogues if run.workflow == ROGUE else self.counts.ends)[kind] += 1
+        elif kind == "quarantined" and not self._kills(run) and event["error"]["type"] == "WorkflowInterrupted":
+            self._broken(record, "a run is put aside for what others have done")
+        if record.timestamp < run.due - CLOCKS_MS:
             self._broken(record, f"it was due at {run.due}, and the log says {record.timestamp}")
 
     def owners(self) -> set[int]:
@@ -274,7 +288,7 @@ class Audit:
     def check_returned(self) -> None:
         """Runs of the workload return all results and signals that their code was given: these are those of the log."""
         for run in self.runs.values():
-            if run.end is None or run.end["type"] != "completed":
+            if run.end is None or run.end["type"] != "completed" or run.workflow == ROGUE:
                 continue
             returned = run.end["result"]
             recorded = {step_id: result.value for step_id, result in self._results[run.id].items()}
@@ -292,7 +306,7 @@ class Audit:
             self.counts.executions += 1
             by_step.setdefault((execution.run_id, execution.step_id), []).append(execution)
         for run in self.runs.values():
-            for step_id, result in self._results[run.id].items():
+            for step_id, result in self._results[run.id].items() if run.workflow != ROGUE else ():
                 ran = by_step.get((run.id, step_id), [])
                 self.counts.executed_again += len(ran) - 1
                 if not any(one.attempt == result.attempt and one.token == result.value for one in ran):

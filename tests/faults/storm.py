@@ -1,4 +1,7 @@
-"""Workers killed, paused and sent home at random moments under load, and the verdict of an independent reader of the log."""
+"""Workers killed, paused and sent home at random moments under load, with rogues among the runs.
+
+The verdict is that of an independent reader of the log.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ async def storm(
     """
     audit = Audit()
     history = Kept(history, fleet)
-    client = fleet.client(weather.rate)
+    client = fleet.client(weather.rate, rogues=True)
     for _ in range(WORKERS):
         fleet.worker()
     await until(lambda: audit.counts.ends.total() > 0, history, audit)
@@ -53,6 +56,7 @@ async def storm(
         audit.follow(await history.news(), history.partitions)
         audit.conclude()
         tell(audit)
+        fleet.replace_the_dead()
         if fleet.kills % 10 == 5 and pausing.done():
             pausing = asyncio.create_task(fleet.pause(weather.pauses_s))
         if fleet.kills % 10 == 9:
@@ -60,7 +64,12 @@ async def storm(
             fleet.worker()
         if restart is not None and fleet.kills % KILLS_TO_RESTART == KILLS_TO_RESTART - 1:
             await pausing
-            await until(lambda: audit.owners() == fleet.pids(), history, audit)  # a worker does not start where no log is
+
+            def all_own() -> bool:
+                fleet.replace_the_dead()
+                return audit.owners() == fleet.pids()
+
+            await until(all_own, history, audit)  # a worker does not start where no log is
             fleet.kill()
             await restart()
             fleet.worker()

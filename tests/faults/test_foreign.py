@@ -63,7 +63,6 @@ GARBAGE = [
     start(data={"signals": "many"}).refused_for("signals"),
     start(data={"signals": -2}).refused_for("KeyError"),
     start(data={"text": "x" * 950_000}).refused_for("limit"),
-    start("too-large", data={"text": "x" * 880_000}, reply_to="y" * 130_000).refused_for("limit"),
     Message(b'{"type": "signal", "signal": "go"}', reason="run_id"),
     structured("bad", "no object").refused_for("JSON object"),
     binary("bad", 1).refused_for("JSON object"),

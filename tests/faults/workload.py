@@ -4,6 +4,7 @@
                                                  FOLDER/executions, and a gated one ends once there is FOLDER/gate
     python workload.py client URL FOLDER RATE    starts RATE runs a second until SIGTERM, then waits for all of them, and
                                                  notes in FOLDER/told what it was told: starts acknowledged, and outcomes
+    python workload.py client+rogues …           the same; every tenth is a rogue, which is cancelled when it does not end
 
 Both end when their standard input does, so nothing outlives a test.
 """
@@ -11,6 +12,7 @@ Both end when their standard input does, so nothing outlives a test.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import signal
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -33,6 +35,7 @@ from stepfold import (
     Run,
     RunNotFound,
     Step,
+    StepFailed,
     WorkflowCancelled,
     WorkflowFailed,
     current_step,
@@ -43,6 +46,8 @@ T = TypeVar("T")
 URL, FOLDER = sys.argv[2], Path(sys.argv[3])
 SIGNALS = 3
 GRACE_S = 2
+ROGUE_S = 15
+"""So long a rogue may take to end by itself."""
 
 client = Client(URL)
 
@@ -64,7 +69,7 @@ class Journey(BaseModel):
     signals: int = 0
     slow_s: float = 0.0
     gated: bool = False
-    poison: Literal["at once", "when tried again"] | None = None
+    poison: Literal["at once", "when tried again", "in the code"] | None = None
 
     @field_validator("signals")
     @classmethod
@@ -147,7 +152,9 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
         await run("slow", effect, ctx.input.data.slow_s)
     if ctx.input.data.gated:
         await run("gated", gated)
-    if ctx.input.data.poison is not None:
+    if ctx.input.data.poison == "in the code":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif ctx.input.data.poison is not None:
         await run("poison", poisonous, ctx.input.data.poison == "when tried again", retry=Retry(3, backoff="500ms"))
     await asyncio.gather(*(branch(number) for number in range(3)))
     await step.sleep("nap", 0.05)
@@ -172,6 +179,80 @@ async def errand(ctx: Context[None], step: Step) -> Returned:
     return Returned(results={"only": await step.run("only", effect)}, signals=[])
 
 
+class CannotBeShown(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("cannot be shown")
+
+    __repr__ = __str__
+
+
+async def returns_what_cannot_be_written() -> Any:
+    return float("nan")
+
+
+async def cannot_be_shown() -> None:
+    raise CannotBeShown
+
+
+async def changes(argument: list[int]) -> list[int]:
+    seen = list(argument)
+    argument.append(0)
+    if current_step().attempt == 1:
+        raise ConnectionError("the first attempt always fails")
+    return seen
+
+
+@client.workflow(id="rogue")
+async def rogue(ctx: Context[str], step: Step) -> Any:
+    """What no workflow should do, by name; its neighbours must not feel it."""
+    kind = ctx.input.data
+    await step.run("first", fine)
+    if kind == "unwritable":
+        return object()
+    if kind == "unshowable":
+        raise CannotBeShown
+    if kind in ("code kills", "step kills"):
+        await step.run("kills", poisonous, False) if kind == "step kills" else os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "blocks":
+        time.sleep(0.4)  # noqa: ASYNC251  # that is the point
+        return "blocked"
+    if kind == "swallows":
+        while True:
+            with contextlib.suppress(BaseException):
+                await step.wait_for_signal("never", signal="never")
+    if kind == "spins":
+        while True:
+            await asyncio.sleep(0)
+    if kind == "sleeps":
+        await asyncio.sleep(sys.maxsize)
+    if kind == "changes":
+        return await step.run("changes", changes, [1], retry=Retry(2, backoff="20ms"))
+    try:
+        return await step.run("refused", {"step unwritable": returns_what_cannot_be_written}.get(kind, cannot_be_shown))
+    except StepFailed:
+        return "refused"
+
+
+ROGUES: dict[str, tuple[str, ...]] = {
+    "unwritable": ("failed",),
+    "unshowable": ("failed",),
+    "code kills": ("cancelled",),
+    "step kills": ("cancelled",),
+    "blocks": ("completed",),
+    "swallows": ("cancelled",),
+    "spins": ("cancelled",),
+    "sleeps": ("cancelled",),
+    "changes": ("completed",),
+    "step unwritable": ("completed",),
+    "step unshowable": ("completed",),
+}
+"""How such a run may end, if it is not cancelled while it has not come to that."""
+
+
+async def fine() -> str:
+    return "fine"
+
+
 async def worker(seed: int) -> None:
     """With bounds so small that runs are evicted, and checkpoints written and read, all the time."""
     choose = random.Random(seed)
@@ -192,8 +273,9 @@ async def worker(seed: int) -> None:
 class Caller:
     """Starts runs, sends them signals, waits for their ends, and notes what it is told."""
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, rogues: bool) -> None:
         self._rate = rate
+        self._rogues = rogues
         self._told = Lines(FOLDER / "told")
         self._following: set[asyncio.Task[None]] = set()
         self._outages = 0
@@ -221,6 +303,12 @@ class Caller:
 
     async def _start(self, number: int) -> None:
         """With and without a run id of its own; the same start again is the same run."""
+        if self._rogues and number % 10 == 9:
+            kind = [*ROGUES][number // 10 % len(ROGUES)]
+            bad = await self._patiently(lambda: client.start_workflow(rogue, kind, run_id=f"rogue-{number}"))
+            self._told.write(started=bad.id)
+            self._keep(self._see_to(bad, kind))
+            return
         data = Journey(signals=SIGNALS if number % 3 == 0 else 0)
         run_id = f"run-{number}" if number % 4 == 0 else None
         run = await self._patiently(lambda: client.start_workflow(journey, data, run_id=run_id))
@@ -228,9 +316,35 @@ class Caller:
         if run_id is not None and number % 8 == 0:
             again = await self._patiently(lambda: client.start_workflow(journey, data, run_id=run_id))
             assert again.id == run_id
-        task = asyncio.create_task(self._follow(run, data.signals))
+        self._keep(self._follow(run, data.signals))
+
+    def _keep(self, following: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(following)
         self._following.add(task)
         task.add_done_callback(self._following.discard)
+
+    async def _see_to(self, run: Run[Any], kind: str) -> None:
+        """A rogue that does not end by itself, because it stands still or would go on for ever, is cancelled."""
+        cancelled = False
+        while True:
+            try:
+                result = await self._patiently(lambda: run.result(ROGUE_S))
+            except TimeoutError:
+                cancelled = True
+                with contextlib.suppress(RunNotFound):
+                    await self._patiently(run.cancel)
+                continue
+            except WorkflowCancelled:
+                type_, result = "cancelled", None
+            except WorkflowFailed:
+                type_, result = "failed", None
+            else:
+                type_ = "completed"
+            assert type_ in ROGUES[kind] or (cancelled and type_ == "cancelled"), (run.id, kind, type_, result)
+            if kind == "changes" and type_ == "completed":
+                assert result == [1], (run.id, result)
+            self._told.write(ended=run.id, type=type_, **({"result": result} if type_ == "completed" else {}))
+            return
 
     async def _follow(self, run: Run[Returned], signals: int) -> None:
         """Some of the signals are sent before the run can have asked for them, some after."""
@@ -263,7 +377,7 @@ async def main() -> None:
     if sys.argv[1] == "worker":
         await worker(int(sys.argv[4]))
     else:
-        await Caller(float(sys.argv[4])).run()
+        await Caller(float(sys.argv[4]), sys.argv[1] == "client+rogues").run()
 
 
 if __name__ == "__main__":

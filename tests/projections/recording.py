@@ -7,10 +7,11 @@ from typing import Any
 import sqlalchemy as sa
 from histories import Ledger
 
-from stepfold.client import run_state
+from stepfold.client.client import run_state
+from stepfold.core.ended import REMEMBER_MS
+from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver
 from stepfold.events import RunEvent
-from stepfold.fold import REMEMBER_MS, PartitionState, fold
 from stepfold.log import Entry, Log
 from stepfold.projections import Projection, ProjectionRunner, RunSoFar
 

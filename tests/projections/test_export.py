@@ -8,22 +8,26 @@ from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 from eventually import eventually
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, field_serializer
 from recording import used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, Retry, RunNotFound, Step
+from stepfold.authoring.workflow import Registry
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.snapshot import pack
 from stepfold.drivers import MemoryDriver
-from stepfold.fold import PartitionState, fold
 from stepfold.log import CLAIM_KEY, Entry, Log, partition_of
+from stepfold.projections import audit
 from stepfold.projections.audit import Export, Finding, Replay, Verification, export_run, replay, verify
-from stepfold.workflow import Registry
+from stepfold.values.codec import Codec
 
 
 def lines_of(data: bytes) -> list[bytes]:
@@ -192,7 +196,7 @@ def test_any_run_of_any_history_is_exported_and_verified(choices: list[Choice]) 
         for record in await reader.read(10_000):
             change = fold(state, record)
             if change is not None and change.run is not None:
-                last[change.run.id] = change.run.pack()
+                last[change.run.id] = pack(change.run)
         for run_id in last:
             data, _ = await exported(log, run_id)
             assert check(data).findings == []
@@ -307,6 +311,38 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         assert replay(path, Registry()).outcome == "damaged"
 
 
+class Endless(io.BytesIO):
+    """What begins like this and goes on for ever, as `/dev/zero` does."""
+
+    def __init__(self, begin: bytes, then: bytes) -> None:
+        super().__init__(begin)
+        self.then = then
+        self.given = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None and size > 0, "all of it would never end"
+        found = super().read(size) or (self.then * size)[:size]
+        self.given += len(found)
+        return found
+
+
+@pytest.mark.parametrize("then", [b"\0", b"no line of ours\n", b"\n"])
+def test_of_what_never_ends_no_more_is_read_than_shows_that_it_is_no_export(then: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "_LONGEST_LINE_BYTES", 3_000_000)
+    file = Endless(b"", then)
+    [finding] = verify(file).findings
+    assert (finding.line, finding.problem) == (1, "unreadable")
+    assert replay(Endless(b"", then), Registry()).outcome == "damaged"
+    assert file.given < 6_000_000
+
+
+async def test_an_export_with_a_line_that_never_ends(order: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "_LONGEST_LINE_BYTES", 3_000_000)
+    [finding] = verify(Endless(order, b"\0")).findings
+    assert finding.problem == "unreadable"
+    assert f"line {len(lines_of(order)) + 1} is longer" in finding.message
+
+
 @given(
     st.binary(max_size=300)
     | st.lists(st.sampled_from([b'{"n":1,"prev":"', b"0" * 64, b'"', b',"sha256":"', b"}\n"])).map(b"".join)
@@ -348,7 +384,7 @@ def test_another_result_is_told(order: bytes) -> None:
     assert (found.outcome, found.expected, found.found) == ("differs", 'completed {"total":42}', 'completed {"total":43}')
     assert found.line == len(lines_of(order)) - 1
     assert again(order, answer=as_float).found == 'completed {"total":42.0}'
-    assert again(order, answer=unspeakable).found.startswith("failed TypeError")
+    assert again(order, answer=unspeakable).found.startswith("failed ValueInvalid")
 
 
 async def test_another_error_is_told(client: Client) -> None:
@@ -393,6 +429,28 @@ async def test_code_that_does_not_come_to_the_end_diverges(client: Client) -> No
     assert (found.outcome, found.expected) == ("diverges", "the run is failed")
     assert found.found.startswith("the code waits for a sleep 'another' at ")
     assert len(found.source) == 1
+
+
+class Unwritten(BaseModel):
+    number: int = 1
+
+    @field_serializer("number")
+    def written(self, number: int) -> int:
+        raise SystemExit("in the user's type")
+
+
+def unwritten(total: int) -> Unwritten:
+    return Unwritten()
+
+
+def test_an_end_that_cannot_be_written_is_another_one(order: bytes) -> None:
+    registry = Registry()
+    workflows(registry, answer=unwritten)
+    found = registry.find("order", None)
+    assert found is not None
+    found.output = Codec(Unwritten, "the result")
+    replayed = replay(io.BytesIO(order), registry)
+    assert replayed.outcome == "differs" and "in the user's type" in replayed.found, replayed
 
 
 def test_without_the_workflow(order: bytes) -> None:
@@ -453,6 +511,27 @@ async def test_what_the_driver_adds_needs_a_connection() -> None:
 
 
 def test_findings_are_plain_values() -> None:
-    assert check(b"x").findings == [
-        Finding(1, "altered", "line 1 was altered: its bytes are not those that its hash was made of")
-    ]
+    assert check(b"x").findings == [Finding(1, "unreadable", "this is no export of a run: no line begins as the lines of one do")]
+    assert check(b'{"n":1,"prev":"' + b"0" * 64 + b'","x":1}\n').findings[0] == Finding(
+        1, "altered", "line 1 was altered: its bytes are not those that its hash was made of"
+    )
+
+
+def test_a_file_that_is_no_export_is_not_called_altered(order: bytes) -> None:
+    for data in (b'{"a": 1}\n' * 50, b"\x00\n\n", order.replace(b'{"n":', b'{ "n": ')):
+        [finding] = check(data).findings
+        assert finding.problem == "unreadable" and "no export" in finding.message
+    assert check(b"").findings[0].message == "the file is empty"
+
+
+def test_a_file_that_was_opened_as_a_text_is_no_error() -> None:
+    [finding] = verify(cast(Any, io.StringIO("{}"))).findings
+    assert "opened as a text" in finding.message
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 2**63 - 1])
+def test_numbers_that_no_log_has(order: bytes, number: int) -> None:
+    lines = lines_of(order)
+    for name in ("offset", "timestamp"):
+        data = forged(lines, 2, lambda fields, name=name: fields.update({name: number}), hash_on=True)
+        assert not check(data).ok

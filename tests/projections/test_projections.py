@@ -19,15 +19,17 @@ from eventually import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recording import Recorder, Told, recorded, to_be_told, told
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, ConfigError, Context, Step
+from stepfold.client.requests import started
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.errors import ProjectionFailed
 from stepfold.events import FORMAT, RunEvent, StepCompleted
 from stepfold.log import CLAIM_KEY, Entry, Log
 from stepfold.projections import Batch, Lag, Projection, ProjectionRunner, RunSoFar, default_database, feed, runner
-from stepfold.requests import started
 from stepfold.testing.virtual import VirtualTimeLoop, run_virtual
 
 
@@ -347,6 +349,26 @@ async def test_a_failed_projection_can_be_rebuilt_without_a_restart(log: Log, da
         assert runner.failures == {}
 
 
+async def test_a_rebuild_that_the_database_has_interrupted_can_be_repeated(log: Log, database: str) -> None:
+    """It was left without anybody who follows the log."""
+    await some_runs(log, 8)
+    async with ProjectionRunner(log, [Recorder()], database=database) as runner:
+        await runner.catch_up()
+        before = await runner.query(recorded)
+
+        def goes_away(connection: sa.Connection) -> None:
+            raise OperationalError("COMMIT", None, Exception("it has gone away"))
+
+        event.listen(runner.engine, "commit", goes_away)
+        with pytest.raises(OperationalError):
+            await runner.rebuild()
+        event.remove(runner.engine, "commit", goes_away)
+        await some_runs(log, 1, "later")
+        await runner.catch_up()
+        await runner.rebuild()
+        assert len(await runner.query(recorded)) > len(before)
+
+
 class Hasty(Projection):
     """Takes one change of each batch."""
 
@@ -402,8 +424,22 @@ async def test_a_log_that_has_lost_records_is_not_followed(log: Log, database: s
         with runner.engine.begin() as connection:
             connection.execute(sa.update(feed.POSITIONS).values(position=10, snapshot=10))
     async with ProjectionRunner(log, [Recorder()], database=database) as runner:
-        with pytest.raises(ProjectionFailed, match="the log holds offsets 0 to 0, and those from 10 to 10 are needed"):
+        with pytest.raises(ConfigError, match="it ends at offset 0, and they go up to 10"):
             await runner.catch_up()
+
+
+async def test_a_log_without_its_beginning_is_not_followed_from_there(database: str) -> None:
+    class Trimmed(MemoryDriver):
+        async def bounds(self, partition: int) -> tuple[int, int]:
+            return 2, (await super().bounds(partition))[1]
+
+    log = Trimmed()
+    await log.open()
+    await some_runs(log, 1)
+    async with ProjectionRunner(log, [Recorder()], database=database) as runner:
+        with pytest.raises(ProjectionFailed, match="those from 0 on are needed: its beginning is gone"):
+            await runner.catch_up()
+    await log.close()
 
 
 # Versions, logs and databases.

@@ -19,8 +19,9 @@ from recording import records_of
 from unit.test_fold_properties import BEGINNING, CHOICES, FIELDS, JSON_VALUES, Author, Choice, changed
 
 from stepfold import Client, Context, Retry, Run, RunNotFound, Step
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import EXPECTED, RunState
 from stepfold.events import Event
-from stepfold.fold import PartitionState, RunState, fold
 from stepfold.log import CLAIM_KEY, Entry, Log, Record, partition_of
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "raw_reader.py"
@@ -47,7 +48,9 @@ def agree(records: list[Record], partition: int = 0, partitions: int = 1) -> Par
         if change is not None and change.run is not None:
             last[change.run.id] = change.run
     assert (other.claim, other.format) == (state.claim, state.format)
-    assert set(other.open) == set(state.runs)
+    expected = {run_id for run_id in state.runs.ids() if state.runs.peek(run_id).phase == EXPECTED}
+    assert set(other.open) == set(state.runs.ids()) - expected and set(other.early) == expected
+    assert other.places == state.sources
     assert {run_id: (run.state, run.steps) for run_id, run in other.last.items()} == {
         run_id: (run.phase, sum(delivery.kind == "result" for delivery in run.journal)) for run_id, run in last.items()
     }
@@ -63,9 +66,8 @@ def test_it_knows_every_event() -> None:
     assert set(raw_reader.FIELDS) == set(models)
     for kind, fields in models.items():
         required = {name for name, field in fields.items() if field.is_required()} | {"v"}
-        optional = (
-            {name for name, field in fields.items() if not field.exclude and field.annotation is not Any} - required - {"type"}
-        )
+        known = {field.alias or name for name, field in fields.items() if not field.exclude and field.annotation is not Any}
+        optional = known - required - {"type"}
         written: list[str] = ["v:i", "at:i", *raw_reader.FIELDS[kind].split()]
         assert {field.partition(":")[0] for field in written if field[0] != "("} == required
         assert {field[1:].partition(":")[0] for field in written if field[0] == "("} == optional

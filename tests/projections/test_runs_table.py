@@ -19,9 +19,10 @@ from recording import records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, NonRetryable, Retry, Run, Step
-from stepfold.client import run_state, waiting_words
+from stepfold.client.client import run_state, waiting_words
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
-from stepfold.fold import PartitionState, RunState, fold
 from stepfold.log import Entry
 from stepfold.projections import ProjectionRunner, RunRow, RunsProjection, count_runs, feed, list_runs, runner
 
@@ -255,7 +256,7 @@ def test_filters_and_search(listing: sa.Connection) -> None:
     assert ids(list_runs(listing, workflow="even")) == "86420"
     assert ids(list_runs(listing, state="failed")) == "9630"
     assert ids(list_runs(listing, state=["failed", "completed"])) == "9876543210"
-    for nothing in (list_runs(listing, state=[]), list_runs(listing, state="paused"), list_runs(listing, workflow="eve")):
+    for nothing in (list_runs(listing, state=[]), list_runs(listing, state="cancelled"), list_runs(listing, workflow="eve")):
         assert nothing == []
     minute = timedelta(minutes=1)
     assert ids(list_runs(listing, started_after=NOW + 3 * minute, started_before=NOW + 6 * minute)) == "543"

@@ -9,39 +9,29 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import orjson
 from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences, row_differences
+from rules import Broken
 
-from stepfold.checkpoint import Checkpoint, Found
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.runs import Runs
+from stepfold.core.snapshot import unpack
+from stepfold.core.state import RunState
 from stepfold.errors import StepFailed
-from stepfold.fold import PartitionState, Runs, RunState, fold
 from stepfold.log import Record
-
-RULES = {
-    1: "an acknowledged record is never lost, changed or reordered",
-    2: "one effective writer per claim",
-    3: "the fold from the start, the fold from a snapshot and the live state are the same",
-    4: "a recorded result never changes, its step does not run again, attempts stay within the policy",
-    5: "no effect comes from a result that is not in the log",
-    6: "every run has exactly one end, and everybody is told the same",
-    7: "a timer fires once, never early",
-    8: "a signal is consumed at most once, in order, none is lost",
-    9: "a start is idempotent",
-    10: "a cancellation reaches everything it should",
-    11: "nondeterministic code is found, and sound code is not called so",
-    12: "a projection is what the log says, and equals its rebuild",
-    13: "positions never go back",
-    14: "when the faults are over every run ends or waits for something named",
-}
-"""Those of the promises that can be told from the events; old histories (15) and what is left behind (16) have tests of their
-own."""
+from stepfold.worker.checkpoint import Checkpoint, Found
 
 LOST_IN_A_ROW = 4
 """How often a step may be lost with its worker before its run is quarantined instead."""
 SUSPECT_AFTER = 2
+UNTRIED = "h-unwritable"
+"""A step whose function has done its work and returned what cannot be written: once more would be the same."""
+LATE_MS = 240_000
+"""What was begun when the faults were over ends no later than that where its owner has not changed: the longest that hostile
+code keeps a process is 40 s."""
 PAUSE_MS = 50
 """The first pause of a program's steps, for each attempt that they are allowed."""
 
@@ -50,27 +40,35 @@ _SEND: Json = {"max": 3, "once": False, "pause_ms": 1000}
 _TRACEBACK = re.compile(r',?"traceback":"(?:[^"\\]|\\.)*"')
 
 
-class Broken(AssertionError):
-    """A promise is broken."""
-
-    def __init__(self, rule: int, what: str) -> None:
-        super().__init__(f"rule {rule} ({RULES[rule]}): {what}")
-        self.rule = rule
-
-
 class _Seen:
     """What was seen of one run besides its records. A place is (offset, claim)."""
 
-    __slots__ = ("args", "beats", "counted", "ended", "given", "got", "once", "over", "policies", "quarantined", "started")
+    __slots__ = (
+        "args",
+        "beats",
+        "counted",
+        "ended",
+        "given",
+        "got",
+        "naps",
+        "once",
+        "outcomes",
+        "over",
+        "policies",
+        "quarantined",
+        "started",
+    )
 
     def __init__(self) -> None:
         self.over: dict[str, tuple[int, int]] = {}  # by step: where it was over
+        self.outcomes: dict[str, list[Any]] = {}  # by step: what its function returned or raised
         self.counted: dict[str, tuple[int, int]] = {}  # by step: where its last attempt was over
         self.started: dict[tuple[str, int], list[str]] = {}  # by step and attempt: the workers that ran it
         self.args: dict[str, Any] = {}
         self.beats: dict[tuple[str, int, int], list[Any]] = {}  # by step, attempt and claim: its heartbeats
         self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
         self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
+        self.naps: dict[str, tuple[int, int, int]] = {}  # by sleep: claim, when it was over at the earliest, and when it began
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
         self.policies: dict[str, list[Json]] | None = None  # by path and name
         self.quarantined: tuple[int, int] | None = None
@@ -87,6 +85,7 @@ class _Part:
         self.claimed_by: list[str] = []  # the writers of the accepted claims, in order
         self.values: set[tuple[int, bytes]] = set()  # decisions of the rightful owner: claim and value
         self.requests: set[tuple[str, str]] = set()  # run and request
+        self.refused: dict[str, str] = {}  # requests of an inbox that changed nothing and were no repeats: place and reason
         self.stored: dict[str, bytes] = {}  # beside the partition
         self.marked: dict[int, int] = {}  # by claim: the offset of its last marker
         self.unpacked: dict[tuple[bytes, int, int], RunState] = {}  # by snapshot, offset and claim
@@ -94,11 +93,13 @@ class _Part:
 
 
 class Checker:
-    """An `Observer`. `latest`: the latest time, in ms, that a process can have seen on its clock by now."""
+    """An `Observer`. `latest`: the latest time, in ms, that a process can have seen on its clock by now; `now`: the true one."""
 
-    def __init__(self, partitions: int, latest: Callable[[str], int]) -> None:
+    def __init__(self, partitions: int, latest: Callable[[str], int], now: Callable[[], int]) -> None:
         self.judge = Judge(partitions)
         self._latest = latest
+        self._now = now
+        self._healed = False
         self._parts = [_Part() for _ in range(partitions)]
         self._seen: dict[int, _Seen] = {}  # by the identity of a judged run, which lives as long as this
         self._kept: list[Run] = []
@@ -132,6 +133,9 @@ class Checker:
                 self._seen[id(run)] = _Seen()
             elif void is None and run is not None and kind == "signal-received":
                 self._note_given(run, offset)
+            elif void is not None and "from" in event and self._asks_in_vain(void, event, run):
+                place = event["from"]
+                part.refused[f"{place['inbox']}/{place['partition']}/{place['offset']}"] = void
             return
         if void is not None:
             if writer != "stranger":
@@ -144,6 +148,13 @@ class Checker:
         else:
             part.values.add((claim, value))
         self._accepted(partition, record, run, event, kind, (offset, claim))
+
+    @staticmethod
+    def _asks_in_vain(void: str, event: Json, run: Run | None) -> bool:
+        """Whether a void request is no repeat, so that who sent it has to be told."""
+        if void == "known run":
+            return run is not None and (run.workflow, run.input) != (event["workflow"], event["input"])
+        return void.startswith(("unknown run", "ended run"))
 
     def _void(self, part: _Part, partition: int, record: Record, writer: str, event: Json, run: Run | None, claim: int) -> None:
         """Most of what is void is so for good reason; some must not even be written."""
@@ -177,11 +188,15 @@ class Checker:
         if step_id in run.over:
             seen.over.setdefault(step_id, place)
         if kind == "step-completed":
+            if (outcomes := seen.outcomes.get(step_id)) is not None and event["result"] not in outcomes:
+                self._broken(19, f"its function returned {outcomes}", partition, record)
             if event["attempt"] > 1 or step_id in seen.counted:
                 seen.counted[step_id] = place
         elif kind == "step-failed":
             seen.counted[step_id] = place
             self._within_policy(partition, record, run, event)
+            if step_id.rpartition("/")[2].startswith(UNTRIED) and event["next_at"] is not None:
+                self._broken(19, "a result that cannot be written is tried again", partition, record)
             self._keeps_heartbeat(partition, record, run, event)
         elif kind == "attempt-lost":
             seen.counted[step_id] = place
@@ -192,6 +207,13 @@ class Checker:
             latest = self._latest(self._parts[partition].writers[record.offset])
             if event["at"] > latest:
                 self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
+            nap = seen.naps.get(step_id)
+            if nap is not None and nap[0] == place[1] and self._now() > nap[1] + LATE_MS:
+                self._broken(7, f"it was to last {nap[1] - nap[2]} ms, and lasted {self._now() - nap[2]}", partition, record)
+        elif kind in ("sleep-scheduled", "wait-started") and self._healed:
+            due = event["wake_at"] if kind == "sleep-scheduled" else event["timeout_at"]
+            if due is not None:
+                seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
         if step_id.rpartition("/")[2].startswith("drift-"):
             drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
             if len(drifted) > 1:
@@ -215,9 +237,13 @@ class Checker:
 
     def _may_be_quarantined(self, partition: int, record: Record, run: Run, event: Json) -> None:
         error: Json = event["error"]
+        if _contains(_program(run), "hostile"):
+            return
         if error["type"] == "NonDeterminism":
             if not _contains(_program(run), "drift"):
                 self._broken(11, "sound code was called nondeterministic", partition, record)
+        elif error["type"] != "StepInterrupted":
+            self._broken(17, "nothing in it is hostile", partition, record)
         elif not any(op.kind == "step" and op.lost >= LOST_IN_A_ROW for op in run.open.values()):
             self._broken(4, "no step of it was lost too often", partition, record)
 
@@ -305,7 +331,7 @@ class Checker:
             once = seen.once[step_id] = bool(policies) and all(how["once"] for how in policies)
         if once and (before or (op is not None and not op.announced and attempt > counted) or (op is None and over is None)):
             raise Broken(4, f"{what}, though it may run once only, after its announcement; it ran on {before}, {op}")
-        if before and not once and before[-1] != worker and self._must_count_the_lost(part, judged, op, before[-1], worker):
+        if before and not once and before[-1] != worker and self._must_count_the_lost(part, judged, run, op, before[-1], worker):
             raise Broken(4, f"{what} again; it was lost with {before[-1]}, and nothing counted that")
         before.append(worker)
 
@@ -325,14 +351,22 @@ class Checker:
         self._seen[id(run)].beats.setdefault((step_id, attempt, part.claims[worker][-1]), []).append(details)
 
     @staticmethod
-    def _must_count_the_lost(part: _Part, judged: Partition, op: Open | None, before: str, worker: str) -> bool:
-        """Who claims directly after a worker that died counts what that one had under way."""
+    def _must_count_the_lost(part: _Part, judged: Partition, run: Run, op: Open | None, before: str, worker: str) -> bool:
+        """Who claims directly after a worker that died counts what that one had under way.
+
+        It learns that from the run's code, which must ask for the same as in the process that died.
+        """
+        if _shares_objects(_program(run)):
+            return False
         if op is not None and (op.next_at is not None or (op.lost >= SUSPECT_AFTER and not op.announced)):
             return False
         return part.claimed_by[-2:] == [before, worker] and judged.claims[-2].owner is not None
 
     def step_ended(self, worker: str, run_id: str, step_id: str, attempt: int, at_ms: int, outcome: Any) -> None:
         """Nothing follows from that until it is in the log."""
+        _, _, run = self._find(run_id)
+        if run is not None:
+            self._seen[id(run)].outcomes.setdefault(step_id, []).append(outcome)
 
     def delivered(self, worker: str, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
         """Code may be given only what the log holds."""
@@ -345,7 +379,12 @@ class Checker:
             raise Broken(8 if entry.kind == "signal" else 4, f"{what}, the log says {entry}")
         assert run is not None
         self._seen[id(run)].got.add(step_id)
-        if run.cancelled and step_id != "cleanup" and not _contains(_program(run), "shield"):
+        if (
+            run.cancelled
+            and step_id != "cleanup"
+            and not _contains(_program(run), "hostile")
+            and not _contains(_program(run), "shield")
+        ):
             cancelled_at = next(number for number, one in enumerate(run.journal) if one.kind == "cancel")
             if entry in run.journal[cancelled_at:]:
                 raise Broken(10, f"{what}, and it had been cancelled before")
@@ -381,7 +420,7 @@ class Checker:
         """`and_on`: with all records since, else those runs that have not changed since."""
         judged = self.judge.partitions[partition]
         part = self._parts[partition]
-        shelf: Any = _Shelf(part.stored, len(self._parts), judged.next_offset)
+        shelf: Any = _Shelf(part.stored, len(self._parts), judged.next_offset, part.records)
         checkpoint = Checkpoint(shelf, partition, _is_idle) if and_on else _Checkpoint(shelf, partition, part.unpacked)
         state = _at_once(checkpoint.load())
         start = state.offset
@@ -429,6 +468,23 @@ class Checker:
         if end is None or end["type"] != kind or (kind == "completed" and end["result"] != outcome):
             raise Broken(6, f"a client was told that run {run_id} gave {outcome!r}, the log says {end}")
 
+    def put_back(self, ends: Sequence[int], stored: Sequence[Mapping[str, bytes]]) -> None:
+        """What was seen of the records that are gone is forgotten: they never were."""
+        before = self._parts
+        self.judge = Judge(len(before))
+        self._parts = [_Part() for _ in before]
+        self._seen.clear()
+        self._projected.clear()
+        for number, (part, end) in enumerate(zip(before, ends, strict=True)):
+            for offset, record in part.records.items():
+                if offset < end:
+                    self.appended(number, record, part.writers[offset])
+            self._parts[number].stored.update(stored[number])
+
+    def healed(self) -> None:
+        """Whoever tells of a time from now on keeps it."""
+        self._healed = True
+
     def died(self, process: str) -> None:
         """Its work goes on elsewhere, from the last checkpoint on."""
         for number, part in enumerate(self._parts):
@@ -452,10 +508,18 @@ class Checker:
         refused = {record.place for record, _ in log.dead_letters}
         asked = {request for part in self._parts for _, request in part.requests}
         for part in log.partitions:
-            for record in part.inbox:
+            for number, record in enumerate(part.inbox):
+                if number in part.given_up:
+                    if record.place in asked or record.place in refused:
+                        raise Broken(20, f"{record.place} was served, and its transaction was aborted: {record.value!r}")
+                    continue
                 is_cloud_event = b'"specversion"' in (record.value or b"")
                 if not is_cloud_event and record.place not in refused and record.place not in asked:
-                    raise Broken(13, f"the inbox was read past {record.place}, and {record.value!r} has come to nothing")
+                    raise Broken(18, f"the inbox was read past {record.place}, and {record.value!r} has come to nothing")
+        for seen in self._parts:
+            if untold := seen.refused.keys() - refused:
+                place = min(untold)
+                raise Broken(18, f"nobody was told that {place} was refused: {seen.refused[place]}")
 
     def _broken(self, rule: int, what: str, partition: int, record: Record) -> NoReturn:
         shown = _TRACEBACK.sub("", record.value.decode(errors="replace"))
@@ -469,8 +533,9 @@ class _Shelf:
 
     name = "the simulated log"
 
-    def __init__(self, stored: dict[str, bytes], partitions: int, end: int) -> None:
+    def __init__(self, stored: dict[str, bytes], partitions: int, end: int, records: dict[int, Record]) -> None:
         self._stored = stored
+        self._records = records
         self.partitions = partitions
         self._end = end
         markers = [value for key, value in stored.items() if key.endswith("/m")]
@@ -481,6 +546,29 @@ class _Shelf:
 
     async def bounds(self, partition: int) -> tuple[int, int]:
         return 0, self._end
+
+    def reader(self, partition: int, offset: int) -> _One:
+        return _One(self._records, offset, self._end)
+
+
+class _One:
+    """Reads one record of a shelf: the one whose mark a checkpoint keeps."""
+
+    def __init__(self, records: dict[int, Record], position: int, end: int) -> None:
+        self._records = records
+        self._end = end
+        self.position = position
+
+    async def read(self, limit: int, wait: float) -> list[Record]:
+        for at in range(self.position, max(self._records, default=-1) + 1):
+            if at in self._records:
+                self.position = at + 1
+                return [self._records[at]]
+        self.position = self._end
+        return []
+
+    async def close(self) -> None:
+        pass
 
 
 class _Checkpoint(Checkpoint):
@@ -502,7 +590,7 @@ class _Found(Found):
     def _keep(self, runs: Runs, run_id: str, value: bytes, offset: int, claim: int, is_idle: bool) -> int:
         run = self._unpacked.get((value, offset, claim))
         if run is None:
-            run = self._unpacked[value, offset, claim] = RunState.unpack(value)
+            run = self._unpacked[value, offset, claim] = unpack(value)
             run.folded, run.stored = offset, claim
         runs.at_hand[run_id] = run
         return run.start
@@ -548,6 +636,10 @@ def _program(run: Run) -> Node:
 
 def _contains(node: Node, kind: str) -> bool:
     return node[0] == kind or any(_contains(inner, kind) for inner in _inner(node))
+
+
+def _shares_objects(node: Node) -> bool:
+    return node[:2] == ["hostile", "shares"] or any(_shares_objects(inner) for inner in _inner(node))
 
 
 def _steps(node: Node, path: str) -> Iterator[tuple[str, Json]]:

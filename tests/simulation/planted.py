@@ -2,37 +2,48 @@
 
     make simulate BUGS=1        or BUGS="NAME NAME" for some of them
 
-`bugs/NAME.patch` is a diff against the repository; its first line says what is broken, its second what should find it. Each
-is applied to a copy of the package, and the worlds of the first seeds are made with that. A process of its own makes them:
-this one has imported the package already.
+`bugs/NAME.txt` says in its first line what is broken, in its second what should find it: a rule, or a test where no world has
+what it takes. Then come the changes: `=== file`, a text that stands in the file once, `=== becomes`, and another text. A copy of
+the package is changed, and worlds are made with that, from seed 0 on. A process of its own makes them: this one has imported the
+package already. `bugs/first.json` keeps the first world that found each bug, to look there first.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BUGS = HERE / "bugs"
 FOLDERS = ("engine", "drivers", "projections")
-SEEDS = 40
+FIRST = BUGS / "first.json"
+SEEDS = 80
 HANGS_S = 120
 HANGS = 3
 """The exit status of a process that was stopped because a world went on for longer."""
 HASH_SEEDS = ("1", "2")
 """The worlds are made under both where no other difference can be told."""
+
+
+class Change(NamedTuple):
+    file: str
+    old: str
+    becomes: str
+    new: str
 
 
 @dataclass
@@ -42,19 +53,37 @@ class Bug:
     name: str
     words: str
     caught_by: str
-    patch: Path
+    changes: list[Change]
 
     @classmethod
-    def read(cls, patch: Path) -> Bug:
-        """Raises ValueError for a patch that does not say what it is for."""
-        words, caught_by, empty, *_ = patch.read_text().splitlines()
-        if empty or not caught_by.startswith("Caught by: "):
-            raise ValueError(f"{patch.name} begins with {words!r}, {caught_by!r}, {empty!r}")
-        return cls(patch.stem, words, caught_by.removeprefix("Caught by: "), patch)
+    def read(cls, path: Path) -> Bug:
+        """Raises ValueError for a file that does not say what it is for, or what it changes."""
+        head, *parts = re.split(r"^=== (.*)\n", path.read_text(), flags=re.MULTILINE)
+        lines = head.splitlines()
+        if len(lines) != 3 or lines[2] or not lines[1].startswith("Caught by: "):
+            raise ValueError(f"{path.name} begins with {head!r}")
+        changes = [Change(*parts[at : at + 4]) for at in range(0, len(parts), 4)]
+        if not changes or {change.becomes for change in changes} != {"becomes"}:
+            raise ValueError(f"{path.name}: what is changed is not `=== file`, a text, `=== becomes`, a text")
+        return cls(path.stem, lines[0], lines[1].removeprefix("Caught by: "), changes)
+
+    def plant(self, folder: Path) -> None:
+        """Change the files of a folder. Raises ValueError where a text does not stand in its file, or more than once."""
+        for change in self.changes:
+            path = folder / change.file
+            text = path.read_text()
+            if text.count(change.old) != 1:
+                raise ValueError(f"{self.name}: {text.count(change.old)} times, not once, in {change.file}:\n{change.old}")
+            path.write_text(text.replace(change.old, change.new))
 
     @property
     def needs_hash_seeds(self) -> bool:
         return "PYTHONHASHSEED" in self.caught_by
+
+    @property
+    def by_test(self) -> bool:
+        """Where no world has what it takes, it is a test that must fail: `tests/...`, as pytest takes it."""
+        return self.caught_by.startswith("tests/")
 
 
 @dataclass
@@ -76,27 +105,37 @@ class Finding:
 
 def bugs(names: Sequence[str] = ()) -> list[Bug]:
     """Those of these names, or all."""
-    return [Bug.read(BUGS / f"{name}.patch") for name in names] or [Bug.read(patch) for patch in sorted(BUGS.glob("*.patch"))]
+    return [Bug.read(BUGS / f"{name}.txt") for name in names] or [Bug.read(path) for path in sorted(BUGS.glob("*.txt"))]
 
 
 def plant(bug: Bug | None, folder: Path) -> None:
-    """Make the package with this bug in a folder. Raises CalledProcessError where the patch does not apply."""
+    """Make the package with this bug in a folder. Raises ValueError where it cannot be planted."""
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     if bug is not None:
-        subprocess.run(["git", "apply", str(bug.patch)], cwd=folder, check=True)
+        bug.plant(folder)
     (folder / "package").mkdir()
     (folder / "package/stepfold").symlink_to(folder / "engine")
     for name in FOLDERS[1:]:
         (folder / "engine" / name).symlink_to(folder / name)
 
 
-def found(bug: Bug | None, seeds: int, *, all_of_them: bool = True) -> Finding:
-    """Make the worlds of the first seeds, or those up to the first in which something is found."""
+def likely(bug: Bug) -> list[int]:
+    """The seeds of worlds that should find a bug, beginning with the one that did before."""
+    first: int = json.loads(FIRST.read_text()).get(bug.name, 0)
+    return [first, *(seed for seed in range(SEEDS) if seed != first)]
+
+
+def found(bug: Bug | None, seeds: Iterable[int], *, all_of_them: bool = True) -> Finding:
+    """Make the worlds of these seeds, or those up to the first in which something is found."""
     finding = Finding()
     with tempfile.TemporaryDirectory(prefix="stepfold-bug-") as name:
         folder = Path(name)
         plant(bug, folder)
+        if bug is not None and bug.by_test:
+            finding.add(0, "its test" if _fails(folder, bug.caught_by.split()) else "")
+            return finding
+        seeds = list(seeds)
         under = HASH_SEEDS if bug is None or bug.needs_hash_seeds else HASH_SEEDS[:1]
         for results in zip(*(_worlds(folder, seeds, hash_seed) for hash_seed in under), strict=False):
             seed, _, failure = results[0]
@@ -108,11 +147,21 @@ def found(bug: Bug | None, seeds: int, *, all_of_them: bool = True) -> Finding:
     return finding
 
 
-def _worlds(folder: Path, seeds: int, hash_seed: str) -> Iterator[tuple[int, str, str]]:
+def _fails(folder: Path, tests: Sequence[str]) -> bool:
+    """Whether tests fail with the package in a folder. Raises RuntimeError where they cannot be run."""
+    environment = {**os.environ, "PYTHONPATH": str(folder / "package"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{tests}: {done.stdout[-500:]}{done.stderr[-500:]}")
+    return done.returncode == 1
+
+
+def _worlds(folder: Path, seeds: Iterable[int], hash_seed: str) -> Iterator[tuple[int, str, str]]:
     """Seed, hash of the trace, and what was found, for each."""
     path = os.pathsep.join([str(folder / "package"), str(HERE), str(HERE.parent)])
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": hash_seed, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, str(HERE / "planted.py"), str(seeds)]
+    command = [sys.executable, str(HERE / "planted.py"), *map(str, seeds)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -125,25 +174,29 @@ def _worlds(folder: Path, seeds: int, hash_seed: str) -> Iterator[tuple[int, str
             process.kill()
 
 
-def main(names: Sequence[str], seeds: int = SEEDS) -> int:
-    """Print the table; 1 if a bug was not found, or something was found without one."""
+def main(names: Sequence[str]) -> int:
+    """Print the table, and keep which world found each first; 1 if a bug was not found, or something was found without one."""
     chosen: list[Bug | None] = [None, *bugs(names)]
+    firsts: dict[str, int] = json.loads(FIRST.read_text())
     print(f"{'bug':36} {'found in':>10} {'first':>6}  by")
     failed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for bug, finding in zip(chosen, pool.map(partial(found, seeds=seeds), chosen), strict=True):
+        for bug, finding in zip(chosen, pool.map(partial(found, seeds=range(SEEDS)), chosen), strict=True):
             name = bug.name if bug is not None else "(none)"
             by = ", ".join(f"{what} ({times})" for what, times in finding.by.most_common(3)) or "-"
             first = "-" if finding.first is None else finding.first
             print(f"{name:36} {finding.by.total():>4} of {finding.worlds:<3} {first:>5}  {by}", flush=True)
             failed += (bug is None) == bool(finding.by)
+            if bug is not None and finding.first is not None and not bug.by_test:
+                firsts[bug.name] = finding.first
+    FIRST.write_text(json.dumps(firsts, indent=2, sort_keys=True) + "\n")
     print(f"\n{len(chosen) - 1} bugs; " + ("all found" if not failed else f"{failed} lines are not as they should be"))
     return 1 if failed else 0
 
 
-def make_worlds(seeds: int) -> None:
+def make_worlds(seeds: Iterable[int]) -> None:
     """In a process of its own: a line of JSON for each world."""
-    from check import Broken
+    from rules import Broken
     from simulate import Plan, prepare, simulate
 
     prepare()
@@ -154,7 +207,7 @@ def make_worlds(seeds: int) -> None:
         os._exit(HANGS)
 
     signal.signal(signal.SIGALRM, hangs)
-    for seed in range(seeds):  # `hangs` tells which
+    for seed in seeds:  # `hangs` tells which
         signal.alarm(HANGS_S)
         report = simulate(Plan(seed))
         error = report.failure
@@ -168,4 +221,4 @@ def make_worlds(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    make_worlds(int(sys.argv[1]))
+    make_worlds(map(int, sys.argv[1:]))

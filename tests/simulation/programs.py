@@ -12,6 +12,7 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["send", id, run_id, signal]                        to another run
     ["drift", id]                                       another step in every process: nondeterministic
     ["fail", message]                                   ends the run
+    ["hostile", kind, variant, data]                    does what nobody should, see hostile.py
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from functools import cache
 from random import Random
 from typing import Any, Protocol
 
+import hostile
+
 from stepfold import Client, Context, Retry, Step, StepFailed, current_step
+from stepfold.authoring.step import RunningStep
 from stepfold.errors import NonRetryable
-from stepfold.step import RunningStep
 
 Node = list[Any]
 ALWAYS = 1000
@@ -33,15 +36,11 @@ HANG_S = 1e6
 _QUICK = {"fails": 0, "max": 3, "how": "error", "ms": 0, "once": False, "plain": False}
 
 
-class Host(Protocol):
+class Host(hostile.Host, Protocol):
     """The process in which programs run."""
 
-    name: str
     beating: bool
 
-    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None: ...
-    def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None: ...
-    def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None: ...
 
 
@@ -55,6 +54,18 @@ def generate(random: Random, *, others: list[str], size: int = 6) -> Node:
     nodes: list[Node] = [_node(random, 2, others) for _ in range(1 + random.randrange(size))]
     if random.random() < 0.08:
         nodes.append(["fail", "meant to fail"])
+    return ["seq", nodes]
+
+
+def spoiled(random: Random, program: Node) -> Node:
+    """The program with something hostile in it, somewhere."""
+    nodes: list[Node] = list(program[1])
+    at = random.randrange(len(nodes) + 1)
+    node = hostile.generate(random)
+    if random.random() < 0.3:
+        node = ["gather", [node, *nodes[at : at + 1]]]
+        del nodes[at : at + 1]
+    nodes.insert(at, node)
     return ["seq", nodes]
 
 
@@ -106,6 +117,24 @@ def contains(node: Node, kind: str) -> bool:
     return node[0] == kind or any(contains(inner, kind) for inner in _inner(node))
 
 
+def lingers(node: Node) -> bool:
+    """Whether its run may wait for ever."""
+    return any(hostile.KINDS[one[1]].lingers for one in hostile_ones(node))
+
+
+def ends(node: Node) -> set[str]:
+    """How its run may end because of what is hostile in it."""
+    return {end for one in hostile_ones(node) for end in hostile.KINDS[one[1]].ends}
+
+
+def hostile_ones(node: Node) -> Iterator[Node]:
+    """The hostile nodes in it."""
+    if node[0] == "hostile":
+        yield node
+    for inner in _inner(node):
+        yield from hostile_ones(inner)
+
+
 def _inner(node: Node) -> list[Node]:
     if node[0] in ("seq", "gather", "group", "race"):
         return node[1]
@@ -144,6 +173,8 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         return allowed(node[1], value, run_id, signals)
     if kind == "send":
         return value in (["sent", node[1]], ["failed", node[1]])
+    if kind == "hostile":
+        return hostile.allowed(node, value)
     return kind == "drift" and value[0] == "ok"
 
 
@@ -180,6 +211,7 @@ class _Machine:
         self.ctx = ctx
         self.functions = functions
         self.host = functions.host
+        self.hostile = functions.hostile
         self._used: dict[str, int] = {}
 
     async def do(self, node: Node, step: Step, path: str) -> Any:
@@ -216,6 +248,8 @@ class _Machine:
             return await self._send(step, path, node)
         if kind == "drift":
             return await self.step(step, path, ["step", f"drift-{self.host.name}", _QUICK])
+        if kind == "hostile":
+            return await hostile.KINDS[node[1]].do(self, step, node[2], node[3])
         raise RuntimeError(node[1])
 
     def _id(self, path: str, name: str) -> str:
@@ -315,6 +349,7 @@ class Functions:
             return value
 
         self.host = host
+        self.hostile = hostile.Steps(host)
         self.work = work
         self.plain = plain
 

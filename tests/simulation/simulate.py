@@ -1,4 +1,5 @@
-"""`make simulate SEED=n` repeats one world byte for byte; `make simulate MINUTES=m` makes fresh ones on all cores.
+"""`make simulate SEED=n` repeats one world byte for byte; `make simulate MINUTES=m` makes fresh ones on all cores; `make worlds`
+prints one hash of the first 200, which a change that only moves code does not change.
 
 A world that breaks a promise is made again without whatever is not needed for that, and told as a trace.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -25,6 +27,8 @@ from check import Checker
 from world import KINDS, Plan, Report, World
 
 BATCH = 10
+BATCHES = 3
+"""So many a process makes: code that never stops stays in memory, and its world with it."""
 TELL_S = 10
 SHRINK_S = 60.0
 TRACE_LINES = 150
@@ -33,7 +37,7 @@ TRACE_LINES = 150
 def simulate(plan: Plan) -> Report:
     """One world, and its checker."""
     world = World(plan)
-    world.observer = Checker(world.partitions, world.latest)
+    world.observer = Checker(world.partitions, world.latest, world.loop.clock)
     return world.run()
 
 
@@ -58,6 +62,13 @@ class Tally:
     events: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
     failed: dict[int, str] = field(default_factory=dict[int, str])
+    traces: dict[int, str] = field(default_factory=dict[int, str])
+
+    @property
+    def hash(self) -> str:
+        """Of all that happened in all of them."""
+        lines = [f"{seed} {trace}\n" for seed, trace in sorted(self.traces.items())]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def add(self, other: Tally) -> None:
         """Take in other worlds."""
@@ -65,6 +76,7 @@ class Tally:
         self.events += other.events
         self.counts.update(other.counts)
         self.failed.update(other.failed)
+        self.traces.update(other.traces)
 
 
 def batch(seeds: range) -> Tally:
@@ -74,6 +86,7 @@ def batch(seeds: range) -> Tally:
         report = simulate(Plan(seed))
         tally.worlds += 1
         tally.events += report.events
+        tally.traces[seed] = report.hash
         tally.counts.update(report.counts)
         if report.failure is not None:
             tally.failed[seed] = words(report.failure)
@@ -108,7 +121,8 @@ def _all(batches: Iterator[range], processes: int) -> Tally:
     os.environ["PYTHONNODEBUGRANGES"] = "1"  # a tenth of the time would go into the carets under the lines of tracebacks
     total = Tally()
     running: set[Future[Tally]] = set()
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), prepare) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, prepare, max_tasks_per_child=BATCHES) as pool:
         while True:
             ahead = 0 if total.failed else 2 * processes - len(running)
             running |= {pool.submit(batch, seeds) for seeds in islice(batches, ahead)}
@@ -135,8 +149,9 @@ def rates(tally: Tally, spent_s: float) -> str:
     )
 
 
-def shrunk(plan: Plan, failure: BaseException) -> Plan:
+def shrunk(report: Report, failure: BaseException) -> Plan:
     """The same failure with as little as possible: without kinds of faults, runs, and time that it does not need."""
+    plan = Plan(report.seed)
     wanted = _kind(failure)
     until = time.monotonic() + SHRINK_S
 
@@ -150,13 +165,12 @@ def shrunk(plan: Plan, failure: BaseException) -> Plan:
         plan = other
         return True
 
-    world = World(plan)
-    faults_s = world.faults_s
+    faults_s = report.faults_s
     while faults_s > 0.5 and try_instead(replace(plan, faults_s=faults_s / 2)):
         faults_s /= 2
     for kind in KINDS:
         try_instead(replace(plan, off=plan.off | {kind}))
-    runs = [run.number for run in world.runs]
+    runs = report.runs
     size = len(runs)
     while size > 1:
         size = (size + 1) // 2
@@ -185,7 +199,7 @@ def tell(seed: int) -> None:
         f"\nseed {seed}: {words(report.failure)}\n`make simulate SEED={seed}` repeats it. Looking for what it needs ...",
         flush=True,
     )
-    plan = shrunk(Plan(seed), report.failure)
+    plan = shrunk(report, report.failure)
     report = simulate(replace(plan, trace=True))
     happened = [kind for kind in KINDS if report.counts[kind]]
     runs = "all" if plan.runs is None else ", ".join(map(str, sorted(plan.runs)))
@@ -199,6 +213,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make simulate", description=__doc__)
     parser.add_argument("--seed", type=int, nargs="*", help="repeat these worlds")
+    parser.add_argument("--worlds", type=int, help="instead: so many worlds from 0 on, and one hash of all")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--trace", action="store_true", help="with --seed: print all that happens")
@@ -208,7 +223,11 @@ def main() -> int:
         return planted.main(args.bugs)
     prepare()
     failed: list[int] = []
-    if args.seed is None:
+    if args.worlds is not None:
+        made = again(args.worlds, args.processes)
+        failed += list(made.failed)[:1]
+        print(f"\n{made.hash}  {made.worlds} worlds")
+    elif args.seed is None:
         failed += list(fresh(args.minutes, args.processes).failed)[:1]
     for seed in args.seed or ():
         report = simulate(Plan(seed, trace=args.trace))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
-from check import RULES, Broken, Checker
+from check import Checker
 from histories import START_MS, Keeper, Ledger
+from rules import RULES, Broken
 
+from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ErrorInfo, StepFailed, WorkflowFailed
-from stepfold.fold import PartitionState, fold
 from stepfold.log import CLAIM_KEY, Record
 
 RUN = "run"
@@ -21,6 +23,7 @@ ERROR = {"type": "ValueError", "message": "no"}
 STEP = {"fails": 0, "max": 2, "once": False}
 PROGRAM = ["seq", [["step", "a", STEP], ["step", "once", {**STEP, "once": True}], ["wait", "w", "x", 50], ["sleep", "s", 10]]]
 DRIFTING = ["seq", [["drift", "drifts"]]]
+SHARING = ["seq", [["hostile", "shares", 1, None], *PROGRAM[1]]]
 
 
 class Story:
@@ -31,8 +34,9 @@ class Story:
         self.offset = 0
         self.claim = -1
         self.state = PartitionState()
-        self.checker = Checker(1, lambda process: self.now_ms)
+        self.checker = Checker(1, lambda process: self.now_ms, lambda: self.now_ms)
         self.records: list[Record] = []
+        self.place: dict[str, Any] = {}  # where requests were found, if anywhere
 
     def put(self, event: dict[str, Any], writer: str = "w1", key: str = RUN) -> Record:
         return self.append(Record(self.offset, self.now_ms, key, orjson.dumps({"v": 1, "at": self.now_ms, **event})), writer)
@@ -49,7 +53,8 @@ class Story:
         return self
 
     def request(self, kind: str, request: str = "r", **fields: Any) -> Record:
-        return self.put({"type": kind, "run_id": RUN, "request": request, **fields}, "client")
+        place = {"from": self.place} if self.place else {}
+        return self.put({"type": kind, "run_id": RUN, "request": request, **place, **fields}, "client")
 
     def start(self, program: Any = PROGRAM) -> Story:
         self.request("started", workflow="program", version="1", input=program)
@@ -71,6 +76,10 @@ class Story:
         self.checker.step_started(worker, RUN, step_id, attempt, self.now_ms, args, heartbeat)
         return self
 
+    def ends(self, outcome: Any) -> Story:
+        self.checker.step_ended("w1", RUN, "a", 1, self.now_ms, outcome)
+        return self
+
     def beats(self, details: Any, attempt: int = 1) -> Story:
         self.checker.step_beat("w1", RUN, "a", attempt, details)
         return self
@@ -83,8 +92,8 @@ class Story:
         self.checker.state(worker, 0, self.state)
         return self
 
-    def quiet(self, inbox: list[Any] | None = None) -> Story:
-        log = SimpleNamespace(dead_letters=[], partitions=[SimpleNamespace(inbox=inbox or [])])
+    def quiet(self, inbox: list[Any] | None = None, given_up: AbstractSet[int] = frozenset()) -> Story:
+        log = SimpleNamespace(dead_letters=[], partitions=[SimpleNamespace(inbox=inbox or [], given_up=given_up)])
         self.checker.quiet(SimpleNamespace(log=log))
         return self
 
@@ -148,6 +157,10 @@ def test_what_a_takeover_brings_is_believed() -> None:
     story.tells("w2")
 
 
+def test_code_that_goes_by_the_memory_of_its_process_may_run_a_step_again() -> None:
+    begun(SHARING).runs().owned("w2").runs(worker="w2")
+
+
 def told(story: Story, but: Callable[[PartitionState], Any]) -> Story:
     """The state as it is, but for one thing."""
     but(story.state)
@@ -191,6 +204,16 @@ def sleeping() -> Story:
     return story
 
 
+def overslept() -> Story:
+    """By its owner's clock, which was set back by an hour, it lasts as long as it should."""
+    story = begun()
+    story.checker.healed()
+    story.decide("sleep-scheduled", "s", wake_at=5000)
+    story.now_ms += 3_601_000
+    story.decide("sleep-completed", "s", at=5000)
+    return story
+
+
 def announced() -> Story:
     story = begun()
     story.decide("attempt-started", "once", attempt=1)
@@ -206,6 +229,12 @@ def quarantined(program: Any, kind: str = "NonDeterminism") -> Story:
 def cancelled(story: Story) -> Story:
     story.request("cancel-requested", "c", reason=None)
     return story
+
+
+def asked_in_vain(asks: Callable[[Story], Story], story: Story) -> Story:
+    """By somebody who has put it into the inbox."""
+    story.place = {"inbox": "i", "partition": 0, "offset": 7}
+    return asks(story)
 
 
 def mark(story: Story, offset: int) -> Story:
@@ -254,11 +283,15 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (2, "decided under the claim of w1", lambda: begun().complete(writer="w2")),
     (2, "which it never had", lambda: begun().owned("w2").complete(claim=1)),
     (2, "never had a claim", lambda: begun().runs(worker="w2")),
-    (3, "signals is {}", lambda: told(signalled(begun()), lambda state: state.runs[RUN].signals.clear())),
-    (3, "it is missing", lambda: told(begun(), lambda state: state.runs.clear())),
-    (3, "still open", lambda: told(ended(begun()), lambda state: state.runs.update({RUN: begun().state.runs[RUN]}))),
+    (3, "signals is {}", lambda: told(signalled(begun()), lambda state: state.runs.at_hand[RUN].signals.clear())),
+    (3, "it is missing", lambda: told(begun(), lambda state: state.runs.remove(RUN))),
+    (3, "still open", lambda: told(ended(begun()), lambda state: state.runs.add(begun().state.runs.at_hand[RUN]))),
     (3, "is forgotten", lambda: told(ended(begun()), lambda state: setattr(state, "ended", PartitionState().ended))),
-    (3, "no record has started", lambda: told(begun(), lambda state: state.runs.update({"other": state.runs[RUN]}))),
+    (
+        3,
+        "no record has started",
+        lambda: told(begun(), lambda state: state.runs.at_hand.update(other=state.runs.at_hand[RUN])),
+    ),
     (2, "has read that claim 5 holds it", lambda: told(begun(), lambda state: setattr(state, "claim", 5))),
     (3, "the claim is", lambda: told(begun(), lambda state: setattr(state, "owner", "w2"))),
     (4, "after the step was over", lambda: begun().runs().complete().runs()),
@@ -293,6 +326,7 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (7, "cannot have said more than 1000", lambda: sleeping().decide("sleep-completed", "s", at=5000)),
     (7, "the wait ends at 2000", lambda: waiting(begun()).decide("wait-timed-out", "w")),
     (7, "cannot have said more than 1000", lambda: waiting(begun()).decide("wait-timed-out", "w", at=2000)),
+    (7, "was to last 4000 ms, and lasted 3601000", overslept),
     (8, "the log says", lambda: waiting(signalled(begun())).gives(2, "w")),
     (8, "which was gone, and is lost", lambda: ended(passed_over())),
     (8, "has not got it", lambda: signalled(begun()).checker.client_acked("signal", RUN, "s1", ("y", 1))),
@@ -318,8 +352,14 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (12, "has not come to offset 2", lambda: ended(projected(begun(), 2)).quiet()),
     (13, "projection went back", lambda: projected(projected(begun()), 1)),
     (13, "went back", lambda: mark(mark(Story(), 9), 8)),
-    (13, "has come to nothing", lambda: Story().quiet([SimpleNamespace(place="p/0", value=b"{}")])),
+    (18, "has come to nothing", lambda: Story().quiet([SimpleNamespace(place="p/0", value=b"{}")])),
+    (18, "nobody was told .* unknown run", lambda: asked_in_vain(cancelled, Story().owned()).quiet()),
+    (18, "nobody was told .* ended run", lambda: asked_in_vain(signalled, ended(begun())).quiet()),
     (14, "has not ended; open are", lambda: sleeping().quiet()),
+    (17, "nothing in it is hostile", lambda: quarantined(PROGRAM, "WorkflowInterrupted")),
+    (19, "its function returned", lambda: begun().runs().ends("A").complete(result="B")),
+    (20, "was aborted", lambda: ended(begun()).quiet([SimpleNamespace(place="r", value=b"{}")], {0})),
+    (19, "is tried again", lambda: begun().decide("step-failed", "h-unwritable", attempt=1, error=ERROR, next_at=1100)),
 ]
 
 
@@ -339,7 +379,7 @@ async def test_a_snapshot_that_lies_is_found() -> None:
     ledger = Ledger(stride=1)
     ledger.claim()
     ledger.start(RUN, input=PROGRAM, workflow="program")
-    checker = Checker(1, lambda process: START_MS)
+    checker = Checker(1, lambda process: START_MS, lambda: START_MS)
     for record in ledger.records:
         checker.appended(0, record, "client" if record.key == RUN else "worker-a")
     log = MemoryDriver()

@@ -2,7 +2,7 @@
 
 Each line of `histories/format-N.jsonl` is a record as it lay in the one partition of a simulated world: its timestamp, who wrote
 it, key and value.
-A new format brings a new file; those that are there are never changed.
+A format that is closed brings a new file; those that are there are never changed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,12 @@ class Host:
     beating = False
 
     def __init__(self, log: Watched) -> None:
+        self.shared: dict[str, Any] = {}
         self._log = log
+
+    def block(self, seconds: float) -> None: ...
+
+    def die(self, run_id: str, times: int) -> None: ...
 
     def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None:
         self._log.tell().step_started(WORKER, run_id, step_id, attempt, virtual_clock(), args, heartbeat)
@@ -75,14 +80,15 @@ def records(path: Path) -> list[tuple[Record, str]]:
     ]
 
 
-def test_there_is_one_for_each_format() -> None:
-    assert [path.stem for path in HISTORIES] == [f"format-{number + 1}" for number in range(FORMAT)]
+def test_there_is_one_for_each_closed_format() -> None:
+    """Format 2 still grows: a history of it would have to be changed with it."""
+    assert [path.stem for path in HISTORIES] == [f"format-{number + 1}" for number in range(FORMAT - 1)]
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
 def test_an_old_history_goes_on(path: Path) -> None:
     old = records(path)
-    checker = Checker(1, lambda process: 2**62)
+    checker = Checker(1, lambda process: 2**62, lambda: 0)
     run_virtual(goes_on(old, checker), start_ms=max(record.timestamp for record, _ in old) + 1)
     runs = checker.judge.partitions[0].runs.values()
     assert len(runs) > 10

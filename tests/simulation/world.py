@@ -10,35 +10,40 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import re
+import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from random import Random
 from typing import Any
 
+import early
+import mischief
 import orjson
 import programs
-import sqlalchemy as sa
-import strangers
+from hosts import Host
 from observe import Observer, Silent
-from run_rows import positions_and_rows
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from projecting import Projecting
+from restoring import Restoring
+from rules import Broken
 
-import stepfold.worker
+import stepfold.worker.worker
 from stepfold import Client
-from stepfold.codec import dumps
+from stepfold.client.tail import read_run
+from stepfold.core.state import RunState
 from stepfold.errors import LogUnavailable, RunNotFound, StepfoldError
-from stepfold.fold import RunState
-from stepfold.host import Settings
-from stepfold.log import CLAIM_KEY, Record, partition_of
-from stepfold.projections import ProjectionRunner, RunsProjection
-from stepfold.tail import read_run
-from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Watch
+from stepfold.log import Record, partition_of
+from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Transaction, Watch
 from stepfold.testing.processes import Process, ProcessLoop, current_process
-from stepfold.worker import Worker
+from stepfold.values.codec import dumps
+from stepfold.worker.host import Settings
+from stepfold.worker.threads import Inline
+from stepfold.worker.worker import Worker
 
 KINDS = (
     *FAULTS,
@@ -46,19 +51,28 @@ KINDS = (
     "pause",
     "leave",
     "clock",
+    "set-back",
     "broker-clock",
     "rebalance",
     "outage",
     "stranger",
     "foreign",
+    "transaction",
     "cancel",
     "versions",
+    "reread",
     "client-kill",
     "database",
+    "restore",
+    "hostile",
 )
 """Everything that may go wrong; each can be switched off."""
+MAX_TURNS = 3000  # what spins costs real time
 POLL_S = 1.0
 SETTLE_S = 4 * 3600.0
+STILL = ("quarantined", "expected")  # phases of runs that wait for somebody outside
+_HERE = str(Path(__file__).parent).encode()
+_MESSAGE = re.compile(rb'"message":"(?:[^"\\]|\\.)*",?')
 _TRACEBACK = re.compile(rb'"traceback":"(?:[^"\\]|\\.)*",?')
 
 
@@ -111,31 +125,8 @@ class Report:
     counts: Counter[str]
     failure: BaseException | None
     lines: list[str]
-
-
-class Host:
-    """The process that programs run in, for `programs`."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self.name = process.name
-        self.beating = world.beating
-        self._world = world
-        self._process = process
-
-    def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None:
-        now = self._process.clock()
-        self._world.tell(lambda eye: eye.step_started(self.name, run_id, step_id, attempt, now, args, heartbeat))
-
-    def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None:
-        self._world.tell(lambda eye: eye.step_beat(self.name, run_id, step_id, attempt, details))
-
-    def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None:
-        if self._process.state != "dead":
-            now = self._process.clock()
-            self._world.tell(lambda eye: eye.step_ended(self.name, run_id, step_id, attempt, now, outcome))
-
-    def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
-        self._world.tell(lambda eye: eye.delivered(self.name, run_id, step_id, value, at_ms))
+    runs: list[int]
+    faults_s: float
 
 
 class Life:
@@ -149,8 +140,12 @@ class Life:
         self.left = asyncio.Event()
 
 
+def _stop(*_: object) -> None:
+    os._exit(130)
+
+
 class World(Watch):
-    """Made and run once: `World(plan).run()`. `observer` may be replaced before."""
+    """Made and run once: `World(plan).run()`, which closes its loop. `observer` may be replaced before."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -170,7 +165,7 @@ class World(Watch):
         self.checkpoint_records = random.choice((20, 200, 20_000))
         self.checkpoint_s = random.choice((3.0, 30.0))
         self.concurrency = random.choice((1, 4, 100))
-        self.projecting = random.random() < 0.1
+        self._projects = random.random() < 0.1
         self.beating = self.source("steps").random() < 0.4
         self.versions: tuple[str, ...] = ("1",)
         self.faulty = True
@@ -186,12 +181,16 @@ class World(Watch):
         self.lives: list[Life] = []  # the living, by slot
         self.clients: list[Process] = []
         self.graves: list[Any] = []
+        self.projecting = Projecting(self)
         self.agendas: list[list[Intent]] = []
         self._births: Counter[str] = Counter()
         self._ahead_ms: dict[str, int] = {}  # by process: the most that its clock was ever ahead
         self._hash = hashlib.blake2b(digest_size=16)
         self._by_id: dict[str, Planned] = {}
         self._plan_runs()
+        self._hostile = {run.id for run in self.runs if programs.contains(run.program, "hostile")}
+        self.deaths: Counter[str] = Counter()  # by run: how often it has ended its process
+        self.restoring = Restoring(self)
         self._kills = self.source("kill")
         self._pauses = self.source("pause")
 
@@ -214,9 +213,10 @@ class World(Watch):
         watching = _Errors(self)
         logger = logging.getLogger("stepfold")
         logger.addHandler(watching)
-        at_once = stepfold.worker._start_at_once  # pyright: ignore[reportPrivateUsage]  # 3.11 cannot start a task at once
-        stepfold.worker._start_at_once = None  # pyright: ignore[reportPrivateUsage]  # so no version does
+        at_once = stepfold.worker.worker._start_at_once  # pyright: ignore[reportPrivateUsage]  # 3.11 cannot start a task at once
+        stepfold.worker.worker._start_at_once = None  # pyright: ignore[reportPrivateUsage]  # so no version does
         self.loop.set_exception_handler(self._unhandled)
+        on_sigint = signal.signal(signal.SIGINT, _stop)  # a KeyboardInterrupt is a run's own
         try:
             main = self.loop.create_task(self._main())
             main.add_done_callback(lambda _: self.loop.stop())
@@ -227,15 +227,19 @@ class World(Watch):
             self.failure = self.failure or error
         finally:
             logger.removeHandler(watching)
-            stepfold.worker._start_at_once = at_once  # pyright: ignore[reportPrivateUsage]  # what was replaced is put back
+            signal.signal(signal.SIGINT, on_sigint)
+            stepfold.worker.worker._start_at_once = at_once  # pyright: ignore[reportPrivateUsage]  # what was replaced is put back
             self._bury()
         self.counts.update(self.log.counts)
         digest = self._hash.hexdigest()
-        return Report(self.plan.seed, self.events, digest, self.counts, self.failure, self.lines)
+        runs = [run.number for run in self.runs]
+        return Report(self.plan.seed, self.events, digest, self.counts, self.failure, self.lines, runs, self.faults_s)
 
     def _bury(self) -> None:
-        """Whatever is left is garbage from now on: its clean-up may complain, nobody listens."""
+        """Whoever still lives is killed, and whatever is left is cleaned up now; it may complain, nobody listens."""
         self.loop.set_exception_handler(lambda loop, context: None)
+        for process in (*self.clients, *(life.process for life in self.lives)):
+            process.kill()
         self.loop.close()
 
     def fail(self, error: BaseException) -> None:
@@ -272,6 +276,9 @@ class World(Watch):
     def appended(self, partition: int, record: Record, writer: str) -> None:
         self.events += 1
         value = _TRACEBACK.sub(b"", record.value) if b'"traceback":"' in record.value else record.value
+        value = value.replace(_HERE, b"")
+        if record.key in self._hostile:  # what they raise is told in other words by each Python, and with addresses
+            value = _MESSAGE.sub(b"", value)
         self._hash.update(b"%d %d %d %b%b" % (partition, record.offset, record.timestamp, record.key.encode(), value))
         if self.plan.trace:
             self.note(f"{partition}/{record.offset} {writer}: {value.decode(errors='replace')}")
@@ -293,18 +300,18 @@ class World(Watch):
         self.tell(lambda eye: eye.checkpoint(partition, items))
 
     def crash(self, process: Process) -> None:
-        self._died(process, "while a write was under way")
+        self.died(process, "while a write was under way")
 
     # -- processes
 
-    def _born(self, kind: str) -> Process:
+    def born(self, kind: str) -> Process:
         self._births[kind] += 1
         skew = self.source(f"skew/{kind}/{self._births[kind]}")
         process = Process(self.loop, f"{kind}.{self._births[kind]}")
-        self._set_clock(process, skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0)
+        self.set_clock(process, skew.choice((0, 0, -40, 900)) if "clock" not in self.plan.off else 0)
         return process
 
-    def _set_clock(self, process: Process, skew_ms: int) -> None:
+    def set_clock(self, process: Process, skew_ms: int) -> None:
         process.skew_ms = skew_ms
         self._ahead_ms[process.name] = max(skew_ms, self._ahead_ms.get(process.name, skew_ms))
 
@@ -312,7 +319,7 @@ class World(Watch):
         """The latest time, in ms, that a process can have seen on its clock by now."""
         return self.loop.clock() + self._ahead_ms.get(process, 0)
 
-    def _died(self, process: Process, how: str) -> None:
+    def died(self, process: Process, how: str) -> None:
         if process.state == "dead":
             return
         self.happened("kill", f"{process.name} {how}")
@@ -327,6 +334,15 @@ class World(Watch):
                 self.graves.append(life)
                 self.after(self.random.choice((0.05, 1.0, 5.0, 25.0)) if self.faulty else 0.05, self._start_worker, slot, life)
 
+    def everybody_dies(self, how: str, projections_come_s: float) -> None:
+        """Workers, clients and projections, who all come again; the last so much later."""
+        for process in [*(life.process for life in self.lives), *self.clients]:
+            self.died(process, how)
+        for grave in self.graves:  # whose slot another one has, and who was leaving
+            if isinstance(grave, Life):
+                grave.process.kill()
+        self.projecting.die(projections_come_s)
+
     def after(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
         """On nobody's side."""
         self.loop.call_later(delay_s, call, *args, context=self.log.context)
@@ -338,7 +354,7 @@ class World(Watch):
     def _start_worker(self, slot: int, after: Life | None = None) -> None:
         if after is not None and self.lives[slot] is not after:  # it has been replaced already
             return
-        process = self._born(f"w{slot}")
+        process = self.born(f"w{slot}")
         life = Life(process)
         if slot < len(self.lives):
             self.lives[slot] = life
@@ -355,33 +371,34 @@ class World(Watch):
         pause = "pause" not in self.plan.off and self._pauses.random() < 0.2 * self.intensity
         if kill:
             process.turns = 1 + int(self._kills.expovariate(1 / 2500))
-            process.on_turn = lambda: self._died(process, f"at an await ({_where()})") if self.faulty else None
+            process.on_turn = lambda: self.died(process, f"at an await ({_where()})") if self.faulty else None
         elif pause:
             process.turns = 1 + int(self._pauses.expovariate(1 / 2500))
-            process.on_turn = lambda: self._pause(process)
+            process.on_turn = lambda: self.pause(process)
 
-    def _pause(self, process: Process) -> None:
+    def pause(self, process: Process) -> None:
         if not self.faulty or process.state != "running":
             return
         for_s = self._pauses.choice((0.1, 2.0, 15.0, 70.0))
         self.happened("pause", f"{process.name} for {for_s} s")
         process.pause()
-        self.after(for_s, self._resume, process)
+        self.after(for_s, self.resume, process)
 
-    def _resume(self, process: Process) -> None:
+    def resume(self, process: Process) -> None:
         if process.state == "paused":
             self.note(f"-- {process.name} goes on")
             process.resume()
 
     async def _worker(self, life: Life) -> None:
         process = life.process
-        client = life.client = self._client_of(process)
+        client = life.client = self.client_of(process)
         programs.register(client, Host(self, process), self.versions)
         settings = Settings(
             concurrency=self.concurrency,
             live_runs=self.live_runs,
             checkpoint_records=self.checkpoint_records,
             checkpoint_s=self.checkpoint_s,
+            max_turns=MAX_TURNS,
         )
         async with client:
             while True:
@@ -392,7 +409,7 @@ class World(Watch):
                     client.signal_run,
                     random=self.source(f"worker/{process.name}"),
                     ids=client.ids,
-                    run_in_thread=_inline,
+                    threads=_inline,
                 )
                 worker.name = process.name
                 try:
@@ -408,11 +425,11 @@ class World(Watch):
                 self.fail(AssertionError(f"worker {process.name} gave up: {error!r}"))
             life.left.set()
 
-    def _client_of(self, process: Process) -> Client:
+    def client_of(self, process: Process) -> Client:
         driver = FaultyDriver(self.log, process)
-        return Client(driver=driver, random=self.source(f"client/{process.name}"), ids=self._ids(process), run_in_thread=_inline)
+        return Client(driver=driver, random=self.source(f"client/{process.name}"), ids=self._ids(process), threads=_inline)
 
-    def _leave(self, slot: int) -> None:
+    def leave(self, slot: int) -> None:
         """A worker leaves in good order, and another comes."""
         life = self.lives[slot]
         if life.leaving or life.worker is None or life.process.state != "running":
@@ -434,10 +451,14 @@ class World(Watch):
         random = self.source("programs")
         count = random.choice((5, 20, 60, 150))
         ids = [f"run-{self.plan.seed}-{number}" for number in range(count)]
+        hostility = 0 if "hostile" in self.plan.off else self.source("hostile").choice((0.0, 0.1, 0.4))
         foreign_allowed = self.log.kafka and "foreign" not in self.plan.off
         for number, run_id in enumerate(ids):
             own = Random(f"{self.plan.seed}/program/{number}")
             program = programs.generate(own, others=ids)
+            spoils = Random(f"{self.plan.seed}/hostile/{number}")
+            if spoils.random() < hostility:
+                program = programs.spoiled(spoils, program)
             version = own.choice((None, None, "1", "2" if "versions" not in self.plan.off else "1"))
             run = Planned(number, run_id, program, version, foreign_allowed and own.random() < 0.3)
             if self.plan.runs is None or number in self.plan.runs:
@@ -452,6 +473,7 @@ class World(Watch):
             agenda = own.choice(self.agendas)
             if run.foreign:
                 self.after(at_s, self._foreign_start, run, own.random() < 0.3)
+                early.plan(self, run, at_s)
             else:
                 agenda.append(Intent(at_s, "start", run, f"{run.id}/start"))
                 if own.random() < 0.2:
@@ -471,12 +493,23 @@ class World(Watch):
     def _foreign_start(self, run: Planned, twice: bool) -> None:
         partition = partition_of(run.id, self.partitions)
         value = dumps({"type": "start", "workflow": "program", "run_id": run.id, "version": run.version, "data": run.program})
+        random = self.source(f"transaction/{run.number}")
         for _ in range(2 if twice else 1):
-            self.log.put_inbox(partition, run.id.encode(), value)
+            if "transaction" not in self.plan.off and random.random() < 0.2:
+                self._start_in_transactions(random, partition, run.id.encode(), value)
+            else:
+                self.log.put_inbox(partition, run.id.encode(), value)
         self.happened("foreign", f"start of {run.id}")
 
+    def _start_in_transactions(self, random: Random, *record: Any) -> None:
+        """One that is given up may come before the one that is committed."""
+        for commit in (False, True)[random.randrange(2) :]:
+            transaction = Transaction(self.log)
+            transaction.put(*record)
+            self.after(random.choice((0, 0.5, 5, 20)), transaction.end, commit)
+
     def _start_client(self, slot: int) -> None:
-        process = self._born(f"c{slot}")
+        process = self.born(f"c{slot}")
         if slot < len(self.clients):
             self.clients[slot] = process
         else:
@@ -484,11 +517,11 @@ class World(Watch):
         random = self.source(f"kill/{process.name}")
         if self.faulty and "client-kill" not in self.plan.off and random.random() < 0.2 * self.intensity:
             process.turns = 1 + random.randrange(1500)
-            process.on_turn = lambda: self._died(process, "at an await") if self.faulty else None
+            process.on_turn = lambda: self.died(process, "at an await") if self.faulty else None
         process.start(self._client(process, self.agendas[slot]), process.name)
 
     async def _client(self, process: Process, agenda: list[Intent]) -> None:
-        client = self._client_of(process)
+        client = self.client_of(process)
         self.graves.append(client)
         results: set[asyncio.Task[None]] = set()
         async with client:
@@ -559,7 +592,7 @@ class World(Watch):
 
     # -- faults by the clock
 
-    async def _mischief(self, kind: str, mean_s: float, do: Callable[[Random], None]) -> None:
+    async def _mischief(self, kind: str, mean_s: float, do: Callable[[World, Random], None]) -> None:
         if kind in self.plan.off or not self.intensity:
             return
         random = self.source(kind)
@@ -567,93 +600,41 @@ class World(Watch):
             await asyncio.sleep(random.expovariate(self.intensity / mean_s))
             if not self.faulty:
                 return
-            do(random)
-
-    def _mischiefs(self) -> list[Coroutine[Any, Any, None]]:
-        return [
-            self._mischief("kill", 10, lambda random: self._died(random.choice(self.lives).process, "at random")),
-            self._mischief("pause", 12, lambda random: self._pause(random.choice(self.lives).process)),
-            self._mischief("leave", 12, lambda random: self._leave(random.randrange(len(self.lives)))),
-            self._mischief("clock", 8, self._jump),
-            self._mischief("broker-clock", 8, self._broker_clock),
-            self._mischief("rebalance", 8, self._rebalance),
-            self._mischief("outage", 15, self._outage),
-            self._mischief("stranger", 1, self._stranger),
-            self._mischief("foreign", 4, self._foreigner),
-            self._mischief("versions", 12, self._roll),
-        ]
-
-    def _jump(self, random: Random) -> None:
-        process = random.choice(self.lives).process
-        self._set_clock(process, random.choice((0, -30_000, -500, 700, 45_000)))
-        self.happened("clock", f"{process.name} is {process.skew_ms} ms off")
-
-    def _broker_clock(self, random: Random) -> None:
-        self.log.clock_ms = random.choice((0, -5_000, -100, 150, 4_000))
-        self.happened("broker-clock", f"{self.log.clock_ms} ms off")
-
-    def _rebalance(self, random: Random) -> None:
-        self.happened("rebalance", "partitions are moved")
-        self.log.group.rebalance(shuffle=True)
-
-    def _outage(self, random: Random) -> None:
-        for_s = random.choice((0.2, 3.0, 25.0))
-        self.happened("outage", f"for {for_s} s")
-        self.log.down_until = self.loop.time() + for_s
-
-    def _roll(self, random: Random) -> None:
-        """New code on those that start from now on, or the old one again; and a worker that restarts with it."""
-        self.versions = random.choice((("1",), ("1", "2"), ("2", "1")))
-        self.happened("versions", f"workers that start know {', '.join(self.versions)}")
-        self._leave(random.randrange(len(self.lives)))
-
-    def _stranger(self, random: Random) -> None:
-        """Somebody with write access who should not have it."""
-        part = random.choice(self.log.partitions)
-        run_id = random.choice(self.runs).id if self.runs else "nobody"
-        what, entry = strangers.record(random, part.records, part.by_key.get(CLAIM_KEY, []), run_id, self.loop.clock())
-        self.happened("stranger", f"partition {part.number}: {what}")
-        self.log.put(part.number, [entry], "stranger", self.loop.clock())
-
-    def _foreigner(self, random: Random) -> None:
-        """Somebody puts something into the inbox that is no request, or one that concerns nobody."""
-        if self.log.kafka:
-            run_id = random.choice(self.runs).id if self.runs else "nobody"
-            place = self.log.put_inbox(random.randrange(self.partitions), b"key", strangers.request(random, run_id))
-            self.happened("foreign", place)
+            do(self, random)
 
     # -- the course of the world
 
     async def _main(self) -> None:
         self._plan_agendas()
         random = self.random
-        projections = await self._project() if self.projecting else None
+        if self._projects or self.restoring.projects:
+            await self.projecting.start()
+        self.restoring.plan()
         for slot in range(random.choice((1, 2, 2, 3))):
             self._start_worker(slot)
         for slot in range(len(self.agendas)):
             self._start_client(slot)
-        mischief = [asyncio.create_task(one) for one in self._mischiefs()]
-        watching = asyncio.create_task(self._watch(projections))
+        doing = [asyncio.create_task(self._mischief(kind, *what)) for kind, what in mischief.ALL.items()]
+        watching = asyncio.create_task(self._watch())
         while self.loop.time() < self.faults_s:
             await asyncio.sleep(min(POLL_S, self.faults_s - self.loop.time()))
             if random.random() < 0.02 and self._settled() and not self._pending():
                 break
         self._heal()
-        for task in mischief:
+        for task in doing:
             task.cancel()
-        await asyncio.gather(*mischief, return_exceptions=True)
+        await asyncio.gather(*doing, return_exceptions=True)
         await self._settle()
         watching.cancel()
-        await self._check(projections)
+        await self._check()
         self.tell(lambda eye: eye.quiet(self))
         await self._end()
 
-    async def _watch(self, projections: ProjectionRunner | None) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(5 * POLL_S if self.loop.time() < 2 * self.faults_s else 60 * POLL_S)
             self._tell_states()
-            if projections is not None:
-                await self._tell_rows(projections)
+            await self.projecting.tell()
 
     def _tell_states(self) -> None:
         for life in self.lives:
@@ -673,23 +654,28 @@ class World(Watch):
         self.log.clock_ms = 0
         self.versions = ("1", "2")
         for slot, life in enumerate(self.lives):
-            self._set_clock(life.process, 0)
+            self.set_clock(life.process, 0)
             if life.process.state == "paused":
-                self._resume(life.process)
-            self.loop.call_later(0.01 * slot, self._died, life.process, "as the last of the faults", context=self.log.context)
+                self.resume(life.process)
+            self.loop.call_later(0.01 * slot, self.died, life.process, "as the last of the faults", context=self.log.context)
         for process in self.clients:
-            self._set_clock(process, 0)
+            self.set_clock(process, 0)
+        self.tell(lambda eye: eye.healed())
+        mischief.set_back(self)
         late_s = max((intent.at_s for agenda in self.agendas for intent in agenda), default=0.0)
         released = [run for run in self.runs if "release" in programs.waits(run.program)]
         at_s = max(late_s, self.loop.time()) + 60
-        self.agendas.append([Intent(at_s, "signal", run, f"{run.id}/release", "release") for run in released])
+        self._start_agenda([Intent(at_s, "signal", run, f"{run.id}/release", "release") for run in released])
+
+    def _start_agenda(self, agenda: list[Intent]) -> None:
+        self.agendas.append(agenda)
         self._start_client(len(self.agendas) - 1)
 
     def _pending(self) -> bool:
         return any(not intent.done for agenda in self.agendas for intent in agenda)
 
-    def _settled(self) -> bool:
-        """Whether every run that the log knows has ended, or stands still for good."""
+    def _settled(self, but: AbstractSet[str] = frozenset()) -> bool:
+        """Whether every run that the log knows, but for these, has ended, or stands still for good."""
         for number, part in enumerate(self.log.partitions):
             if self.log.kafka and part.routed < len(part.inbox):
                 return False
@@ -702,22 +688,31 @@ class World(Watch):
             if len(active) != 1 or active[0].state is None:
                 return False
             state = active[0].state
+            if active[0]._told._waiting:  # pyright: ignore[reportPrivateUsage]  # there is nothing else to see
+                return False
             if part.records and state.offset <= part.records[-1].offset:
                 return False
-            if any(state.runs.peek(run_id).phase != "quarantined" for run_id in state.runs):
+            if any(run_id not in but and state.runs.peek(run_id).phase not in STILL for run_id in state.runs.ids()):
                 return False
         return True
 
     async def _settle(self) -> None:
+        """The neighbours of those that linger come to their ends first, whatever those do; then these are cancelled."""
+        lingering = {run.id for run in self.runs if programs.lingers(run.program)}
+        await self._quiet(lingering)
+        self._start_agenda([Intent(self.loop.time(), "cancel", self._by_id[run], f"{run}/end") for run in sorted(lingering)])
+        await self._quiet(set())
+
+    async def _quiet(self, but: AbstractSet[str]) -> None:
         until = self.loop.time() + SETTLE_S
         quiet = 0
         while quiet < 5:
             await asyncio.sleep(5 * POLL_S)
-            quiet = quiet + 1 if self._settled() and not self._pending() else 0
+            quiet = quiet + 1 if self._settled(but) and not self._pending() else 0
             if self.loop.time() > until:
-                raise AssertionError(f"{SETTLE_S / 3600:g} hours after the faults had ended: {self._unsettled()}")
+                raise Broken(17 if but else 14, f"{SETTLE_S / 3600:g} hours after the faults had ended: {self._unsettled(but)}")
 
-    def _unsettled(self) -> str:
+    def _unsettled(self, but: AbstractSet[str]) -> str:
         """What is waited for."""
         said = [
             f"run {run.id} on {life.process.name} waits for {sorted(run.open)} with signals {run.signals}"
@@ -725,15 +720,15 @@ class World(Watch):
             if life.worker is not None
             for owner in life.worker.owners.values()
             if owner.active and owner.state is not None
-            for run in map(owner.state.runs.peek, owner.state.runs)
-            if run.phase != "quarantined"
+            for run in map(owner.state.runs.peek, owner.state.runs.ids())
+            if run.phase not in STILL and run.id not in but
         ]
         said += [f"{intent.kind} of {intent.run.id} is not done" for a in self.agendas for intent in a if not intent.done]
         return "; ".join(said) or "a partition has no owner that is caught up"
 
-    async def _check(self, projections: ProjectionRunner | None) -> None:
+    async def _check(self) -> None:
         """What came of each run is what its program allows."""
-        process = self._born("judge")
+        process = self.born("judge")
         driver = FaultyDriver(self.log, process)
         await driver.open()
         sent = {(name, f"from {run.id}") for run in self.runs for name in "xyz"} | {("release", None)}
@@ -743,7 +738,8 @@ class World(Watch):
                 raise AssertionError(f"run {run.id} is not in the log, although its start was acknowledged")
             problem = self._judge(run, view.run, run.signals | sent)
             if problem:
-                raise AssertionError(f"run {run.id} of {orjson.dumps(run.program).decode()}: {problem}")
+                what = f"run {run.id} of {orjson.dumps(run.program).decode()}: {problem}"
+                raise Broken(19, what) if run.id in self._hostile else AssertionError(what)
         for life in self.lives:
             worker = life.worker
             if worker is None:
@@ -753,15 +749,7 @@ class World(Watch):
             if busy or live:
                 raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")
         self._tell_states()
-        if projections is not None:
-            await projections.catch_up()
-            before = await self._tell_rows(projections)
-            await projections.rebuild()
-            after = await self._tell_rows(projections)
-            if before != after:
-                raise AssertionError(f"a projection differs from its rebuild: {before} and {after}")
-            await projections.__aexit__(None, None, None)
-            await projections.log.close()
+        await self.projecting.check()
 
     def _judge(self, run: Planned, found: RunState, signals: set[tuple[str, Any]]) -> str:
         if found.phase == "completed":
@@ -770,6 +758,8 @@ class World(Watch):
             return f"completed with {found.result}"
         if found.phase == "cancelled":
             return "" if run.cancelled else "cancelled, and nobody asked for it"
+        if found.phase in programs.ends(run.program):
+            return ""
         if found.phase == "failed":
             meant = programs.contains(run.program, "fail") and found.error["message"] == "meant to fail"
             return "" if meant else f"failed: {found.error}"
@@ -779,30 +769,6 @@ class World(Watch):
                 return ""
             return "" if kind == "StepInterrupted" else f"quarantined: {found.error}"  # how often it was lost, the checker counts
         return f"is {found.phase}"
-
-    async def _project(self) -> ProjectionRunner:
-        process = self._born("projections")
-        runner = ProjectionRunner(self._client_of(process), [RunsProjection()], database="sqlite://")
-        await process.start(runner.__aenter__())
-        random = self.source("database")
-        rate = self.intensity * random.choice((0.05, 0.3))
-        if "database" not in self.plan.off and rate:
-            event.listen(runner.engine, "commit", partial(self._commit, random, rate))
-        return runner
-
-    def _commit(self, random: Random, rate: float, connection: sa.Connection) -> None:
-        """The projections' database may go away when a transaction is to end: before it has, or before it says so."""
-        if self.faulty and random.random() < rate:
-            done = random.random() < 0.5
-            self.happened("database", f"it goes away {'after' if done else 'before'} a commit")
-            if done:
-                connection.connection.commit()
-            raise OperationalError("COMMIT", None, Exception("the database has gone away"))
-
-    async def _tell_rows(self, projections: ProjectionRunner) -> list[dict[str, Any]]:
-        positions, rows = await projections.query(positions_and_rows)
-        self.tell(lambda eye: eye.projected(positions, {row["run_id"]: row for row in rows}))
-        return rows
 
     async def _end(self) -> None:
         """Everybody leaves; nothing may be left running."""
@@ -824,10 +790,8 @@ def _where() -> str:
     return process.name if process is not None else "its turn"
 
 
-async def _inline(call: Callable[[], Any]) -> Any:
-    """A thread, which takes a moment."""
-    await asyncio.sleep(0.002)
-    return call()
+_inline = partial(Inline, delay_s=0.002)
+"""A thread, which takes a moment."""
 
 
 class _Errors(logging.Handler):
@@ -838,5 +802,9 @@ class _Errors(logging.Handler):
         self._world = world
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.exc_info[1] is not None:
-            self._world.fail(record.exc_info[1])
+        if (
+            record.exc_info and record.exc_info[1] is not None and not hasattr(record, "run_id")
+        ):  # what users' code raises is told
+            fell = Broken(17, f"an owner or a worker fell over: {record.getMessage()}: {record.exc_info[1]!r}")
+            fell.__cause__ = record.exc_info[1]
+            self._world.fail(fell)

@@ -7,7 +7,7 @@ reports an ignore that nothing needs.
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -47,6 +47,7 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type(await step.run("plain", total, [1, 2]), int)
     assert_type(await step.run("lambda", lambda: 1.5), float)
     assert_type(await step.run("tuned", total, [1], timeout="30s", at_most_once=True), int)
+    assert_type(await step.run("shown", fetch, "http://x", 3, record_input=True), bytes)
     await step.run("too few", fetch, "http://x")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
     await step.run("wrong", total, "prices")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
 
@@ -95,6 +96,12 @@ async def use() -> None:
     assert_type(await (await client.start_workflow(extended, 1)).result(), list[str])
     assert_type(explicit, Workflow[Order, int])
     assert_type(await client.start_workflow("by-name", {"any": 1}), Run[Any])
+    assert_type(await client.start_workflow(typed, Order(order_id="1"), timeout="5s"), Run[Receipt])
     assert_type(client.run("r"), Run[Any])
+    assert_type((await run.status(timeout=5)).ended_at, datetime | None)
+    assert_type((await run.history(timeout=5))[0].time, datetime | None)
+    assert_type(await run.signal("go", timeout=5), None)
+    assert_type(await run.cancel("enough", timeout=5), None)
+    assert_type(Client("memory://", timeout=timedelta(seconds=5)), Client)
     await client.start_workflow(typed, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
     await client.start_workflow(typed, Order(order_id="1"), if_exists="maybe")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepfold.loop import DeterministicLoop, Timer
+    from stepfold.replay.loop import DeterministicLoop, Timer
 
 Choose = Callable[[Sequence[str]], str]
 """Which of these deliverable names comes next."""
@@ -35,7 +35,8 @@ class Drive:
         self.delivered: list[str] = []
         self.events: dict[str, asyncio.Future[Any]] = {}
         self.timers: dict[str, Timer] = {}
-        self.loop = loop_type(seed, self._on_timer, self._on_timer_cancelled, max_callbacks=10_000)
+        self.loop = loop_type(seed, self._on_timer, self._on_timer_cancelled)
+        self.loop.host = self.loop.host._replace(max_turns=10_000)
         self.main: asyncio.Task[Any] | None = None
 
     def _on_timer(self, timer: Timer) -> None:
@@ -454,7 +455,7 @@ def main(engine: str) -> None:
     package = types.ModuleType("stepfold")  # without its __init__, which needs more than the standard library
     package.__path__ = [engine]
     sys.modules["stepfold"] = package
-    loop_type = importlib.import_module("stepfold.loop").DeterministicLoop
+    loop_type = importlib.import_module("stepfold.replay.loop").DeterministicLoop
     found = {
         program.__name__: [Drive(loop_type).run(program, at_random(seed)) for seed in range(5)]
         for program in SAME_EVERYWHERE + SAME_PER_VERSION

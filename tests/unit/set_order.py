@@ -11,8 +11,8 @@ from typing import Any
 
 from stage import Note, Stage
 
+from stepfold.authoring.step import Step
 from stepfold.errors import NonDeterminism
-from stepfold.step import Step
 
 NAMES = ("anna", "bert", "carl", "dora", "emil")
 

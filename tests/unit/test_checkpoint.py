@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Mapping
 
 import orjson
 import pytest
 from histories import RUN, Keeper, Ledger, facts, reloaded, stored
 
+from stepfold.client.requests import started
+from stepfold.core.ended import MARGIN_MS, REMEMBER_MS, Ended
+from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.fold import FORGET_MS, Ended, PartitionState
-from stepfold.log import Entry
+from stepfold.log import CLAIM_KEY, Entry
 from stepfold.testing.suite import checkpoints_of
 
 LINES = "stepfold.worker"
+FORGET_MS = REMEMBER_MS + MARGIN_MS
 
 
 class Failing(MemoryDriver):
@@ -160,7 +164,7 @@ async def test_chunks_past_remembering_leave_the_store(monkeypatch: pytest.Monke
     await keeper.save()
     assert sorted(await checkpoints_of(keeper.log, 0)) == ["0/e/1", "0/m", "0/r/c"]
     loaded = await Keeper(keeper.log).load()
-    assert loaded.offset == ledger.state.offset and list(loaded.runs) == ["c"] and len(loaded.ended) == 1
+    assert loaded.offset == ledger.state.offset and loaded.runs.ids() == ["c"] and len(loaded.ended) == 1
 
 
 async def test_a_large_run_is_stored_in_pieces() -> None:
@@ -230,13 +234,186 @@ async def test_a_checkpoint_of_another_format_is_not_read() -> None:
     assert (await Keeper(keeper.log).load()).offset == 0
 
 
-async def test_a_log_that_lost_what_a_checkpoint_covers_is_refused() -> None:
+# A log that is not the one that was read.
+
+
+class Restored(MemoryDriver):
+    """A copy of another log up to an offset, with the checkpoints of all of it; the copy may be without its beginning."""
+
+    def __init__(self, of: MemoryDriver, end: int, start: int = 0) -> None:
+        super().__init__(log_id=of.id, clock=of.now)
+        self._of, self._end, self._start = of, end, start
+
+    async def open(self) -> None:
+        await super().open()
+        for record in await self._of.reader(0, 0).read(self._end):
+            await self.append(0, [Entry(record.key, record.value)])
+        await self.checkpoint_put(0, await checkpoints_of(self._of, 0))
+
+    async def bounds(self, partition: int) -> tuple[int, int]:
+        return self._start, (await super().bounds(partition))[1]
+
+
+ANOTHER = ["ends before", "goes on otherwise", "has another id"]
+
+
+async def another_log(keeper: Keeper, how: str, start: int = 0) -> Restored:
+    end = keeper.state.offset
+    log = Restored(keeper.log, 2 if how != "has another id" else end, start)
+    if how == "has another id":
+        log._store.id = "another"  # pyright: ignore[reportPrivateUsage] # as a topic that was made again
+    await log.open()
+    if how == "goes on otherwise":  # by requests alone: nobody has claimed it since
+        for number in range(end):
+            await log.append(0, [started(f"later-{number}", "w", None, b"null", request=f"r{number}", at=0)])
+    return log
+
+
+@pytest.mark.parametrize("how", ANOTHER)
+async def test_a_checkpoint_of_another_log_is_not_used(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    log = await another_log(await kept(ledger_of("a", "ghost")), how)
+    keeper = Keeper(log)
+    assert (await keeper.load()).offset == 0
+    assert "its checkpoint is of another log" in caplog.text and "folding it from the start" in caplog.text
+    keeper.fold(await log.reader(0, 0).read())
+    await keeper.save()
+    assert (await Keeper(log).load()).pack() == keeper.state.pack(), "a checkpoint of the log as it is now took its place"
+    assert "another log" not in caplog.text[caplog.text.index("from the start") :]
+
+
+async def test_a_snapshot_of_a_log_that_went_further_is_not_taken_for_a_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner dies when its first marker is written, before it removes anything."""
+    ledger = ledger_of("a", "b")
+    ledger.accepts("sleep-completed", "a", step_id="nap", at=ledger.now_ms)
+    log = Restored((await kept(ledger)).log, 2)
+    await log.open()
+    await log.append(
+        0, [Entry(CLAIM_KEY, orjson.dumps({"type": "claim", "v": 2, "at": 1, "prev": 0, "owner": "w2", "nonce": "n"}))]
+    )
+    keeper = Keeper(log)
+    await keeper.load()
+    keeper.fold(await log.reader(0, 0).read())
+    put = log.checkpoint_put
+
+    async def dies_at_the_marker(partition: int, items: Mapping[str, bytes | None]) -> None:
+        await put(partition, items)
+        if "2/m" in items:
+            raise LogUnavailable("the end")
+
+    monkeypatch.setattr(log, "checkpoint_put", dies_at_the_marker)
+    with pytest.raises(LogUnavailable):
+        await keeper.save()
+    assert (await Keeper(log).load()).pack() == keeper.state.pack()
+
+
+@pytest.mark.parametrize("grown", [0, 1, 3])
+async def test_snapshots_of_a_checkpoint_that_was_never_ended_are_held_against_the_log(
+    grown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marker fits the restored log; the snapshot that lies beside it is of what the log has lost, and has had other
+    records for since."""
     ledger = ledger_of("a")
     keeper = await kept(ledger)
-    marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
-    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"offset": ledger.state.offset + 1})})
+    ledger.accepts("sleep-completed", "a", step_id="nap", at=ledger.now_ms)
+    await stored(ledger, keeper.log)
+    keeper.fold(ledger.records)
+    put = keeper.log.checkpoint_put
+
+    async def dies_before_the_marker(partition: int, items: Mapping[str, bytes | None]) -> None:
+        if any(key.endswith("/m") for key in items):
+            raise LogUnavailable("the end")
+        await put(partition, items)
+
+    monkeypatch.setattr(keeper.log, "checkpoint_put", dies_before_the_marker)
+    with pytest.raises(LogUnavailable):
+        await keeper.save()
+    assert (await Keeper(keeper.log).load()).runs.peek("a").open == {}, "in this log it is a later state"
+
+    log = Restored(keeper.log, 3)
+    await log.open()
+    request = {"type": "cancel-requested", "v": 1, "run_id": "a", "at": 1, "reason": None}
+    for number in range(grown):
+        await log.append(0, [Entry("a", orjson.dumps({**request, "request": f"r{number}"}))])
+    found = Keeper(log)
+    await found.load()
+    found.fold(await log.reader(0, 0).read(10))
+    alone = PartitionState()
+    for record in await log.reader(0, 0).read(10):
+        fold(alone, record)
+    assert found.state.pack() == alone.pack()
+
+
+@pytest.mark.parametrize("how", ANOTHER)
+async def test_a_log_without_its_beginning_and_with_checkpoints_of_another_is_refused(how: str) -> None:
+    log = await another_log(await kept(ledger_of("a", "ghost")), how, 1)
+    with pytest.raises(ConfigError, match="are gone and its checkpoint is of another log") as refusal:
+        await Keeper(log).load()
+    assert "Put a copy in its place that has its beginning" in str(refusal.value)
+    assert "from a backup" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("how", [None, "ends before", "goes on otherwise"])
+async def test_what_was_folded_is_held_against_the_log(how: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    """An owner keeps what it has folded while another worker has the partition."""
+    keeper = await kept(ledger_of("a", "ghost"))
+    log = keeper.log if how is None else await another_log(keeper, how)
+    keeper.checkpoint._log = log  # pyright: ignore[reportPrivateUsage] # the log under it is another one from now on
+    assert await keeper.checkpoint.fits(keeper.state) is (how is None)
+    assert ("what was folded is of another log" in caplog.text) is (how is not None)
+
+
+async def test_a_log_that_lost_what_follows_on_a_checkpoint_is_refused() -> None:
+    keeper = await kept(ledger_of("a"))
+    end = keeper.state.offset
+    log = Restored(keeper.log, end, end + 1)
+    await log.open()
+    keeper.checkpoint._log = log  # pyright: ignore[reportPrivateUsage] # the log under it is another one
+    assert not await keeper.checkpoint.fits(keeper.state)
     with pytest.raises(ConfigError, match="records were lost"):
-        await Keeper(keeper.log).load()
+        await Keeper(log).load()
+
+
+@pytest.mark.parametrize("marks", [7, [7], [[1]], [["1", "a"]], [[1, 2]]])
+async def test_marks_that_cannot_be_read_cost_a_fold_from_the_beginning(marks: object) -> None:
+    keeper = await kept(ledger_of("a"))
+    marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
+    assert [offset for offset, _ in marker["stood"]] == [0, keeper.state.offset - 1], "the claim, and the last record"
+    del marker["sum"]
+    marker |= {"stood": marks}
+    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"sum": zlib.crc32(orjson.dumps(marker))})})
+    assert (await Keeper(keeper.log).load()).offset == 0
+
+
+@pytest.mark.parametrize("changed", [{"claim": 1}, {"owner": None}, {"deaths": [7, 0]}, {"sum": 0}, {"offset": 2}])
+async def test_a_marker_that_was_changed_costs_a_fold_from_the_beginning(changed: dict[str, object]) -> None:
+    keeper = await kept(ledger_of("a"))
+    marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
+    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | changed)})
+    assert (await Keeper(keeper.log).load()).offset == 0
+
+
+STRANGE_KEYS = ["", "/", "x/m", "7", "-1/m", "9" * 30 + "/m", "0/e/x", "0/r/", "0/x/y", "١/m", "0/e/" + "1" * 30, "\ud800/m"]
+
+
+@pytest.mark.parametrize("key", STRANGE_KEYS)
+async def test_what_others_put_among_checkpoints_is_passed_over(key: str) -> None:
+    ledger = ledger_of("a", "b")
+    log = (await kept(ledger)).log
+    await log.checkpoint_put(0, {key: b"[]"})
+    keeper = Keeper(log)
+    assert (await keeper.load()).pack() == ledger.state.pack()
+    await keeper.look_again()
+    await keeper.save()
+    assert (await reloaded(ledger, log)).pack() == ledger.state.pack()
+
+
+async def test_a_run_of_more_pieces_than_there_are_costs_a_fold_from_the_beginning() -> None:
+    """Not a search for so many of them."""
+    keeper = await kept(ledger_of("a"))
+    head, _, packed = (await checkpoints_of(keeper.log, 0))["0/r/a"].partition(b"\n")
+    fields = orjson.loads(head)
+    await keeper.log.checkpoint_put(0, {"0/r/a": orjson.dumps([*fields[:3], 10**15, *fields[4:]]) + b"\n" + packed})
+    assert (await Keeper(keeper.log).load()).offset == 0
 
 
 async def test_a_checkpoint_that_is_saved_while_another_owner_loads_is_not_ahead_of_the_log() -> None:
@@ -338,10 +515,10 @@ async def test_whether_a_run_is_idle_is_stored_with_it() -> None:
     ledger = ledger_of("a", "b")
     keeper = Keeper(await stored(ledger, MemoryDriver()))
     keeper.fold(ledger.records)
-    keeper.state.runs["a"].idle = True
+    keeper.run("a").idle = True
     await keeper.save()
     loaded = await Keeper(keeper.log).load()
-    assert loaded.runs["a"].idle and not loaded.runs["b"].idle
+    assert loaded.runs.peek("a").idle and not loaded.runs.peek("b").idle
 
 
 async def test_entries_of_other_keys_are_no_runs() -> None:
@@ -350,7 +527,7 @@ async def test_entries_of_other_keys_are_no_runs() -> None:
     ledger.write(b"nonsense", key="no run")
     keeper = await kept(ledger, log)
     await log.append(0, [Entry("no run", b"more")])
-    assert list((await Keeper(keeper.log).load()).runs) == ["a"]
+    assert (await Keeper(keeper.log).load()).runs.ids() == ["a"]
 
 
 # Owners come and go, and come back with the state they had.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import judge
 import orjson
@@ -10,22 +10,23 @@ import pytest
 from histories import START_MS
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field, create_model
 
 from stepfold import events
-from stepfold.events import SHAPES, decode, encode, json_schema, parse
+from stepfold.events import SHAPES, Shape, decode, encode, json_schema, parse
 
 ERROR = {"type": "ValueError", "message": "no", "traceback": "line 1", "step_id": "charge"}
 REQUEST = {"v": 1, "at": START_MS, "run_id": "r", "request": "q"}
 DECISION = {"v": 1, "at": START_MS, "run_id": "r", "claim": 0}
 
 WHOLE: dict[str, dict[str, Any]] = {
-    "claim": {"v": 1, "at": START_MS, "prev": -1, "owner": None, "nonce": "n"},
+    "claim": {"v": 2, "at": START_MS, "prev": -1, "owner": None, "nonce": "n", "memory_ms": 1},
     "started": REQUEST | {"workflow": "w", "version": None, "input": [1], "trigger": {"type": "cron"}, "reply_to": "answers"},
     "signal-received": REQUEST | {"signal": "s", "data": None},
     "cancel-requested": REQUEST | {"reason": None},
     "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None},
     "step-failed": DECISION | {"step_id": "a", "attempt": 1, "error": ERROR, "next_at": None, "heartbeat": [3]},
-    "attempt-started": DECISION | {"step_id": "a", "attempt": 1},
+    "attempt-started": DECISION | {"step_id": "a", "attempt": 1, "input": [1], "input_note": "cut"},
     "attempt-lost": DECISION | {"step_id": "a", "attempt": 1},
     "step-heartbeat": DECISION | {"step_id": "a", "attempt": 1, "details": {}},
     "step-cancelled": DECISION | {"step_id": "a"},
@@ -34,12 +35,16 @@ WHOLE: dict[str, dict[str, Any]] = {
     "wait-started": DECISION | {"step_id": "a", "signal": "s", "timeout_at": None},
     "wait-timed-out": DECISION | {"step_id": "a"},
     "workflow-unknown": DECISION,
+    "input-completed": DECISION | {"input": {"made": 1}},
+    "code-suspected": DECISION,
+    "code-cleared": DECISION,
     "quarantined": DECISION | {"error": ERROR},
     "resumed": DECISION,
     "completed": DECISION | {"result": 1.5},
     "failed": DECISION | {"error": {"type": "ValueError", "message": "no"}},
     "cancelled": DECISION | {"reason": "why"},
 }
+PASSED_OVER = {("claim", "memory_ms"), ("attempt-started", "input"), ("attempt-started", "input_note")}
 OPTIONAL = {"version", "trigger", "reply_to", "reason", "heartbeat"}
 TYPES = sorted(WHOLE)
 
@@ -70,11 +75,20 @@ def test_fields_of_tomorrow_are_kept(kind: str) -> None:
 def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, field: str) -> None:
     event = {"type": kind} | WHOLE[kind]
     free = event.keys() & {"input", "data", "result", "details", "heartbeat"}
-    if field not in free:
+    if (kind, field) in PASSED_OVER:
+        wrong: list[Any] = [1.5, {}]
+        for other in (event | {field: value} for value in wrong):
+            assert decode(encode(other)) == judge.parse(encode(other)) == other, "who does not know the field would take it"
+            assert getattr(parse(other), field) is None
+    elif field not in free:
         assert decode(encode(event | {field: 1.5})) is None
         assert decode(encode(event | {field: True})) is None
     without = {name: value for name, value in event.items() if name != field}
-    assert decode(encode(without)) == judge.parse(encode(without)) == (without if field in OPTIONAL else None)
+    assert (
+        decode(encode(without))
+        == judge.parse(encode(without))
+        == (without if field in OPTIONAL or (kind, field) in PASSED_OVER else None)
+    )
 
 
 @pytest.mark.parametrize("kind", ["step-failed", "quarantined", "failed"])
@@ -106,7 +120,8 @@ def test_what_is_no_event(value: bytes) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_event_as_an_object(kind: str) -> None:
     found = parse({"type": kind} | WHOLE[kind], 7, START_MS + 1)
-    assert (found.type, found.v, found.at, found.offset, found.timestamp) == (kind, 1, START_MS, 7, START_MS + 1)
+    version = WHOLE[kind]["v"]
+    assert (found.type, found.v, found.at, found.offset, found.timestamp) == (kind, version, START_MS, 7, START_MS + 1)
     dumped = found.model_dump(exclude_unset=True)
     assert dumped == {"type": kind} | WHOLE[kind], "the record's place is no part of its value"
 
@@ -150,3 +165,111 @@ def test_any_bytes_are_an_event_or_none(value: bytes) -> None:
     found = decode(value)
     assert found is None or found["type"] in SHAPES
     assert judge.parse(value) == found
+
+
+# What a shape checks, or refuses to be made of.
+
+
+class Inside(BaseModel):
+    of: str
+
+
+class OneField(BaseModel):
+    only: int
+
+
+class NoField(BaseModel):
+    maybe: str | None = None
+
+
+class Kinds(BaseModel):
+    named: list[str]
+    nested: Inside
+    maybe: Inside | None
+    either: Inside | OneField | None = None
+    several: list[Inside] = []
+    by_name: dict[str, int] = {}
+    anything: dict[str, Any] = {}
+    mode: Literal["run", "name", 1] = "run"
+    exact: Literal["x"]
+
+
+KINDS: dict[str, Any] = {"named": ["a"], "nested": {"of": "b"}, "maybe": None, "exact": "x"}
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        {"named": []},
+        {"maybe": {"of": "c"}},
+        {"either": {"only": 1}},
+        {"either": {"of": "d"}},
+        {"either": None},
+        {"several": [{"of": "e"}, {"of": "f"}]},
+        {"by_name": {"a": 1}},
+        {"anything": {"a": [None]}},
+        {"mode": 1},
+        {"mode": "name"},
+    ],
+)
+def test_a_shape_takes_what_its_model_says(good: dict[str, Any]) -> None:
+    assert Shape(Kinds).fits(KINDS | good)
+    Kinds.model_validate(KINDS | good)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"named": "a"},
+        {"named": ["a", 1]},
+        {"nested": {}},
+        {"nested": {"of": 1}},
+        {"nested": None},
+        {"maybe": {"of": None}},
+        {"either": {"only": "1"}},
+        {"either": []},
+        {"several": [{"of": "e"}, {}]},
+        {"by_name": {"a": "1"}},
+        {"by_name": {"a": True}},
+        {"anything": []},
+        {"mode": "other"},
+        {"mode": True},
+        {"exact": "y"},
+    ],
+)
+def test_a_shape_refuses_what_its_model_does_not_say(wrong: dict[str, Any]) -> None:
+    assert not Shape(Kinds).fits(KINDS | wrong)
+
+
+@pytest.mark.parametrize("missing", KINDS)
+def test_a_shape_misses_what_must_be_there(missing: str) -> None:
+    assert not Shape(Kinds).fits({name: value for name, value in KINDS.items() if name != missing})
+
+
+def test_models_of_one_field_and_of_none_that_must_be_there() -> None:
+    one, none = Shape(OneField), Shape(NoField)
+    assert one.fits({"only": 1}) and not one.fits({"only": "1"}) and not one.fits({})
+    assert none.fits({}) and none.fits({"maybe": None}) and not none.fits({"maybe": 1})
+
+
+@pytest.mark.parametrize(
+    "annotation", [float, set[str], dict[int, str], tuple[int, ...], bytes, "Unheard", Annotated[int, Field(ge=0)], type]
+)
+def test_what_cannot_be_checked_is_said_when_the_module_is_imported(annotation: Any) -> None:
+    model = create_model("Odd", odd=(annotation if annotation != "Unheard" else list[set[str]], ...))
+    with pytest.raises(TypeError, match="decode cannot check"):
+        Shape(model)
+
+
+def test_a_field_of_another_name_in_the_record_cannot_be_checked() -> None:
+    with pytest.raises(TypeError, match=r"decode cannot check Odd\.odd"):
+        Shape(create_model("Odd", odd=(int, Field(alias="other"))))
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "time"), [(None, None), (0, "1970-01-01"), (2**63 - 1, "9999-12-31"), (-(2**63), "0001-01-02")]
+)
+def test_the_time_of_an_event_is_a_datetime_whatever_its_record_says(timestamp: int | None, time: str | None) -> None:
+    event = {"type": "resumed", "v": 1, "run_id": "r", "at": 2**63, "claim": 0, "time": "of another"}
+    found = parse(event, 0, timestamp).time
+    assert (found and found.isoformat()[:10]) == time

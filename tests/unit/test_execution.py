@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from pydantic import AfterValidator
 from stage import Note, Program, Replay, Stage
 
+from stepfold.authoring.step import Step
 from stepfold.errors import InputInvalid, NonDeterminism, StepFailed
-from stepfold.execution import MAX_SWALLOWED_CANCELS, Execution
-from stepfold.step import Step
+from stepfold.replay.execution import MAX_SWALLOWED_CANCELS, Execution
 
 HERE = Path(__file__)
 
@@ -273,6 +273,28 @@ def test_the_code_runs_until_it_waits() -> None:
     assert stage.live.ended == ["completed", "'end'", "None"] and stage.waits_for == []
 
 
+def test_a_replay_that_has_the_result_does_not_copy_the_arguments() -> None:
+    class Counted:
+        copies = 0
+
+        def __deepcopy__(self, memo: object) -> Counted:
+            Counted.copies += 1
+            return self
+
+    async def program(step: Step, note: Note) -> Any:
+        await step.run("a", type, Counted())
+        await step.run("a", type, Counted())
+
+    stage = Stage(program)
+    copied = Counted.copies
+    assert copied > 0
+    stage.step_gives("a")
+    assert Counted.copies == 2 * copied
+    stage.step_gives("a#2")
+    assert stage.replayed().ended == stage.live.ended
+    assert Counted.copies == 2 * copied
+
+
 def test_a_failure_is_raised_with_its_number_of_attempts() -> None:
     stage = Stage(in_sequence)
     stage.happens("step-failed", step_id="pay", attempt=1, error={"type": "E", "message": "1"}, next_at=5)
@@ -484,7 +506,7 @@ def test_who_never_stops_waiting_is_stopped() -> None:
     async def program(step: Step, note: Note) -> Any:
         while True:
             try:
-                await asyncio.Event().wait()
+                await asyncio.sleep(100)
             except asyncio.CancelledError:
                 note("swallowed")
 
@@ -786,8 +808,9 @@ def test_code_that_spins_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             await asyncio.sleep(0)
 
     stage = Stage(program)
-    stage.live.execution.loop._max_callbacks = 1_000  # pyright: ignore[reportPrivateUsage]  # a million takes a second
-    with pytest.raises(NonDeterminism, match="it spins"):
+    loop = stage.live.execution.loop
+    loop.host = loop.host._replace(max_turns=1_000)
+    with pytest.raises(NonDeterminism, match=r"it spins.*\(at .*test_execution.py:"):
         stage.step_gives("a", "word")
 
 

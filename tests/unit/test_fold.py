@@ -8,21 +8,16 @@ from typing import Any
 import pytest
 from histories import RUN, START_MS, Ledger, begun, facts, owned, record
 
+from stepfold.core.ended import MARGIN_MS, REMEMBER_MS, Ended, fingerprint
+from stepfold.core.fold import DEATHS_MS, PartitionState, fold
+from stepfold.core.snapshot import pack, unpack
+from stepfold.core.state import RunState
 from stepfold.events import FORMAT
-from stepfold.fold import (
-    FORGET_MS,
-    REMEMBER_MS,
-    Ended,
-    OpenSleep,
-    OpenStep,
-    OpenWait,
-    PartitionState,
-    RunState,
-    fingerprint,
-    fold,
-    valid_run_id,
-)
 from stepfold.log import CLAIM_KEY, partition_of
+from stepfold.operations.signal import OpenWait
+from stepfold.operations.sleep import OpenSleep
+from stepfold.operations.step import OpenStep
+from stepfold.values.names import valid_run_id
 
 ERROR = {"type": "ValueError", "message": "no"}
 
@@ -125,7 +120,7 @@ def test_an_owner_of_a_newer_format_can_judge_it_and_older_readers_are_told() ->
     ledger.rejects("step-completed", v=FORMAT + 1, step_id="b", attempt=1, result=1)
 
 
-@pytest.mark.parametrize("kind", ["signal-received", "cancel-requested", "completed", "workflow-unknown", "resumed"])
+@pytest.mark.parametrize("kind", ["cancel-requested", "completed", "workflow-unknown", "resumed"])
 def test_nothing_happens_to_a_run_that_has_not_begun(kind: str) -> None:
     owned().rejects(kind, signal="go", data=1, reason=None, result=1)
 
@@ -137,7 +132,7 @@ def test_a_run_begins() -> None:
     ledger = owned()
     run = ledger.start(trigger={"type": "cron"}, request="q-1", reply_to="answers")
     assert (run.id, run.workflow, run.version, run.input, run.trigger) == (RUN, "process-order", "1", {"n": 1}, {"type": "cron"})
-    assert (run.phase, run.started_at, run.now, run.start, run.requests) == ("open", START_MS, START_MS, 3, {"q-1"})
+    assert (run.phase, run.started_at, run.now, run.start, run.request) == ("open", START_MS, START_MS, 3, "q-1")
     assert not run.decided and not run.ended and run.journal == []
 
 
@@ -468,6 +463,61 @@ def test_a_run_of_an_unknown_workflow_says_so_once_until_somebody_decides() -> N
     ledger.accepts("workflow-unknown")
 
 
+def test_code_is_suspected_until_the_run_decides_something_or_is_cleared() -> None:
+    ledger = begun()
+    ledger.rejects("code-cleared")
+    assert ledger.accepts("code-suspected").suspected == 1
+    ledger.accepts("signal-received", signal="go", data=1)
+    ledger.claim("worker-b")
+    run = ledger.accepts("code-suspected")
+    assert run.suspected == 2 and not run.decided, "who announces that code is to run has decided nothing for it"
+    assert unpack(pack(run)).suspected == 2
+    assert ledger.accepts("attempt-lost", step_id="a", attempt=1).suspected == 0
+    ledger.accepts("code-suspected")
+    assert ledger.accepts("code-cleared").suspected == 0
+    ledger.rejects("code-cleared")
+
+
+def test_code_is_suspected_once_under_a_claim_until_it_is_cleared() -> None:
+    ledger = begun()
+    ledger.accepts("code-suspected")
+    ledger.rejects("code-suspected")
+    ledger.claim("worker-b")
+    run = ledger.accepts("code-suspected")
+    ledger.rejects("code-suspected")
+    again = unpack(pack(run))
+    assert (run.suspected, run.suspected_by) == (again.suspected, again.suspected_by) == (2, ledger.state.claim)
+    ledger.accepts("code-cleared")
+    assert ledger.accepts("code-suspected").suspected == 1, "it is to run once more"
+    ledger.accepts("step-completed", step_id="a", attempt=1, result=1)
+    assert ledger.accepts("code-suspected").suspected == 1
+
+
+def test_the_input_is_completed_once_before_anything_is_decided() -> None:
+    ledger = begun()
+    ledger.accepts("workflow-unknown")
+    ledger.accepts("code-suspected")
+    run = ledger.accepts("input-completed", input={"n": 1, "id": "made"}, version="1")
+    assert run.input == {"n": 1, "id": "made"} and run.decided
+    ledger.rejects("input-completed", input={"n": 1, "id": "made again"})
+
+
+def test_owners_that_do_not_come_back_are_counted() -> None:
+    ledger = Ledger()
+
+    def claimed(owner: str | None, after_ms: int = 1000) -> int:
+        ledger.now_ms += after_ms
+        assert ledger.claim(owner) is not None
+        return ledger.state.deaths
+
+    assert claimed("a") == 0, "there was nobody before"
+    assert claimed("b") == 1 and claimed("c") == 2
+    assert claimed("c") == 2, "it lives, and claims again"
+    assert claimed("d", DEATHS_MS) == 1, "who was there for so long did not die of what it recovered"
+    assert claimed("e") == 2
+    assert claimed(None) == 0 and claimed("f") == 0, "who leaves in good order is not dead"
+
+
 def test_a_quarantined_run_does_not_end_but_loses_nothing() -> None:
     ledger = begun()
     ledger.accepts("attempt-lost", step_id="a", attempt=1)
@@ -543,6 +593,29 @@ def test_a_day_is_one_of_the_log_and_begins_with_the_end() -> None:
     ledger.start()
 
 
+def test_the_first_claim_of_a_partition_fixes_its_memory() -> None:
+    """Raised later, a state that has forgotten and a fold from the beginning would disagree."""
+    ledger = Ledger()
+    ledger.claim(memory_ms=1_000)
+    ledger.claim("worker-b", memory_ms=REMEMBER_MS)
+    assert ledger.state.memory_ms == 1_000
+    ledger.start()
+    ledger.accepts("completed", result=1)
+    ledger.now_ms += 999
+    ledger.rejects("started", workflow="w", input=1)
+    ledger.now_ms += 1
+    ledger.start()
+
+
+@pytest.mark.parametrize("first", [{}, {"v": 1, "memory_ms": 5}, *({"memory_ms": wrong} for wrong in (None, "5", 5.0, True, -1))])
+def test_a_memory_that_the_first_claim_does_not_say_is_a_day(first: dict[str, Any]) -> None:
+    """Readers of format 1 do not know the field, and take the claim whatever stands there."""
+    ledger = Ledger()
+    assert ledger.claim(**first) is not None
+    ledger.claim(memory_ms=7)
+    assert ledger.state.memory_ms == REMEMBER_MS
+
+
 # Ended ids.
 
 
@@ -579,11 +652,12 @@ def test_a_chunk_is_forgotten_when_all_of_it_is_past_remembering(monkeypatch: py
     ended = Ended()
     for number, ended_at in enumerate([0, 10, 20, 30, 40]):
         ended.add(f"r{number}", ended_at)
-    assert ended.forget(FORGET_MS + 9) == []
-    assert ended.forget(FORGET_MS + 29) == [0]
+    past_ms = REMEMBER_MS + MARGIN_MS
+    assert ended.forget(past_ms + 9) == []
+    assert ended.forget(past_ms + 29) == [0]
     assert list(ended.chunks) == [1, 2] and len(ended) == 3
-    assert ended.forget(FORGET_MS + 30) == [1]
-    assert ended.forget(10 * FORGET_MS) == [], "the growing one stays"
+    assert ended.forget(past_ms + 30) == [1]
+    assert ended.forget(10 * past_ms) == [], "the growing one stays"
     ended.add("r5", 50)
     ended.add("r6", 60)
     assert list(ended.chunks) == [2, 3], "numbers are not used again"
@@ -680,8 +754,8 @@ def test_a_run_with_everything_is_packed_and_unpacked() -> None:
     ledger.accepts("signal-received", signal="other", data=None)
     ledger.accepts("cancel-requested", reason="because")
     ledger.accepts("quarantined", error=ERROR)
-    again = RunState.unpack(run.pack())
-    assert again.pack() == run.pack()
+    again = unpack(pack(run))
+    assert pack(again) == pack(run)
     assert again.done == run.done and again.journal == run.journal and list(again.open) == ["b", "nap", "w"]
     assert again.folded == run.start + 1 and not again.idle and again.executed == -1
 
@@ -689,19 +763,19 @@ def test_a_run_with_everything_is_packed_and_unpacked() -> None:
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{}", b'["a","b"]'])
 def test_what_is_no_snapshot_raises(data: bytes) -> None:
     with pytest.raises((ValueError, TypeError, KeyError, IndexError)):
-        RunState.unpack(data)
+        unpack(data)
 
 
 def test_a_run_skips_what_its_snapshot_covers() -> None:
     ledger = begun()
     ledger.accepts("signal-received", signal="go", data=1)
-    packed, covered = ledger.run.pack(), ledger.state.offset
+    packed, covered = pack(ledger.run), ledger.state.offset
     ledger.accepts("signal-received", signal="go", data=2)
 
     later = PartitionState()
-    run = RunState.unpack(packed)
+    run = unpack(packed)
     run.folded = covered
-    later.runs[RUN] = run
+    later.runs.add(run)
     later.open_mark = fingerprint(RUN)
     changes = [change for record in ledger.records if (change := fold(later, record)) is not None]
     assert [change.event["data"] for change in changes if change.run] == [2]

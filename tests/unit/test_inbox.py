@@ -11,9 +11,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stepfold.fold import valid_run_id
-from stepfold.inbox import Refused, Request, parse
+from stepfold.client.requests import cancel_requested, signal_received, started
+from stepfold.events import decode
 from stepfold.log import InboxRecord
+from stepfold.values.digits import raw
+from stepfold.values.names import valid_run_id
+from stepfold.worker.inbox import Refused, Request, as_found, parse, place_of
 
 PLACE = "shop.inbox/3/1742"
 JSON_VALUES = st.recursive(
@@ -48,8 +51,8 @@ def test_a_start() -> None:
 
 
 def test_a_start_with_everything_and_fields_of_tomorrow() -> None:
-    fields = {"type": "start", "workflow": "w", "run_id": "r", "version": "2", "reply_to": "answers", "data": None, "priority": 9}
-    assert parse(record(fields)) == Request("start", PLACE, "r", "w", version="2", reply_to="answers")
+    fields = {"type": "start", "workflow": "w", "run_id": "r", "version": "2", "reply_to": None, "data": None, "priority": 9}
+    assert parse(record(fields)) == Request("start", PLACE, "r", "w", version="2")
 
 
 def test_a_start_without_a_run_id_gets_one_from_its_place() -> None:
@@ -92,7 +95,8 @@ def test_signal_event_cancel() -> None:
         ({"type": "start", "workflow": "w", "run_id": "a\nb"}, "`run_id` must be 1 to 200"),
         ({"type": "start", "workflow": "w", "run_id": "x" * 201}, "`run_id` must be 1 to 200"),
         ({"type": "start", "workflow": "w", "version": 2}, "the start's `version`"),
-        ({"type": "start", "workflow": "w", "reply_to": {}}, "the start's `reply_to`"),
+        ({"type": "start", "workflow": "w", "reply_to": "answers"}, "`reply_to` is not served yet: leave it out"),
+        ({"type": "start", "workflow": "w", "reply_to": {}}, "`reply_to` is not served yet"),
         ({"type": "signal", "run_id": "r"}, "the signal's `signal` must be a text; it is missing"),
         ({"type": "event"}, "the event's `event`"),
         ({"type": "event", "event": "e", "id": 7}, "the event's `id`"),
@@ -204,24 +208,75 @@ FIELD_VALUES = st.sampled_from(["start", "signal", "event", "cancel", "1.0", "st
 OBJECTS = st.dictionaries(FIELD_NAMES, FIELD_VALUES | st.dictionaries(FIELD_NAMES, FIELD_VALUES))
 
 
+def test_what_the_log_could_not_read_is_refused_for_that() -> None:
+    damaged = InboxRecord(PLACE, 1, None, b'{"type":"cancel","run_id":"r"}', (), "its batch cannot be unpacked")
+    with pytest.raises(Refused, match="its batch cannot be unpacked"):
+        parse(damaged)
+
+
 @given(
     st.none() | st.binary() | JSON_VALUES.map(orjson.dumps) | OBJECTS.map(orjson.dumps),
-    st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=6),
+    st.lists(st.tuples(HEADER_NAMES, st.none() | HEADER_VALUES), max_size=6),
 )
+@example(b"{}", [("\udcff\udcfe", b"1"), ("ce_type", None)])
 @example(b"[" * 100_000, [])
 @example(b'{"type":"event","event":"e","data":' + b"[" * 199 + b"]" * 199 + b"}", [])
 @example(b'{"type":"start","workflow":"\\ud800"}', [])
 @example(b'{"type":"start","workflow":"w","data":123456789012345678901234567890}', [])
-def test_any_record_is_a_request_or_refused(value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+def test_any_record_is_a_request_or_refused(value: bytes | None, headers: list[tuple[str, bytes | None]]) -> None:
     given_record = InboxRecord(PLACE, 1, None, value, tuple(headers))
     try:
         request = parse(given_record)
     except Refused:
         return
     assert request == parse(given_record), "reading it again asks for the same"
-    orjson.dumps(request.data)
+    raw(request.data)
     assert request.id
     assert request.run_id is None or valid_run_id(request.run_id)
     assert {"start": request.workflow, "signal": request.signal, "event": request.event, "cancel": request.run_id}[request.kind]
     if request.kind == "start":
         assert request.run_id is not None
+
+
+# What was routed, and what it was.
+
+
+def test_the_place_of_a_record_is_that_of_its_inbox_which_may_have_a_name_used_before() -> None:
+    assert place_of(InboxRecord("shop.inbox/3/1742", 1, None, b"", (), inbox="4fe1")) == {
+        "inbox": "4fe1",
+        "partition": 3,
+        "offset": 1742,
+    }
+    assert place_of(InboxRecord("shop.inbox/3/1742", 1, None, b"", ())) is None
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"type": "start", "run_id": "r", "workflow": "w", "version": "2", "data": {"n": 1}},
+        {"type": "start", "run_id": "r", "workflow": "w", "data": None},
+        {"type": "signal", "run_id": "r", "signal": "s", "data": [1]},
+        {"type": "cancel", "run_id": "r", "reason": "why"},
+        {"type": "cancel", "run_id": "r"},
+    ],
+)
+def test_what_was_found_in_the_inbox_can_be_put_there_again(asked: dict[str, Any]) -> None:
+    at: dict[str, Any] = {"request": PLACE, "at": 1, "place": {"inbox": "4fe1", "partition": 3, "offset": 1742}}
+    data = orjson.dumps(asked.get("data"))
+    entry = {
+        "start": lambda: started("r", "w", asked.get("version"), data, **at),
+        "signal": lambda: signal_received("r", "s", data, **at),
+        "cancel": lambda: cancel_requested("r", asked.get("reason"), **at),
+    }[asked["type"]]()
+    event = decode(entry.value)
+    assert event is not None
+    found = as_found(event)
+    assert found.place == "4fe1/3/1742"
+    assert parse(found._replace(place=PLACE)) == parse(record(asked))
+
+
+@pytest.mark.parametrize("place", [None, 7, {}, {"inbox": "i", "partition": "0", "offset": 0}])
+def test_where_nobodys_router_found_it_is_unknown(place: Any) -> None:
+    event = decode(cancel_requested("r", None, request="q", at=1).value)
+    assert event is not None
+    assert as_found(event | {"from": place}).place == "unknown/0/0"

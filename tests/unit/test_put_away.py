@@ -8,11 +8,13 @@ from random import Random
 import pytest
 from histories import RUN, Keeper, Ledger, begun, owned, reloaded, stored
 
+from stepfold.core.packing import MAX_SAMPLES, Packer
+from stepfold.core.runs import Runs
+from stepfold.core.snapshot import pack
+from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
-from stepfold.fold import Runs, RunState
-from stepfold.packing import MAX_SAMPLES, Packer
 from stepfold.testing.suite import checkpoints_of
-from stepfold.timers import SHARED_STEP_IDS, Timers
+from stepfold.worker.timers import SHARED_STEP_IDS, Timers
 
 
 def asleep(idle: bool = True) -> Ledger:
@@ -26,23 +28,29 @@ def asleep(idle: bool = True) -> Ledger:
 
 
 def value_of(run: RunState) -> object:
-    return run.pack(), run.folded, run.stored, run.idle, run.executed
+    return pack(run), run.folded, run.stored, run.idle, run.executed
 
 
 # Runs.
 
 
+def at(runs: Runs) -> RunState:
+    run = runs.get(RUN)
+    assert run is not None
+    return run
+
+
 def test_a_run_that_is_put_away_is_still_there() -> None:
     runs = asleep().state.runs
-    assert RUN in runs and list(runs) == [RUN] and len(runs) == 1 and RUN not in runs.at_hand
+    assert RUN in runs and runs.ids() == [RUN] and len(runs) == 1 and RUN not in runs.at_hand
 
 
 def test_what_is_asked_for_comes_back_as_it_was() -> None:
     ledger = asleep()
     copy = ledger.state.runs.peek(RUN)
     assert RUN not in ledger.state.runs.at_hand
-    run = ledger.state.runs[RUN]
-    assert ledger.state.runs.at_hand == {RUN: run} and ledger.state.runs[RUN] is run
+    run = ledger.run
+    assert ledger.state.runs.at_hand == {RUN: run}
     assert ledger.state.runs.get(RUN) is run and ledger.state.runs.peek(RUN) is run
     assert value_of(run) == value_of(copy)
     assert (run.folded, run.stored, run.idle, run.executed) == (7, 3, True, 1)
@@ -53,11 +61,11 @@ def test_what_is_asked_for_comes_back_as_it_was() -> None:
 def test_whether_a_run_is_idle_is_known_wherever_it_is(idle: bool, away: bool) -> None:
     runs = asleep(idle).state.runs
     if not away:
-        assert runs[RUN].idle is idle
+        assert at(runs).idle is idle
     assert runs.is_idle(RUN) is idle
     runs.mark_stored(RUN, 99)
     assert runs.is_idle(RUN) is idle and (RUN in runs.at_hand) is not away
-    assert (runs[RUN].folded, runs[RUN].stored, runs[RUN].idle) == (7, 99, idle)
+    assert (at(runs).folded, at(runs).stored, at(runs).idle) == (7, 99, idle)
 
 
 def test_how_much_the_code_of_a_busy_run_has_seen_is_kept() -> None:
@@ -71,16 +79,16 @@ def test_how_much_the_code_of_a_busy_run_has_seen_is_kept() -> None:
 
 def test_a_run_that_has_decided_nothing_has_not_been_executed_for_all_we_know() -> None:
     runs = begun().state.runs
-    runs[RUN].idle = True
-    runs[RUN].executed = 0
+    at(runs).idle = True
+    at(runs).executed = 0
     runs.put_away(RUN)
-    assert runs[RUN].executed == -1
+    assert at(runs).executed == -1
 
 
 def test_who_is_not_there_is_not_found() -> None:
     runs = asleep().state.runs
     assert "other" not in runs and runs.get("other") is None
-    for look in (runs.__getitem__, runs.peek, runs.snapshot, runs.__delitem__):
+    for look in (runs.peek, runs.snapshot, runs.remove):
         with pytest.raises(KeyError):
             look("other")
 
@@ -88,9 +96,9 @@ def test_who_is_not_there_is_not_found() -> None:
 @pytest.mark.parametrize("away", [True, False])
 def test_a_snapshot_is_the_same_wherever_the_run_is(away: bool) -> None:
     ledger = asleep()
-    expected = ledger.state.runs.peek(RUN).pack()
+    expected = pack(ledger.state.runs.peek(RUN))
     if not away:
-        assert ledger.state.runs[RUN].id == RUN
+        assert ledger.run.id == RUN
     assert ledger.state.runs.snapshot(RUN) == expected
     assert (RUN in ledger.state.runs.at_hand) is not away
 
@@ -99,10 +107,10 @@ def test_a_snapshot_is_the_same_wherever_the_run_is(away: bool) -> None:
 def test_where_its_snapshot_is_stored_is_noted_wherever_the_run_is(away: bool) -> None:
     runs = asleep().state.runs
     if not away:
-        assert runs[RUN].stored == 3
+        assert at(runs).stored == 3
     runs.mark_stored(RUN, 99)
     assert (RUN in runs.at_hand) is not away
-    assert runs[RUN].stored == 99 and runs[RUN].folded == 7
+    assert at(runs).stored == 99 and at(runs).folded == 7
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -110,12 +118,12 @@ def test_a_run_is_taken_out_or_replaced_wherever_it_is(away: bool) -> None:
     runs = asleep().state.runs
     other = begun().run
     if not away:
-        assert runs[RUN].id == RUN
-    runs[RUN] = other
-    assert runs[RUN] is other and len(runs) == 1
+        assert at(runs).id == RUN
+    runs.add(other)
+    assert at(runs) is other and len(runs) == 1
     if away:
         runs.put_away(RUN)
-    del runs[RUN]
+    runs.remove(RUN)
     assert not runs and RUN not in runs
 
 
@@ -134,7 +142,7 @@ def test_a_run_that_was_put_away_cannot_be_started_again() -> None:
 def test_where_a_run_is_does_not_change_the_state() -> None:
     ledger = asleep()
     packed = ledger.state.pack()
-    assert ledger.state.runs[RUN].id == RUN
+    assert ledger.run.id == RUN
     assert ledger.state.pack() == packed
 
 
@@ -146,7 +154,7 @@ async def test_checkpoints_hold_what_was_put_away() -> None:
         ledger.accepts("sleep-scheduled", name, step_id="nap", wake_at=ledger.now_ms)
     keeper = Keeper(await stored(ledger, MemoryDriver(clock=lambda: ledger.now_ms)))
     keeper.fold(ledger.records)
-    keeper.state.runs["a"].idle = True
+    keeper.run("a").idle = True
     keeper.state.runs.put_away("a")
     await keeper.save()
     assert not keeper.state.runs.at_hand.get("a")
@@ -174,7 +182,7 @@ def test_an_idle_run_is_small() -> None:
         run_id = f"order-{number:08}-of-a-customer"
         run = ledger.start(run_id, input={"order": number, "customer": f"customer-{number}"})
         ledger.accepts("sleep-scheduled", run_id, step_id="until-the-end-of-the-month", wake_at=ledger.now_ms + number)
-        plain = len(run.pack())
+        plain = len(pack(run))
         runs.put_away(run_id)
         assert number == 0 or len(runs._packed[run_id]) * 3 < plain  # pyright: ignore[reportPrivateUsage]  # its purpose
 
@@ -206,6 +214,27 @@ def test_the_earliest_comes_first() -> None:
             timers.push(due, f"run-{due}", f"step-{due}")
         assert len(timers) == len(model)
     assert [timers.pop()[0] for _ in range(len(timers))] == sorted(model)
+
+
+def test_timers_of_runs_that_are_gone_are_not_kept() -> None:
+    random, there = Random(42), set[str]()
+    timers = Timers(there.__contains__)
+    for number in range(20_000):
+        run_id = f"run-{number}"
+        there.add(run_id)
+        timers.push(random.randrange(1_000), run_id, "approval")
+        if len(there) > 100:
+            there.remove(random.choice(sorted(there)) if number % 100 == 0 else run_id)
+        assert len(timers) <= 2 * len(there) + 2
+    left = [timers.pop() for _ in range(len(timers))]
+    assert [at for at, *_ in left] == sorted(at for at, *_ in left)
+    assert there <= {run_id for _, run_id, _ in left}
+
+
+def test_the_only_timer_of_a_run_that_is_gone_is_not_kept() -> None:
+    timers = Timers(lambda run_id: False)
+    timers.push(1, "run", "step")
+    assert not timers
 
 
 def test_step_ids_are_shared_but_not_for_ever() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 from loop_programs import Drive
 
-from stepfold.loop import DeterministicLoop
+from stepfold import Client, ConfigError, Context, Step
+from stepfold.replay.loop import DeterministicLoop
 from stepfold.testing.virtual import START_MS, VirtualDeadlock, VirtualTimeLoop, run_virtual, virtual_clock
 
 YEAR_S = 365 * 86400
@@ -177,3 +181,88 @@ def test_workflow_code_runs_nested_in_it() -> None:
         return d.main.result(), virtual_loop().time()
 
     assert run_virtual(main()) == ("a", 3 * YEAR_S)
+
+
+def test_what_runs_wait_for_is_said() -> None:
+    async def main() -> None:
+        client = Client("memory://")
+
+        @client.workflow(id="w")
+        async def w(ctx: Context, step: Step) -> None:
+            await step.sleep("nap", "7d")
+            await step.wait_for_signal("wait", signal="a")
+
+        async with client.worker():
+            await (await client.start_workflow(w, run_id="r")).result()
+
+    with pytest.raises(VirtualDeadlock, match=r"nothing is left to do: run r waits for signal 'a' \(step 'wait'\)") as caught:
+        run_virtual(main())
+    assert "\n  Task-1 at " in str(caught.value) and "stepfold-read" not in str(caught.value)
+
+
+def test_of_many_runs_some_are_said() -> None:
+    async def main() -> None:
+        client = Client("memory://")
+
+        @client.workflow(id="w")
+        async def w(ctx: Context, step: Step) -> None:
+            await asyncio.sleep(math.inf)
+
+        async with client.worker():
+            runs = [await client.start_workflow(w) for _ in range(8)]
+            await runs[0].result()
+
+    with pytest.raises(VirtualDeadlock, match=r"waits for sleep '@timer' for ever.* and 3 more runs"):
+        run_virtual(main())
+
+
+def test_memory_takes_the_virtual_date() -> None:
+    async def main() -> list[str]:
+        client = Client("memory://")
+
+        @client.workflow(id="w")
+        async def w(ctx: Context, step: Step) -> list[str]:
+            began = ctx.now()
+            await step.sleep("nap", "7d")
+            return [f"{when:%Y-%m-%d}" for when in (began, ctx.now())]
+
+        async with client.worker():
+            return await (await client.start_workflow(w)).result()
+
+    assert run_virtual(main()) == ["2030-01-01", "2030-01-08"]
+
+
+async def test_memory_takes_the_date_of_this_machine_in_real_time() -> None:
+    client = Client("memory://")
+    async with client:
+        assert abs(client.log.now() - time.time() * 1000) < 3_600_000
+
+
+def test_timers_beyond_all_time_are_never_due() -> None:
+    async def main() -> None:
+        await asyncio.sleep(sys.maxsize)
+
+    with pytest.raises(VirtualDeadlock, match="can happen any more"):
+        run_virtual(main())
+
+
+REAL: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+    "create_connection": lambda: asyncio.open_connection("127.0.0.1", 9),
+    "create_server": lambda: asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0),
+    "subprocess_exec": lambda: asyncio.create_subprocess_exec("true"),
+}
+
+
+@pytest.mark.parametrize(("name", "call"), REAL.items(), ids=REAL)
+def test_what_virtual_time_has_not_is_refused_by_name(name: str, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    with pytest.raises(RuntimeError, match=rf"virtual time has no sockets.*loop\.{name}"):
+        run_virtual(call())
+
+
+def test_a_file_needs_real_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Client(f"sqlite:///{tmp_path}/log.db"):
+            pass
+
+    with pytest.raises(ConfigError, match="needs real time"):
+        run_virtual(main())

@@ -1,0 +1,253 @@
+"""The inbox: the partitions of one member, read committed, with their positions and its dead letters.
+
+Anyone may write there, so nothing that is written stops it: what cannot be read is handed on as damaged, to be refused. Behind
+a transaction that is open nothing can be read before it ends; one that hangs is named in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from stepfold.errors import LogUnavailable
+from stepfold.log import InboxRecord
+
+from . import kafka_transactions
+from .kafka_cluster import Cluster, describe, log, name_of
+from .kafka_group import GroupMember
+from .kafka_producer import Message, Producer
+from .kafka_records import Raw, raw
+from .kafka_tail import Fetcher, Tail, offsets
+from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
+
+_MOST_REASON: Final = 10_000
+_MOST_BYTES_A_LETTER: Final = 4
+_LOOK_S: Final = 5.0
+"""How often it is looked for transactions that hang."""
+_LOOK_AT_TOPIC_EVERY: Final = 4
+"""Each so many looks also at the topic: it may be given more partitions, or be deleted."""
+
+
+class KafkaInbox:
+    """The inbox partitions of one member. What was received and is not done comes again, here or at the next owner."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        fetcher: Fetcher,
+        producer: Callable[[], Producer],
+        member: GroupMember,
+        namespace: Namespace,
+        history_partitions: int,
+        inbox_partitions: int,
+        patience_s: float,
+    ) -> None:
+        self._cluster = cluster
+        self._fetcher = fetcher
+        self._producer = producer
+        self._member = member
+        self._namespace = namespace
+        self._history_partitions = history_partitions
+        self._inbox_partitions = inbox_partitions
+        self._patience_s = patience_s
+        self._tails: dict[int, Tail[Raw]] = {}
+        self._received: Sequence[InboxRecord] = ()
+        self._topic_id = ""
+        self._done: dict[int, int] = {}
+        self._news = asyncio.Event()
+        self._closed = False
+        self._held: dict[int, int] = {}
+        """The partitions that a transaction was said to hold up, and from which offset on."""
+        self._told: str | None = None  # what was said of the topics
+        member.on_change = self._news.set
+        self._watching = asyncio.create_task(self._watch())
+
+    async def receive(self) -> Sequence[InboxRecord]:
+        try:
+            return await self._next()
+        except LogUnavailable:
+            self._check_open()  # whatever fails once the member has left: that it has is what is to be said
+            raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LogUnavailable(f"{self._namespace.inbox}: this member has left") from None
+
+    async def _next(self) -> Sequence[InboxRecord]:
+        while True:
+            self._check_open()
+            self._news.clear()
+            await self._follow_assignment()
+            if self._received:
+                return self._received
+            records: list[InboxRecord] = []
+            failure: LogUnavailable | None = None
+            for partition, tail in list(self._tails.items()):
+                try:
+                    records += (_record(tail.place, taken, self._topic_id) for taken in tail.take(1000))
+                except LogUnavailable as error:
+                    tail.close()
+                    del self._tails[partition]
+                    failure = error
+            if records:  # first: they are taken, and would not come again
+                self._received = records
+                return records
+            if failure is not None:
+                raise failure
+            await self._news.wait()
+
+    def _let_go(self) -> set[int]:
+        """Have nothing to do any more with partitions that are not this member's; those that are."""
+        assignment = self._member.assignment or frozenset()
+        mine = {place for place in range(self._inbox_partitions) if place % self._history_partitions in assignment}
+        for partition in self._tails.keys() - mine:
+            self._tails.pop(partition).close()
+            self._done.pop(partition, None)
+        self._received = [record for record in self._received if _place_of(record)[0] in mine]
+        return mine
+
+    async def _follow_assignment(self) -> None:
+        mine = self._let_go()
+        new = sorted(mine - self._tails.keys())
+        if not new:
+            return
+        topics = await describe(self._cluster, [self._namespace.inbox], self._patience_s)
+        if self._namespace.inbox not in topics:
+            raise LogUnavailable(f"{self._namespace.inbox} does not exist; see `stepfold topics check`")
+        self._topic_id = topics[self._namespace.inbox].id  # another one if it was made again meanwhile
+        committed = await self._member.committed(self._namespace.inbox, new, self._patience_s)
+        for partition in new:
+            place = TopicPartition(self._namespace.inbox, partition)
+            earliest, end = await offsets(self._cluster, place, self._patience_s)
+            start = committed.get(partition)
+            if start is None:
+                start = earliest
+                if end > earliest:
+                    await self._say_lost(place, end - earliest)
+            elif start > end:
+                log.warning("%s/%d ends at %d, and was read up to %d: it was made again or cut off", *place, end, start)
+                start = earliest
+            elif start < earliest:
+                log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
+            self._check_open()  # or nobody would close what follows
+            tail = Tail(self._fetcher, place, max(start, earliest), raw, self._news.set, committed=True)
+            tail.start()
+            self._tails[partition] = tail
+
+    async def _say_lost(self, place: TopicPartition, count: int) -> None:
+        """Reading from the beginning is the right thing for a new group, and for one that has lost its positions."""
+        served = TopicPartition(self._namespace.history, place.partition % self._history_partitions)
+        _, end = await offsets(self._cluster, served, self._patience_s)
+        if end:
+            log.warning(
+                "%s: group %s has no position there: no worker ran for longer than offsets.retention.minutes, or the group was "
+                "deleted or is new. All %d requests are read again; those that were served are known by their place, and void",
+                name_of(place),
+                self._namespace.group,
+                count,
+            )
+
+    async def _watch(self) -> None:
+        """Name transactions that keep requests from being read, and say when it goes on."""
+        for look in itertools.count(1):
+            await asyncio.sleep(_LOOK_S)
+            if look % _LOOK_AT_TOPIC_EVERY == 0:
+                await self._look_at_topics()
+            for partition, tail in list(self._tails.items()):
+                is_held = tail.held_since is not None and time.monotonic() - tail.held_since >= kafka_transactions.HELD_S
+                if not is_held:
+                    if self._held.pop(partition, None) is not None:
+                        log.info("%s is read again: the transaction has ended", name_of(tail.place))
+                elif self._held.get(partition) != tail.stable:
+                    self._held[partition] = tail.stable
+                    found = await kafka_transactions.open_at(self._cluster, tail.place, tail.stable)
+                    mend = found.mend(self._cluster.bootstrap)
+                    log.warning("%s: no request is read, for %s. %s", name_of(tail.place), found.problem, mend)
+            for partition in self._held.keys() - self._tails.keys():
+                del self._held[partition]
+
+    async def _look_at_topics(self) -> None:
+        """Read partitions that the inbox was given meanwhile, and say what must not be done to topics in use."""
+        inbox, history = self._namespace.inbox, self._namespace.history
+        try:
+            topics = await describe(self._cluster, [inbox, history], self._patience_s)
+        except (KafkaError, LogUnavailable):
+            return  # others say so
+        problem = None
+        if inbox not in topics:
+            problem = f"{inbox} does not exist any more, so no request comes in; run `stepfold topics create`"
+        elif history in topics and len(topics[history].replicas) > self._history_partitions:
+            problem = (
+                f"{history} was given {len(topics[history].replicas)} partitions, and {self._history_partitions} are used: who "
+                f"opens it from now on refuses it. The number says where each run is and is fixed when the topic is made"
+            )
+        if problem != self._told:
+            self._told = problem
+            if problem is not None:
+                log.error("%s", problem)
+        if inbox in topics and len(topics[inbox].replicas) != self._inbox_partitions:
+            log.info("%s has %d partitions now, and had %d", inbox, len(topics[inbox].replicas), self._inbox_partitions)
+            self._inbox_partitions = len(topics[inbox].replicas)
+            self._news.set()
+
+    async def done(self, records: Sequence[InboxRecord]) -> None:
+        self._received = ()
+        self._let_go()  # a position that another member has moved on must not be set back
+        for record in records:
+            partition, offset = _place_of(record)
+            if partition in self._tails:
+                self._done[partition] = max(offset + 1, self._done.get(partition, 0))
+        positions = dict(self._done)
+        if not positions:
+            return
+        try:
+            await self._member.commit(self._namespace.inbox, positions)
+        except KafkaError as error:
+            log.debug("positions of %s not committed, the next time they are: %r", self._namespace.inbox, error)
+        else:
+            self._done = {partition: offset for partition, offset in self._done.items() if positions.get(partition) != offset}
+
+    async def refuse(self, record: InboxRecord, reason: str) -> None:
+        await self._producer().send(*letter(self._namespace, record, reason))
+
+    def close(self) -> None:
+        self._closed = True
+        self._watching.cancel()
+        for tail in self._tails.values():
+            tail.close()
+        self._tails.clear()
+        self._news.set()
+
+
+def letter(namespace: Namespace, record: InboxRecord, reason: str) -> tuple[TopicPartition, list[Message]]:
+    """A dead letter, and where it goes."""
+    key, value, headers = record.key, record.value, list(record.headers)
+    size = sum(len(part or b"") for part in (key, value, *(content for _, content in headers)))
+    size += sum(len(name) for name, _ in headers) * _MOST_BYTES_A_LETTER
+    ours = [
+        ("stepfold-reason", reason[:_MOST_REASON].encode("utf-8", "backslashreplace")),
+        ("stepfold-origin", f"{namespace.inbox}/{record.place.split('/', 1)[1]}".encode()),
+    ]
+    if size > MIN_MESSAGE_BYTES:
+        # A compressed batch can hold more than fits uncompressed; the record itself is still in the inbox.
+        ours.append(("stepfold-omitted-bytes", str(size).encode()))
+        value = None
+        if size - len(record.value or b"") > MIN_MESSAGE_BYTES:
+            key, headers = None, []
+    return TopicPartition(namespace.dead_letters, 0), [Message(key, value, [*headers, *ours])]
+
+
+def _record(place: TopicPartition, record: Raw, topic_id: str) -> InboxRecord:
+    offset, timestamp, key, value, headers, damage = record
+    return InboxRecord(f"{place.topic}/{place.partition}/{offset}", timestamp, key, value, headers, damage, topic_id)
+
+
+def _place_of(record: InboxRecord) -> tuple[int, int]:
+    _, partition, offset = record.place.rsplit("/", 2)
+    return int(partition), int(offset)

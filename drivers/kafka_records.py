@@ -1,0 +1,510 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# aiokafka and cramjam ship no types; nothing of them leaves this module untyped.
+"""Record batches as bytes: reading whatever a producer has made of them, and writing what aiokafka's builder cannot.
+
+Anyone may write into an inbox, in any language and on purpose, and a broker checks little: names of headers that are no UTF-8,
+offsets and counts that lie, a megabyte that unpacks to a gigabyte. `decode` is total over what a broker can have accepted: a
+record that cannot be read is given as damaged, with its bytes and the reason, and the next ones are read.
+
+Two things it raises `Damaged` for, since no producer can cause them and skipping could lose what was acknowledged: a batch whose
+checksum is wrong, which was damaged where it is stored, and a format of batches that is not known here.
+
+aiokafka's parser does the work; where it fails, and where what it gives cannot be right, this module's own reads that batch
+once more. (It misreads the attributes of a record, which no client uses: above 127 they shift all that follows.)
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, NamedTuple, TypeVar
+
+import cramjam
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.record.legacy_records import LegacyRecordBatch
+from aiokafka.record.util import calc_crc32c
+
+T = TypeVar("T")
+
+MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
+"""What a compressed batch, itself a megabyte at most, may unpack to."""
+MAX_RECORDS: Final = 500_000
+"""In one batch."""
+IN_A_TRANSACTION: Final = "produced in a transaction"
+
+_PREFIX: Final = struct.Struct(">qi")
+"""Base offset, and the length of what follows."""
+_MAGIC_AT, _MAGIC = 16, 2
+_LEGACY_MIN: Final = 14
+_HEADER: Final = struct.Struct(">qiibIhiqqqhii")
+_CRC_AT: Final = 17
+_ATTRIBUTES_AT: Final = 21
+_START: Final = struct.Struct(">hi")
+"""Attributes, and the last offset's distance from the base."""
+_CODEC, _APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
+_SPECIAL: Final = _CODEC | _TRANSACTIONAL | _CONTROL
+_CODECS: Final = ("", "gzip", "snappy", "lz4", "zstd")
+_CONTROL_KEY: Final = struct.Struct(">hh")
+_ABORT: Final = 0
+_XERIAL: Final = b"\x82SNAPPY\x00"
+_XERIAL_BYTES: Final = 16
+_INT32: Final = struct.Struct(">i")
+
+
+class Raw(NamedTuple):
+    """A record as it is. Bytes of a header's name that are no UTF-8 are kept as surrogates (PEP 383).
+
+    `damage`: why it cannot be read; `value` is then whatever bytes there are of it, or of its whole batch.
+    """
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    damage: str = ""
+
+
+class Damaged(CorruptRecordException):
+    """A batch was damaged where it is stored, or is of a format that nobody here knows. `raw` stands for all of it."""
+
+    retriable = True  # on its way it may have been damaged, too, and another replica may be whole
+
+    def __init__(self, raw: Raw) -> None:
+        super().__init__()
+        self.raw = raw
+
+    def __str__(self) -> str:
+        return f"the record batch that ends at offset {self.raw.offset} {self.raw.damage}"
+
+
+class Aborted(NamedTuple):
+    """A transaction that was given up: its producer, and the offset of its first record."""
+
+    producer: int
+    first: int
+
+
+class _Batch(NamedTuple):
+    """The header of a batch of format 2."""
+
+    base: int
+    length: int
+    epoch: int
+    magic: int
+    crc: int
+    attributes: int
+    last_delta: int
+    first_timestamp: int
+    max_timestamp: int
+    producer: int
+    producer_epoch: int
+    sequence: int
+    records: int
+
+    @property
+    def last(self) -> int:
+        return self.base + max(self.last_delta, 0)
+
+
+def raw(record: Any) -> Raw:
+    """Of a record of aiokafka's, or a Raw."""
+    if isinstance(record, Raw):
+        return record
+    return Raw(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
+
+
+def decode(
+    data: bytes,
+    offset: int,
+    make: Callable[[Any], T],
+    aborted: Sequence[tuple[int, int]] | None = None,
+    report: Callable[[Raw], object] = lambda damaged: None,
+) -> tuple[list[T], int]:
+    """What `make` makes of each record from `offset` on, and the offset behind all of them.
+
+    `make` is given records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted` are the transactions
+    that the broker names in an answer to a fetch that is read committed: their records are left out. Without it (None) the
+    partition is none of which transactions are read: what is written in one is given as one damaged Raw, and damaged ones, which
+    are told to `report`, have no bytes.
+
+    Raises Damaged if nothing can be read before what is.
+    """
+    found: list[T] = []
+    view = memoryview(data)
+    at, size, start = 0, len(data), offset
+    transactions = None if aborted is None else _Transactions(aborted)
+    while at + _PREFIX.size <= size:
+        base, length = _PREFIX.unpack_from(data, at)
+        end = at + _PREFIX.size + length
+        if end > size:
+            break  # the broker cuts the last one where the request said
+        try:
+            if length < _HEADER.size - _PREFIX.size or data[at + _MAGIC_AT] != _MAGIC:
+                found += map(make, _other(view[at : max(end, at)], offset))
+                offset = max(offset, base + 1)
+            else:
+                attributes, last_delta = _START.unpack_from(data, at + _ATTRIBUTES_AT)
+                last = base + max(last_delta, 0)
+                if last >= offset or attributes & _SPECIAL:
+                    records: Sequence[Any] | None = None
+                    if not attributes & _SPECIAL and base >= offset:
+                        records = _plain(view[at:end], base, last)
+                    if records is None:
+                        records = _read(view[at:end], offset, transactions, report)
+                    found += map(make, records)
+                    offset = max(offset, last + 1)
+        except Damaged:
+            if offset > start:
+                break  # what was read goes first, or it would be made once more when this is tried again
+            raise
+        at = end
+    if size and not at:
+        raise Damaged(Raw(offset, -1, None, data, (), "is not whole"))
+    return found, offset
+
+
+class _Transactions:
+    """Whose records count, as batches are read in order."""
+
+    def __init__(self, aborted: Sequence[tuple[int, int]]) -> None:
+        self._coming = sorted((Aborted(*one) for one in aborted), key=lambda one: one.first, reverse=True)
+        self._open: set[int] = set()
+
+    def gave_up(self, batch: _Batch) -> bool:
+        while self._coming and self._coming[-1].first <= batch.last:
+            self._open.add(self._coming.pop().producer)
+        return batch.producer in self._open
+
+    def marked(self, batch: _Batch, key: bytes | None) -> None:
+        if key is not None and len(key) >= _CONTROL_KEY.size and _CONTROL_KEY.unpack_from(key)[1] == _ABORT:
+            self._open.discard(batch.producer)
+
+
+def _plain(view: memoryview, base: int, last: int) -> list[Any] | None:
+    """The records of a batch as our own are, and most: as aiokafka reads them. None if there is anything strange about it."""
+    try:
+        batch = DefaultRecordBatch(view)
+        if not batch.validate_crc():
+            return None
+        records: list[Any] = []
+        append = records.append
+        coming = base
+        for record in batch:
+            if record.offset != coming:
+                return None
+            append(record)
+            coming += 1
+    except Exception:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+        return None
+    return records if coming <= last + 1 else None
+
+
+def _other(view: memoryview, offset: int) -> Sequence[Raw]:
+    """What is of another format, or says so. Raises Damaged."""
+    size = len(view) - _PREFIX.size
+    base = _PREFIX.unpack_from(view)[0] if size >= 0 else offset
+    if size < _LEGACY_MIN:
+        raise Damaged(Raw(max(base, offset), -1, None, bytes(view), (), "has a wrong length"))
+    magic = view[_MAGIC_AT]
+    if magic >= _MAGIC:
+        raise Damaged(Raw(max(base, offset), -1, None, bytes(view), (), f"has the unknown format {magic}"))
+    return _legacy(view, base, offset, magic) if base >= offset else ()
+
+
+def _read(view: memoryview, offset: int, transactions: _Transactions | None, report: Callable[[Raw], object]) -> Sequence[Any]:
+    """The records of one batch of format 2. Raises Damaged."""
+    batch = DefaultRecordBatch(view)
+    header = _Batch(*_HEADER.unpack_from(view))
+    if not batch.validate_crc():
+        why = "is damaged in Kafka's storage (its checksum is wrong): let another replica lead the partition"
+        raise Damaged(Raw(max(header.last, offset), header.max_timestamp, None, bytes(view), (), why))
+    records: list[Any]
+    if header.attributes & _SPECIAL:
+        if header.attributes & _CONTROL:
+            if transactions is not None:
+                for marker in _parse(header, view[_HEADER.size :]):
+                    transactions.marked(header, marker.key)
+            return ()
+        if header.attributes & _TRANSACTIONAL:
+            if transactions is None:
+                if header.last < offset:
+                    return ()
+                records = [Raw(header.last, header.max_timestamp, None, None, (), IN_A_TRANSACTION)]
+                report(records[0])
+                return records
+            if transactions.gave_up(header):
+                return ()
+        if header.last < offset:
+            return ()
+        records = _unpacked(header, view) if header.attributes & _CODEC else _records(header, batch, view)
+    else:
+        records = _records(header, batch, view)
+    if transactions is None and records and isinstance(records[0], Raw):
+        for at, one in enumerate(records):
+            if one.damage:
+                report(one)
+                records[at] = one._replace(key=None, value=None)
+    return records if header.base >= offset else [record for record in records if record.offset >= offset]
+
+
+def _records(header: _Batch, batch: Any, view: memoryview, most: int | None = None) -> list[Any]:
+    """Those of an uncompressed batch; `most` of them where they have to be read one by one."""
+    base = header.base
+    try:
+        records = list(batch)
+        offsets = [record.offset for record in records]
+        if offsets != list(range(base, base + len(offsets))):  # compaction leaves gaps
+            before = base - 1
+            for at in offsets:
+                if at <= before:
+                    raise ValueError("its offsets do not rise")
+                before = at
+        if offsets and offsets[-1] > header.last:
+            raise ValueError("its offsets end above its last one")
+    except Exception:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+        return list(islice(_parse(header, view[_HEADER.size :]), most))
+    return records
+
+
+def _unpacked(header: _Batch, view: memoryview) -> list[Any]:
+    codec = header.attributes & _CODEC
+    try:
+        unpacked = _unpack(codec, bytes(view[_HEADER.size :]))
+    except BaseException as error:
+        # A panic of the Rust behind cramjam is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        name = _CODECS[codec] if codec < len(_CODECS) else f"the unknown codec {codec}"
+        return [_whole(header, view, f"its batch cannot be unpacked ({name}): {error}")]
+    if header.records <= MAX_RECORDS:
+        plain = _HEADER.pack(*header._replace(attributes=header.attributes & ~_CODEC)) + unpacked
+        records = _records(header, DefaultRecordBatch(plain), memoryview(plain), MAX_RECORDS + 1)
+        if len(records) <= MAX_RECORDS:
+            return records
+    return [_whole(header, view, f"its batch holds more than {MAX_RECORDS:,} records")]
+
+
+def _whole(header: _Batch, view: memoryview, damage: str) -> Raw:
+    return Raw(header.last, header.max_timestamp, None, bytes(view), (), damage)
+
+
+def _legacy(view: memoryview, base: int, offset: int, magic: int) -> list[Raw]:
+    """The formats before Kafka 0.11, which a broker may still keep: a message, or several packed in one, which has the last's
+    offset."""
+    try:
+        batch = LegacyRecordBatch(view, magic)
+        if not batch.validate_crc():
+            raise Damaged(Raw(base, -1, None, bytes(view), (), "is damaged in Kafka's storage (its checksum is wrong)"))
+        read = [Raw(one.offset, -1 if one.timestamp is None else one.timestamp, one.key, one.value) for one in batch]
+        return [one for one in read if offset <= one.offset <= base]
+    except Damaged:
+        raise
+    except Exception as error:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+        return [Raw(base, -1, None, bytes(view), (), f"its message of format {magic} cannot be read: {error}")]
+
+
+def _parse(header: _Batch, payload: memoryview) -> Iterator[Raw]:
+    """The records of an unpacked batch, by their own lengths: where one cannot be read, the next one can."""
+    at, size, count, before = 0, len(payload), 0, header.base - 1
+    while at < size and before < header.last:
+        count += 1
+        begin = at
+        try:
+            length, at = _varint(payload, at)
+            end = at + length
+            if length < 0 or end > size:
+                raise ValueError(f"it says that it is {length} bytes long, where {size - at} are left")
+        except (ValueError, IndexError) as error:
+            yield Raw(header.last, header.max_timestamp, None, bytes(payload[begin:]), (), f"a record cannot be read: {error}")
+            return
+        try:
+            record = _record(header, payload[at:end])
+            if not before < record.offset <= header.last:
+                raise ValueError(f"it says that its offset is {record.offset}")
+        except (ValueError, IndexError) as error:
+            said = bytes(payload[begin:end])
+            record = Raw(
+                before + 1, header.max_timestamp, None, said, (), f"the record cannot be read: {error or 'it is cut off'}"
+            )
+        before = record.offset
+        at = end
+        yield record
+    if not count and header.records > 0:
+        yield _whole(header, payload, f"its batch says that it holds {header.records} records, and holds none")
+
+
+def _record(header: _Batch, body: memoryview) -> Raw:
+    """Raises ValueError or IndexError."""
+    delta, at = _varint(body, 1, 63)  # behind a byte of attributes, which mean nothing
+    offset_delta, at = _varint(body, at)
+    key, at = _bytes(body, at)
+    value, at = _bytes(body, at)
+    count, at = _varint(body, at)
+    if count < 0:
+        raise ValueError(f"it says that it has {count} headers")
+    headers: list[tuple[str, bytes | None]] = []
+    for _ in range(count):
+        name, at = _bytes(body, at)
+        if name is None:
+            raise ValueError("a header has no name")
+        content, at = _bytes(body, at)
+        headers.append((name.decode("utf-8", "surrogateescape"), content))
+    if at != len(body):
+        raise ValueError(f"{len(body) - at} bytes are left behind it")
+    timestamp = header.max_timestamp if header.attributes & _APPEND_TIME else _int64(header.first_timestamp + delta)
+    return Raw(header.base + offset_delta, timestamp, key, value, tuple(headers))
+
+
+def _bytes(body: memoryview, at: int) -> tuple[bytes | None, int]:
+    size, at = _varint(body, at)
+    if size < 0:
+        return None, at
+    end = at + size
+    if end > len(body):
+        raise ValueError(f"{size} bytes are said to follow, where {len(body) - at} are left")
+    return bytes(body[at:end]), end
+
+
+def _varint(body: memoryview, at: int, longest: int = 28) -> tuple[int, int]:
+    """Zigzag: 5 bytes at most, or 10 with `longest` 63."""
+    found = shift = 0
+    while True:
+        byte = body[at]
+        at += 1
+        found |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (found >> 1) ^ -(found & 1), at
+        shift += 7
+        if shift > longest:
+            raise ValueError("a number is too long")
+
+
+def _int64(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def _unpack(codec: int, packed: bytes) -> bytes:
+    """Raises whatever the codec's library does, and ValueError above MAX_UNPACKED_BYTES."""
+    match codec:
+        case 1:
+            return _gunzip(packed)
+        case 2:
+            return _unsnap(packed)
+        case 3:
+            return _into(cramjam.lz4.decompress_into, packed)
+        case 4:
+            return _into(cramjam.zstd.decompress_into, packed)
+        case _:
+            raise ValueError("no client knows it")
+
+
+def _too_much() -> ValueError:
+    return ValueError(f"more than {MAX_UNPACKED_BYTES // 1024 // 1024} MiB")
+
+
+def _gunzip(packed: bytes) -> bytes:
+    parts: list[bytes] = []
+    room = MAX_UNPACKED_BYTES
+    while packed:
+        member = zlib.decompressobj(31)
+        parts.append(member.decompress(packed, room + 1))
+        room -= len(parts[-1])
+        if room < 0:
+            raise _too_much()
+        if not member.eof:
+            raise ValueError("it is cut off")
+        packed = member.unused_data
+    return b"".join(parts)
+
+
+def _unsnap(packed: bytes) -> bytes:
+    """One block, or, as Java's library writes it, several with their lengths behind a header."""
+    blocks: list[bytes] = []
+    if packed.startswith(_XERIAL):
+        at = _XERIAL_BYTES
+        while at < len(packed):
+            (size,) = _INT32.unpack_from(packed, at)
+            at += _INT32.size
+            if not 0 <= size <= len(packed) - at:
+                raise ValueError(f"a block says that it is {size} bytes long")
+            blocks.append(packed[at : at + size])
+            at += size
+    else:
+        blocks.append(packed)
+    room = MAX_UNPACKED_BYTES - sum(map(cramjam.snappy.decompress_raw_len, blocks))
+    if room < 0:
+        raise _too_much()
+    return b"".join(bytes(cramjam.snappy.decompress_raw(block)) for block in blocks)
+
+
+def _into(decompress_into: Callable[[bytes, bytearray], int], packed: bytes) -> bytes:
+    """The size is not known before, and must not be the producer's to choose: into more and more room, up to the limit."""
+    room = min(max(64 * 1024, 8 * len(packed)), MAX_UNPACKED_BYTES)
+    while True:
+        unpacked = bytearray(room)
+        try:
+            return bytes(memoryview(unpacked)[: decompress_into(packed, unpacked)])
+        except cramjam.DecompressionError as error:
+            if "whole buffer" not in str(error):
+                raise
+        if room == MAX_UNPACKED_BYTES:
+            raise _too_much()
+        room = min(room * 8, MAX_UNPACKED_BYTES)
+
+
+# Writing.
+
+
+def is_plain(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Whether aiokafka's builder can write them: it knows no names that are not UTF-8."""
+    try:
+        for name, _ in headers:
+            name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def encode(
+    timestamp: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes | None]],
+    producer: int = -1,
+    producer_epoch: int = -1,
+    sequence: int = -1,
+) -> bytes:
+    """A batch of this record alone, whatever the names of its headers."""
+    body = bytearray((0, 0, 0))  # attributes, and no difference of time and offset
+    for part in (key, value):
+        _write(body, part)
+    _write_number(body, len(headers))
+    for name, content in headers:
+        _write(body, name.encode("utf-8", "surrogateescape"))
+        _write(body, content)
+    record = bytearray()
+    _write_number(record, len(body))
+    record += body
+    length = _HEADER.size - _PREFIX.size + len(record)
+    batch = bytearray(
+        _HEADER.pack(0, length, 0, 2, 0, 0, 0, timestamp, timestamp, producer, producer_epoch, sequence, 1) + record
+    )
+    struct.pack_into(">I", batch, _CRC_AT, calc_crc32c(bytes(batch[_ATTRIBUTES_AT:])))
+    return bytes(batch)
+
+
+def _write(body: bytearray, part: bytes | None) -> None:
+    _write_number(body, -1 if part is None else len(part))
+    body += part or b""
+
+
+def _write_number(body: bytearray, number: int) -> None:
+    number = (number << 1) ^ (number >> 63)
+    while number > 0x7F:
+        body.append(number & 0x7F | 0x80)
+        number >>= 7
+    body.append(number)

@@ -1,0 +1,39 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# aiokafka ships no types; nothing of it leaves this module untyped.
+"""Requests of Kafka's protocol that aiokafka does not have, made of what they say. Knows no cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Schema
+
+
+def request_of(name: str, key: int, version: int, says: Schema, answered: Schema) -> Callable[..., Any]:
+    """One version, a flexible one, of the request with this number. It is called with the fields of `says` but the tags."""
+
+    class Answer(Response):
+        API_KEY = key  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
+        API_VERSION = version  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - as the line before
+        SCHEMA = answered
+
+    class Struct(RequestStruct):
+        API_KEY = key
+        API_VERSION = version
+        FLEXIBLE_VERSION = True
+        RESPONSE_TYPE = Answer
+        SCHEMA = says
+
+    class Asked(Request[Struct]):
+        API_KEY = key
+
+        def __init__(self, *fields: object) -> None:
+            self._fields = fields
+
+        def build(self, request_struct_class: type[Struct]) -> Struct:
+            return request_struct_class(*self._fields, {})
+
+    Asked.__name__ = name  # as messages have it
+    return Asked

@@ -1,0 +1,1 @@
+"""Everything that the code of workflows touches."""

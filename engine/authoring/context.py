@@ -1,0 +1,83 @@
+"""What a workflow knows about itself: `Context`. Everything here is the same on every replay."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from random import Random
+from typing import Any, Generic, cast
+from uuid import UUID
+
+from typing_extensions import TypeVar
+
+from ..replay.execution import Execution
+from ..values.times import utc
+from .step import RunLog, logger
+
+In = TypeVar("In", default=Any)
+
+
+class ReplayLog(RunLog):
+    """Silent while the code does again what it has done before."""
+
+    def __init__(self, execution: Execution, extra: dict[str, Any]) -> None:
+        super().__init__(logger, extra)
+        self._execution = execution
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  # logging's name
+        return not self._execution.replaying and super().isEnabledFor(level)
+
+
+class Input(Generic[In]):
+    """What started the run.
+
+    `data`: validated; `type`: "invoke", "cron" or "event"; `id` and `name` of what triggered it; `time` (UTC).
+    """
+
+    __slots__ = ("data", "id", "name", "time", "type")
+
+    def __init__(self, data: In, type: str, id: str, name: str, time: datetime) -> None:
+        self.data = data
+        self.type = type
+        self.id = id
+        self.name = name
+        self.time = time
+
+
+class Context(Generic[In]):
+    """One run, seen from its code."""
+
+    def __init__(self, execution: Execution, data: In, ext: object) -> None:
+        run = execution.run
+        trigger = cast(dict[str, Any], run.trigger or {})
+        self._execution = execution
+        self.run_id = run.id
+        self.attempt = 1
+        self.ext: Any = ext
+        self.input: Input[In] = Input(
+            data,
+            str(trigger.get("type", "invoke")),
+            str(trigger.get("id", run.id)),
+            str(trigger.get("name", run.workflow)),
+            utc(run.started_at),
+        )
+        self.log: logging.LoggerAdapter[logging.Logger] = ReplayLog(execution, {"run_id": run.id, "workflow": run.workflow})
+        self._random: Random | None = None
+        self._ids: Random | None = None
+
+    def now(self) -> datetime:
+        """The run's time (UTC): that of the last thing that happened to it in the log."""
+        return utc(self._execution.loop.now_ms)
+
+    @property
+    def random(self) -> Random:
+        """Random numbers that are the same on every replay of this run."""
+        if self._random is None:
+            self._random = Random(f"random/{self.run_id}")
+        return self._random
+
+    def uuid4(self) -> UUID:
+        """A random UUID that is the same on every replay of this run."""
+        if self._ids is None:
+            self._ids = Random(f"uuid4/{self.run_id}")
+        return UUID(int=self._ids.getrandbits(128), version=4)

@@ -1,0 +1,402 @@
+"""What a workflow does durably (`Step`), and what a step function may ask about itself (`current_step()`).
+
+A `Step` runs inside the workflow's deterministic loop and only asks: its methods register an op with the execution and
+wait for the journal to bring the result. Step functions run outside, on the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Any, Generic, NamedTuple, Protocol, cast, overload
+
+from pydantic import ValidationError
+from typing_extensions import TypeVar, TypeVarTuple, Unpack
+
+from ..errors import InputInvalid
+from ..operations.call import Call
+from ..operations.signal import WaitCall
+from ..operations.sleep import SleepCall
+from ..operations.step import StepCall
+from ..replay.execution import Execution, Source
+from ..replay.loop import DeterministicTask
+from ..values.codec import ANY, Written, codec_for, describe, own, result_codec, written
+from ..values.duration import Duration, duration_ms
+from ..values.names import quoted, valid_name
+from ..values.pace import pace_of
+from ..values.retry import Retry
+from ..values.same import shown
+from ..values.taken import FIXED, Given, by_value
+from ..values.times import ms_of
+
+logger = logging.getLogger("stepfold.run")
+
+T = TypeVar("T")
+Ext = TypeVar("Ext", default=Any)
+Ts = TypeVarTuple("Ts")
+
+_DEFAULT_RETRY = Retry()
+_ONCE = Retry(1)
+
+
+class RunLog(logging.LoggerAdapter[logging.Logger]):
+    """A logger of `stepfold.run` with extra fields of its own."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        return msg, kwargs
+
+
+class Signal(NamedTuple, Generic[T]):
+    """A signal that arrived: its data, of the type that `schema` names, and its name."""
+
+    data: T
+    name: str
+
+
+class StepPorts:
+    """What the worker lends to steps: how to reach other runs, and the driver's own additions."""
+
+    __slots__ = ("ext", "send_signal")
+
+    def __init__(
+        self, ext: Callable[[Step[Any]], object], send_signal: Callable[[str, str, Any, str], Coroutine[Any, Any, None]]
+    ) -> None:
+        self.ext = ext
+        self.send_signal = send_signal
+
+
+class Step(Generic[Ext]):
+    """The durable steps of one run.
+
+    A step id is a name within the workflow. Used again later it is numbered (`charge`, `charge#2`); two at the same time
+    need scopes. Every method may raise CancelledError when the run is cancelled.
+    """
+
+    __slots__ = ("_execution", "_ext", "_ports", "_scope")
+
+    def __init__(self, execution: Execution, ports: StepPorts, scope: str = "") -> None:
+        self._execution = execution
+        self._ports = ports
+        self._scope = scope
+        self._ext: Any = None
+
+    @property
+    def ext(self) -> Ext:
+        """What the driver adds: `Step[KafkaStep]` types it."""
+        if self._ext is None:
+            self._ext = self._ports.ext(self)
+        return cast(Ext, self._ext)
+
+    @overload
+    def run(
+        self,
+        step_id: str,
+        fn: Callable[[Unpack[Ts]], Coroutine[Any, Any, T]],
+        *args: *Ts,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        at_most_once: bool = False,
+        record_input: bool = False,
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def run(
+        self,
+        step_id: str,
+        fn: Callable[[Unpack[Ts]], Awaitable[T]],
+        *args: *Ts,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        at_most_once: bool = False,
+        record_input: bool = False,
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def run(
+        self,
+        step_id: str,
+        fn: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        at_most_once: bool = False,
+        record_input: bool = False,
+    ) -> Coroutine[Any, Any, T]: ...
+
+    def run(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        retry: Retry | None = None,
+        timeout: Duration | None = None,
+        at_most_once: bool = False,
+        record_input: bool = False,
+        **unexpected: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run `fn(*args)` on the worker and remember its result; a plain function runs in a thread.
+
+        Arguments are taken by value, now: data (lists, dicts, dataclasses, models, buffers, and what these hold) are copied
+        for each attempt, so that none sees what another one or the workflow does to them. What is no data (clients, locks,
+        functions, objects of plain classes) is passed as it is, and so is what `fn` has from elsewhere: the variables of a
+        closure, the object of a bound method. What a `functools.partial` holds is taken like arguments.
+
+        `retry`: three attempts unless said (one with `at_most_once`). `timeout`: for each attempt. `at_most_once` records the
+        attempt before it runs, so that one lost with its worker counts as failed instead of running again. `record_input`
+        records each attempt before it runs, with its arguments as JSON for people to look at, of which 4 KiB are kept.
+
+        Raises StepFailed after the last attempt. A result that would not come back as it was by the function's return
+        annotation fails the step at once (ValueInvalid). Raises ValueError for a bad id or duration, TypeError for what is no
+        function or an argument that can be gone through once, and ConfigError for an annotation that pydantic cannot handle.
+        """
+        if unexpected or not callable(fn):
+            raise _misused(step_id, fn, unexpected)
+        if retry is None:
+            retry = _ONCE if at_most_once else _DEFAULT_RETRY
+        codec = result_codec(fn)
+        given = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._given(step_id, fn, args)
+        timeout_ms = None if timeout is None else duration_ms(timeout)
+        call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, given, record_input, pace_of(fn))
+        return self._ask(step_id, call, _source())
+
+    def _given(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
+        """What gives each attempt its own arguments. Nothing is copied for a replay that has the result."""
+        if self._execution.is_known(f"{self._scope}{step_id}"):
+            return None
+        try:
+            return by_value(fn, args)
+        except TypeError as error:
+            raise TypeError(f"step {step_id!r}: {error}") from None
+        except RecursionError:
+            raise ValueError(f"step {step_id!r}: its arguments are nested too deep to be copied") from None
+
+    def sleep(self, step_id: str, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Sleep, durably, for up to 1000 years. Raises ValueError for a bad id or duration."""
+        return self._ask(step_id, SleepCall(duration_ms(duration), None), _source())
+
+    def sleep_until(self, step_id: str, when: datetime) -> Coroutine[Any, Any, None]:
+        """Sleep until an aware datetime, by the log's time; for ever from the last day of the year 9999 on (`datetime.max`).
+
+        Raises ValueError for a datetime without a time zone.
+        """
+        return self._ask(step_id, SleepCall(None, ms_of(when)), _source())
+
+    @overload
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: None = None, schema: type[T]
+    ) -> Coroutine[Any, Any, Signal[T]]: ...
+
+    @overload
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration, schema: type[T]
+    ) -> Coroutine[Any, Any, Signal[T] | None]: ...
+
+    @overload
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: None = None, schema: None = None
+    ) -> Coroutine[Any, Any, Signal[Any]]: ...
+
+    @overload
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration, schema: None = None
+    ) -> Coroutine[Any, Any, Signal[Any] | None]: ...
+
+    def wait_for_signal(
+        self, step_id: str, *, signal: str, timeout: Duration | None = None, schema: Any = None
+    ) -> Coroutine[Any, Any, Signal[Any] | None]:
+        """The oldest signal of this name that the run has been sent and nobody has taken; None after `timeout`.
+
+        `schema`: a type that pydantic validates. Data that does not fit raises InputInvalid; the signal is taken.
+        """
+        codec = ANY if schema is None else codec_for(schema)
+
+        def make(name: str, data: Any) -> Signal[Any]:
+            try:
+                return Signal(codec.decode(data), name)
+            except ValidationError as error:
+                raise InputInvalid(f"signal {name!r}: {describe(error)}", error.errors()) from error
+
+        timeout_ms = None if timeout is None else duration_ms(timeout)
+        return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), _source())
+
+    def send_signal(self, step_id: str, *, signal: str, data: Any = None, run_id: str) -> Coroutine[Any, Any, None]:
+        """Send a signal to another run, exactly once. The data are taken as they are now.
+
+        Raises StepFailed (RunNotFound) when no open run has this id, and InputInvalid for data that JSON does not hold as they
+        are; a model or dataclass is written as its own type says.
+        """
+        send = self._ports.send_signal
+        if not self._execution.is_known(f"{self._scope}{step_id}"):
+            data = Written(written(data, f"the data of signal {signal!r}"))
+
+        async def deliver() -> None:
+            await send(run_id, _named(signal, "a signal"), data, current_step().idempotency_key)
+
+        return self._ask(step_id, StepCall(deliver, (), _DEFAULT_RETRY, None, False, ANY), _source())
+
+    @asynccontextmanager
+    async def scope(self, name: str) -> AsyncGenerator[Step[Ext]]:
+        """Steps with ids below `name/`: `async with step.scope("payment") as step`."""
+        if type(name) is not str:
+            raise _no_id(name)
+        yield Step(self._execution, self._ports, f"{self._scope}{_valid(name)}/")
+
+    @contextmanager
+    def shield(self) -> Generator[None]:
+        """Cancellation of the run waits until the block ends: for compensation and clean-up."""
+        task = asyncio.current_task()
+        if not isinstance(task, DeterministicTask):
+            raise RuntimeError("step.shield() is for workflow code; a step function is not interrupted by it")
+        task.shielded += 1
+        try:
+            yield
+        finally:
+            task.shielded -= 1
+
+    def _ask(self, step_id: str, call: Call, source: Source) -> Coroutine[Any, Any, Any]:
+        running = current_step_var.get()
+        if running is not None:
+            raise RuntimeError(
+                f"step {step_id!r} was called inside step {running.step_id!r}; steps do not nest: call it from the workflow"
+            )
+        if type(step_id) is not str:
+            raise _no_id(step_id)
+        return self._wait(f"{self._scope}{_valid(step_id)}", call, source)
+
+    async def _wait(self, step_id: str, call: Call, source: Source) -> Any:
+        op = self._execution.request(step_id, call, source)
+        try:
+            assert op.future is not None
+            return await op.future
+        except asyncio.CancelledError:
+            self._execution.drop(op)
+            raise
+
+
+def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:
+    if unexpected:
+        names = ", ".join(f"{name}=…" for name in unexpected)
+        return TypeError(
+            f"step.run({step_id!r}) has no {names}: what follows the function is passed on by position. "
+            f"For its named arguments write step.run({step_id!r}, functools.partial({getattr(fn, '__name__', 'fn')}, {names}))"
+        )
+    if inspect.iscoroutine(fn):
+        fn.close()
+        name = fn.__name__
+        return TypeError(
+            f"step.run({step_id!r}) was given {name}(…), a call: pass the function, step.run({step_id!r}, {name}, …)"
+        )
+    return TypeError(
+        f"step.run({step_id!r}) was given {shown(fn)} ({type(fn).__name__}), which is no function. If it is what a function has "
+        f"returned: pass the function, not its call: step.run({step_id!r}, f, …)"
+    )
+
+
+def _source() -> Source:
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # the documented way costs 50 times as much
+    return frame.f_code, frame.f_lineno
+
+
+def _no_id(step_id: object) -> ValueError:
+    """For an enum, say, which is a text in its own way, or what has no hash."""
+    return ValueError(f"{shown(step_id)} ({type(step_id).__name__}) is not a step id: give a plain str")
+
+
+@lru_cache(maxsize=4096)
+def _valid(step_id: str) -> str:
+    if not valid_name(step_id) or step_id[0] == "@" or "#" in step_id:
+        raise ValueError(
+            f'{quoted(step_id)} is not a step id: 1 to 200 printable characters, without "#", not beginning with "@"'
+        )
+    return step_id
+
+
+def _named(name: str, what: str) -> str:
+    if not valid_name(name):
+        raise ValueError(f"{quoted(name)} is not the name of {what}: 1 to 200 printable characters")
+    return name
+
+
+class AttemptInfo(Protocol):
+    """What a running attempt knows; the worker's object."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def step_id(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+
+    number: int
+    heartbeat: Any
+
+    def beat(self, details: Any) -> None: ...
+
+
+class RunningStep:
+    """The attempt that is running: what `current_step()` gives."""
+
+    __slots__ = ("_attempt",)
+
+    def __init__(self, attempt: AttemptInfo) -> None:
+        self._attempt = attempt
+
+    @property
+    def run_id(self) -> str:
+        """The run that the step belongs to."""
+        return self._attempt.run_id
+
+    @property
+    def step_id(self) -> str:
+        """The step's path through its scopes."""
+        return self._attempt.step_id
+
+    @property
+    def attempt(self) -> int:
+        """Counts from 1."""
+        return self._attempt.number
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt of the step, and another one for each run, also of one that has the id of an earlier run:
+        give it to the services the step calls. `<run id>.<8 hex digits>/<step id>`.
+        """
+        return self._attempt.key
+
+    @property
+    def last_heartbeat(self) -> Any:
+        """What the attempts before recorded last; None if nothing."""
+        return own(self._attempt.heartbeat)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """The logger `stepfold.run` with run, step and attempt as extra fields."""
+        return RunLog(logger, {"run_id": self.run_id, "step_id": self.step_id, "attempt": self.attempt})
+
+    def heartbeat(self, details: Any = None) -> None:
+        """Record how far this attempt is (JSON); should it fail or be lost, the next one finds it in `last_heartbeat`.
+
+        The details are taken as they are now. Cheap to call often: the latest are recorded about once a second. Raises
+        ValueInvalid for what JSON does not hold as it is, and PayloadTooLarge above 100 kB.
+        May be called from the step's thread.
+        """
+        self._attempt.beat(details)
+
+
+current_step_var: ContextVar[RunningStep | None] = ContextVar("stepfold_current_step", default=None)
+
+
+def current_step() -> RunningStep:
+    """The running attempt, inside a step function. Raises RuntimeError elsewhere."""
+    found = current_step_var.get()
+    if found is None:
+        raise RuntimeError("current_step() was called outside a step function")
+    return found

@@ -1,0 +1,132 @@
+"""`stepfold worker --processes N`: a process that starts N workers, and another one for each that dies.
+
+Each is the command that one worker is, in a process of its own. Its stdin is a socket to this process: the worker writes to
+it once it serves, and ends when it closes, however this process went. This one imports nothing of the user's, and opens no log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Sequence
+from random import Random
+
+from ..values.backoff import Backoff
+from ..worker.stopping import told_by_signals
+from .problems import Exit
+
+logger = logging.getLogger("stepfold.worker")
+
+RESTART_S = (0.5, 30.0)
+
+
+def name_of(number: int) -> str:
+    """As log lines name the process."""
+    return f"worker-{number}"
+
+
+async def keep_running(options: Sequence[str], processes: int) -> int:
+    """`stepfold worker` with these options in so many processes, until told to stop. The exit code.
+
+    A worker that cannot start ends all, unless others serve.
+    """
+    return await _Processes(options).run(processes)
+
+
+class _Processes:
+    def __init__(self, options: Sequence[str]) -> None:
+        self._options = options
+        self._running: dict[int, Process] = {}
+        self._serving: set[int] = set()
+        self._one_serves = asyncio.Event()
+        self._over = asyncio.Event()
+        self._signal = signal.SIGTERM
+        self._code = 0
+
+    async def run(self, processes: int) -> int:
+        """The first one alone until it serves: what keeps one from starting keeps all, and is said once."""
+        with told_by_signals(self._told, at_once=self._kill):
+            async with asyncio.TaskGroup() as keeping:
+                keeping.create_task(self._keep(1))
+                await self._one_serves.wait()
+                for number in range(2, processes + 1):
+                    keeping.create_task(self._keep(number))
+        return self._code
+
+    def _told(self, number: int) -> None:
+        if not self._over.is_set():
+            self._signal = signal.Signals(number)
+            self._end(Exit.OK)
+
+    def _end(self, code: int) -> None:
+        self._code = code
+        self._over.set()
+        self._one_serves.set()
+        self._send(self._signal)
+
+    def _kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        for process in self._running.values():
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)  # asyncio's own way may take the exit code from who waits for it
+
+    async def _keep(self, number: int) -> None:
+        """One process, and another one whenever it has ended by itself."""
+        loop = asyncio.get_running_loop()
+        backoff = Backoff(*RESTART_S, Random())
+        while not self._over.is_set():
+            began = loop.time()
+            try:
+                code, served = await self._one(number)
+            except OSError as error:  # no memory, too many processes or files
+                logger.warning("%s cannot be started: %s", name_of(number), error)
+                code, served = Exit.LOG, False
+            if self._over.is_set():
+                if served:
+                    self._code = self._code or (code if code >= 0 else 128 - code)
+                return
+            if code > 0 and not served and not self._serving:
+                self._end(code)  # it has said why
+                return
+            if loop.time() - began > RESTART_S[1]:
+                backoff.reset()
+            pause_s = backoff.next_s()
+            how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+            logger.warning("%s %s; another one starts in %.1f s", name_of(number), how, pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), pause_s)
+
+    async def _one(self, number: int) -> tuple[int, bool]:
+        """Start one and wait for its end: its exit code, and whether it has served."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.setblocking(False)
+            with theirs:
+                process = self._running[number] = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "stepfold.cli.app", "worker", f"--number={number}", *self._options),
+                    stdin=theirs.fileno(),
+                    start_new_session=True,
+                )
+            if self._over.is_set():  # meanwhile
+                self._send(self._signal)
+            said = asyncio.create_task(asyncio.get_running_loop().sock_recv(ours, 1))
+            ended = asyncio.create_task(process.wait())
+            await asyncio.wait([said, ended], return_when=asyncio.FIRST_COMPLETED)
+            served = said.done() and said.result() != b""
+            if served:
+                self._serving.add(number)
+                self._one_serves.set()
+            code = await ended
+            self._serving.discard(number)
+            said.cancel()  # what the worker has started may have its stdin still
+            await asyncio.wait([said])
+            return code, served

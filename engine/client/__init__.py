@@ -1,0 +1,1 @@
+"""Everything that a service touches: the client, and how runs are read from the log."""

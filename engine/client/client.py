@@ -1,0 +1,544 @@
+"""The client: registers workflows, starts and reads runs, and makes workers.
+
+It appends its requests to the history itself. A request is under no claim and judged by the fold like any other record,
+so whether a run id was free is known exactly, without any worker being there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import uuid
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from random import Random
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, cast, overload
+
+import orjson
+from pydantic import ValidationError
+from typing_extensions import TypeVar
+
+from ..authoring.context import Context
+from ..authoring.step import Step
+from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
+from ..core.state import RunState
+from ..errors import (
+    ConfigError,
+    ErrorInfo,
+    RunAlreadyExists,
+    RunEnded,
+    RunNotFound,
+    ValueInvalid,
+    WorkflowCancelled,
+    WorkflowFailed,
+)
+from ..events import Event
+from ..log import Log, partition_of
+from ..replay.loop import DeterministicLoop
+from ..values.codec import ANY, Codec, describe, written
+from ..values.duration import Duration, duration_ms
+from ..values.times import said, utc
+from ..worker import eventloop
+from ..worker.host import MAX_PAYLOAD_BYTES, Settings
+from ..worker.stopping import end_process, told_by_signals
+from ..worker.threads import Report, Threads
+from ..worker.watchdog import Watchdog
+from ..worker.worker import Worker
+from .patience import Patience
+from .requests import cancel_requested, check_size, checked_run_id, signal_received, started
+from .tail import RunViews, Tail, Watch, read_run
+
+In = TypeVar("In", default=Any)
+Out = TypeVar("Out", default=Any)
+
+logger = logging.getLogger("stepfold.worker")
+
+_running_loop = asyncio.events._get_running_loop
+
+DEFAULT_URL = "sqlite:///stepfold.db"
+State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """Where a run stands. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
+
+    id: str
+    workflow: str
+    version: str | None
+    state: State
+    started_at: datetime
+    ended_at: datetime | None
+    waiting_on: list[str]
+    attempt: int
+    result: Any
+    error: ErrorInfo | None
+    reason: str | None
+    steps_completed: int
+
+
+class Run(Generic[Out]):
+    """A handle for one run."""
+
+    def __init__(self, client: Client, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
+        self.id = run_id
+        self._start = start  # none of its records is below this offset
+        self._client = client
+        self._codec = codec
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id!r}>"
+
+    async def result(self, timeout: Duration | None = None) -> Out:
+        """The workflow's return value, once the run has completed.
+
+        Raises WorkflowFailed, WorkflowCancelled, RunNotFound, TimeoutError (after `timeout`; the run goes on),
+        ValueInvalid where the type of the result has changed since, and LogUnavailable.
+        """
+        limit_s = None if timeout is None else duration_ms(timeout) / 1000
+        try:
+            async with asyncio.timeout(limit_s):
+                run = await self._end()
+        except TimeoutError:
+            raise TimeoutError(f"run {self.id!r} has not ended within {limit_s:g} s; it goes on") from None
+        if run.phase == "completed":
+            codec = self._codec or self._client.result_codec(run)
+            try:
+                return cast(Out, codec.decode(run.result))
+            except Exception as error:
+                raise ValueInvalid(
+                    f"run {run.id!r} has completed, and its recorded result does not fit what workflow {run.workflow!r} returns "
+                    f"today: {describe(error) if isinstance(error, ValidationError) else error}; `(await run.status()).result` "
+                    f"has it as it was recorded"
+                ) from error
+        if run.phase == "cancelled":
+            raise WorkflowCancelled(run.id, run.reason)
+        raise WorkflowFailed(run.id, ErrorInfo.from_json(run.error))
+
+    async def _end(self) -> RunState:
+        watch = self._watch
+        if watch is None or not watch.ended.done():
+            self._client.connected()
+        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the log could not be read on
+            watch = await self._client.tail(self.id).watch(self.id, self._start)
+            if not watch.begun and not watch.ended.done():
+                log = self._client.log
+                raise RunNotFound(self.id, log.name, kept=watch.state.kept_for(self.id, log.now()))
+            self._watch = watch
+        return await asyncio.shield(watch.ended)
+
+    async def status(self, *, timeout: Duration | None = None) -> RunStatus:
+        """Where the run stands now. Raises RunNotFound and LogUnavailable."""
+        client = self._client
+        log = client.connected()
+        async with client.patience(timeout):
+            view = await client.views.read(self.id)
+        if view.run is None:
+            raise RunNotFound(self.id, log.name, kept=view.kept)
+        return _status(view.run, view.owned)
+
+    async def history(self, *, timeout: Duration | None = None) -> list[Event]:
+        """The run's accepted events, in order. Raises RunNotFound and LogUnavailable."""
+        log = self._client.connected()
+        async with self._client.patience(timeout):
+            view = await read_run(log, self.id, events=True)
+        if view.run is None:
+            raise RunNotFound(self.id, log.name, kept=view.kept)
+        return view.events
+
+    async def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> None:
+        """Send the run a signal; kept until it is waited for. Raises RunNotFound, RunEnded and LogUnavailable."""
+        client = self._client
+        async with client.patience(timeout):
+            await client.signal_run(self.id, name, data, client.ids())
+
+    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
+        """Ask the run to end; its code sees CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
+        async with self._client.patience(timeout):
+            await self._client.cancel_run(self.id, reason)
+
+
+class Client:
+    """Workflows on one log.
+
+    `url`: `memory://`, `sqlite:///path` or `kafka://host:port/namespace`; without one `STEPFOLD_URL`, else
+    "sqlite:///stepfold.db". `driver`: a log of one's own making instead. `timeout`: how long a call waits for the log before
+    it raises LogUnavailable, unless the call says otherwise. `random` and `ids` are the sources of jitter, run ids and request
+    ids. Raises ConfigError for a URL that is none.
+
+    While it is entered it belongs to the event loop it was entered in, and so do its handles.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        driver: Log | None = None,
+        timeout: Duration = 10,
+        random: Random | None = None,
+        ids: Callable[[], str] | None = None,
+        threads: Callable[[Report], Threads] | None = None,
+    ) -> None:
+        if driver is not None and url is not None:
+            raise ConfigError("Client(url, driver=...): give one of them")
+        self.log: Log = (
+            driver if driver is not None else _open(os.environ.get("STEPFOLD_URL") or DEFAULT_URL if url is None else url)
+        )
+        self.registry = Registry()
+        self.ids = ids or (lambda: uuid.uuid4().hex)
+        self._random = random
+        self._threads = threads
+        self.views = RunViews(self.log)
+        self._patience = Patience(self.log.name)
+        self._timeout_s = duration_ms(timeout) / 1000
+        self._entered = 0
+        self._loop: asyncio.AbstractEventLoop | None = None  # where it is entered
+        self._workers: list[Worker] = []
+        self._tails: dict[int, Tail] = {}
+
+    # -- workflows
+
+    @overload
+    def workflow(
+        self, id: str, *, version: str = DEFAULT_VERSION
+    ) -> Callable[[Callable[[Context[In], Step[Any]], Coroutine[Any, Any, Out]]], Workflow[In, Out]]: ...
+
+    @overload
+    def workflow(
+        self, id: str, *, version: str = DEFAULT_VERSION, input_schema: type[In]
+    ) -> Callable[[Callable[[Context[Any], Step[Any]], Coroutine[Any, Any, Out]]], Workflow[In, Out]]: ...
+
+    def workflow(self, id: str, *, version: str = DEFAULT_VERSION, input_schema: Any = None) -> Any:
+        """Register `async def handler(ctx: Context[Model], step: Step)` as a workflow.
+
+        Its input is validated as `Model`, or as `input_schema`. Raises ConfigError for a handler or annotation that cannot
+        work, and for an id and version registered before.
+        """
+
+        def register(handler: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Workflow[Any, Any]:
+            workflow: Workflow[Any, Any] = Workflow(handler, id, version, input_schema)
+            self.registry.add(workflow)
+            return workflow
+
+        if callable(id):
+            raise ConfigError('@client.workflow needs an id: @client.workflow(id="process-order")')
+        return register
+
+    # -- connecting
+
+    async def __aenter__(self) -> Self:
+        if self._entered == 0:
+            self._loop = asyncio.get_running_loop()
+            try:
+                await self.log.open()
+            except BaseException:
+                self._loop = None
+                raise
+            self.views, self._patience = RunViews(self.log), Patience(self.log.name)  # a test may have given it another log
+        else:
+            self._check_loop()
+        self._entered += 1
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._check_loop()
+        self._entered -= 1
+        if self._entered == 0:
+            self.views.clear()
+            self._patience.close()
+            for tail in self._tails.values():
+                await tail.close()
+            self._tails.clear()
+            self._loop = None
+            await self.log.close()
+
+    def connected(self) -> Log:
+        """The log. Raises ConfigError outside `async with client`, and in another event loop."""
+        if self._entered == 0:
+            raise ConfigError("the client is not connected; use it inside `async with client:`")
+        self._check_loop()
+        return self.log
+
+    def _check_loop(self) -> None:
+        loop = _running_loop()
+        if loop is not self._loop:
+            if isinstance(loop, DeterministicLoop):
+                raise loop.client_refusal()
+            closed = " (which has ended without leaving the client)" if self._loop is not None and self._loop.is_closed() else ""
+            raise ConfigError(
+                f"this client of {self.log.name} belongs to another event loop{closed}: make one client for each loop, "
+                f"or call it in its own by asyncio.run_coroutine_threadsafe(call, loop)"
+            )
+
+    def patience(self, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]:
+        """`async with`: LogUnavailable after `timeout`, or after the client's own."""
+        return self._patience.within(self._timeout_s if timeout is None else duration_ms(timeout) / 1000)
+
+    def tail(self, run_id: str) -> Tail:
+        """Who follows the run's partition for this client."""
+        log = self.connected()
+        partition = partition_of(run_id, log.partitions)
+        found = self._tails.get(partition)
+        if found is None:
+            found = self._tails[partition] = Tail(log, partition)
+        return found
+
+    # -- runs
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: Workflow[In, Out],
+        data: In | dict[str, Any] = ...,
+        *,
+        run_id: str | None = None,
+        if_exists: Literal["return", "reject"] = "return",
+        timeout: Duration | None = None,
+    ) -> Run[Out]: ...
+
+    @overload
+    async def start_workflow(
+        self,
+        workflow: str,
+        data: Any = None,
+        *,
+        run_id: str | None = None,
+        if_exists: Literal["return", "reject"] = "return",
+        version: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Run[Any]: ...
+
+    async def start_workflow(
+        self,
+        workflow: Workflow[Any, Any] | str,
+        data: Any = None,
+        *,
+        run_id: str | None = None,
+        if_exists: Literal["return", "reject"] = "return",
+        version: str | None = None,
+        timeout: Duration | None = None,
+    ) -> Run[Any]:
+        """Start a run; it is durable when this returns.
+
+        The same `run_id` again gives the run that exists, or raises RunAlreadyExists with `if_exists="reject"`, and always
+        when the workflow or the input differ. A workflow that is registered here validates its input before anything is
+        written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
+
+        `timeout`: for the log, as in all calls; where it has passed the run may have been started all the same, and a `run_id`
+        of one's own makes a repeat harmless.
+        """
+        log = self.connected()
+        if isinstance(workflow, str):
+            known = self.registry.find(workflow, version)
+            workflow_id = workflow
+        elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise ConfigError(f"{workflow!r} is no workflow; give a registered one, or the id of one that a worker knows")
+        else:
+            known = workflow
+            workflow_id = workflow.id
+            version = workflow.version
+        if getattr(log, "needs_local_worker", False) and not self._workers:
+            raise ConfigError(
+                f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
+                f"start it inside `async with client.worker():`"
+            )
+        encoded = known.encode_input(data) if known is not None else written(data, f"the input of workflow {workflow_id!r}")
+        if known is not None and version is None:
+            version = known.version
+        check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
+        codec = known.output if known is not None else None
+        async with self.patience(timeout):
+            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists)
+
+    async def _start(
+        self,
+        log: Log,
+        workflow_id: str,
+        version: str | None,
+        encoded: bytes,
+        codec: Codec | None,
+        run_id: str | None,
+        if_exists: str,
+    ) -> Run[Any]:
+        request = self.ids()
+        if run_id is None:
+            run_id = request
+            watch = self.tail(run_id).expect(run_id)
+            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())
+            [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
+            return Run(self, run_id, codec, watch, max(ack.offset, 0))
+        existing = (await self.views.read(checked_run_id(run_id))).run
+        if existing is None or existing.ended:
+            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())
+            await log.append(partition_of(run_id, log.partitions), [entry])
+            existing = (await self.views.read(run_id)).run
+            if existing is not None and existing.request == request:
+                return Run(self, run_id, codec, start=existing.start)
+        if existing is None:
+            raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
+        if existing.workflow != workflow_id or existing.given != orjson.loads(encoded):
+            raise RunAlreadyExists(
+                f"run {run_id!r} exists, of workflow {existing.workflow!r} with another input; choose another run id"
+            )
+        if if_exists == "reject":
+            raise RunAlreadyExists(f"run {run_id!r} exists since {said(existing.started_at)}")
+        return Run(self, run_id, codec, start=existing.start)
+
+    def run(self, run_id: str) -> Run[Any]:
+        """A handle for a run that exists. Its methods raise RunNotFound where it does not."""
+        return Run(self, checked_run_id(run_id), None)
+
+    def result_codec(self, run: RunState) -> Codec:
+        """How the result of a run is decoded: by its workflow, if that is registered here."""
+        known = self.registry.find(run.workflow, run.version)
+        return known.output if known is not None else ANY
+
+    async def signal_run(self, run_id: str, name: str, data: Any, request: str) -> None:
+        """Append a signal for a run, once for each `request`. Raises RunNotFound, RunEnded, PayloadTooLarge."""
+        log = self.connected()
+        encoded = written(data, f"the data of signal {name!r}")
+        check_size(encoded, MAX_PAYLOAD_BYTES, f"the data of signal {name!r}")
+        entry = signal_received(run_id, name, encoded, request=request, at=log.now())
+        run = (await self.views.read(run_id)).run
+        if run is not None and request in run.requests:
+            return
+        _must_be_open(log, run_id, run)
+        await log.append(partition_of(run_id, log.partitions), [entry])
+
+    async def cancel_run(self, run_id: str, reason: str | None) -> None:
+        """Append a request to cancel. Raises RunNotFound, RunEnded."""
+        log = self.connected()
+        entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
+        _must_be_open(log, run_id, (await self.views.read(run_id)).run)
+        await log.append(partition_of(run_id, log.partitions), [entry])
+
+    # -- workers
+
+    @asynccontextmanager
+    async def worker(
+        self,
+        *,
+        concurrency: int = 100,
+        grace: Duration = 10,
+        live_runs: int = 10_000,
+        checkpoint_records: int = 20_000,
+    ) -> AsyncGenerator[Worker]:
+        """Execute the registered workflows until the block ends; giving a partition up waits up to `grace` for running steps.
+
+        `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory. Raises ValueError for a
+        `concurrency` below 1, ConfigError and LogUnavailable.
+        """
+        if concurrency < 1:
+            raise ValueError(f"concurrency={concurrency}: at least 1")
+        grace_s = duration_ms(grace) / 1000
+        settings = Settings(concurrency=concurrency, grace_s=grace_s, live_runs=live_runs, checkpoint_records=checkpoint_records)
+        async with self:
+            worker = Worker(
+                self.log,
+                self.registry,
+                settings,
+                self.signal_run,
+                random=self._random,
+                ids=self.ids,
+                threads=self._threads,
+                watch=None if getattr(asyncio.get_running_loop(), "virtual", False) else Watchdog(),
+            )
+            await worker.start()
+            self._workers.append(worker)
+            try:
+                yield worker
+            finally:
+                self._workers.remove(worker)
+                await worker.stop(grace_s)
+        if worker.failure is not None:
+            raise worker.failure
+
+    def run_worker(self, *, concurrency: int = 100, grace: Duration = 10, on_start: Callable[[], None] = lambda: None) -> None:
+        """The same, blocking, until SIGINT, SIGTERM or SIGHUP. Another one, half a second later or more, ends it at once.
+
+        It serves on uvloop where that is installed (`stepfold[uvloop]`), and calls `on_start` once it does. In another thread
+        than the main one, which gets no signals, it serves until the process ends: make it a daemon. Raises ConfigError inside a
+        running event loop.
+        """
+        if _running_loop() is not None:
+            raise ConfigError(
+                "run_worker() runs an event loop of its own, and here one runs already (an async function, a notebook): use "
+                "`async with client.worker():` in it, or call run_worker() in a thread"
+            )
+
+        async def serve() -> None:
+            stop = asyncio.Event()
+            serving: list[Worker] = []
+            with told_by_signals(lambda _: stop.set(), lambda: serving[0].watch.held_up() if serving else None):
+                async with self.worker(concurrency=concurrency, grace=grace) as worker:
+                    serving.append(worker)
+                    on_start()
+                    waits: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())]
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                    for task in waits:
+                        task.cancel()
+                    await asyncio.gather(*waits, return_exceptions=True)
+            if worker.abandoned and threading.current_thread() is threading.main_thread():
+                end_process(0)  # what these steps have started, such as threads of their own, might never end
+
+        logger.info("%s: serving on %s", self.log.name, eventloop.name())
+        eventloop.run(serve())
+
+
+def _open(url: str) -> Log:
+    from stepfold.drivers import open_driver  # the one place where the engine looks for a driver, by its URL
+
+    return open_driver(url)
+
+
+def _must_be_open(log: Log, run_id: str, run: RunState | None) -> None:
+    if run is None:
+        raise RunNotFound(run_id, log.name)
+    if run.ended:
+        raise RunEnded(run_id, log.name, run.phase)
+
+
+def _status(run: RunState, owned: bool) -> RunStatus:
+    return RunStatus(
+        id=run.id,
+        workflow=run.workflow,
+        version=run.version,
+        state=run_state(run, owned),
+        started_at=utc(run.started_at),
+        ended_at=None if run.ended_at is None else utc(run.ended_at),
+        waiting_on=[] if run.ended else waiting_words(run, owned),
+        attempt=1,
+        result=deepcopy(run.result),
+        error=None if run.error is None else ErrorInfo.from_json(run.error),
+        reason=run.reason,
+        steps_completed=sum(delivery.kind == "result" for delivery in run.journal),
+    )
+
+
+def run_state(run: RunState, owned: bool) -> State:
+    """The state in one word. `owned`: whether a worker owns the run's partition."""
+    if run.phase != "open":
+        return cast(State, run.phase)
+    if run.awaits_worker or (not run.decided and not owned):
+        return "pending"
+    return "waiting" if run.open else "running"
+
+
+def waiting_words(run: RunState, owned: bool) -> list[str]:
+    """What the run waits for, for people."""
+    if run.phase == "quarantined":
+        return [f"somebody to mend it: {ErrorInfo.from_json(run.error)}"]
+    if run.awaits_worker:
+        version = f" version {run.version!r}" if run.version is not None else ""
+        return [f"a worker that knows workflow {run.workflow!r}{version}"]
+    words = [op.words(step_id) for step_id, op in run.open.items()]
+    if not words:
+        words.append("the result of a step" if owned else "a worker")
+    return words

@@ -1,0 +1,103 @@
+"""Requests from outside as events of the history: under no claim, idempotent by their `request` id. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from ..errors import ConfigError, PayloadTooLarge
+from ..events import PLAIN, encode
+from ..log import Entry
+from ..values.names import quoted, valid_name, valid_run_id
+
+
+def started(
+    run_id: str,
+    workflow: str,
+    version: str | None,
+    data: bytes,
+    *,
+    request: str,
+    at: int,
+    trigger: dict[str, Any] | None = None,
+    place: dict[str, Any] | None = None,
+) -> Entry:
+    """A run begins. `data`: the input as JSON bytes; `request`: what makes a repeat harmless; `at`: ms since 1970; `place`: where
+    it was found in an inbox.
+
+    Raises ConfigError for what cannot be the id of a run or workflow, or a version.
+    """
+    for what, value in (("workflow id", workflow), ("version", "-" if version is None else version)):
+        if not valid_name(value):
+            raise ConfigError(f"{quoted(value)} is not a {what}: 1 to 200 printable characters")
+    event: dict[str, Any] = {
+        "type": "started",
+        "v": PLAIN,
+        "run_id": checked_run_id(run_id),
+        "at": at,
+        "request": request,
+        "workflow": workflow,
+        "version": version,
+        "input": orjson.Fragment(data),
+    }
+    if trigger is not None:
+        event["trigger"] = trigger
+    return Entry(run_id, encode(_placed(event, place)))
+
+
+def signal_received(
+    run_id: str, signal: str, data: bytes, *, request: str, at: int, place: dict[str, Any] | None = None
+) -> Entry:
+    """A signal for a run. `data`: JSON bytes. Raises ValueError for what is no name."""
+    if not valid_name(signal):
+        raise ValueError(f"{quoted(signal)} is not the name of a signal: 1 to 200 printable characters")
+    event = {
+        "type": "signal-received",
+        "v": PLAIN,
+        "run_id": checked_run_id(run_id),
+        "at": at,
+        "request": request,
+        "signal": signal,
+        "data": orjson.Fragment(data),
+    }
+    return Entry(run_id, encode(_placed(event, place)))
+
+
+def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
+    """A run shall end. Raises ValueError for a reason that is no text of up to 10,000 characters."""
+    if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not _utf8(reason)):
+        raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to 10,000 characters")
+    event = {
+        "type": "cancel-requested",
+        "v": PLAIN,
+        "run_id": checked_run_id(run_id),
+        "at": at,
+        "request": request,
+        "reason": reason,
+    }
+    return Entry(run_id, encode(_placed(event, place)))
+
+
+def _placed(event: dict[str, Any], place: dict[str, Any] | None) -> dict[str, Any]:
+    return event if place is None else {**event, "from": place}
+
+
+def _utf8(text: str) -> bool:
+    """Whether a text holds no lone surrogates."""
+    return text.encode(errors="ignore").decode() == text
+
+
+def checked_run_id(run_id: str) -> str:
+    """Raises ConfigError for what cannot be a run id."""
+    if type(run_id) is not str or not valid_run_id(run_id):
+        raise ConfigError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
+    return run_id
+
+
+def check_size(data: bytes, limit_bytes: int, what: str) -> None:
+    """Raises PayloadTooLarge."""
+    if len(data) > limit_bytes:
+        raise PayloadTooLarge(
+            f"{what} is {len(data):,} bytes; the limit is {limit_bytes:,}. Store it elsewhere and pass a reference to it"
+        )

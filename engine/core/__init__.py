@@ -1,0 +1,1 @@
+"""What the records mean: the same for every reader. Pure."""

@@ -1,0 +1,214 @@
+"""The life of a run, whatever it awaits: its start, cancellation, quarantine and end, and the claims of its partition. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..operations import GIVES_BACK
+from .records import PASSED_OVER, Base, Decision, ErrorModel, Request, StepDecision
+from .state import RunState, deliver
+
+
+class Claim(Base):
+    """`owner` owns the partition from this offset on, if `prev` is the offset of the claim that was current (-1: none).
+
+    `owner` null: the previous owner left in good order and nobody owns the partition. `memory_ms` of a partition's first claim:
+    for how long request ids, and ids of ended runs, are remembered there; 24 hours where that claim does not say.
+    """
+
+    type: Literal["claim"] = "claim"
+    prev: int
+    owner: str | None
+    nonce: str
+    memory_ms: Annotated[int | None, Field(ge=0), PASSED_OVER] = None
+
+
+class Started(Request):
+    """A run begins, if its id is not known."""
+
+    type: Literal["started"] = "started"
+    workflow: str
+    version: str | None = None
+    input: Any
+    trigger: dict[str, Any] | None = None
+    reply_to: str | None = None
+
+
+class CancelRequested(Request):
+    """The run shall end; its code sees CancelledError."""
+
+    type: Literal["cancel-requested"] = "cancel-requested"
+    reason: str | None = None
+
+
+class StepCancelled(StepDecision):
+    """The code no longer waits for this step, sleep or wait. A signal it had been given goes back to the front."""
+
+    type: Literal["step-cancelled"] = "step-cancelled"
+
+
+class WorkflowUnknown(Decision):
+    """The owner does not know the run's workflow or version; the run waits for a worker that does."""
+
+    type: Literal["workflow-unknown"] = "workflow-unknown"
+
+
+class InputCompleted(Decision):
+    """The run's input from now on: what the workflow's model made of the start's, where it makes something else each time."""
+
+    type: Literal["input-completed"] = "input-completed"
+    input: Any
+
+
+class CodeSuspected(Decision):
+    """Workers have died, and the run's code, which may be what kills them, is about to run. Counted once under a claim."""
+
+    type: Literal["code-suspected"] = "code-suspected"
+
+
+class CodeCleared(Decision):
+    """The run's code ran, and its worker is still there."""
+
+    type: Literal["code-cleared"] = "code-cleared"
+
+
+class Quarantined(Decision):
+    """The run stands still until somebody mends what `error` names; nothing of it is lost."""
+
+    type: Literal["quarantined"] = "quarantined"
+    error: ErrorModel
+
+
+class Resumed(Decision):
+    """A quarantined run goes on."""
+
+    type: Literal["resumed"] = "resumed"
+
+
+class Completed(Decision):
+    type: Literal["completed"] = "completed"
+    result: Any
+
+
+class Failed(Decision):
+    type: Literal["failed"] = "failed"
+    error: ErrorModel
+
+
+class Cancelled(Decision):
+    type: Literal["cancelled"] = "cancelled"
+    reason: str | None = None
+
+
+def _cancel_requested(run: RunState, event: dict[str, Any]) -> bool:
+    if run.cancel_requested:
+        return False
+    run.cancel_requested = True
+    run.reason = event.get("reason")
+    deliver(run, "", "cancel", run.reason)
+    return True
+
+
+def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
+    step_id = event["step_id"]
+    if run.open.pop(step_id, None) is not None:
+        run.done.add(step_id)
+        return True
+    given = next((d for d in reversed(run.journal) if d.step_id == step_id and d.kind in GIVES_BACK), None)
+    if given is None or f"@returned/{step_id}" in run.done:
+        return False
+    run.done.add(f"@returned/{step_id}")
+    GIVES_BACK[given.kind](run, given.value)
+    return True
+
+
+def _workflow_unknown(run: RunState, event: dict[str, Any]) -> bool:
+    if run.awaits_worker:
+        return False
+    run.awaits_worker = True
+    return True
+
+
+def _input_completed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.decided:
+        return False
+    run.input = event["input"]
+    return True
+
+
+def _code_suspected(run: RunState, event: dict[str, Any]) -> bool:
+    if run.suspected and event["claim"] == run.suspected_by:
+        return False  # no worker has died in between: an append that came twice
+    run.suspected += 1
+    run.suspected_by = event["claim"]
+    return True
+
+
+def _code_cleared(run: RunState, event: dict[str, Any]) -> bool:
+    if not run.suspected:
+        return False
+    run.suspected = 0
+    return True
+
+
+def _quarantined(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "quarantined"
+    run.error = event["error"]
+    return True
+
+
+def _resumed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "quarantined":
+        return False
+    run.phase = "open"
+    run.error = None
+    for op in run.open.values():
+        op.resumed()
+    return True
+
+
+def _completed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "completed"
+    run.result = event["result"]
+    return True
+
+
+def _failed(run: RunState, event: dict[str, Any]) -> bool:
+    if run.phase != "open":
+        return False
+    run.phase = "failed"
+    run.error = event["error"]
+    return True
+
+
+def _cancelled(run: RunState, event: dict[str, Any]) -> bool:
+    if not run.cancel_requested:
+        return False
+    run.phase = "cancelled"
+    return True
+
+
+RULES: dict[str, Callable[[RunState, dict[str, Any]], bool]] = {
+    "cancel-requested": _cancel_requested,
+    "step-cancelled": _step_cancelled,
+    "workflow-unknown": _workflow_unknown,
+    "input-completed": _input_completed,
+    "code-suspected": _code_suspected,
+    "code-cleared": _code_cleared,
+    "quarantined": _quarantined,
+    "resumed": _resumed,
+    "completed": _completed,
+    "failed": _failed,
+    "cancelled": _cancelled,
+}
+ENDS = frozenset({"completed", "failed", "cancelled"})
+"""The events after which a run is over."""
+OF_THE_OWNER = frozenset({"workflow-unknown", "code-suspected", "code-cleared"})
+"""The decisions that are about the run's code, and none of its own."""

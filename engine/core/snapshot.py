@@ -1,0 +1,66 @@
+"""A run as bytes and back: for checkpoints, for projections, and for runs that are put away. Pure."""
+
+from __future__ import annotations
+
+import orjson
+
+from ..operations import OPEN
+from .state import Delivery, RunState
+
+_delivery = Delivery._make  # half the price of the constructor
+
+
+def pack(run: RunState) -> bytes:
+    """A compact value from which `unpack` makes an equal run."""
+    return orjson.dumps(
+        [
+            run.id,
+            run.workflow,
+            run.version,
+            run.input,
+            run.trigger,
+            run.start,
+            run.started_at,
+            run.now,
+            run.phase,
+            run.decided,
+            run.awaits_worker,
+            run.cancel_requested,
+            [tuple(delivery) for delivery in run.journal],
+            sorted(run.done - {delivery.step_id for delivery in run.journal}),
+            [[step_id, op.kind, *(getattr(op, name) for name in op.__slots__)] for step_id, op in run.open.items()],
+            [[name, waiting] for name, waiting in run.signals.items()],
+            list(run.requests.items()),
+            run.result,
+            run.error,
+            run.reason,
+            run.ended_at,
+            run.request,
+            run.digest,
+            [run.suspected, run.suspected_by] if run.suspected else None,
+            None if run.given is run.input else [run.given],
+        ]
+    )
+
+
+def unpack(data: bytes) -> RunState:
+    """The run that was packed. Raises ValueError and the like on anything else."""
+    fields = orjson.loads(data)
+    run = RunState(fields[0], fields[1], fields[2], fields[3], fields[5], fields[6])
+    (run.trigger, run.now, run.phase, run.decided, run.awaits_worker, run.cancel_requested) = (fields[4], *fields[7:12])
+    run.journal = list(map(_delivery, fields[12]))
+    run.done = {delivery.step_id for delivery in run.journal if delivery.step_id}
+    run.done.update(fields[13])
+    for step_id, kind, *values in fields[14]:
+        shape = OPEN[kind]
+        op = run.open[step_id] = shape.__new__(shape)
+        for name, value in zip(op.__slots__, values, strict=True):
+            setattr(op, name, value)
+    run.signals = dict(fields[15])
+    run.requests = dict(fields[16])
+    (run.result, run.error, run.reason, run.ended_at, run.request, run.digest) = fields[17:23]
+    if fields[23] is not None:
+        run.suspected, run.suspected_by = fields[23]
+    if fields[24] is not None:
+        [run.given] = fields[24]
+    return run

@@ -1,0 +1,26 @@
+"""The kinds of operations that a workflow can await, one room each: records, rules, open state, call, words, story.
+
+    step     a function that runs on a worker
+    sleep    a time
+    signal   data that somebody sends to the run
+
+A new kind is a module here, a word in `KINDS`, a line in `events.RunEvent`, and a method of `Step`. A room knows the core, values
+and nothing else, least of all another room; all tables below are made of the rooms, once, at import. Pure.
+"""
+
+from __future__ import annotations
+
+from . import signal, sleep, step
+
+KINDS = (step.KIND, sleep.KIND, signal.KIND)
+
+RECORDS = {str(record.model_fields["type"].default): record for kind in KINDS for record in kind.records}
+KIND_OF = {str(record.model_fields["type"].default): kind for kind in KINDS for record in kind.records}
+EARLY = frozenset(name for name, record in RECORDS.items() if record.comes_early)
+RULES = {name: rule for kind in KINDS for name, rule in kind.rules.items()}
+OPEN = {kind.open.kind: kind.open for kind in KINDS}
+CALLS = {kind.call.kind: kind.call for kind in KINDS}
+SETTLED_BY = {delivery: kind.call for kind in KINDS for delivery in kind.call.settles}
+GIVES_BACK = {delivery: rule for kind in KINDS for delivery, rule in kind.gives_back.items()}
+TELLS = {name: tell for kind in KINDS for name, tell in kind.tells.items()}
+ENDS = {delivery: tell for kind in KINDS for delivery, tell in kind.ends.items()}

@@ -1,0 +1,57 @@
+"""One operation as a line of its run's story. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ..errors import ErrorInfo
+
+Became = Literal["open", "done", "failed", "dropped", "timed out"]
+Mark = Literal["began", "failed", "lost", "ended", "timed out"]
+
+
+class Line:
+    """One operation. Times are the log's, in milliseconds since 1970; None: not known, or there is none."""
+
+    __slots__ = (
+        "attempts",
+        "became",
+        "error",
+        "heartbeat",
+        "heartbeat_at",
+        "input",
+        "input_note",
+        "kind",
+        "left",
+        "lost",
+        "next_at",
+        "points",
+        "result",
+        "returned",
+        "running_since",
+        "signal",
+        "step_id",
+        "until",
+        "worker",
+    )
+
+    def __init__(self, step_id: str, kind: str) -> None:
+        self.step_id = step_id
+        self.kind = kind
+        self.became: Became = "open"
+        self.points: list[tuple[int, Mark]] = []
+        self.result: Any = None  # of a step; the data of the signal that a wait was given
+        self.error: ErrorInfo | None = None  # of the last attempt that failed
+        self.attempts = 0  # that are over
+        self.lost = 0  # of these, with their worker
+        self.next_at: int | None = None  # when the next attempt is due
+        self.running_since: int | None = None  # the first thing known of the attempt that runs
+        self.worker: str | None = None  # whose records these are, of the last one
+        self.left = False  # the partition is another's since then, or nobody's: no record says whether that attempt goes on
+        self.input: list[Any] | None = None  # of the last attempt whose input was recorded
+        self.input_note: str | None = None
+        self.heartbeat: Any = None
+        self.heartbeat_at: int | None = None
+        self.until: int | None = None  # the end of a sleep, or of the patience of a wait
+        self.signal: str | None = None  # what a wait waits for
+        self.returned = False  # the wait was dropped, and its signal went back to the others

@@ -1,0 +1,172 @@
+"""Signals to a run: kept in the order of the log until the code waits for one, given to the oldest wait for its name. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from ..core.records import Request, StepDecision
+from ..core.state import Open, RunState, deliver, is_new
+from ..values.times import due, until, within
+from .call import Call, Differs
+from .kind import Kind
+from .line import Line
+
+
+class SignalReceived(Request):
+    """Data for whoever waits for `signal`, now or later; kept in order until taken."""
+
+    never_ends = True
+    comes_early = True
+
+    type: Literal["signal-received"] = "signal-received"
+    signal: str
+    data: Any
+
+
+class WaitStarted(StepDecision):
+    """The code waits for a signal, until `timeout_at` (ms) if given."""
+
+    type: Literal["wait-started"] = "wait-started"
+    signal: str
+    timeout_at: int | None
+
+
+class WaitTimedOut(StepDecision):
+    type: Literal["wait-timed-out"] = "wait-timed-out"
+
+
+class OpenWait(Open):
+    """A wait for a signal that has not come."""
+
+    __slots__ = ("signal", "timeout_at")
+    kind = "wait"
+    when_due = "wait-timed-out"
+
+    def __init__(self, signal: str, timeout_at: int | None) -> None:
+        self.signal = signal
+        self.timeout_at = timeout_at
+
+    @property
+    def due_at(self) -> int | None:
+        return due(self.timeout_at)
+
+    def words(self, step_id: str) -> str:
+        limit = f", {until(self.timeout_at)}" if self.timeout_at is not None else ""
+        return f"signal {self.signal!r} (step {step_id!r}{limit})"
+
+
+def _started(run: RunState, event: dict[str, Any]) -> bool:
+    if not is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = OpenWait(event["signal"], event["timeout_at"])
+    _match(run, event["signal"])
+    return True
+
+
+def _timed_out(run: RunState, event: dict[str, Any]) -> bool:
+    wait = run.open.get(event["step_id"])
+    if not isinstance(wait, OpenWait) or wait.timeout_at is None or event["at"] < wait.timeout_at:
+        return False
+    del run.open[event["step_id"]]
+    deliver(run, event["step_id"], "timeout", None)
+    return True
+
+
+def _received(run: RunState, event: dict[str, Any]) -> bool:
+    run.signals.setdefault(event["signal"], []).append([event["data"], event["request"]])
+    _match(run, event["signal"])
+    return True
+
+
+def _match(run: RunState, name: str) -> None:
+    """Give the oldest signal of this name to the oldest wait for it."""
+    waiting = run.signals.get(name)
+    if not waiting:
+        return
+    for step_id, wait in run.open.items():
+        if isinstance(wait, OpenWait) and wait.signal == name:
+            data, request = waiting.pop(0)
+            if not waiting:
+                del run.signals[name]
+            del run.open[step_id]
+            deliver(run, step_id, "signal", [name, data, request])
+            return
+
+
+def _give_back(run: RunState, value: Any) -> None:
+    """A signal that came after the code had let go of its wait goes to the front of its queue."""
+    name, data, request = value
+    run.signals.setdefault(name, []).insert(0, [data, request])
+    _match(run, name)
+
+
+def _signal(call: WaitCall, step_id: str, value: Any) -> Any:
+    call.check_name(value[0])
+    return call.make(value[0], value[1])
+
+
+def _timeout(call: WaitCall, step_id: str, value: Any) -> None:
+    return None
+
+
+class WaitCall(Call):
+    """Take a signal, or None after `timeout_ms`. `make` turns name and data into what the code gets."""
+
+    __slots__ = ("make", "signal", "timeout_ms")
+    kind = "wait"
+    words = "a wait for a signal"
+    settles: ClassVar = {"signal": _signal, "timeout": _timeout}
+
+    def __init__(self, signal: str, timeout_ms: int | None, make: Callable[[str, Any], Any]) -> None:
+        self.signal = signal
+        self.timeout_ms = timeout_ms
+        self.make = make
+
+    @property
+    def lasts_ms(self) -> int | None:
+        return self.timeout_ms
+
+    def begin(self, now: int) -> tuple[str, dict[str, Any]]:
+        timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
+        return "wait-started", {"signal": self.signal, "timeout_at": timeout_at}
+
+    def check(self, found: Open) -> None:
+        assert isinstance(found, OpenWait)
+        self.check_name(found.signal)
+
+    def check_name(self, signal: str) -> None:
+        """Raises Differs."""
+        if self.signal != signal:
+            raise Differs(f"named {signal!r}", f"named {self.signal!r}")
+
+
+def _tell_started(line: Line, event: WaitStarted, at: int) -> None:
+    line.points.append((at, "began"))
+    line.signal, line.until = event.signal, event.timeout_at
+
+
+def _tell_timed_out(line: Line, event: WaitTimedOut, at: int) -> None:
+    line.points.append((at, "timed out"))
+
+
+def _tell_signal(line: Line, value: Any, at: int) -> None:
+    line.became = "done"
+    line.signal, line.result = value[0], value[1]
+    line.points.append((at, "ended"))
+
+
+def _tell_timeout(line: Line, value: Any, at: int) -> None:
+    line.became = "timed out"
+
+
+KIND = Kind(
+    "wait",
+    records=(SignalReceived, WaitStarted, WaitTimedOut),
+    rules={"signal-received": _received, "wait-started": _started, "wait-timed-out": _timed_out},
+    open=OpenWait,
+    call=WaitCall,
+    tells={"wait-started": _tell_started, "wait-timed-out": _tell_timed_out},
+    ends={"signal": _tell_signal, "timeout": _tell_timeout},
+    gives_back={"signal": _give_back},
+)

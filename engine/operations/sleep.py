@@ -1,0 +1,105 @@
+"""Sleeps: the code waits for a time. `sleep-scheduled` says when that is, `sleep-completed` ends it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from ..core.records import StepDecision
+from ..core.state import Open, RunState, deliver, is_new
+from ..values.times import due, until, within
+from .call import Call
+from .kind import Kind
+from .line import Line
+
+
+class SleepScheduled(StepDecision):
+    """`wake_at`: absolute, ms."""
+
+    type: Literal["sleep-scheduled"] = "sleep-scheduled"
+    wake_at: int
+
+
+class SleepCompleted(StepDecision):
+    type: Literal["sleep-completed"] = "sleep-completed"
+
+
+class OpenSleep(Open):
+    """A sleep that has not ended."""
+
+    __slots__ = ("wake_at",)
+    kind = "sleep"
+    when_due = "sleep-completed"
+
+    def __init__(self, wake_at: int) -> None:
+        self.wake_at = wake_at
+
+    @property
+    def due_at(self) -> int | None:
+        return due(self.wake_at)
+
+    def words(self, step_id: str) -> str:
+        return f"sleep {step_id!r} {until(self.wake_at)}"
+
+
+def _scheduled(run: RunState, event: dict[str, Any]) -> bool:
+    if not is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = OpenSleep(event["wake_at"])
+    return True
+
+
+def _completed(run: RunState, event: dict[str, Any]) -> bool:
+    sleep = run.open.get(event["step_id"])
+    if not isinstance(sleep, OpenSleep) or event["at"] < sleep.wake_at:
+        return False
+    del run.open[event["step_id"]]
+    deliver(run, event["step_id"], "woken", None)
+    return True
+
+
+def _woken(call: SleepCall, step_id: str, value: Any) -> None:
+    return None
+
+
+class SleepCall(Call):
+    """Wake after `delay_ms`, or at `wake_at` (ms since 1970)."""
+
+    __slots__ = ("delay_ms", "wake_at")
+    kind = "sleep"
+    words = "a sleep"
+    settles: ClassVar = {"woken": _woken}
+
+    def __init__(self, delay_ms: int | None, wake_at: int | None) -> None:
+        self.delay_ms = delay_ms
+        self.wake_at = wake_at
+
+    @property
+    def lasts_ms(self) -> int | None:
+        return self.delay_ms
+
+    def begin(self, now: int) -> tuple[str, dict[str, Any]]:
+        return "sleep-scheduled", {"wake_at": self.wake_at or 0 if self.delay_ms is None else within(now + self.delay_ms)}
+
+
+def _tell_scheduled(line: Line, event: SleepScheduled, at: int) -> None:
+    line.points.append((at, "began"))
+    line.until = event.wake_at
+
+
+def _tell_completed(line: Line, event: SleepCompleted, at: int) -> None:
+    line.points.append((at, "ended"))
+
+
+def _tell_woken(line: Line, value: Any, at: int) -> None:
+    line.became = "done"
+
+
+KIND = Kind(
+    "sleep",
+    records=(SleepScheduled, SleepCompleted),
+    rules={"sleep-scheduled": _scheduled, "sleep-completed": _completed},
+    open=OpenSleep,
+    call=SleepCall,
+    tells={"sleep-scheduled": _tell_scheduled, "sleep-completed": _tell_completed},
+    ends={"woken": _tell_woken},
+)

@@ -1,0 +1,286 @@
+"""Steps: a function that runs on a worker, attempt by attempt, until one succeeds or the last has failed. Pure.
+
+Its records tell of attempts; a step that succeeds at once has a single one, its result. The worker's rooms do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+from .. import errors
+from ..core.records import PASSED_OVER, ErrorModel, StepDecision
+from ..core.state import Delivery, Open, RunState, deliver
+from ..errors import ErrorInfo
+from ..values.codec import Codec
+from ..values.pace import ON_LOOP, Pace
+from ..values.retry import Retry
+from ..values.taken import Given
+from ..values.times import due, said
+from .call import Call, Raise
+from .kind import Kind
+from .line import Line
+
+_delivery = Delivery._make  # half the price of the constructor, for the most frequent entry
+
+
+class StepCompleted(StepDecision):
+    """An attempt succeeded. `attempt` counts from 1."""
+
+    type: Literal["step-completed"] = "step-completed"
+    attempt: int
+    result: Any
+
+
+class StepFailed(StepDecision):
+    """An attempt failed; the next one is due at `next_at` (ms), or this was the last (null)."""
+
+    type: Literal["step-failed"] = "step-failed"
+    attempt: int
+    error: ErrorModel
+    next_at: int | None
+    heartbeat: Any = None
+
+
+class AttemptStarted(StepDecision):
+    """An attempt is about to run: an at_most_once one, one of a step that was lost before, or one whose input is recorded.
+
+    `input`: the arguments, for people; `input_note`: what of them is cut or cannot be written.
+    """
+
+    type: Literal["attempt-started"] = "attempt-started"
+    attempt: int
+    input: Annotated[list[Any] | None, PASSED_OVER] = None
+    input_note: Annotated[str | None, PASSED_OVER] = None
+
+
+class AttemptLost(StepDecision):
+    """The attempt was under way, as far as anyone knows, when its worker died; or its worker left before an announced one ran."""
+
+    type: Literal["attempt-lost"] = "attempt-lost"
+    attempt: int
+
+
+class StepHeartbeat(StepDecision):
+    """A running attempt reports; the next attempt sees the last `details`."""
+
+    type: Literal["step-heartbeat"] = "step-heartbeat"
+    attempt: int
+    details: Any
+
+
+class OpenStep(Open):
+    """A step with a failed, lost or announced attempt behind it and no result yet."""
+
+    __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "lost", "next_at", "started")
+    kind = "step"
+
+    def __init__(self) -> None:
+        self.attempts = 0  # attempts that are over
+        self.failures = 0  # of these, how many count against max_attempts
+        self.lost = 0  # how many were lost with their worker, in a row, up to now
+        self.started = False  # the next attempt was announced
+        self.next_at: int | None = None
+        self.error: Any = None
+        self.heartbeat: Any = None
+        self.heartbeat_at = 0  # `at` of the last one: one that comes again, or late, must not take its place
+
+    @property
+    def due_at(self) -> int | None:
+        return due(self.next_at)
+
+    @property
+    def told(self) -> bool:
+        return self.next_at is not None
+
+    def resumed(self) -> None:
+        self.lost = 0
+
+    def words(self, step_id: str) -> str:
+        number = self.attempts + 1
+        if self.next_at is None:
+            return f"step {step_id!r}: the result of attempt {number}"
+        return f"step {step_id!r}: attempt {number} at {said(self.next_at)}, after {ErrorInfo.from_json(self.error)}"
+
+
+def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
+    """The open step whose next attempt the event speaks of; a step without a past is opened."""
+    step_id = event["step_id"]
+    found = run.open.get(step_id)
+    if found is None:
+        if step_id in run.done or not step_id or event["attempt"] != 1:
+            return None
+        found = run.open[step_id] = OpenStep()
+        return found
+    if not isinstance(found, OpenStep) or event["attempt"] != found.attempts + 1:
+        return None
+    return found
+
+
+def _completed(run: RunState, event: dict[str, Any]) -> bool:
+    step_id = event["step_id"]
+    if step_id not in run.open:
+        if step_id in run.done or not step_id or event["attempt"] != 1:
+            return False
+    elif _attempt(run, event) is None:
+        return False
+    else:
+        del run.open[step_id]
+    run.journal.append(_delivery((step_id, "result", run.now, event["result"])))
+    run.done.add(step_id)
+    return True
+
+
+def _failed(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None:
+        return False
+    step.attempts += 1
+    step.failures += 1
+    step.lost = 0
+    step.started = False
+    step.error = event["error"]
+    step.next_at = event["next_at"]
+    if event.get("heartbeat") is not None:
+        step.heartbeat = event["heartbeat"]
+    if step.next_at is None:
+        del run.open[event["step_id"]]
+        deliver(run, event["step_id"], "error", [step.attempts, step.error])
+    return True
+
+
+def _started(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None or step.started:
+        return False
+    step.started = True
+    step.next_at = None
+    return True
+
+
+def _lost(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None:
+        return False
+    step.attempts += 1
+    step.lost += 1
+    step.started = False
+    step.next_at = None
+    return True
+
+
+def _heartbeat(run: RunState, event: dict[str, Any]) -> bool:
+    step = _attempt(run, event)
+    if step is None or event["at"] <= step.heartbeat_at:
+        return False
+    step.heartbeat = event["details"]
+    step.heartbeat_at = event["at"]
+    step.next_at = None
+    return True
+
+
+def _result(call: StepCall, step_id: str, value: Any) -> Any:
+    return call.codec.decode(value)
+
+
+def _error(call: StepCall, step_id: str, value: Any) -> Raise:
+    attempts, error = value
+    info = ErrorInfo.from_json(error)
+    return Raise(errors.StepFailed(step_id, attempts, ErrorInfo(info.type, info.message, info.traceback, step_id)))
+
+
+class StepCall(Call):
+    """Run `fn(*args)` on a worker."""
+
+    __slots__ = ("args", "at_most_once", "codec", "fn", "given", "pace", "record_input", "retry", "timeout_ms")
+    kind = "step"
+    words = "step.run"
+    settles: ClassVar = {"result": _result, "error": _error}
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        retry: Retry,
+        timeout_ms: int | None,
+        at_most_once: bool,
+        codec: Codec,
+        given: Given | None = None,
+        record_input: bool = False,
+        pace: Pace = ON_LOOP,
+    ) -> None:
+        self.fn = fn
+        self.args = args
+        self.retry = retry
+        self.pace = pace
+        self.timeout_ms = timeout_ms
+        self.at_most_once = at_most_once
+        self.codec = codec
+        self.given = given  # for data: `fn` and `args` anew for each attempt
+        self.record_input = record_input
+
+
+def _tell_completed(line: Line, event: StepCompleted, at: int) -> None:
+    line.points.append((at, "ended"))
+    line.attempts = event.attempt
+
+
+def _tell_failed(line: Line, event: StepFailed, at: int) -> None:
+    line.points.append((at, "failed"))
+    line.attempts, line.error = event.attempt, ErrorInfo.from_json(event.error.model_dump(exclude_none=True))
+    line.next_at, line.running_since = event.next_at, None
+
+
+def _tell_running(line: Line, event: AttemptStarted | StepHeartbeat, at: int) -> None:
+    line.next_at = None
+    if line.running_since is None:
+        line.running_since = at
+
+
+def _tell_started(line: Line, event: AttemptStarted, at: int) -> None:
+    _tell_running(line, event, at)
+    line.points.append((at, "began"))
+    line.input, line.input_note = event.input, event.input_note
+
+
+def _tell_lost(line: Line, event: AttemptLost, at: int) -> None:
+    line.points.append((at, "lost"))
+    line.attempts, line.lost = event.attempt, line.lost + 1
+    line.next_at = line.running_since = None
+
+
+def _tell_heartbeat(line: Line, event: StepHeartbeat, at: int) -> None:
+    _tell_running(line, event, at)
+    line.heartbeat, line.heartbeat_at = event.details, at
+
+
+def _tell_result(line: Line, value: Any, at: int) -> None:
+    line.became = "done"
+    line.result = value
+
+
+def _tell_error(line: Line, value: Any, at: int) -> None:
+    line.became = "failed"
+
+
+KIND = Kind(
+    "step",
+    records=(StepCompleted, StepFailed, AttemptStarted, AttemptLost, StepHeartbeat),
+    rules={
+        "step-completed": _completed,
+        "step-failed": _failed,
+        "attempt-started": _started,
+        "attempt-lost": _lost,
+        "step-heartbeat": _heartbeat,
+    },
+    open=OpenStep,
+    call=StepCall,
+    tells={
+        "step-completed": _tell_completed,
+        "step-failed": _tell_failed,
+        "attempt-started": _tell_started,
+        "attempt-lost": _tell_lost,
+        "step-heartbeat": _tell_heartbeat,
+    },
+    ends={"result": _tell_result, "error": _tell_error},
+)

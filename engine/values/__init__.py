@@ -1,0 +1,1 @@
+"""Values: how they are written and read, compared, copied, limited, and said. Pure."""

@@ -1,0 +1,157 @@
+"""Annotations of functions, evaluated where the function was defined, and only those that are asked for.
+
+A parameter that is annotated for type checkers only (a name imported under `if TYPE_CHECKING:`) is nobody's business here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import typing
+from collections.abc import Awaitable, Callable, Iterator
+from functools import wraps
+from types import CellType, CodeType, FrameType, MethodType
+from typing import Annotated, Any, ForwardRef, Literal, TypeVar, cast, get_args, get_origin
+from weakref import WeakKeyDictionary
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+
+def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
+    """Remember what is computed for a function as long as it lives; for what has no hash it is computed each time."""
+    remembered: WeakKeyDictionary[Callable[..., Any], T] = WeakKeyDictionary()
+
+    @wraps(compute)
+    def look_up(fn: Callable[..., Any]) -> T:
+        if isinstance(fn, MethodType):  # made anew at each access
+            fn = fn.__func__
+        try:
+            found = remembered.get(fn)
+        except TypeError:
+            return compute(fn)
+        if found is None:
+            found = remembered[fn] = compute(fn)
+        return found
+
+    return look_up
+
+
+def return_annotation(fn: Callable[..., Any]) -> Any:
+    """What a call of `fn` gives in the end, by its annotation; Any without one. Raises ConfigError."""
+    if not inspect.isroutine(fn) and not isinstance(fn, type):  # a partial, or an object with __call__: its own are of fields
+        fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # the method itself is wanted
+    annotation = annotations_of(fn, "return").get("return", Any)
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await
+        return (get_args(annotation) or (Any,))[-1]
+    return annotation
+
+
+def annotations_of(fn: Callable[..., Any], *names: str) -> dict[str, Any]:
+    """The annotations of these names, evaluated where the function was defined.
+
+    Raises ConfigError for a name in them that is not there at run time.
+    """
+    try:
+        raw = _raw(fn)
+    except Exception as error:  # Python 3.14 evaluates them when they are asked for
+        raise ConfigError(f"{said(fn)} cannot be evaluated: {type(error).__name__}: {error}") from error
+    wanted = {name: raw[name] for name in names if name in raw}
+    if not any(_is_open(annotation) for annotation in wanted.values()):
+        return wanted
+    known = _enclosing(fn)
+    while True:
+        holder = type("annotations", (), {"__annotations__": wanted, "__module__": getattr(fn, "__module__", __name__)})
+        try:
+            return typing.get_type_hints(holder, getattr(fn, "__globals__", {}), known, include_extras=True)
+        except NameError as error:
+            missing = str(error.name or "")
+            found = _in_callers(fn, missing) if missing not in known else None
+            if found is None:
+                raise ConfigError(f"{said(fn)}: {error}; {_advice(fn, missing)}") from error
+            known[missing] = found[0]
+        except Exception as error:
+            raise ConfigError(f"{said(fn)} cannot be evaluated: {type(error).__name__}: {error}") from error
+
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    def _raw(fn: Callable[..., Any]) -> dict[str, Any]:
+        if getattr(fn, "__annotate__", None) is None:
+            return cast(dict[str, Any], getattr(fn, "__annotations__", {}))
+        return annotationlib.get_annotations(fn, format=annotationlib.Format.FORWARDREF)
+
+else:
+
+    def _raw(fn: Callable[..., Any]) -> dict[str, Any]:
+        return cast(dict[str, Any], getattr(fn, "__annotations__", {}))
+
+
+def said(fn: Callable[..., Any]) -> str:
+    """As it is named in errors."""
+    return f"the annotations of {getattr(fn, '__qualname__', repr(fn))}"
+
+
+def _is_open(annotation: Any) -> bool:
+    """Whether there is a name in it that must still be looked up."""
+    if isinstance(annotation, str | ForwardRef):
+        return True
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return False
+    args = get_args(annotation)
+    return any(_is_open(one) for one in (args[:1] if origin is Annotated else args))
+
+
+_UNSET = CellType()
+"""What a closure holds of a name that gets its value later."""
+
+
+def _enclosing(fn: Callable[..., Any]) -> dict[str, Any]:
+    cells = getattr(fn, "__closure__", None) or ()
+    code = getattr(fn, "__code__", None)
+    names: tuple[str, ...] = code.co_freevars if isinstance(code, CodeType) else ()
+    return {name: cell.cell_contents for name, cell in zip(names, cells, strict=False) if cell != _UNSET}
+
+
+def _in_callers(fn: Callable[..., Any], name: str) -> tuple[Any] | None:
+    """The value of a local name of the functions that `fn` is defined in, if they are running."""
+    outer = set(_outer_names(fn))
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # inspect's way reads source files
+    while frame is not None:
+        if frame.f_code.co_qualname in outer and frame.f_globals is getattr(fn, "__globals__", None):
+            local = frame.f_locals
+            if name in local:
+                return (local[name],)
+        frame = frame.f_back
+    return None
+
+
+def _outer_names(fn: Callable[..., Any]) -> Iterator[str]:
+    """Of the functions that `fn` is defined in, from the inside out."""
+    name = str(getattr(fn, "__qualname__", ""))
+    while ".<locals>." in name:
+        name = name.rpartition(".<locals>.")[0]
+        yield name
+
+
+def _advice(fn: Callable[..., Any], missing: str) -> str:
+    if any(missing in _locals_of(fn, outer) for outer in _outer_names(fn)):
+        return f"{missing} is defined inside a function: define it at module level, or give a workflow input_schema={missing}"
+    return "types must be importable at run time, not only under TYPE_CHECKING"
+
+
+def _locals_of(fn: Callable[..., Any], outer: str) -> frozenset[str]:
+    """The local names of a function that `fn` is defined in, as far as it can be found from its module."""
+    top, *inner = outer.split(".<locals>.")
+    found: Any = fn.__globals__ if hasattr(fn, "__globals__") else {}
+    for number, name in enumerate(top.split(".")):
+        found = found.get(name) if number == 0 else getattr(found, name, None)
+    code: Any = getattr(inspect.unwrap(found) if callable(found) else None, "__code__", None)
+    for name in inner:
+        inside = code.co_consts if isinstance(code, CodeType) else ()
+        code = next((one for one in inside if isinstance(one, CodeType) and one.co_name == name), None)
+    return frozenset(code.co_varnames + code.co_cellvars) if isinstance(code, CodeType) else frozenset()

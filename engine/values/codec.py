@@ -1,0 +1,416 @@
+"""Values in the log: JSON, typed by annotations through pydantic. Nothing is pickled.
+
+A `Codec` belongs to one annotation. What it encodes is known to come back as it was: each value is decoded again before
+anything is done with it, and compared (`same.py`). What would come back as something else is refused, with the place in it.
+Without an annotation a value is what JSON holds exactly: dicts with text keys, lists, texts, whole numbers of up to 64 bits,
+finite floats, true, false and nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Any, NamedTuple, Never, NoReturn, TypeVar, cast
+
+import orjson
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUndefinedAnnotation,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
+
+from ..errors import ConfigError, InputInvalid, ValueInvalid, message_of
+from .annotations import by_function, return_annotation, said
+from .digits import Spot, as_text, held, loads, raw, spots
+from .exact import STRICT, Exact, exact, holds_exactly
+from .nesting import MAX_DEPTH, is_deeper
+from .same import Change, difference, in_words, place_of, shown
+from .text import shown as one_line
+
+T = TypeVar("T")
+
+_PLAIN: frozenset[Any] = frozenset({Any, Never, NoReturn, inspect.Parameter.empty})
+_EXACT: dict[Any, type] = {None: type(None), type(None): type(None), bool: bool, str: str, int: int, float: float}
+"""Annotations whose instances are JSON as they are: those need no pydantic."""
+_CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
+_WAYS = ((True, False), (True, True), (False, False), (False, True))
+"""By alias or not, and with `round_trip` or not: how a value may be written. The first that can be read back counts."""
+
+
+class Codec:
+    """Encodes values of one annotation as JSON and back.
+
+    Raises ConfigError when made for an annotation that pydantic cannot validate; `what` names the place in the message.
+    """
+
+    __slots__ = ("_exact", "_look", "adapter", "annotation", "makes_anew")
+
+    def __init__(self, annotation: Any, what: str) -> None:
+        self.annotation = annotation
+        self.makes_anew = False  # decoding the same JSON twice may give different values
+        self.adapter: TypeAdapter[Any] | None = None  # none for plain JSON
+        self._exact: type | None = None
+        self._look: Exact | None = None  # what of a value's type needs no other proof
+        if _hashable(annotation):
+            if annotation in _PLAIN:
+                return
+            self._exact = _EXACT.get(annotation)
+        try:
+            self.adapter = _adapter(annotation)
+            self.adapter.rebuild()  # nothing, unless a name in it was not defined
+        except (PydanticSchemaGenerationError, PydanticUserError, PydanticUndefinedAnnotation) as error:
+            raise ConfigError(f"{what}: pydantic cannot validate {annotation!r}: {str(error).splitlines()[0]}") from error
+        self.makes_anew = makes_anew(self.adapter.core_schema)
+        self._look = exact(self.adapter.core_schema)
+
+    def encode(self, value: Any) -> bytes:
+        """JSON bytes from which `decode` makes the same value again.
+
+        Raises ValueInvalid, which names the place in the value that cannot be written or would come back as something else.
+        """
+        data = self.at_sight(value)
+        return self.prove(value) if data is None else data
+
+    def at_sight(self, value: Any) -> bytes | None:
+        """The same for values that need no proof, without calling code of users; None for others. Raises as `encode` does."""
+        adapter = self.adapter
+        if adapter is None:
+            return dumps(value)
+        if type(value) is self._exact and (self._exact is not float or isfinite(value)):
+            return _scalar(value)
+        if self._look is not None and self._look(value):
+            try:
+                data = adapter.serializer.to_json(value)
+            except ValueError:  # half a surrogate pair, or too deep: the proof finds the words
+                return None
+            if not _LONG_NUMBER.search(data) and REPLACED not in data:
+                return limited(data)
+        return None
+
+    def decode(self, value: object) -> Any:
+        """The typed value for JSON as `orjson.loads` gives it; nothing of it is shared. Raises pydantic's ValidationError."""
+        kind = type(value)
+        if kind is self._exact:
+            return value
+        if self.adapter is None:
+            return own(value) if kind is dict or kind is list else value
+        return self.adapter.validator.validate_json(orjson.dumps(value))
+
+    def accept(self, value: Any) -> bytes:
+        """JSON bytes for a value that a caller gives: an instance, or data that validates.
+
+        Raises ValidationError, and ValueInvalid as `encode` does.
+        """
+        if self.adapter is None or type(value) is self._exact:
+            return self.encode(value)
+        return self.encode(self.adapter.validate_python(value))
+
+    def accept_json(self, value: Any) -> bytes:
+        """JSON bytes for JSON that somebody else wrote, as `digits.loads` gives it.
+
+        A number that JSON's readers do not keep is written as a text where the type reads it from a text; where it is meant as a
+        double, it is one; else it is refused. Raises ValidationError, and ValueInvalid, which names the number.
+        """
+        if not spots([value]):
+            self.decode(value)
+            return orjson.dumps(value)
+        root = [loads(raw(value))]  # a copy of its own
+        found = spots(root)
+        if self.adapter is not None:
+            numbers = self._read_from_texts(root, found)
+            for spot in found:
+                spot.holder[spot.key] = as_text(spot.number) if spot in numbers else spot.number
+        try:
+            data = held(root[0])
+        except ValueError as error:
+            raise ValueInvalid(str(error)) from error
+        self.decode(orjson.loads(data))
+        return data
+
+    def _read_from_texts(self, root: list[Any], found: list[Spot]) -> list[Spot]:
+        """Which of these numbers the type reads from a text, too: there, any other text is refused."""
+        for number, spot in enumerate(found):
+            spot.holder[spot.key] = f"no number {number}"
+        try:
+            self.decode(root[0])
+        except ValidationError as error:
+            refused = {one["input"] for one in error.errors(include_url=False) if isinstance(one["input"], str)}
+            return [spot for number, spot in enumerate(found) if f"no number {number}" in refused]
+        except Exception:  # noqa: BLE001  # validators of the user's may raise anything
+            return []
+        return []
+
+    def prove(self, value: Any) -> bytes:
+        """As `encode`, by decoding what was written and comparing."""
+        adapter = self.adapter
+        assert adapter is not None
+        problem: Exception | Change | None = None
+        for by_alias, round_trip in _WAYS:
+            try:
+                data = adapter.serializer.to_json(value, warnings=False, by_alias=by_alias, round_trip=round_trip)
+                if _LONG_NUMBER.search(data):
+                    json.loads(data, parse_int=_of_64_bits)
+                found = difference(value, adapter.validator.validate_json(data))
+                if found is None:
+                    return limited(data)
+                problem = problem or found
+            except Exception as error:  # noqa: BLE001  # types of the user's may raise anything
+                problem = problem or error
+        if isinstance(problem, Change):
+            raise ValueInvalid(in_words(problem))
+        assert problem is not None
+        raise ValueInvalid(_unwritable(problem, value)) from problem
+
+    def encode_for_people(self, value: Any) -> bytes:
+        """JSON that is looked at and never decoded; secrets are asterisks. Raises whatever the user's types raise."""
+        assert self.adapter is not None
+        data = self.adapter.serializer.to_json(value, warnings=False)
+        if _LONG_NUMBER.search(data):
+            json.loads(data, parse_int=_of_64_bits)
+        if is_deeper(data, orjson.loads(data)):  # a model of the user's may write NaN
+            raise ValueInvalid(_TOO_DEEP)
+        return data
+
+
+def dumps(value: Any) -> bytes:
+    """Plain JSON. Raises ValueInvalid for what JSON does not hold as it is, which it names."""
+    try:
+        data = orjson.dumps(value, option=STRICT)
+        if type(value) in _SCALARS:
+            return data
+        if holds_exactly(value, data):
+            return limited(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueInvalid(_not_json(value) or _unwritable(error, value)) from error
+    raise ValueInvalid(_not_json(value) or f"JSON has no {shown(value)}")
+
+
+_SCALARS: frozenset[type] = frozenset({str, int, bool, type(None)})
+
+
+def _scalar(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError as error:
+        raise ValueInvalid(_unwritable(error, value)) from error
+
+
+def own(value: Any) -> Any:
+    """JSON as it is parsed, as a value of one's own: who changes it changes nothing else."""
+    return orjson.loads(orjson.dumps(value)) if type(value) is dict or type(value) is list else value
+
+
+class Written(NamedTuple):
+    """JSON that stands as it is: what somebody else wrote, or was written before."""
+
+    json: bytes
+
+
+def written(data: Any, what: str) -> bytes:
+    """JSON of data whose type is known to whoever reads them: plain JSON, or a model or dataclass by its own type.
+
+    Raises InputInvalid for what would not be there as it was given.
+    """
+    try:
+        return _plain(data)
+    except ValueInvalid as error:
+        raise InputInvalid(f"{what} is not JSON: {error}", [{"msg": str(error)}]) from error
+
+
+def _plain(data: Any) -> bytes:
+    if type(data) is Written:
+        try:
+            return held(loads(limited(data.json)))
+        except ValueError as error:
+            raise ValueInvalid(str(error)) from error
+    if isinstance(data, BaseModel) or (is_dataclass(data) and not isinstance(data, type)):
+        try:
+            return codec_for(type(data)).encode(data)
+        except ConfigError as error:
+            raise ValueInvalid(str(error)) from error
+    return dumps(data)
+
+
+def _not_json(value: Any) -> str | None:
+    """What of a value JSON does not hold, where, and what to do; None if nothing is found."""
+    found = _foreign(value, MAX_DEPTH)
+    if found is None:
+        return None
+    place, what = place_of(reversed(found[:-1])), found[-1]
+    where = f"{place}: " if place else ""
+    if isinstance(what, str):
+        return where + what
+    kind = type(cast(object, what[0]))
+    return (
+        f"{where}JSON has no {kind.__name__} ({shown(what[0])}). Annotate its type (of a step: what its function returns, "
+        f"`-> {_written(kind)}`; of an input or a signal: Context[…], schema=…), or convert it to what JSON has"
+    )
+
+
+def _written(kind: type) -> str:
+    return {"tuple": "tuple[…]", "set": "set[…]", "frozenset": "frozenset[…]"}.get(kind.__name__, kind.__name__)
+
+
+def _foreign(value: Any, depth: int) -> list[Any] | None:
+    """The first thing that is not JSON, last in a list that leads to it from the inside out."""
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # what an Any is, is what is asked
+    if kind is float:
+        return None if isfinite(value) else [f"JSON has no {value!r}. Annotate float, or give None or a text"]
+    if kind is int:
+        return None if -(2**63) <= value < 2**64 else ["an integer of more than 64 bits; give it as a text"]
+    if kind is str:
+        return None if value.isascii() or _utf8(value) else [f"{shown(value)} holds half of a surrogate pair"]
+    if kind in _SCALARS:
+        return None
+    if kind is not dict and kind is not list:
+        return [(value,)]
+    if depth == 0:
+        return [_TOO_DEEP]
+    for place, one in value.items() if kind is dict else enumerate(value):
+        if kind is dict and type(place) is not str:
+            return [f"the key {shown(place)} is no text, and JSON has no other keys. Annotate dict[{type(place).__name__}, …]"]
+        found = _foreign(one, depth - 1)
+        if found is not None:
+            return found if found == [_TOO_DEEP] else [*found[:-1], place, found[-1]]
+    return None
+
+
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
+
+
+def _utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unwritable(error: Exception, value: Any) -> str:
+    """Why a value cannot be written, or not be read back, and what to do."""
+    if isinstance(error, ValidationError):
+        how = _ALIAS if _has_two_names(value) else "; what is written must be what its validation reads"
+        return f"{shown(value)} cannot be read back: {describe(error)}{how}"
+    text = next(iter(message_of(error).splitlines()), "") or type(error).__name__
+    if "utf-8" in text or isinstance(error, UnicodeDecodeError):
+        return (
+            f"{shown(value)}: bytes that are no text; give the model "
+            f'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64") ({text})'
+        )
+    if "exceeds 64-bit" in text:
+        text = "an integer of more than 64 bits; give it as a text"
+    if isinstance(error, RecursionError) or "Recursion" in text:
+        text = _TOO_DEEP
+    return f"{shown(value)}: {text}"
+
+
+_ALIAS = "; validation_alias and serialization_alias differ: give it one alias, AliasChoices of both, or validate_by_name=True"
+
+
+def _has_two_names(value: object) -> bool:
+    fields = getattr(type(value), "model_fields", {}).values()
+    return any(field.validation_alias != field.serialization_alias for field in fields)
+
+
+def limited(data: bytes) -> bytes:
+    """The same JSON. Raises ValueInvalid for what is nested too deep."""
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(data, orjson.loads(data)):
+        raise ValueInvalid(_TOO_DEEP)
+    return data
+
+
+def _of_64_bits(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("an integer of more than 64 bits; give it as a text")
+    return number
+
+
+_LONG_NUMBER = re.compile(rb"\d{10}\d{9}")
+REPLACED = "\ufffd".encode()
+"""What pydantic writes for half a surrogate pair in a key, without a word."""
+
+
+def makes_anew(schema: Any) -> bool:
+    """Whether validating the same JSON twice may give different values: the schema has factories or code of the user's.
+
+    A factory that is a plain container (`list`) gives the same each time; pydantic's own functions do, too.
+    """
+    seen: set[int] = set()
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list | tuple):
+            todo.extend(cast("list[Any] | tuple[Any, ...]", one))
+        elif isinstance(one, dict) and id(cast(object, one)) not in seen:
+            seen.add(id(cast(object, one)))
+            node = cast(dict[str, Any], one)
+            if node.get("type") == "call" or node.get("post_init") or node.get("custom_init"):
+                return True
+            if str(node.get("type")).startswith("function-") and not _of_pydantic(node["function"].get("function")):
+                return True
+            factory = node.get("default_factory")
+            if factory is not None and factory not in _SAME_EACH_TIME:
+                return True
+            todo.extend(inner for name, inner in node.items() if name not in _NO_SCHEMA)
+    return False
+
+
+_SAME_EACH_TIME: tuple[Any, ...] = (list, dict, set, frozenset, tuple, str, int, float, bool, bytes)
+_NO_SCHEMA = frozenset({"metadata", "serialization", "default", "config", "cls", "expected"})
+"""What stands in a core schema beside the schemas that validate."""
+
+
+def _of_pydantic(function: Any) -> bool:
+    module = str(getattr(function, "__module__", ""))
+    return isinstance(function, type) or module.partition(".")[0] in ("pydantic", "pydantic_core")
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=_CONFIG)
+    except PydanticUserError:  # models and others that carry a configuration of their own
+        return TypeAdapter(annotation)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+ANY = Codec(Any, "Any")
+"""Plain JSON."""
+
+
+@by_function
+def result_codec(fn: Callable[..., Any]) -> Codec:
+    """The codec for what a function returns, by its annotation. Raises ConfigError."""
+    target = inspect.unwrap(fn)
+    annotation = return_annotation(target)
+    return ANY if annotation is Any else Codec(annotation, said(target))
+
+
+@lru_cache(maxsize=1000)
+def codec_for(annotation: Any) -> Codec:
+    """The codec for a hashable annotation."""
+    return Codec(annotation, str(annotation))
+
+
+def describe(error: ValidationError) -> str:
+    """One line for a person."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return one_line(f"{place + ': ' if place else ''}{first['msg']}{more}")

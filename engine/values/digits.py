@@ -1,0 +1,115 @@
+"""Numbers in JSON that others have written: each keeps its digits, or is refused. Pure.
+
+A JSON parser makes doubles of fractions and of long integers, so what was written as 1.000000000000000001 would come as
+another number. Here such a number is a Decimal until it is known what reads it: a Decimal takes its text, a float takes the
+double, and where nobody knows, it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple, cast
+
+import orjson
+
+from .nesting import is_deeper
+from .same import place_of
+
+_MAY_NOT_BE_HELD = re.compile(rb"[0-9][0-9.]{15}|[0-9][eE]\+?[0-9]|[eE]-[0-9]{3}|-0(?![0-9.eE])")
+"""More digits than any double keeps, large exponents, and the integer -0; also inside of texts, which costs a look."""
+_MOST_DIGITS = 1100
+"""No double has more."""
+
+
+class Spot(NamedTuple):
+    """A number that is not held, and where it stands: `holder[key]`."""
+
+    place: str
+    holder: Any
+    key: Any
+    number: Decimal
+
+
+def loads(data: bytes) -> Any:
+    """As `orjson.loads`, but a number that would come as another one is a Decimal.
+
+    Raises ValueError for what is not JSON.
+    """
+    found = orjson.loads(data)
+    if not _MAY_NOT_BE_HELD.search(data) or is_deeper(data, found):
+        return found
+    return json.loads(data, parse_int=_integer, parse_float=_real)
+
+
+def _integer(digits: str) -> int | Decimal:
+    if len(digits) > 20 or digits == "-0" or not -(2**63) <= int(digits) < 2**64:
+        return Decimal(digits)
+    return int(digits)
+
+
+def _real(digits: str) -> float | Decimal:
+    try:
+        number, exact = float(digits), Decimal(digits)
+    except InvalidOperation:
+        raise ValueError(f"the number {digits[:40]} has an exponent that no number can have") from None
+    is_held = exact == Decimal(repr(number)) and (abs(number) < 2**53 or exact == Decimal(number))  # an int gets all of a double
+    return number if is_held else exact
+
+
+def as_text(number: Decimal) -> str:
+    """Its digits as a text that an int takes as well, if it is one."""
+    exponent = number.as_tuple().exponent
+    return f"{number:f}" if isinstance(exponent, int) and 0 < exponent < 30 else str(number)
+
+
+def raw(value: Any) -> bytes:
+    """The JSON that `loads` has read, with all digits."""
+    return orjson.dumps(value, default=_as_written)
+
+
+def _as_written(number: Decimal) -> orjson.Fragment:
+    return orjson.Fragment(str(number))
+
+
+def held(value: Any) -> bytes:
+    """JSON for whoever reads it, of what `loads` has read. Raises ValueError for a number that nobody would read as it was."""
+    found = spots([value])
+    for spot in found:
+        if not _of_a_double(spot.number):
+            raise ValueError(_refusal(spot))
+    return orjson.dumps(orjson.loads(raw(value))) if found else orjson.dumps(value)
+
+
+def spots(holder: dict[str, Any] | list[Any], path: tuple[Any, ...] = ()) -> list[Spot]:
+    """The numbers that are not held in a list or dict, in order."""
+    found: list[Spot] = []
+    for key, one in enumerate(holder) if isinstance(holder, list) else holder.items():
+        if isinstance(one, Decimal):
+            found.append(Spot(place_of((*path, key)), holder, key, one))
+        elif isinstance(one, dict | list):
+            found.extend(spots(cast("dict[str, Any] | list[Any]", one), (*path, key)))
+    return found
+
+
+def _refusal(spot: Spot) -> str:
+    """Why a number cannot be taken, and how to write it."""
+    place = spot.place.removeprefix("[0]").removeprefix(".")  # of the list around the value
+    where = f"{place}: " if place else ""
+    if not spot.number:
+        return f"{where}the integer -0 is 0 to some readers and -0.0 to others; write one of these"
+    digits = str(spot.number)
+    digits = digits if len(digits) <= 60 else f"{digits[:60]}…"
+    why = "is an integer of more than 64 bits" if _is_integer(spot.number) else "has more digits than a double keeps"
+    return f'{where}{digits} {why} and would come as another number; write it as a text, "{digits}"'
+
+
+def _is_integer(number: Decimal) -> bool:
+    return number.as_tuple().exponent == 0
+
+
+def _of_a_double(number: Decimal) -> bool:
+    """Whether a double prints like this, with so many digits: then it is the number that was meant."""
+    count = len(number.as_tuple().digits)
+    return not _is_integer(number) and count <= _MOST_DIGITS and Decimal(f"{float(number):.{count - 1}e}") == number

@@ -1,0 +1,181 @@
+"""Types of which JSON holds every proper value exactly, so that a value of them needs no proof that it comes back.
+
+What pydantic writes and reads of texts, numbers, lists and dicts of them, and of models and dataclasses whose fields are such,
+is the same again, unless something is in between: an alias, a constraint, a validator, a serializer, an excluded field. For a
+type without any of these, found by its schema once, it is enough to look whether a value is what its annotations say,
+to the exact class; that costs a fraction of decoding and comparing it. The look is one expression, written and compiled for
+its type: interpreting the schema for each value would cost as much as decoding it. Pure.
+"""
+
+from __future__ import annotations
+
+import marshal
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import isfinite
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+Exact = Callable[[Any], bool]
+"""Whether a value is exactly what its type says. Integers may be too large, and texts no Unicode: who writes them finds out."""
+
+_LEAVES: dict[str, type] = {"str": str, "int": int, "bool": bool, "none": type(None), "uuid": UUID}
+_OTHER_LEAVES: dict[str, tuple[set[str], str]] = {
+    "float": (set(), "type({0}) is float and isfinite({0})"),
+    "datetime": (
+        {"microseconds_precision"},
+        "type({0}) is datetime and not {0}.fold and ({0}.tzinfo is None or {0}.tzinfo is UTC)",
+    ),
+    "decimal": (set(), "type({0}) is Decimal and {0}.is_finite()"),
+    "any": (set(), "({0} is None or json_copy({0}) is not None)"),
+}
+"""What else a schema of the kind may have, and the condition."""
+_QUIET = frozenset({"type", "metadata", "ref", "title"})
+_CONFIG: Mapping[str, tuple[Any, ...]] = {"title": (), "frozen": (), "extra_fields_behavior": ("ignore", "forbid", None)}
+_DEFAULTS = frozenset({"schema", "default", "default_factory", "default_factory_takes_data", "validate_default", "copy_default"})
+
+
+def json_copy(value: Any) -> Any:
+    """A copy of a value if it is JSON, to the exact class, and nothing else; None where it is not."""
+    try:
+        data = orjson.dumps(value, option=STRICT)
+        return orjson.loads(data) if holds_exactly(value, data) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def holds_exactly(value: Any, data: bytes) -> bool:
+    """Whether the value is exactly the JSON that orjson, if strict, has written for it. Raises ValueError where it is not.
+
+    orjson also writes UUIDs and enums, which marshal refuses, as it does whatever is of a class of the user's; and tuples and
+    NaN, of which there is none where marshal has no sign of a tuple and orjson wrote no null: else the JSON is read again.
+    """
+    return (_TUPLE.search(marshal.dumps(value)) is None and b"null" not in data) or orjson.loads(data) == value
+
+
+_TUPLE = re.compile(rb"[()\xa8\xa9]")
+"""How marshal begins a tuple, small or not, referred to again or not. Anything else may look the same."""
+
+_NAMES = {"isfinite": isfinite, "datetime": datetime, "UTC": UTC, "Decimal": Decimal, "json_copy": json_copy, "text": {str}}
+
+STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+
+
+def exact(schema: Any, *, whole: bool = False) -> Exact | None:
+    """How to look at values of a pydantic core schema; None where a look is not enough.
+
+    `whole`: models also remember which of their fields were set, and dates the object of their zone. The look is then for
+    values of which JSON holds that as well: dates are none, and all fields of a model have been set.
+    """
+    writer = _Writer(whole)
+    condition = writer.condition(schema, "value")
+    return None if condition is None else writer.function(condition)
+
+
+class _Writer:
+    """Writes conditions in Python over one value, and keeps what they name."""
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+        self.names: dict[str, Any] = {**_NAMES, "absent": object()}
+
+    def named(self, thing: Any) -> str:
+        name = f"_{len(self.names)}"
+        self.names[name] = thing
+        return name
+
+    def function(self, condition: str) -> Exact:
+        return eval(f"lambda value: {condition}", self.names)  # noqa: S307  # of names and constants of this module
+
+    def condition(self, schema: Any, value: str) -> str | None:
+        """When the value of an expression, which has no effect, is exactly what a schema says."""
+        kind = schema["type"]
+        if kind in _LEAVES:
+            return f"type({value}) is {self.named(_LEAVES[kind])}" if _only(schema) else None
+        if kind in _OTHER_LEAVES:
+            more, condition = _OTHER_LEAVES[kind]
+            allowed = _only(schema, more) and not (self.whole and kind == "datetime")
+            return condition.format(value) if allowed else None
+        if kind == "default":
+            return self.condition(schema["schema"], value) if _only(schema, _DEFAULTS) else None
+        if kind == "nullable":
+            inner = self.condition(schema["schema"], value) if _only(schema, {"schema"}) else None
+            return None if inner is None else f"({value} is None or {inner})"
+        if kind == "list" and "items_schema" in schema and _only(schema, {"items_schema"}):
+            return self._items(schema["items_schema"], value)
+        if kind == "dict" and "values_schema" in schema and _only(schema, {"keys_schema", "values_schema"}):
+            inner = self.condition(schema["values_schema"], "value") if schema.get("keys_schema") == {"type": "str"} else None
+            if inner is None:
+                return None
+            look = self.named(self.function(inner))
+            return f"type({value}) is dict and {{*map(type, {value})}} <= text and all(map({look}, {value}.values()))"
+        return self._fields(schema, value) if kind in ("model", "dataclass") else None
+
+    def _items(self, schema: Any, value: str) -> str | None:
+        inner = self.condition(schema, "value")
+        if inner is None:
+            return None
+        if schema["type"] in _LEAVES:
+            only = self.named({_LEAVES[schema["type"]]})
+            return f"type({value}) is list and {{*map(type, {value})}} <= {only}"
+        return f"type({value}) is list and all(map({self.named(self.function(inner))}, {value}))"
+
+    def _fields(self, schema: dict[str, Any], value: str) -> str | None:
+        """Of a model or dataclass: all fields there, and nothing else."""
+        fields = _plain_fields(schema)
+        if fields is None:
+            return None
+        held = self.named(None)
+        conditions = [f"type({value}) is {self.named(schema['cls'])}"]
+        if schema["type"] == "model":
+            conditions.append(f"{value}.__pydantic_extra__ is None and {value}.__pydantic_private__ is None")
+            if self.whole:
+                conditions.append(f"len({value}.__pydantic_fields_set__) == {len(fields)}")
+        conditions.append(f"len({held} := {value}.__dict__) == {len(fields)}")
+        for name, field in fields.items():
+            one = f"{held}.get({name!r}, absent)"
+            if field["schema"]["type"] in _LEAVES:
+                condition = self.condition(field["schema"], one)
+            else:
+                local = self.named(None)
+                inner = self.condition(field["schema"], local)
+                condition = inner and f"(({local} := {one}) is not absent and {inner})"
+            if condition is None:
+                return None
+            conditions.append(condition)
+        return " and ".join(conditions)
+
+
+def _only(schema: dict[str, Any], more: Iterable[str] = ()) -> bool:
+    return schema.keys() <= _QUIET.union(more)
+
+
+def _plain_fields(schema: dict[str, Any]) -> dict[str, Any] | None:
+    """The fields of a model or dataclass that is nothing but its fields, by name; None for others."""
+    inside = schema["schema"]
+    is_model = schema["type"] == "model"
+    if not _only(
+        schema,
+        {"cls", "config", "schema", "custom_init", "root_model", "frozen", "fields", "post_init", "slots", "generic_origin"},
+    ):
+        return None
+    if schema.get("custom_init") or schema.get("root_model") or schema.get("post_init") or schema.get("slots"):
+        return None
+    for name, value in schema.get("config", {}).items():
+        if name not in _CONFIG or (_CONFIG[name] and value not in _CONFIG[name]):
+            return None
+    if inside["type"] != ("model-fields" if is_model else "dataclass-args") or inside.get("computed_fields"):
+        return None
+    if not _only(inside, {"fields", "model_name", "dataclass_name", "computed_fields", "collect_init_only"}):
+        return None
+    if inside.get("collect_init_only"):
+        return None
+    fields: dict[str, Any] = inside["fields"] if is_model else {field["name"]: field for field in inside["fields"]}
+    for field in fields.values():
+        if not _only(field, {"schema", "frozen", "name", "init", "kw_only"}) or field.get("init") is False:
+            return None
+    return fields

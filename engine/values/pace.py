@@ -1,0 +1,44 @@
+"""Whether a step function runs on the loop or in a thread, and how long its calls take there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, cast
+
+from .annotations import by_function
+
+
+class Pace:
+    """How long calls of a plain function have taken of late."""
+
+    __slots__ = ("mean_s",)
+
+    def __init__(self) -> None:
+        self.mean_s = 0.0
+
+    def add(self, took_s: float) -> None:
+        """A call has taken so long."""
+        self.mean_s += (took_s - self.mean_s) / 8
+
+
+ON_LOOP: Final = Pace()
+"""Of all that gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
+
+
+@by_function
+def pace_of(fn: Callable[..., Any]) -> Pace:
+    """One for all functions of the same code: a lambda is often made anew in each run."""
+    while isinstance(fn, partial):
+        fn = cast(Callable[..., Any], fn.func)
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004  # the method itself is wanted
+        return ON_LOOP
+    if inspect.isroutine(fn):
+        return _pace_of_code(getattr(fn, "__code__", fn))
+    return _pace_of_code(fn if isinstance(fn, type) else type(fn))
+
+
+@by_function
+def _pace_of_code(_code: Any) -> Pace:
+    return Pace()

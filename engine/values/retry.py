@@ -1,0 +1,63 @@
+"""When a failed step is tried again. Pure: randomness is a parameter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+from types import UnionType
+
+from ..errors import NonRetryable, PayloadTooLarge, RetryAfter, ValueInvalid
+from .duration import Duration, duration_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Up to `max_attempts` attempts, the pause growing from `backoff` by `factor` up to `max_backoff`.
+
+    `jitter` takes a random half off each pause. Only exceptions of `retry_on` are tried again. Raises ValueError when made
+    of values that cannot work.
+    """
+
+    max_attempts: int = 3
+    backoff: Duration = "1s"
+    factor: float = 2
+    max_backoff: Duration = "1h"
+    jitter: bool = True
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.max_attempts, int) or self.max_attempts < 1:
+            raise ValueError(f"Retry(max_attempts={self.max_attempts!r}): a whole number, at least 1")
+        if not _is_number(self.factor, int | float) or not 1 <= self.factor < math.inf:
+            raise ValueError(f"Retry(factor={self.factor!r}): a number from 1 on")
+        kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise ValueError(f"Retry(retry_on={self.retry_on!r}): an exception class, or a tuple of them")
+        duration_ms(self.backoff)
+        duration_ms(self.max_backoff)
+
+    def pause_ms(self, error: BaseException, failures: int, random: Random) -> int | None:
+        """How long to wait after the `failures`-th failure, or None to give up. Total, whatever the error's class does."""
+        try:
+            return self._pause_ms(error, failures, random)
+        except Exception:  # noqa: BLE001  # an error that cannot say when to try again is tried again as any other
+            return None if failures >= self.max_attempts else duration_ms(self.backoff)
+
+    def _pause_ms(self, error: BaseException, failures: int, random: Random) -> int | None:
+        if failures >= self.max_attempts or isinstance(error, (NonRetryable, PayloadTooLarge, ValueInvalid)):
+            return None
+        if isinstance(error, RetryAfter):
+            return duration_ms(error.delay)
+        if not isinstance(error, self.retry_on):
+            return None
+        longest = duration_ms(self.max_backoff)
+        try:
+            pause = min(duration_ms(self.backoff) * float(self.factor) ** (failures - 1), longest)
+        except OverflowError:
+            pause = longest
+        return round(pause * (1 - random.random() / 2) if self.jitter else pause)
+
+
+def _is_number(value: object, kind: type[int] | UnionType) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

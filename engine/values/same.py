@@ -1,0 +1,328 @@
+"""Whether a value has come back as it was: equal by type and by value, all the way down. Pure but for `__eq__` of the user's.
+
+`==` is not enough: it takes 1 for True, `Decimal("1.0")` for `Decimal("1.00")` and one time zone for another, and no NaN for
+itself. What is not told apart: an `int` where the type says `float`, if it is that number exactly (what type checkers
+allow); the name of a time zone, where instant, offset and fold are the same; which fields of a model were set explicitly;
+the order of a dict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+ATOMS: frozenset[type] = frozenset({str, int, bool, type(None), bytes, UUID, date, timedelta})
+"""Types whose equal instances are the same."""
+_QUICK = ATOMS | {float}
+_MANY = 3
+MISSING: Any = object()
+
+
+class Change:
+    """Where two values differ first. `path` leads there, from the inside out."""
+
+    __slots__ = ("came", "path", "was")
+
+    def __init__(self, was: Any, came: Any, *path: Any) -> None:
+        self.was = was
+        self.came = came
+        self.path: list[Any] = list(path)
+
+    def below(self, place: Any) -> Change:
+        """The same, seen from what holds it at `place`."""
+        self.path.append(place)
+        return self
+
+    @property
+    def place(self) -> str:
+        """As a person writes it: `orders[0].price`."""
+        return place_of(reversed(self.path))
+
+
+def place_of(path: Iterable[Any]) -> str:
+    """`orders[0].price` for ("orders", 0, "price")."""
+    text = ""
+    for step in path:
+        if isinstance(step, str) and step.isidentifier():
+            text += f".{step}" if text else step
+        else:
+            text += f"[{shown(step, 30)}]"
+    return text
+
+
+def shown(value: object, most: int = 60) -> str:
+    """The beginning of a value's repr. Total."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001  # it is the user's
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def difference(was: object, came: object) -> Change | None:
+    """Where `came` is not what `was` is; None if it is the same. Raises what an `__eq__` raises."""
+    kind = type(was)
+    if kind is not type(came):
+        return None if kind is int and type(came) is float and was == came else Change(was, came)
+    if kind in ATOMS:
+        return None if was == came else Change(was, came)
+    return _comparer(kind)(was, came)
+
+
+Comparer = Callable[[Any, Any], Change | None]
+
+
+def _floats(was: float, came: float) -> Change | None:
+    if was == came:
+        return None if was or math.copysign(1, was) == math.copysign(1, came) else Change(was, came)
+    return None if math.isnan(was) and math.isnan(came) else Change(was, came)
+
+
+def _complexes(was: complex, came: complex) -> Change | None:
+    same = _floats(was.real, came.real) is None and _floats(was.imag, came.imag) is None
+    return None if same else Change(was, came)
+
+
+def _datetimes(was: datetime, came: datetime) -> Change | None:
+    same = was == came and was.fold == came.fold and was.utcoffset() == came.utcoffset()
+    return None if same else Change(was, came)
+
+
+def _times(was: time, came: time) -> Change | None:
+    same = was.replace(tzinfo=None) == came.replace(tzinfo=None) and was.fold == came.fold and was.utcoffset() == came.utcoffset()
+    return None if same else Change(was, came)
+
+
+def _decimals(was: Decimal, came: Decimal) -> Change | None:
+    return None if str(was) == str(came) else Change(was, came)  # with all their digits
+
+
+def _sequences(was: Any, came: Any) -> Change | None:
+    if len(was) != len(came):
+        return Change(was, came)
+    if len(was) > _MANY:
+        kinds = set(map(type, was))
+        if len(kinds) == 1 and kinds <= _QUICK and kinds == set(map(type, came)) and was == came:
+            return None if kinds != {float} or 0.0 not in was else _zeros(was, came)
+    for index, (one, other) in enumerate(zip(was, came, strict=True)):
+        change = difference(one, other)
+        if change is not None:
+            return change.below(index)
+    return None
+
+
+def _zeros(was: Iterable[float], came: Iterable[float]) -> Change | None:
+    for index, (one, other) in enumerate(zip(was, came, strict=True)):
+        if not one and _floats(one, other) is not None:
+            return Change(one, other, index)
+    return None
+
+
+def _mappings(was: dict[Any, Any], came: dict[Any, Any]) -> Change | None:
+    if len(was) != len(came):
+        lost = next((key for key in was if key not in came), MISSING)
+        return Change(was, came) if lost is MISSING else Change(was[lost], MISSING, lost)
+    if len(was) > _MANY and was == came:
+        kinds = set(map(type, was.values()))
+        if len(kinds) == 1 and kinds <= ATOMS and kinds == set(map(type, came.values())) and set(map(type, was)) == {str}:
+            return None
+    keys = None
+    for key, one in was.items():
+        other = came.get(key, MISSING)
+        if other is MISSING:
+            return Change(key, next((other for other in came if other not in was), MISSING), key)
+        if type(key) is not str:
+            if keys is None:
+                keys = {key: key for key in came}
+            change = difference(key, keys[key])
+            if change is not None:
+                return change.below(key)
+        change = difference(one, other)
+        if change is not None:
+            return change.below(key)
+    return None
+
+
+def _sets(was: Any, came: Any) -> Change | None:
+    if len(was) != len(came):
+        return Change(was, came)
+    others = {other: other for other in came}
+    for one in was:
+        other = others.get(one, MISSING)
+        if other is MISSING:
+            return Change(was, came)
+        change = difference(one, other)
+        if change is not None:
+            return change
+    return None
+
+
+def _deques(was: deque[Any], came: deque[Any]) -> Change | None:
+    return Change(was, came) if was.maxlen != came.maxlen else _sequences(list(was), list(came))
+
+
+def _equals(was: Any, came: Any) -> Change | None:
+    return None if was is came or bool(was == came) else Change(was, came)
+
+
+_BASES: dict[type, Comparer] = {
+    float: _floats,
+    complex: _complexes,
+    datetime: _datetimes,
+    time: _times,
+    Decimal: _decimals,
+    list: _sequences,
+    tuple: _sequences,
+    dict: _mappings,
+    set: _sets,
+    frozenset: _sets,
+    deque: _deques,
+    **dict.fromkeys(ATOMS | {bytearray}, _equals),
+}
+
+
+@lru_cache(maxsize=1000)
+def _comparer(kind: type[Any]) -> Comparer:
+    if kind in _BASES:
+        return _BASES[kind]
+    if issubclass(kind, Enum):
+        return _equals
+    if issubclass(kind, BaseModel):
+        return _of_models(kind)
+    if dataclasses.is_dataclass(kind):
+        return _of_fields(tuple(field.name for field in dataclasses.fields(kind)), _leaving_out(kind))
+    for base in kind.__mro__:
+        if base in _BASES:  # a NamedTuple, an OrderedDict, a class of the user's
+            return _of_a_subclass(_BASES[base], getattr(kind, "_fields", ()), _leaving_out(kind))
+    if kind.__eq__ is not object.__eq__:
+        return _equals
+    slots = tuple(name for base in kind.__mro__ for name in _slots(base))
+    return _of_fields(slots, _leaving_out(kind)) if slots or kind.__dictoffset__ else _equals
+
+
+def _slots(kind: type[Any]) -> tuple[str, ...]:
+    found: Any = kind.__dict__.get("__slots__", ())
+    names: tuple[str, ...] = (found,) if isinstance(found, str) else tuple(found)
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _leaving_out(kind: type[Any]) -> frozenset[str]:
+    """Attributes that are no state: what a cached_property has remembered, and which parameters a generic class was given."""
+    remembered = [name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, cached_property)]
+    return frozenset([*remembered, "__orig_class__"])
+
+
+def _attributes(was: Any, came: Any, left_out: frozenset[str]) -> Change | None:
+    ours: dict[str, Any] | None = getattr(was, "__dict__", None)
+    theirs: dict[str, Any] | None = getattr(came, "__dict__", None)
+    ours = {name: value for name, value in (ours or {}).items() if name not in left_out}
+    theirs = {name: value for name, value in (theirs or {}).items() if name not in left_out}
+    return _mappings(ours, theirs)
+
+
+def _of_fields(names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
+    known = left_out.union(names)
+
+    def compare(was: Any, came: Any) -> Change | None:
+        for name in names:
+            change = difference(getattr(was, name, MISSING), getattr(came, name, MISSING))
+            if change is not None:
+                return change.below(name)
+        return _attributes(was, came, known)
+
+    return compare
+
+
+def _of_a_subclass(compare_base: Comparer, names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
+    def compare(was: Any, came: Any) -> Change | None:
+        change = compare_base(was, came)
+        if change is None:
+            return _attributes(was, came, left_out)
+        if names and change.path and type(change.path[-1]) is int:
+            change.path[-1] = names[change.path[-1]]
+        return change
+
+    return compare
+
+
+def _of_models(kind: type[BaseModel]) -> Comparer:
+    names = tuple(kind.model_fields)
+
+    def compare(was: Any, came: Any) -> Change | None:
+        ours, theirs = was.__dict__, came.__dict__
+        for name in names:
+            one, other = ours.get(name, MISSING), theirs.get(name, MISSING)
+            if type(one) is type(other) and type(one) in ATOMS and one == other:
+                continue
+            change = difference(one, other)
+            if change is not None:
+                return change.below(name)
+        if was.__pydantic_extra__ or came.__pydantic_extra__:
+            change = _mappings(was.__pydantic_extra__ or {}, came.__pydantic_extra__ or {})
+            if change is not None:
+                return change
+        if was.__pydantic_private__ or came.__pydantic_private__:
+            return _mappings(was.__pydantic_private__ or {}, came.__pydantic_private__ or {})
+        return None
+
+    return compare
+
+
+def in_words(change: Change) -> str:
+    """Where a value would change, how, and what to do about that, in one line."""
+    was: object = change.was
+    came: object = change.came
+    place = f"{change.place}: " if change.path else ""
+    kind, other = type(was), type(came)
+    if came is MISSING:
+        return f"{place}{shown(was)} would be lost{_advice(change)}"
+    if kind is other:
+        seen, back = shown(was), shown(came)
+        return f"{place}{seen} would come back as {'another ' + kind.__name__ if seen == back else back}{_advice(change)}"
+    return f"{place}{shown(was)} ({kind.__name__}) would come back as {shown(came)} ({other.__name__}){_advice(change)}"
+
+
+_WRITTEN: dict[type, str] = {tuple: "tuple[…]", set: "set[…]", frozenset: "frozenset[…]", list: "list[…]", dict: "dict[…]"}
+
+
+def _advice(change: Change) -> str:
+    was: object = change.was
+    came: object = change.came
+    kind, other = type(was), type(came)
+    name = next((step for step in change.path if isinstance(step, str)), "")
+    if isinstance(was, SecretStr | SecretBytes):
+        return (
+            "; pydantic writes a secret as asterisks. Pass a reference to it, or, if it may stand in the log, give the model a "
+            f'serializer that writes it: @field_serializer("{name or "name"}", when_used="json") '
+            "def write(self, value): return value.get_secret_value()"
+        )
+    if isinstance(was, float) and not math.isfinite(was):
+        return '; give the model ConfigDict(ser_json_inf_nan="strings"), or annotate float'
+    if came is MISSING:
+        if name.startswith("_"):
+            return "; a private attribute is not written: make it a field"
+        return "; it is no field of the type, or is excluded from what is written"
+    if kind is not other and issubclass(kind, other):
+        lost = sorted(_fields(kind) - _fields(other))
+        what = f": {', '.join(f'{kind.__name__}.{one}' for one in lost[:5])} would be lost" if lost else ""
+        return f"{what}; annotate {kind.__name__}, or a union of what it may be, or convert it"
+    if kind is not other and kind.__module__ in ("builtins", "datetime", "decimal", "uuid", "collections"):
+        return f"; annotate {_WRITTEN.get(kind, kind.__name__)}"
+    if isinstance(was, datetime | time):
+        return "; give it in UTC, or with an offset of whole minutes and without fold"
+    return "; give the type a serializer that its validation reads back as it was, or annotate another type"
+
+
+def _fields(kind: type[Any]) -> set[str]:
+    names: Iterable[str] = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", ())
+    return set(names)

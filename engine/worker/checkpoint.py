@@ -1,0 +1,513 @@
+"""Checkpoints: what makes a restart cost the open runs and the tail, not the whole history.
+
+Beside each partition lie, under keys that begin with the claim of the owner that wrote them: a snapshot per open run
+(`<claim>/r/<run id>`), the remembered ids of ended runs in chunks (`<claim>/e/<number>`), and a marker (`<claim>/m`),
+written after everything that changed before its offset is durable.
+
+A zombie may write at any time. What it writes is true of an earlier offset, but it may also overwrite or delete what a
+newer owner relies on, or bring back a snapshot of a run that has ended. So the reader takes the marker of the highest
+claim and the highest snapshot of each run, and then checks that the runs it has are those the marker speaks of: their
+number and the exclusive or of their fingerprints. Marker and snapshots also say what stood in the log where they were made
+(see `marks`): a snapshot may be of a higher offset than the marker, from a checkpoint that was never ended. If the log or the
+runs are others, or if anything cannot be read, it folds from the start of the log, which is always right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from ..core.ended import fingerprint
+from ..core.fold import PartitionState
+from ..core.runs import Runs
+from ..core.snapshot import unpack
+from ..core.state import RunState
+from ..errors import ConfigError, PayloadTooLarge, StepfoldError
+from ..events import FORMAT
+from ..log import Log, Record
+from ..marks import Mark, marks_from, marks_of, moved
+
+logger = logging.getLogger("stepfold.worker")
+
+VERSION = 6
+"""The format of what is stored; another one is not read."""
+PIECE_BYTES = 500_000
+SUM_BYTES = 4
+PACK_RUNS = 200
+
+
+class Checkpoint:
+    """What is stored beside one partition, as the owner under `claim` keeps it up.
+
+    A run that has not changed costs nothing here: the claim under which its snapshot is stored is kept with the run.
+    """
+
+    def __init__(self, log: Log, partition: int, is_idle: Callable[[RunState], bool]) -> None:
+        self._log = log
+        self._partition = partition
+        self._is_idle = is_idle
+        self.unsure = False  # others may have written since `load` or `look_again`, and what they wrote is not known here
+        self.told = 0  # of what was refused below this offset somebody was told, though the state may have to be folded anew
+        self.known = 0  # what was written before the log had this end is known
+        self.in_doubt = -1  # the claim under which a write was given up: it may still land, on whatever stands there then
+        self._pieces: dict[str, dict[str, None]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
+        self._others: dict[str, None] = {}  # markers and chunks; keys in the order in which they became known, as below
+        self._superseded: dict[str, None] = {}  # keys of snapshots that the next marker makes worthless
+        self.dirty: dict[str, int] = {}  # runs that changed since the last marker began -> the claim they were stored under
+        self._incomplete = False
+        self._useless = False  # what was found beside the partition
+        self._kept: set[str] = set()  # chunks that the marker speaks of
+        self._attempted: dict[str, int] = {}  # what was dirty when the last marker began
+        self._packing: dict[str, int] = {}  # what of that is still to be packed
+        self._marker = b""
+        self._stood: tuple[object, ...] | None = None  # the last record below the offset of the checkpoint
+        self._items: dict[str, bytes | None] = {}
+        self._claim = -1
+        self._prefix = ""
+        self._offset = 0
+        self._chunks: dict[int, int] = {}  # number -> length that is stored, under whichever claim
+        self.last: Record | Mark | None = None  # the last record that was folded; set by whoever folds
+        self.claimed: Mark | None = None  # the claim in force; as `last`
+
+    async def load(self) -> PartitionState:
+        """The state at the best marker that fits the log, or an empty one.
+
+        Raises ConfigError where the log has lost its beginning, or what follows on a marker that fits.
+        """
+        log, partition = self._log, self._partition
+        for kept in (self._pieces, self._others, self._superseded, self.dirty, self._packing, self._attempted, self._chunks):
+            kept.clear()
+        self.last = self.claimed = None
+        self.told = 0
+        self._incomplete = self.unsure = self._useless = False
+        _, self.known = await log.bounds(partition)
+        found = self._finding()
+        why, remedy = "no checkpoint covers them", "Restore the log from a backup, or use a new namespace"
+        state = None
+        try:
+            async for portion in log.checkpoint_load(partition):
+                found.take(portion)
+                await asyncio.sleep(0)
+            state = found.state()
+            if state is not None:
+                await self._check_log(state, [*found.marks, *found.beyond(state.offset)])
+        except Misfit as error:
+            state, why = None, f"its checkpoint is of another log: {error}"
+            remedy = (
+                "Put a copy in its place that has its beginning, or the checkpoints that belong to it, or use a new namespace"
+            )
+            logger.warning("%s partition %d: %s. What is there now counts; folding it from the start", log.name, partition, why)
+        except StepfoldError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a damaged one does to whoever reads it
+            state, why = None, f"its checkpoint cannot be read ({error})"
+            logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
+            self.told = found.told
+        start, end = await log.bounds(partition)  # not before: the owner before may still write, and a checkpoint of that
+        if state is None:
+            if start > 0:
+                raise ConfigError(
+                    f"{log.name} partition {partition}: its records below offset {start} are gone and {why}, so its runs cannot "
+                    f"be known. {remedy}"
+                )
+            self._useless = True
+            async for portion in log.checkpoint_load(partition):
+                for key in portion:
+                    (self._superseded if _rest(key).startswith("r/") else self._others)[key] = None
+            return PartitionState(partition, log.partitions)
+        if state.offset < start:
+            raise ConfigError(
+                f"{log.name} partition {partition}: a checkpoint covers it up to offset {state.offset}, but the log holds only "
+                f"offsets {start} to {end}: records were lost. Restore the log from a backup, or use a new namespace"
+            )
+        if found.marks:
+            self.claimed, self.last = found.marks[0], found.marks[-1]
+        self._others.update(found.others)
+        self._superseded.update(found.worthless)
+        self._pieces.update(found.pieces)
+        self._chunks.update(found.lengths)
+        return state
+
+    def _finding(self) -> Found:
+        return Found(self._log, self._partition)
+
+    async def fits(self, state: PartitionState) -> bool:
+        """Whether the log still holds what `state` was folded from, as far as was marked, and goes on from there."""
+        start, _ = await self._log.bounds(self._partition)
+        if state.offset < start:
+            return False  # what followed on it is gone; a checkpoint may cover that
+        try:
+            await self._check_log(state, marks_of(self.claimed, self.last))
+        except Misfit as error:
+            name = self._log.name
+            logger.warning(
+                "%s partition %d: what was folded is of another log: %s; reading it anew", name, self._partition, error
+            )
+            return False
+        return True
+
+    async def _check_log(self, state: PartitionState, marks: list[Mark]) -> None:
+        """Raises Misfit where the log is not the one that `state` was folded from, LogUnavailable."""
+        start, end = await self._log.bounds(self._partition)
+        offset = await moved(self._log, self._partition, marks, start, end)
+        if offset is not None and offset < end:
+            raise Misfit(f"at offset {offset} stands another record: it was restored from an older copy, or has lost its end")
+        if offset is not None or state.offset > end:
+            went_to = f"the log ends at offset {end} and went up to {state.offset}"
+            raise Misfit(f"{went_to}: it was restored from an older copy, or has lost its end")
+
+    async def look_again(self, state: PartitionState, claim: int) -> None:
+        """Learn what the owners before `claim` have stored since `load`, so that nothing of it stays for ever.
+
+        A run that one of them has stored anew is stored again, for its snapshot here may be gone. What stands under a later
+        claim is not ours to judge.
+        """
+        lengths: dict[int, int] = {}
+        async for portion in self._log.checkpoint_load(self._partition):
+            for key, value in portion.items():
+                writer, rest = _parts(key)
+                if value is None or writer > claim:
+                    continue
+                if not rest.startswith("r/"):
+                    self._others[key] = None
+                    if rest.startswith("e/"):
+                        number = int(rest[2:])
+                        lengths[number] = max(lengths.get(number, 0), len(value) - SUM_BYTES)
+                    continue
+                run_id, _, piece = rest[2:].partition("\n")
+                stored = state.runs.peek(run_id).stored if run_id in state.runs else -1
+                if stored != writer:
+                    self._superseded[key] = None
+                    self.dirty.setdefault(run_id, stored)
+                elif piece and key not in self._pieces.get(run_id, {}):
+                    self._superseded[key] = None
+            await asyncio.sleep(0)
+        self._chunks = {number: length for number, length in self._chunks.items() if lengths.get(number, 0) >= length}
+        self.unsure = False
+
+    def touch(self, run_id: str, state: PartitionState) -> None:
+        """A record of this run is about to be folded."""
+        if run_id in self._packing:
+            self._pack(run_id, state)
+        if run_id not in self.dirty:
+            run = state.runs.get(run_id)
+            self.dirty[run_id] = -1 if run is None else run.stored
+
+    def _pack(self, run_id: str, state: PartitionState) -> None:
+        stored = self._packing.pop(run_id)
+        if stored not in (-1, self._claim):
+            self._superseded[f"{stored}/r/{run_id}"] = None
+        run = state.runs.at_hand.get(run_id)
+        value = state.runs.snapshot(run_id)
+        state.runs.mark_stored(run_id, self._claim)
+        pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
+        is_idle = state.runs.is_idle(run_id) if run is None else self._is_idle(run)
+        head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), zlib.crc32(value), self._stood])
+        key = f"{self._prefix}r/{run_id}"
+        self._superseded.pop(key, None)
+        self._items[key] = head + b"\n" + pieces[0]
+        self._superseded |= self._pieces.pop(run_id, {})
+        if len(pieces) > 1:
+            further = {f"{key}\n{number}": piece for number, piece in enumerate(pieces) if number}
+            self._items.update(further)
+            for name in further:
+                self._superseded.pop(name, None)
+            self._pieces[run_id] = dict.fromkeys(further)
+
+    def begin(self, state: PartitionState, claim: int) -> None:
+        """Begin a checkpoint of `state` as it is now; runs are packed before they next change."""
+        if self._incomplete:  # the last one was given up: nobody knows what of it is there
+            for run_id in self._attempted:
+                self.touch(run_id, state)
+        if self._incomplete or self.unsure:
+            self._chunks.clear()
+        self._incomplete = True
+        self._claim = claim
+        self._prefix = f"{claim}/"
+        self._offset = state.offset
+        self._items = {}
+        self._attempted, self._packing, self.dirty = self.dirty, {}, {}
+        for run_id, stored in self._attempted.items():
+            if run_id in state.runs:
+                self._packing[run_id] = stored
+            elif stored >= 0:
+                self._superseded[f"{stored}/r/{run_id}"] = None
+                self._superseded |= self._pieces.pop(run_id, {})
+        state.ended.forget(self._log.now(), state.memory_ms)
+        for number, chunk in state.ended.chunks.items():
+            if self._chunks.get(number) != len(chunk):
+                self._items[f"{self._prefix}e/{number}"] = zlib.crc32(chunk).to_bytes(SUM_BYTES) + chunk
+                self._chunks[number] = len(chunk)
+        self._kept = {f"e/{number}" for number in state.ended.chunks}
+        marks = marks_of(self.claimed, self.last)
+        self._stood = tuple(marks[-1]) if marks else None
+        marker = {
+            "version": VERSION,
+            "log": self._log.id,
+            **summary_of(state),
+            "stood": [tuple(mark) for mark in marks],
+            "written_at": self._log.now(),
+        }
+        self._marker = orjson.dumps({**marker, "sum": _sum_of(marker)})
+
+    def pack_some(self, state: PartitionState) -> bool:
+        """Pack some of the runs that are due; whether there are more."""
+        for run_id in list(islice(self._packing, PACK_RUNS)):
+            self._pack(run_id, state)
+        return bool(self._packing)
+
+    async def commit(self) -> None:
+        """Store what was packed. Once given up, nothing more may be stored under its claim: what is under way may land on it."""
+        self.in_doubt = self._claim
+        try:
+            await self._commit()
+        except PayloadTooLarge:
+            self.in_doubt = -1  # nothing of that was sent
+            raise
+        self.in_doubt = -1
+
+    async def _commit(self) -> None:
+        """Write the packed runs, then the marker, then remove what is no longer needed."""
+        items, self._items = self._items, {}
+        if self._useless:  # not later: a snapshot from a log that went further would be taken for a newer one than ours
+            nothing: dict[str, bytes | None] = dict.fromkeys((*self._superseded, *self._others))
+            if nothing:
+                await self._log.checkpoint_put(self._partition, nothing)
+            self._superseded.clear()
+            self._others.clear()
+            self._useless = False
+        if items:
+            await self._log.checkpoint_put(self._partition, items)
+        marker = f"{self._prefix}m"
+        await self._log.checkpoint_put(self._partition, {marker: self._marker})
+        gone: dict[str, bytes | None] = dict.fromkeys(self._superseded)
+        written = {_rest(key) for key in items}
+        for key in self._others:
+            rest = _rest(key)
+            if key != marker and key not in items and (rest == "m" or rest in written or rest not in self._kept):
+                gone[key] = None
+        self._others.update((key, None) for key in (*items, marker) if not _rest(key).startswith("r/"))
+        if gone:
+            await self._log.checkpoint_put(self._partition, gone)
+        for key in gone:
+            self._superseded.pop(key, None)
+            self._others.pop(key, None)
+        self._incomplete = False
+
+
+_KEY = re.compile(r"([0-9]{1,18})/(m|e/[0-9]{1,9}|r/.+)", re.DOTALL)
+
+
+def _parts(key: str) -> tuple[int, str]:
+    """The claim in a key, and the rest; (-1, "") for one that no owner writes."""
+    found = _KEY.fullmatch(key)
+    return (-1, "") if found is None else (int(found[1]), found[2])
+
+
+def _rest(key: str) -> str:
+    """A key without its claim."""
+    return key.partition("/")[2]
+
+
+def summary_of(state: PartitionState) -> dict[str, Any]:
+    """What a state says, but for its runs and the ids it remembers: of those only what they must add up to."""
+    return {
+        "offset": state.offset,
+        "claim": state.claim,
+        "owner": state.owner,
+        "format": state.format,
+        "memory_ms": state.memory_ms,
+        "deaths": [state.deaths, state.claimed_at],
+        "sources": state.sources,
+        "runs": len(state.runs),
+        "mark": f"{state.open_mark:032x}",
+        "ended": [[number, len(chunk)] for number, chunk in state.ended.chunks.items()],
+    }
+
+
+def begin_at(state: PartitionState, summary: Mapping[str, Any]) -> None:
+    """Put back what `summary_of` says, but for what is only a sum."""
+    state.offset = summary["offset"]
+    state.claim = summary["claim"]
+    state.owner = summary["owner"]
+    state.format = summary["format"]
+    state.needs_format = max(FORMAT, state.format)
+    state.memory_ms = summary["memory_ms"]
+    state.deaths, state.claimed_at = summary["deaths"]
+    state.sources = dict(summary["sources"])
+
+
+def _sum_of(marker: dict[str, Any]) -> int:
+    return zlib.crc32(orjson.dumps(marker))
+
+
+class Misfit(Exception):
+    """What was kept is of another log than this one: restored, cut off, or made again."""
+
+
+class Found:
+    """What is stored, portion by portion. Everything raises on what cannot be read or does not fit."""
+
+    def __init__(self, log: Log, partition: int) -> None:
+        self._log = log
+        self._state = PartitionState(partition, log.partitions)
+        self._markers: dict[int, bytes] = {}
+        self._chunks: dict[str, bytes] = {}
+        self._large: dict[str, bytes] = {}  # snapshots of several pieces: key -> piece
+        self._last_start = -1
+        self.others: dict[str, None] = {}
+        self.worthless: dict[str, None] = {}
+        self.pieces: dict[str, dict[str, None]] = {}
+        self.lengths: dict[int, int] = {}  # of the chunks that are stored as the marker says
+        self.told = 0  # the marker's offset, whether or not all that it speaks of is there
+        self.marks: list[Mark] = []  # of the claim and the last record below the marker's offset
+        self._stood: dict[Mark, int] = {}  # of the last record below each snapshot's offset -> that offset
+
+    def take(self, portion: Mapping[str, bytes | None]) -> None:
+        """The next ones; a key that comes again replaces what it said before."""
+        for key, value in portion.items():
+            claim, rest = _parts(key)
+            if rest.startswith("r/"):
+                self._snapshot(claim, rest[2:], key, value)
+            elif value is None:
+                self.others.pop(key, None)
+                self._markers.pop(claim, None)
+                self._chunks.pop(key, None)
+            else:
+                self.others[key] = None
+                if rest == "m":
+                    self._markers[claim] = value
+                elif rest.startswith("e/"):
+                    self._chunks[key] = value
+
+    def _snapshot(self, claim: int, run_id: str, key: str, value: bytes | None) -> None:
+        if value is None:
+            self._large.pop(key, None)
+            run = self._state.runs.peek(run_id) if run_id in self._state.runs else None
+            if run is not None and run.stored == claim:
+                self._drop(run_id)
+            return
+        if "\n" in run_id:
+            self._large[key] = value
+            return
+        head, _, piece = value.partition(b"\n")
+        fields = orjson.loads(head)
+        if fields[3] > 1:
+            self._large[key] = value
+        else:
+            self._large.pop(key, None)
+            self._add(claim, run_id, key, fields, piece)
+
+    def _add(self, claim: int, run_id: str, key: str, fields: list[Any], value: bytes) -> None:
+        """Keep the snapshot, unless there is one of a higher offset."""
+        if fields[0] != VERSION:
+            raise ValueError(f"snapshot of run {run_id!r} is of version {fields[0]}")
+        _, offset, is_idle, _, checksum, stood = fields
+        if zlib.crc32(value) != checksum:
+            raise ValueError(f"snapshot of run {run_id!r} is damaged")
+        if stood is not None:
+            self._stood[Mark(*stood)] = offset
+        runs = self._state.runs
+        if run_id in runs:
+            known = runs.peek(run_id)
+            if known.stored != claim and known.folded > offset:
+                self.worthless[key] = None
+                return
+            if known.stored != claim:
+                self.worthless[f"{known.stored}/r/{run_id}"] = None
+            self._drop(run_id)
+        self._last_start = max(self._last_start, self._keep(runs, run_id, value, offset, claim, is_idle))
+        self._state.open_mark ^= fingerprint(run_id)
+
+    def _keep(self, runs: Runs, run_id: str, value: bytes, offset: int, claim: int, is_idle: bool) -> int:
+        """Take a run in, and say where it began. An idle one stays packed."""
+        if is_idle:
+            _, workflow, _, _, _, start, *_ = orjson.loads(value)
+            runs.put(run_id, workflow, value, offset, claim)
+            return start
+        run = runs.add(unpack(value))
+        run.folded, run.stored = offset, claim
+        return run.start
+
+    def _drop(self, run_id: str) -> None:
+        self._state.runs.remove(run_id)
+        self._state.open_mark ^= fingerprint(run_id)
+
+    def state(self) -> PartitionState | None:
+        """The state that the best marker speaks of; None where there is none."""
+        log, state = self._log, self._state
+        if not self._markers:
+            return None
+        marker: dict[str, Any] = orjson.loads(self._markers[max(self._markers)])
+        if marker["version"] != VERSION:
+            if marker["log"] == log.id and type(marker["offset"]) is int:
+                self.told = marker["offset"]
+            raise ValueError(f"version {marker['version']}")
+        if marker.pop("sum") != _sum_of(marker):
+            raise ValueError("the marker is damaged")
+        if marker["log"] != log.id:
+            raise Misfit(f"its id is {log.id}, and was {marker['log']}, so it was deleted and made again, or copied")
+        self.told = marker["offset"]
+        self.marks = marks_from(marker["stood"])
+        begin_at(state, marker)
+        self._load_ended(marker["ended"])
+        self._join_pieces()
+        wanted = (marker["runs"], marker["mark"])
+        if self._last_start >= state.offset or (len(state.runs), f"{state.open_mark:032x}") != wanted:
+            self._drop_others()
+        if (len(state.runs), f"{state.open_mark:032x}") != wanted:
+            raise ValueError(f"{len(state.runs)} open runs found, {marker['runs']} expected, or others")
+        return state
+
+    def beyond(self, offset: int) -> list[Mark]:
+        """What stood in the log below the offsets of those snapshots that are of a higher one."""
+        return [mark for mark, of_snapshot in self._stood.items() if of_snapshot > offset]
+
+    def _load_ended(self, lengths: list[tuple[int, int]]) -> None:
+        chunks: dict[int, memoryview] = {}
+        for key, value in self._chunks.items():
+            number = int(_rest(key)[2:])
+            chunk = memoryview(value)[SUM_BYTES:]
+            if len(chunk) > len(chunks.get(number, b"")) and int.from_bytes(value[:SUM_BYTES]) == zlib.crc32(chunk):
+                chunks[number] = chunk
+        self._chunks.clear()
+        for number, length in lengths:
+            if len(chunks[number]) < length:
+                raise ValueError(f"chunk {number} of the ended runs is not complete")
+            self._state.ended.load(number, chunks[number][:length])
+            if len(chunks[number]) == length:
+                self.lengths[number] = length
+
+    def _join_pieces(self) -> None:
+        """Put together what is stored in several pieces."""
+        self.worthless.update((key, None) for key in self._large if "\n" in key)
+        for key in [key for key in self._large if "\n" not in key]:
+            head, _, piece = self._large[key].partition(b"\n")
+            fields = orjson.loads(head)
+            if fields[3] > len(self._large):
+                raise ValueError(f"of {fields[3]} pieces of {key!r} not all are there")
+            further = [f"{key}\n{number}" for number in range(1, fields[3])]
+            claim, rest = _parts(key)
+            run_id = rest[2:]
+            self._add(claim, run_id, key, fields, piece + b"".join(self._large[name] for name in further))
+            if key not in self.worthless:
+                self.pieces[run_id] = dict.fromkeys(further)
+        for further in self.pieces.values():
+            for key in further:
+                self.worthless.pop(key, None)
+
+    def _drop_others(self) -> None:
+        """Leave out runs that had not begun at the marker, or had ended: somebody wrote them after it, or brought them back."""
+        state = self._state
+        for run_id in state.runs.ids():
+            run = state.runs.peek(run_id)
+            if run.start >= state.offset or state.ended.remembers(run_id, run.now, state.memory_ms):
+                self.worthless[f"{run.stored}/r/{run_id}"] = None
+                self._drop(run_id)

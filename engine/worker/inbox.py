@@ -1,0 +1,216 @@
+"""What records of the inbox mean. Anyone may write there, in any language, so this is total: a `Request`, or `Refused`.
+
+A record is one JSON object, or a CloudEvent (its Kafka binding, structured or binary) whose data is that object. Pure: no
+clock, no randomness, no I/O. Every id is derived from the record, so that reading it again asks for the same thing again.
+What depends on workflows, limits or the log is the router's to judge.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, cast
+
+import orjson
+
+from ..events import PLACE
+from ..log import InboxRecord
+from ..values.digits import loads, raw
+from ..values.names import printable, quoted, valid_run_id
+from ..values.nesting import MAX_DEPTH, is_deeper
+
+Kind = Literal["start", "signal", "event", "cancel"]
+
+_KINDS: tuple[Kind, ...] = ("start", "signal", "event", "cancel")
+_PREFIX = "stepfold."
+_ASKED_AS = {"started": "start", "signal-received": "signal", "cancel-requested": "cancel"}
+_STRUCTURED = "application/cloudevents"
+
+
+class Refused(Exception):
+    """The record cannot be served; the message is the reason that goes to the dead letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody outside wants. `start` and `cancel` always have a `run_id`, `start` a `workflow`, `signal` a `signal`,
+    `event` an `event`. `data` is any JSON value as `digits.loads` gives it; `id` repeats when the record, or the CloudEvent,
+    comes again."""
+
+    kind: Kind
+    id: str
+    run_id: str | None = None
+    workflow: str | None = None
+    version: str | None = None
+    signal: str | None = None
+    event: str | None = None
+    data: Any = None
+    reason: str | None = None
+
+
+class _CloudEvent(NamedTuple):
+    type: str
+    source: str
+    id: str
+    data: Any
+
+    @property
+    def digest(self) -> str:
+        """Source and id together are unique; neither is alone."""
+        return hashlib.sha256(f"{self.source}\0{self.id}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def parse(record: InboxRecord) -> Request:
+    """Raises Refused, and nothing else, whatever the bytes are."""
+    if record.damage:
+        raise Refused(record.damage)
+    headers = {name.lower(): (value or b"").decode("utf-8", "replace") for name, value in record.headers}
+    content_type = headers.get("content-type", "")
+    if content_type.lower().startswith(_STRUCTURED):
+        event = _structured(_json(record.value, "the record"), content_type)
+    elif "ce_type" in headers or "ce_specversion" in headers:
+        event = _binary(headers, record.value, content_type)
+    else:
+        fields = _object(_json(record.value, "the record"), "the record")
+        if "specversion" not in fields:
+            return _request(fields, _kind(fields), record.place, record.place)
+        event = _structured(fields, "")  # a structured CloudEvent that has lost its headers on the way
+    readable_id = printable(event.id).lstrip("@")
+    if event.type in {_PREFIX + kind for kind in _KINDS}:
+        kind = cast(Kind, event.type.removeprefix(_PREFIX))
+        fields = _object(event.data, f"the data of {event.type}")
+        return _request(fields, kind, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
+    return Request("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
+
+
+def place_of(record: InboxRecord) -> dict[str, Any] | None:
+    """Where a record was found, as the history says it; None where its inbox has no identity."""
+    if not record.inbox:
+        return None
+    _, partition, offset = record.place.rsplit("/", 2)
+    return {"inbox": record.inbox, "partition": int(partition), "offset": int(offset)}
+
+
+def as_found(event: dict[str, Any]) -> InboxRecord:
+    """A request of the history, which says that it was found in an inbox, as a record that asks for the same.
+
+    How it was written there (a CloudEvent, say) is not known any more. Total: whoever wrote it may have been nobody's router.
+    """
+    fields: dict[str, Any] = {"type": _ASKED_AS[event["type"]], "run_id": event["run_id"]}
+    for name in ("workflow", "version", "signal", "reason"):
+        if event.get(name) is not None:
+            fields[name] = event[name]
+    if event["type"] != "cancel-requested":
+        fields["data"] = event["input" if event["type"] == "started" else "data"]
+    found: Any = event.get("from")
+    place = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    where = f"{place['inbox']}/{place['partition']}/{place['offset']}" if PLACE.fits(place) else "unknown/0/0"
+    return InboxRecord(where, event["at"], None, orjson.dumps(fields), ())
+
+
+def _request(fields: dict[str, Any], kind: Kind, request_id: str, new_run_id: str) -> Request:
+    run_id = _text(fields, "run_id", kind, required=kind == "cancel")
+    if run_id is None and kind == "start":
+        run_id = (
+            new_run_id if valid_run_id(new_run_id) else hashlib.sha256(new_run_id.encode("utf-8", "surrogatepass")).hexdigest()
+        )
+    elif run_id is not None and not valid_run_id(run_id):
+        raise Refused(f'`run_id` must be 1 to 200 printable characters, not beginning with "@"; it is {quoted(run_id)}')
+    if kind == "start" and fields.get("reply_to") is not None:
+        raise Refused("`reply_to` is not served yet: leave it out, and read the outcome from the history")
+    if kind == "event":
+        request_id = _text(fields, "id", kind) or request_id
+    return Request(
+        kind,
+        request_id,
+        run_id,
+        _text(fields, "workflow", kind, required=True) if kind == "start" else None,
+        _text(fields, "version", kind) if kind == "start" else None,
+        _text(fields, "signal", kind, required=True) if kind == "signal" else None,
+        _text(fields, "event", kind, required=True) if kind == "event" else None,
+        fields.get("data"),
+        _text(fields, "reason", kind) if kind == "cancel" else None,
+    )
+
+
+def _kind(fields: dict[str, Any]) -> Kind:
+    found = fields.get("type")
+    for kind in _KINDS:
+        if found == kind:
+            return kind
+    raise Refused(f"`type` must be one of {', '.join(_KINDS)}; it is {_shown(found)}")
+
+
+def _structured(value: Any, content_type: str) -> _CloudEvent:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type not in ("", _STRUCTURED, f"{_STRUCTURED}+json"):
+        raise Refused(f"content-type {media_type!r}: of the structured CloudEvents only {_STRUCTURED}+json is understood")
+    fields = _object(value, "a structured CloudEvent")
+    data_type = fields.get("datacontenttype")
+    if data_type is not None and not (isinstance(data_type, str) and _is_json(data_type)):
+        raise Refused(f"the CloudEvent's datacontenttype must be JSON; it is {_shown(data_type)}")
+    data = fields.get("data")
+    if "data_base64" in fields:
+        encoded = fields["data_base64"]
+        try:
+            data = _json(base64.b64decode(encoded, validate=True), "the CloudEvent's data_base64")
+        except (TypeError, ValueError, binascii.Error):
+            raise Refused("the CloudEvent's data_base64 is not Base64") from None
+    return _cloud_event({name: fields.get(name) for name in ("specversion", "type", "source", "id")}, data)
+
+
+def _binary(headers: dict[str, str], value: bytes | None, content_type: str) -> _CloudEvent:
+    attributes = {name: headers.get(f"ce_{name}") for name in ("specversion", "type", "source", "id")}
+    if content_type and not _is_json(content_type):
+        raise Refused(f"the CloudEvent's content-type must be JSON; it is {content_type!r}")
+    return _cloud_event(attributes, None if value is None else _json(value, "the CloudEvent's data"))
+
+
+def _cloud_event(attributes: dict[str, Any], data: Any) -> _CloudEvent:
+    for name, value in attributes.items():
+        if not isinstance(value, str) or not value:
+            raise Refused(f"the CloudEvent's attribute `{name}` must be a text; it is {_shown(value)}")
+    if not attributes["specversion"].startswith("1."):
+        raise Refused(f"CloudEvents of version 1 are understood; this one's specversion is {attributes['specversion']!r}")
+    return _CloudEvent(attributes["type"], attributes["source"], attributes["id"], data)
+
+
+def _is_json(content_type: str) -> bool:
+    subtype = content_type.partition(";")[0].strip().lower().partition("/")[2]
+    return subtype == "json" or subtype.endswith("+json")
+
+
+def _json(value: bytes | None, what: str) -> Any:
+    if value is None:
+        raise Refused(f"{what} has no value")
+    try:
+        found = loads(value)
+    except ValueError as error:
+        raise Refused(f"{what} is not JSON: {error}") from None
+    if is_deeper(value, found):
+        raise Refused(f"{what} is nested more than {MAX_DEPTH} deep")
+    return found
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Refused(f"{what} must be a JSON object; it is {_shown(cast(object, value))}")
+    return cast(dict[str, Any], value)
+
+
+def _text(fields: dict[str, Any], name: str, kind: Kind, *, required: bool = False) -> str | None:
+    value = fields.get(name)
+    if value is None and not required:
+        return None
+    if not isinstance(value, str) or not value:
+        raise Refused(f"the {kind}'s `{name}` must be a text; it is {_shown(value)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "missing"
+    text = raw(value).decode()
+    return text if len(text) <= 100 else f"{text[:100]}…"

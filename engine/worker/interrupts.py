@@ -1,0 +1,22 @@
+"""Whether Ctrl-C was pressed, or code has raised KeyboardInterrupt by itself: only the first is meant for the process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from types import CodeType, TracebackType
+
+_ON_SIGINT: CodeType | None = getattr(vars(asyncio.Runner).get("_on_sigint"), "__code__", None)
+
+
+def from_keyboard(error: BaseException) -> bool:
+    """Whether the signal's handler has raised this. Where that is Python's own, which leaves no trace, it counts as such."""
+    if type(error) is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
+        return False
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        return True
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code is _ON_SIGINT

@@ -1,0 +1,754 @@
+"""The owner of one partition: folds what is in the log, runs the code over it, and appends what follows from that.
+
+The walk of one step:
+
+1. `_take` folds a record (`started`, or the result before) and `Running.advance` delivers it: the code runs until it is idle.
+2. What the code asked for becomes work there: a sleep or wait is recorded, a step is dispatched to the worker.
+3. The step ends (`_attempt`), and `emit` puts `step-completed` into the outbox.
+4. `_appending` appends what is in the outbox, all of it at once, while the next fills.
+5. The acknowledged record follows directly on what has been folded, or the reader brings it; back to 1.
+
+Nothing acts on a result that has not come back through the fold. Whoever owns the partition is decided there too: the
+owner writes under its claim and stops as soon as the fold has seen another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from ..authoring.workflow import Workflow
+from ..core.ended import MARGIN_MS
+from ..core.fold import Change, PartitionState, fold
+from ..core.state import EXPECTED, RunState
+from ..errors import ErrorInfo, PayloadTooLarge
+from ..events import FORMAT, PLAIN, encode
+from ..log import Entry, Log, Reader, Record, record_of
+from ..marks import mark_of
+from ..replay.execution import Execution
+from ..values.times import NEVER_MS
+from .checkpoint import Checkpoint
+from .claiming import READ_RECORDS, Claiming
+from .clock import STEADY_MS, Alarms, Clock, passing
+from .host import HAND_OVER_S, Worker
+from .interrupts import from_keyboard
+from .running import Live, Running
+from .suspects import KILLS_LIMIT, Suspects
+from .telling import Telling
+from .watchdog import TRIAL_S
+
+logger = logging.getLogger("stepfold.worker")
+
+TIMER_CHECK_S = 60.0
+"""The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
+RESUME_RUNS = 100
+ROOM_CHECK_S = 0.05
+"""Where the code of all runs in memory is busy, it is looked at again this often whether some have become idle."""
+
+
+class Owner:
+    """One partition in one worker. `run` owns it until `stop`, another claim, or a log that fails."""
+
+    def __init__(self, log: Log, partition: int, worker: Worker) -> None:
+        self.log = log
+        self.partition = partition
+        self.worker = worker
+        self.state: PartitionState | None = None
+        self.claim = -1
+        self.active = False
+        self.leaving = False  # it was told to give the partition up, and begins nothing any more
+        self.caught_up = asyncio.Event()
+        self.loop = asyncio.get_running_loop()
+        self.clock = Clock(log.now, passing(self.loop))
+        self.code = Running(self)
+        self.live = self.code.live
+        self.waiting: dict[str, None] = {}  # runs whose workflow is not known here
+        self._checkpoint = Checkpoint(log, partition, self.code.is_idle)
+        self._claiming = Claiming(
+            log,
+            partition,
+            worker.name,
+            ids=worker.ids,
+            is_live=worker.is_live,
+            is_leaving=lambda: self.leaving,
+            fold_one=self._fold_one,
+        )
+        self._told = Telling(log)
+        self._outbox: list[Entry] = []
+        self._appending_now = False
+        self._drained = asyncio.Event()  # set, if anybody waits for it, once nothing is left to append
+        self._wake_append = asyncio.Event()
+        self._alarms = Alarms(self.clock, self._is_there)
+        self._compare = True  # the log's time with this worker's clock, at the next append
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # the handle of a call without delay does not say it on every loop
+        self._since_checkpoint = 0
+        self._checkpoint_due = asyncio.Event()
+        self._checkpoint_timer: asyncio.TimerHandle | None = None
+        self._checkpoint_lock = asyncio.Lock()
+        self._previous: str | None = None  # the last owner that ran code: this worker never did under a claim it did not hear of
+        self._crashed = False  # while recovering: the owner before did not leave in good order
+        self._orphans: set[str] = set()  # runs whose last owner died, until their code runs here: what they ran is lost
+        self._recovery: asyncio.Task[None] | None = None
+        self._unrecovered: dict[str, bool] = {}  # while recovering: runs of the owner before that may have work to do
+        self._suspects = Suspects(worker, self._announce_code)
+        self._ended: asyncio.Future[None] | None = None
+        self._reader: Reader | None = None
+        self._rest: Sequence[Record] = ()  # what was read with the claim, behind it
+        self._most_live = max(worker.settings.live_runs, 2 * worker.settings.concurrency)
+        self._evict_at = 0.0
+        self._deferred: OrderedDict[str, None] = OrderedDict()  # runs whose code waits for room
+        self._bring_in_timer: asyncio.TimerHandle | None = None
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Claim the partition, recover its runs, and serve them.
+
+        Returns when another worker's claim is seen, or when told to leave before it claims. Raises LogUnavailable and
+        ConfigError. Cancel it to stop at once; call `leave` first to stop in good order; after that `leaving` says that it
+        shall not be owned again.
+        """
+        if self.state is not None and not await self._checkpoint.fits(self.state):
+            self.state = None
+            self.code.unbegun.clear()
+        if self.state is None:
+            self.state = await self._checkpoint.load()
+            self._previous = self.state.owner
+            self._told.begin(self._checkpoint.told)
+        reader = self._reader = self.log.reader(self.partition, self.state.offset)
+        self._ended = asyncio.get_running_loop().create_future()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            patience_s = self.worker.settings.grace_s + HAND_OVER_S
+            claimed = await self._claiming.claim(self.state, reader, patience_s)
+            if claimed is None:
+                return
+            self.claim, self._rest = claimed
+            del claimed
+            previous, self._previous = self._previous, self.worker.name
+            if previous not in (None, self.worker.name):
+                self._checkpoint.unsure = True
+            self._crashed = previous is not None and (previous != self.worker.name or self._crashed)
+            if previous != self.worker.name:
+                self._orphans.clear()
+                self.code.unbegun.clear()
+            self._unrecovered = dict.fromkeys(self.state.runs.at_hand, True)
+            self._suspects.begin(self.state.deaths if self._crashed or self._orphans else 0)
+            self.active = True
+            self._claiming.decided.set()
+            tasks = [
+                asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
+                for name, part, *args in (
+                    ("read", self._reading, reader),
+                    ("append", self._appending, reader),
+                    ("recover", self._recovering, self.state),
+                    ("checkpoint", self._checkpointing, self.state),
+                    ("told", self._told.run),
+                )
+            ]
+            self._recovery = tasks[2]
+            await asyncio.shield(self._ended)
+        finally:
+            self._claiming.decided.set()
+            self._down()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await reader.close()
+
+    async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """What fails in one part ends the owner."""
+        try:
+            await part(*args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is, `run` raises it
+            self._end(error)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        self.active = False
+        self._drained.set()
+        if self._ended is not None and not self._ended.done():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
+
+    def _down(self) -> None:
+        """Stop acting. The folded state stays: it is a true prefix of the log (`run` asks), whoever owns the partition."""
+        self.active = False
+        self._drained.set()
+        self.caught_up.clear()
+        if self._ended is not None and not self._ended.done():
+            self._ended.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
+        for live in list(self.live.values()):
+            self.code.unbegun.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unbegun())
+            self.code.close(live)
+        self._outbox.clear()
+        self._alarms.clear()
+        if self._bring_in_timer is not None:
+            self._bring_in_timer.cancel()
+            self._bring_in_timer = None
+        self._deferred.clear()
+        self._unrecovered.clear()
+        self._suspects.end()
+        self.waiting.clear()
+
+    async def leave(self, grace_s: float) -> None:
+        """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up.
+
+        Raises LogUnavailable, and may then be called again.
+        """
+        self.leaving = True
+        if self.state is None:
+            return
+        with contextlib.suppress(TimeoutError):  # what becomes of it must be known, or whoever comes next waits for a release
+            async with asyncio.timeout(HAND_OVER_S):
+                await self._claiming.decided.wait()
+        if not self.active:  # the log was away
+            if self.state.owner == self.worker.name and self.state.claim == self.claim:
+                await self._release()
+            return
+        for live in self.live.values():
+            for attempt in live.unbegun():
+                self.emit(live.run, "attempt-lost", step_id=attempt.op.id, attempt=attempt.number)
+            for attempt in live.attempts.values():
+                if attempt.over is None:
+                    self.worker.withdraw(attempt)
+        running = [a.over for live in self.live.values() for a in live.attempts.values() if a.over is not None]
+        if self._crashed and self._recovery is not None:
+            running.append(self._recovery)
+        if running:
+            await asyncio.wait(running, timeout=grace_s)
+            for live in self.live.values():
+                for attempt in live.attempts.values():
+                    if attempt.over is not None:
+                        self.worker.abandon(attempt)
+        await self._flushed()
+        if not self.active:
+            return
+        for live in list(self.live.values()):
+            self.code.close(live)
+        await self._write_checkpoint(self.state)
+        await self._release()
+        self._end()
+
+    async def _release(self) -> None:
+        """Give the claim up; not before all is known that a crash has left, which whoever comes next would not look for."""
+        state = self.state
+        assert state is not None
+        orphans = (state.runs.peek(run_id) for run_id in self._orphans if run_id in state.runs and run_id not in self.waiting)
+        if not self._crashed and not self._suspects.waiting and not any(run.phase == "open" for run in orphans):
+            release = self._claiming.entry(self.claim, None, self.worker.ids(), state.memory_ms)
+            await self.log.append(self.partition, [release])
+            self.claim = -1
+
+    async def _flushed(self) -> None:
+        """Until everything in the outbox is durable."""
+        while self.active and (self._outbox or self._appending_now):
+            self._drained.clear()
+            await self._drained.wait()
+
+    def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
+        self._checkpoint.touch(record.key, state)
+        self._checkpoint.last = record
+        self._since_checkpoint += 1
+        change = fold(state, record)
+        if change is not None and change.run is not None:
+            change.run.idle = False
+        elif change is not None and change.early is None:
+            self._checkpoint.claimed = mark_of(record)
+            if state.owner != self.worker.name:
+                self._previous = state.owner
+                if record.offset >= self._checkpoint.known:
+                    self._checkpoint.unsure = True
+        if state.refused:
+            self._told.note(state, record.offset)
+        return change
+
+    # -- the log comes in
+
+    async def _reading(self, reader: Reader) -> None:
+        rest, self._rest = self._rest, ()
+        self._take(rest)
+        del rest
+        while True:
+            self._take(await reader.read(READ_RECORDS, None))
+
+    def _take(self, records: Iterable[Record]) -> None:
+        """Fold records and do what follows from each."""
+        state = self.state
+        assert state is not None
+        self.worker.hold()
+        try:
+            for record in records:
+                if self._unrecovered and self._unrecovered.get(record.key, False):
+                    self._see_to(state, record.key)  # as the owner before left it
+                change = self._fold_one(state, record)
+                if change is None or not self.active:
+                    continue
+                run = change.run
+                if change.early is not None:
+                    self._expect(state, change.early)
+                    continue
+                if run is None:
+                    if state.claim != self.claim:
+                        logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
+                        self._end()
+                    continue
+                if self._suspects.careful:
+                    self._suspects.seen(run)  # before what follows from it may need another turn
+                try:
+                    self._react(change.event, run)
+                except Exception as error:  # noqa: BLE001  # whatever it is, it is about this run
+                    self.code.contain(run, error)
+            if self._deferred:
+                self._bring_in()
+        finally:
+            self.worker.release()
+        if self._checkpoint_timer is None:
+            self._compare = True
+            self._checkpoint_timer = self.loop.call_later(self.worker.settings.checkpoint_s, self._checkpoint_due.set)
+        if self._since_checkpoint >= self.worker.settings.checkpoint_records:
+            self._checkpoint_due.set()
+
+    def _expect(self, state: PartitionState, run: RunState) -> None:
+        """A signal came before its run: kept until that begins, or nobody would know it any more."""
+        run.idle = True
+        if len(run.input) == 1:
+            if run.id in state.runs.at_hand:
+                state.runs.put_away(run.id)
+            self.wake_at(_kept_until(state, run), run.id, "")
+
+    def _forget(self, state: PartitionState, run: RunState) -> None:
+        """The time of signals that came before their run has passed, or there are later ones."""
+        until = _kept_until(state, run)
+        if until > self.clock.now():
+            self.wake_at(until, run.id, "")
+            return
+        self._checkpoint.touch(run.id, state)
+        self._since_checkpoint += 1
+        state.drop(run.id)
+        self._told.note(state, state.offset)
+
+    def _react(self, event: dict[str, Any], run: RunState) -> None:
+        live = self.live.get(run.id)
+        kind = event["type"]
+        if kind == "step-completed" and live is not None:  # nine in ten
+            attempt = live.attempts.pop(event["step_id"], None)
+            if attempt is not None and attempt.alone:
+                self.worker.settled(attempt)
+            self.code.advance(live)
+            return
+        if run.ended:
+            if live is not None:
+                self.code.close(live)
+            self.waiting.pop(run.id, None)
+            self._orphans.discard(run.id)
+            return
+        if kind == "code-suspected":
+            self._run_suspect(run)
+            return
+        if live is None:
+            if kind in _STANDS_STILL and run.cancel_requested and self._stands_still(run):
+                self.emit(run, "cancelled", reason=run.reason)
+            elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
+                self._revive(run)
+            for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
+                self._arm(run, step_id)
+            return
+        if kind in ("attempt-lost", "attempt-started", "step-failed"):
+            step_id = event["step_id"]
+            attempt = live.attempts.get(step_id)
+            if kind == "attempt-started" and attempt is not None:
+                if not self.leaving:
+                    self.worker.dispatch(attempt)
+                return
+            live.attempts.pop(step_id, None)
+            if attempt is not None and attempt.alone:
+                self.worker.settled(attempt)
+            op = live.execution.ops.get(step_id)
+            if kind == "attempt-lost" and op is not None:
+                self.code.dispatch(live, op)
+        elif kind == "quarantined":
+            self.code.close(live)
+            return
+        self._arm(run, event.get("step_id"))
+        if len(run.journal) > live.execution.position:
+            self.code.advance(live)
+
+    # -- the code runs
+
+    def _revive(self, run: RunState, *, its_turn: bool = False) -> None:
+        """Bring a run's code into memory: replay it, and see to what it waits for. `its_turn`: it was announced, if need be."""
+        state = self.state
+        assert state is not None
+        workflow = self.worker.find(run.workflow, run.version)
+        if workflow is None:
+            self.waiting[run.id] = None
+            self.worker.unknown(run)
+            if not run.awaits_worker:
+                self.emit(run, "workflow-unknown")
+            return
+        self.waiting.pop(run.id, None)
+        self._deferred.pop(run.id, None)
+        if not its_turn:
+            if run.suspected >= KILLS_LIMIT:
+                self._put_aside(run)
+                return
+            if self._suspects.careful and self._suspects.holds(run):
+                return
+        if not its_turn and not self._has_room(state):
+            self._deferred[run.id] = None
+            state.runs.put_away(run.id)
+            self._bring_in_later(ROOM_CHECK_S)
+            return
+        if not run.decided and self.code.completes_input(run, workflow):
+            return
+        worker = self.worker
+
+        def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
+            return workflow.start(execution, worker.ports, worker.ctx_ext)
+
+        execution = Execution(run, handler, run.executed, self.code.host(run.id))
+        live = Live(run, workflow, execution)
+        self.live[run.id] = live
+        crashed = run.id in self._orphans
+        self._orphans.discard(run.id)
+        self.code.advance(live, crashed)
+
+    def _has_room(self, state: PartitionState) -> bool:
+        """Whether the code of one more run may come into memory. Idle ones give way; if all are busy, it has to wait.
+
+        It must not wait while there are places for steps: what is busy might wait for it.
+        """
+        if len(self.live) >= self.worker.settings.live_runs and self.loop.time() >= self._evict_at:
+            self._evict(state)
+        return len(self.live) < self._most_live
+
+    def _bring_in_later(self, delay_s: float) -> None:
+        if self._bring_in_timer is None:
+            self._bring_in_timer = self.loop.call_later(delay_s, self._bring_in_now)
+
+    def _bring_in_now(self) -> None:
+        self._bring_in_timer = None
+        self._bring_in()
+
+    def _bring_in(self) -> None:
+        """Runs whose code had to wait for room have their turn, some of them."""
+        state = self.state
+        if state is None or not self.active or self.leaving:
+            return
+        for _ in range(min(RESUME_RUNS, len(self._deferred))):
+            if not self._has_room(state):
+                self._bring_in_later(ROOM_CHECK_S)
+                return
+            run_id, _ = self._deferred.popitem(last=False)
+            run = state.runs.get(run_id)
+            if run is not None and run.phase == "open" and run_id not in self.live:
+                self._revive(run)
+        if self._deferred:
+            self._bring_in_later(0)
+
+    def _evict(self, state: PartitionState) -> None:
+        """Put the code of idle runs out of memory, those brought in first, and their state away."""
+        bound = self.worker.settings.live_runs
+        wanted = len(self.live) - bound + bound // 10 + 1
+        idle = list(islice((live for live in self.live.values() if self.code.is_idle(live.run)), wanted))
+        for live in idle:
+            self.code.close(live)
+            state.runs.put_away(live.run.id)
+        if len(idle) < wanted:
+            self._evict_at = self.loop.time() + ROOM_CHECK_S
+
+    # -- the log goes out
+
+    def emit(self, run: RunState, kind: str, **fields: Any) -> None:
+        """Decide: `fields` may name another `at` than now."""
+        if not self.active:
+            return
+        event: dict[str, Any] = {"type": kind, "v": PLAIN, "run_id": run.id, "at": self.log.now(), "claim": self.claim, **fields}
+        if run.version is None and kind != "workflow-unknown":
+            live = self.live.get(run.id)
+            if live is not None:
+                event["version"] = live.workflow.version
+        self._outbox.append(Entry(run.id, encode(event)))
+        self._wake_append.set()
+
+    async def _appending(self, reader: Reader) -> None:
+        while True:
+            await self._wake_append.wait()
+            self._wake_append.clear()
+            while self._outbox:
+                entries, self._outbox = self._outbox, []
+                self._appending_now = True
+                compare, self._compare = self._compare, False
+                before = self.log.now() if compare else 0
+                try:
+                    acks = await self.log.append(self.partition, entries)
+                finally:
+                    self._appending_now = False
+                if compare and acks[-1].offset >= 0:
+                    self._compare_clocks(before, acks[-1].timestamp)
+                self._take_own(reader, entries, acks)
+                del entries, acks  # nothing of it is kept while this waits
+            self._drained.set()
+
+    def _compare_clocks(self, before: int, timestamp: int) -> None:
+        """Whether the log's time of what was appended between `before` and now lies in between."""
+        ahead_ms = max(timestamp - self.log.now(), 0) or min(timestamp - before, 0)
+        if abs(ahead_ms) > STEADY_MS:
+            self.worker.clocks_differ(ahead_ms)
+
+    def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Any]) -> None:
+        """Fold what was appended where nothing lies between it and what has been folded; the reader brings the rest."""
+        state = self.state
+        assert state is not None
+        offset = state.offset
+        known: list[Record] = []
+        for entry, ack in zip(entries, acks, strict=True):
+            if ack.offset != offset:
+                break
+            known.append(record_of((offset, ack.timestamp, *entry)))
+            offset += 1
+        if known:
+            reader.seek(offset)
+            self._take(known)
+
+    # -- time
+
+    def _arm(self, run: RunState, step_id: str | None) -> None:
+        """Set the timer of what is open."""
+        op = run.open.get(step_id) if step_id else None
+        due = None if op is None else op.due_at
+        if due is not None:
+            assert step_id is not None
+            live = self.live.get(run.id)
+            asked = live.execution.ops.get(step_id) if live is not None else None
+            if self._alarms.set(due, run.id, step_id, asked.elapsed if asked is not None else None):
+                self._set_timer()
+
+    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
+        """Look at a run's step again then."""
+        if self._alarms.set(at, run_id, step_id):
+            self._set_timer()
+
+    def _is_there(self, run_id: str) -> bool:
+        return self.state is not None and run_id in self.state.runs
+
+    def _set_timer(self) -> None:
+        left_s = self._alarms.left_s() if self.active else None
+        if left_s is None:
+            return
+        delay_s = min(left_s, max(TIMER_CHECK_S, left_s / 1000))
+        at = self.loop.time() + delay_s
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = self.loop.call_later(delay_s, self._timers_due), at
+
+    def _timers_due(self) -> None:
+        self._timer = None
+        state = self.state
+        if not self.active or state is None:
+            return
+        for at, run_id, step_id in self._alarms.due(RESUME_RUNS):
+            run = state.runs.get(run_id)
+            op = run.open.get(step_id) if run is not None else None
+            if run is not None and run.phase == EXPECTED:
+                self._forget(state, run)
+            if run is None or op is None or run.phase != "open" or op.due_at != at:
+                continue
+            if op.when_due is None:
+                self._retry(run, step_id)
+            else:
+                self.emit(run, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
+        self._set_timer()
+
+    def _retry(self, run: RunState, step_id: str) -> None:
+        live = self.live.get(run.id)
+        if live is None:
+            if not self.leaving:
+                self._revive(run)
+            return
+        op = live.execution.ops.get(step_id)
+        if op is not None:
+            self.code.dispatch(live, op)
+
+    # -- recovery and checkpoints
+
+    async def _recovering(self, state: PartitionState) -> None:
+        """See to every open run, some at a time; one of which a record comes in has its turn before the record."""
+        for number, run_id in enumerate(state.runs.ids()):
+            if number % RESUME_RUNS == 0:
+                self._set_timer()
+                await asyncio.sleep(0)
+            if run_id in state.runs and self._unrecovered.get(run_id, True) and self.active:
+                self._see_to(state, run_id)
+        self._unrecovered.clear()
+        self.code.unbegun.clear()
+        self._set_timer()
+        self._crashed = False
+        self._suspects.open()
+        self.caught_up.set()
+
+    def _see_to(self, state: PartitionState, run_id: str) -> None:
+        try:
+            self._recover(state, run_id)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is about this run
+            self.code.contain(state.runs.get(run_id) or state.runs.peek(run_id), error)
+
+    def _recover(self, state: PartitionState, run_id: str) -> None:
+        """Arm the timers of a run that another owner had, and replay it if it may have work to do."""
+        if run_id in self._unrecovered:
+            self._unrecovered[run_id] = False
+        run = state.runs.peek(run_id)
+        if run.phase == EXPECTED:
+            self._alarms.set(_kept_until(state, run), run_id, "")
+            return
+        for step_id, op in run.open.items():
+            due = op.due_at
+            if due is not None:
+                self._alarms.set(due, run_id, step_id)
+        if run_id in self.live:
+            return
+        if run.cancel_requested and self._stands_still(run):
+            self.emit(run, "cancelled", reason=run.reason)
+            return
+        if self._crashed and (not run.idle or self._may_have_retried(run)):
+            self._orphans.add(run_id)
+        if run.phase == "quarantined":
+            if run.suspected < KILLS_LIMIT and self._code_to_try(run) and not self._suspects.holds(run):
+                self._try_resume(run)
+            return
+        run.executed = len(run.journal) if run.decided else -1
+        if not run.idle or run_id in self._orphans:
+            self._revive(state.runs.get(run_id) or run)
+        elif run_id in state.runs.at_hand:
+            state.runs.put_away(run_id)
+
+    def _announce_code(self, run_id: str) -> bool:
+        """Record that the code of a run is about to run, which may end this process; False where it is not to run any more."""
+        state = self.state
+        if not self.active or state is None or run_id not in state.runs:
+            return False
+        self.emit(state.runs.peek(run_id), "code-suspected", v=FORMAT)
+        return True
+
+    def _run_suspect(self, run: RunState) -> None:
+        """Its announcement is in the log: run its code and, if nothing else says that this process is still there, say so."""
+        if not self._suspects.turn(run.id) or not self.active or self.leaving:
+            return
+        said = len(self._outbox)
+        if run.phase == "open":
+            self._revive(run, its_turn=True)
+        else:
+            self._try_resume(run)
+        if len(self._outbox) == said:
+            self.emit(run, "code-cleared", v=FORMAT)
+
+    def _put_aside(self, run: RunState) -> None:
+        message = (
+            f"the code of workflow {run.workflow!r} ran when its worker died, {run.suspected} times in a row: it may be what "
+            f"kills it (out of memory, a loop that never ends, a crash in an extension). Cancel the run, mend the code, and "
+            f"start it again under another run id"
+        )
+        self.code.put_aside(run, ErrorInfo("WorkflowInterrupted", message).to_json())
+
+    def _stands_still(self, run: RunState) -> bool:
+        """Whether a cancellation ends the run at once: its code cannot go on, or is unknown here and has not begun anywhere."""
+        return run.phase == "quarantined" or (not run.decided and self.worker.find(run.workflow, run.version) is None)
+
+    def _may_have_retried(self, run: RunState) -> bool:
+        now = self.clock.now()
+        return any(op.when_due is None and op.due_at is not None and op.due_at <= now for op in run.open.values())
+
+    def _code_to_try(self, run: RunState) -> Workflow[Any, Any] | None:
+        """The workflow of a quarantined run, where it is for want of code that fits that it stands still."""
+        return self.worker.find(run.workflow, run.version) if run.error.get("type") == "NonDeterminism" else None
+
+    def _try_resume(self, run: RunState) -> None:
+        """A run that was quarantined for its code goes on when the code agrees with the history again."""
+        workflow = self._code_to_try(run)
+        if workflow is None:
+            return
+        worker = self.worker
+        host = self.code.host(run.id)
+        trial = Execution(run, lambda execution: workflow.start(execution, worker.ports, worker.ctx_ext), len(run.journal), host)
+        live = Live(run, workflow, trial)
+        live.stop_s = TRIAL_S
+        try:
+            worker.watch.run(live, partial(self.code.rehearse, live))
+        except BaseException as error:  # whatever it is, the run stands still as before
+            if from_keyboard(error):
+                raise
+            trial.interrupted()
+            return
+        finally:
+            self.code.shut(live)
+        run.executed = len(run.journal)
+        self.emit(run, "resumed")
+
+    def workflows_changed(self) -> None:
+        """Another workflow was registered: runs that waited for it go on."""
+        state = self.state
+        if state is None or not self.active:
+            return
+        for run_id in list(self.waiting):
+            run = state.runs.get(run_id)
+            if run is not None and self.worker.find(run.workflow, run.version) is not None:
+                self._revive(run)
+
+    async def _checkpointing(self, state: PartitionState) -> None:
+        await self.caught_up.wait()
+        while True:
+            await self._checkpoint_due.wait()
+            self._checkpoint_due.clear()
+            if self._since_checkpoint:
+                if self._checkpoint.unsure:
+                    await self._checkpoint.look_again(state, self.claim)
+                await self._write_checkpoint(state)
+
+    async def _write_checkpoint(self, state: PartitionState) -> None:
+        async with self._checkpoint_lock:
+            await self._write_checkpoint_now(state)
+
+    async def _write_checkpoint_now(self, state: PartitionState) -> None:
+        if self._checkpoint.in_doubt == self.claim or not await self._told.all():
+            return
+        self._since_checkpoint = 0
+        if self._checkpoint_timer is not None:
+            self._checkpoint_timer.cancel()
+            self._checkpoint_timer = None
+        self._checkpoint.begin(state, self.claim)
+        while self._checkpoint.pack_some(state):
+            await asyncio.sleep(0)
+        try:
+            await self._checkpoint.commit()
+        except PayloadTooLarge as error:
+            logger.warning("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
+
+
+def _kept_until(state: PartitionState, run: RunState) -> int:
+    """When signals for a run to come are past remembering, with a margin for a clock that is ahead of the log's."""
+    return min(run.input[-1][0] + state.memory_ms + MARGIN_MS, NEVER_MS)
+
+
+_WAKES = frozenset({"started", "input-completed", "resumed"})
+"""Events that call for a run's code although its journal has not grown."""
+_STANDS_STILL = frozenset({"cancel-requested", "quarantined"})
+"""Events after which a run may have been cancelled and have no code that could end it."""

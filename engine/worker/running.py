@@ -1,0 +1,503 @@
+"""The code of a partition's runs while it is in memory: run over what was folded, it asks, and that becomes work and records.
+
+Decides nothing about whose partition it is, and neither reads nor appends: what is decided goes to the owner, whatever a
+run's code raises ends or quarantines that run, and results count only when they have come back through the fold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import orjson
+
+from ..authoring.workflow import Workflow
+from ..core.state import RunState
+from ..errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted, disagreement, roots
+from ..events import FORMAT
+from ..log import Log
+from ..operations.step import OpenStep, StepCall
+from ..replay.execution import Execution, Op, Outcome
+from ..replay.loop import Host
+from ..values.duration import LONGEST_MS, words
+from ..values.recorded import recorded_input
+from ..values.text import Lines
+from ..values.times import within
+from . import watchdog
+from .attempt import Attempt
+from .clock import Clock
+from .host import Worker
+from .interrupts import from_keyboard
+from .watchdog import Stuck, Watch
+
+logger = logging.getLogger("stepfold.worker")
+run_logger = logging.getLogger("stepfold.run")
+
+LOST_LIMIT = 5
+"""A run is quarantined when one of its steps has been lost with its worker this often in a row."""
+SUSPECT_AFTER = 2
+"""A step that has been lost this often in a row may be what kills its worker, or may only have run beside that. From then on
+its attempts are announced, and run one at a time: what was not announced was not lost."""
+
+
+class Partition(Protocol):
+    """What is needed of the owner."""
+
+    log: Log
+    clock: Clock
+    worker: Worker
+    loop: asyncio.AbstractEventLoop
+    active: bool
+    leaving: bool
+
+    def emit(self, run: RunState, kind: str, **fields: Any) -> None:
+        """Decide."""
+        ...
+
+    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
+        """A timer."""
+        ...
+
+
+class Live:
+    """A run whose code is in memory."""
+
+    __slots__ = ("attempts", "execution", "finished", "run", "stop_s", "workflow")
+
+    def __init__(self, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> None:
+        self.run = run
+        self.workflow = workflow
+        self.execution = execution
+        self.stop_s = watchdog.STOP_S
+        self.finished = False
+        self.attempts: dict[str, Attempt] = {}  # by step id: waiting for a place, running, or their result is on its way
+
+    def named(self) -> tuple[str, dict[str, Any]]:
+        """In words, and as extra fields of a log record."""
+        return named(self.run)
+
+    def progress(self) -> int:
+        """Changes where it goes on."""
+        return self.execution.position
+
+    def unbegun(self) -> list[Attempt]:
+        """The at_most_once attempts that were announced and have not begun to run."""
+        return [one for one in self.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
+
+
+class Running:
+    """The runs of one partition whose code is in memory, by id in `live`."""
+
+    def __init__(self, owner: Partition) -> None:
+        self.live: dict[str, Live] = {}
+        self.unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, and never ran
+        self.loop = owner.loop
+        self._owner = owner
+        self._worker = owner.worker
+        self._log = owner.log
+        self._clock = owner.clock
+        self._emit = owner.emit
+        self._watch = owner.worker.watch
+
+    def completes_input(self, run: RunState, workflow: Workflow[Any, Any]) -> bool:
+        """Whether the input as the workflow's model makes it has to be recorded first, or no replay would see it again.
+
+        A step may have used it before the first decision, so it is a record of its own.
+        """
+        try:
+            completed = self._watch.ask(partial(named, run), lambda: workflow.completed_input(run.input))
+        except Stuck:
+            self._quarantine(run, stuck(run, self._watch))
+            return True
+        except BaseException as error:  # the code finds out in its place, and fails for it
+            if from_keyboard(error):
+                raise
+            return False
+        if completed is None:
+            return False
+        limit = self._worker.settings.max_payload_bytes
+        if len(completed) > limit:
+            error = PayloadTooLarge(
+                f"the input of run {run.id!r} is {len(completed):,} bytes as its model makes it; the limit is {limit:,}"
+            )
+            self._fail(run, ErrorInfo.of(error))
+        else:
+            self._emit(run, "input-completed", v=FORMAT, version=workflow.version, input=orjson.Fragment(completed))
+        return True
+
+    def host(self, run_id: str) -> Host:
+        """What surrounds the code of a run."""
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                self.loop.call_soon_threadsafe(self._woken, run_id)
+
+        return Host(from_keyboard, wake, self._worker.settings.max_turns)
+
+    def _woken(self, run_id: str) -> None:
+        live = self.live.get(run_id)
+        if live is not None:
+            self.advance(live)
+
+    def advance(self, live: Live, crashed: bool = False) -> None:
+        """Run a run's code over what is new in its journal, and see to what it then waits for. Raises nothing but Ctrl-C."""
+        try:
+            execution = live.execution
+            self._watch.run(live, execution.advance)
+            for op in execution.take_dropped():
+                attempt = live.attempts.pop(op.id, None)
+                if attempt is not None:
+                    self._worker.withdraw(attempt)
+                if op.recorded and execution.outcome is None:
+                    self._emit(live.run, "step-cancelled", step_id=op.id)
+            for op in execution.take_requested():
+                self._begin(live, op, crashed)
+                if self.live.get(live.run.id) is not live:
+                    return
+            if execution.outcome is not None and not live.finished:
+                live.finished = True
+                self._finish(live, execution.outcome)
+        except Stuck:
+            live.execution.interrupted()
+            self._quarantine(live.run, stuck(live.run, self._watch))
+        except NonDeterminism as error:
+            self._quarantine(live.run, error)
+        except BaseException as error:
+            if from_keyboard(error):
+                raise
+            self.contain(live.run, error)
+
+    def _begin(self, live: Live, op: Op, crashed: bool) -> None:
+        """See to what the code asked for. `op.recorded`: the log knows of it already."""
+        call = op.call
+        run = live.run
+        if isinstance(call, StepCall):
+            known = run.open.get(op.id)
+            step = known if isinstance(known, OpenStep) else None
+            if step is not None and step.next_at is not None and step.next_at > self._clock.now():
+                self._owner.wake_at(step.next_at, run.id, op.id)
+            elif step is not None and step.started and call.at_most_once:
+                if (run.id, op.id, step.attempts + 1) in self.unbegun:
+                    attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
+                    attempt.announced = True
+                    self._worker.dispatch(attempt)
+                else:
+                    self._interrupted(live, op, call, step)
+            elif crashed and not call.at_most_once and (step is None or step.started or step.lost < SUSPECT_AFTER):
+                self._lost(live, op, call, step)
+            else:
+                self.dispatch(live, op)
+            return
+        if op.recorded:
+            return
+        now = self._clock.now()
+        first = call.begin(now)
+        if first is not None:
+            op.recorded = True
+            self._times_out(op, call.lasts_ms)
+            kind, fields = first
+            self._emit(run, kind, step_id=op.id, **fields, at=now)
+
+    def _times_out(self, op: Op, after_ms: int | None) -> None:
+        """What is recorded is over after so long; here it is over when so much has passed, whatever the clock says."""
+        if after_ms is not None:
+            op.elapsed = self._clock.elapsed() + after_ms
+
+    def _lost(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
+        """The attempt was under way, for all we know, when the last owner died."""
+        lost = step.lost if step is not None else 0
+        if lost + 1 >= LOST_LIMIT:
+            message = (
+                f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be what kills it. "
+                f"Cancel the run, mend the step, and start it again under another run id"
+            )
+            self.put_aside(live.run, ErrorInfo("StepInterrupted", message, step_id=op.id).to_json())
+            return
+        op.recorded = True
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # meanwhile no timer may start it
+        self._emit(live.run, "attempt-lost", step_id=op.id, attempt=attempt.number)
+
+    def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
+        """An at_most_once attempt was announced and has no result: it counts as failed."""
+        error = StepInterrupted(
+            f"the worker died while attempt {step.attempts + 1} of step {op.id!r} ran; whether it had an effect is unknown"
+        )
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # as in _lost
+        self._failed(attempt, ErrorInfo("StepInterrupted", str(error), step_id=op.id), self._pause(attempt, error))
+
+    def dispatch(self, live: Live, op: Op) -> None:
+        """Hand an attempt to the worker."""
+        if self._owner.leaving or op.id in live.attempts:
+            return
+        call = op.call
+        assert isinstance(call, StepCall)
+        known = live.run.open.get(op.id)
+        step = known if isinstance(known, OpenStep) else None
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
+        if call.at_most_once:
+            self.announce(attempt)
+        elif step is not None and step.lost >= SUSPECT_AFTER:
+            self._worker.dispatch_alone(attempt)
+        elif call.record_input:
+            self.announce(attempt)
+        else:
+            self._worker.dispatch(attempt)
+
+    def announce(self, attempt: Attempt) -> None:
+        """Record that an attempt is about to run; it does once the record is back."""
+        if self._owner.leaving or not self._expects(attempt):
+            return
+        known = attempt.run.open.get(attempt.op.id)
+        if isinstance(known, OpenStep) and known.started:  # by an owner that left before it ran
+            self._worker.dispatch(attempt)
+            return
+        attempt.op.recorded = True
+        attempt.announced = True
+        given = self._input(attempt) if attempt.call.record_input else {}
+        self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
+
+    def _input(self, attempt: Attempt) -> dict[str, Any]:
+        """The arguments, for people: whatever their classes do, the attempt runs."""
+        call = attempt.call
+        try:
+            return self._watch.ask(
+                attempt.named, lambda: recorded_input(*((call.fn, call.args) if call.given is None else call.given()))
+            )
+        except BaseException as error:
+            if from_keyboard(error):
+                raise
+            return {"input_note": "the arguments cannot be written"}
+
+    def _finish(self, live: Live, outcome: Outcome) -> None:
+        """The code has ended."""
+        run = live.run
+        for message, error in live.execution.loop.unhandled:
+            trace = "" if error is None else Lines(f"\n{self._described(live, error).traceback}")
+            logger.warning("run %s: %s%s", run.id, message, trace, extra={"run_id": run.id, "workflow": run.workflow})
+        self._leave_behind(live, outcome)
+        self._withdraw(live)
+        if outcome.kind == "completed":
+            try:
+                result = self._watch.run(live, lambda: live.workflow.encode_result(outcome.value))
+                if len(result) > self._worker.settings.max_payload_bytes:
+                    limit = self._worker.settings.max_payload_bytes
+                    raise PayloadTooLarge(f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {limit:,}")
+            except Stuck:
+                raise
+            except BaseException as error:  # whatever the user's types raise fails the run
+                if from_keyboard(error):
+                    raise
+                self._fail(run, self._described(live, error))
+            else:
+                self._emit(run, "completed", result=orjson.Fragment(result))
+        elif outcome.kind == "cancelled":
+            self._emit(run, "cancelled", reason=run.reason)
+        else:
+            assert outcome.error is not None
+            self._fail(run, self._described(live, outcome.error))
+
+    def rehearse(self, live: Live) -> None:
+        """Run a run's code as far as its journal goes, with what its end would ask of its classes, and keep nothing of it."""
+        live.execution.advance()
+        outcome = live.execution.outcome
+        try:
+            if outcome is not None and outcome.kind == "completed":
+                live.workflow.encode_result(outcome.value)
+            elif outcome is not None and outcome.error is not None:
+                ErrorInfo.of(outcome.error)
+        except Exception:  # noqa: BLE001, S110  # an end of the run as any other
+            pass
+
+    def _leave_behind(self, live: Live, outcome: Outcome) -> None:
+        """What branches of the code still waited for when it ended is dropped; where the log knows of it, it is told."""
+        left = live.execution.left
+        if not left or outcome.kind == "cancelled":
+            return
+        run = live.run
+        for op in left:
+            if op.recorded:
+                self._emit(run, "step-cancelled", step_id=op.id)
+        if outcome.kind == "completed":
+            named = [str(op) if op.timer is None else "a timer of asyncio's" for op in left]
+            logger.warning(
+                "run %s of %s completed while branches of its code still waited for %s: that is dropped, steps that run "
+                "are cancelled; await the tasks of such branches before the end (asyncio.TaskGroup does)",
+                run.id,
+                run.workflow,
+                ", ".join(named[:10]) + (f" and {len(named) - 10} more" if len(named) > 10 else ""),
+                extra={"run_id": run.id, "workflow": run.workflow, "step_id": left[0].id},
+            )
+
+    def _described(self, live: Live, error: BaseException) -> ErrorInfo:
+        return self._watch.run(live, lambda: ErrorInfo.of(error))
+
+    def _fail(self, run: RunState, info: ErrorInfo) -> None:
+        self._emit(run, "failed", error=info.to_json())
+        tell_failure(f"run {run.id} of {run.workflow} failed", run, info)
+
+    def _quarantine(self, run: RunState, error: NonDeterminism) -> None:
+        try:
+            info = self._watch.ask(partial(named, run), partial(disagreement, error))
+        except Stuck:
+            info = ErrorInfo("NonDeterminism", ErrorInfo.unshown(error).message).to_json()
+        self.put_aside(run, info)
+
+    def contain(self, run: RunState, error: BaseException) -> None:
+        """Whatever was raised while a run was seen to concerns that run alone: it stands still, the others go on."""
+        info = ErrorInfo.of(error)
+        shown = {"type": "NonDeterminism", "message": f"run {run.id!r} cannot go on: {info}", "found": str(info)}
+        self.put_aside(run, {**info.to_json(), **shown})
+
+    def put_aside(self, run: RunState, error: dict[str, Any]) -> None:
+        """Quarantine a run."""
+        live = self.live.get(run.id)
+        if live is not None:
+            live.finished = True
+            self.close(live)
+        if run.phase == "open":
+            extra = {"run_id": run.id, "workflow": run.workflow, "error": error["message"]}
+            logger.error("run %s of %s is quarantined: %s", run.id, run.workflow, error["message"], extra=extra)
+            self._emit(run, "quarantined", error=error)
+
+    def close(self, live: Live) -> None:
+        """Take a run's code out of memory."""
+        live.run.idle = self.is_idle(live.run)
+        self._withdraw(live)
+        live.run.executed = max(live.run.executed, live.execution.position)
+        self.live.pop(live.run.id, None)
+        self.shut(live)
+
+    def shut(self, live: Live) -> None:
+        """End a run's code, wherever it stands."""
+        try:
+            self._watch.run(live, live.execution.close)
+        except BaseException as error:  # its code is the user's to the end
+            if from_keyboard(error):
+                raise
+            live.execution.interrupted()
+            extra = {"run_id": live.run.id, "workflow": live.run.workflow}
+            logger.warning("run %s: its code could not be closed: %s", live.run.id, ErrorInfo.of(error), extra=extra)
+
+    def _withdraw(self, live: Live) -> None:
+        attempts, live.attempts = live.attempts, {}
+        for attempt in attempts.values():
+            self._worker.withdraw(attempt)
+
+    def is_idle(self, run: RunState) -> bool:
+        """Whether the run's code has run as far as it can and waits only for what the folded state tells of."""
+        live = self.live.get(run.id)
+        if live is None:
+            return run.idle
+        execution = live.execution
+        if live.finished:  # how it ended may never come into the log: then the code has to run again
+            return False
+        if run.phase != "open" or live.attempts or execution.has_news or execution.position != len(run.journal):
+            return False
+        for op_id in execution.ops:
+            known = run.open.get(op_id)
+            if known is None or not known.told:
+                return False
+        return True
+
+    # -- what steps report
+
+    def completed(self, attempt: Attempt, result: bytes) -> None:
+        """An attempt succeeded with this JSON."""
+        if self._expects(attempt):
+            self._emit(
+                attempt.run, "step-completed", step_id=attempt.op.id, attempt=attempt.number, result=orjson.Fragment(result)
+            )
+
+    def failed(self, attempt: Attempt, error: BaseException, info: ErrorInfo | None = None) -> None:
+        """An attempt failed. `info`: the error as it has been described already."""
+        if self._expects(attempt):
+            fresh = attempt.beats is not None and attempt.beats.fresh
+            heartbeat = {"heartbeat": attempt.beats.details} if attempt.beats is not None and fresh else {}
+            try:
+                info = info or self._watch.ask(attempt.named, lambda: ErrorInfo.of(error, attempt.op.id))
+                pause = self._watch.ask(attempt.named, lambda: self._pause(attempt, error))
+            except Stuck:
+                info, pause = info or ErrorInfo.unshown(error, attempt.op.id), None
+            self._failed(attempt, info, pause, **heartbeat)
+
+    def _failed(self, attempt: Attempt, info: ErrorInfo, pause: int | None, **heartbeat: Any) -> None:
+        run, step_id, number = attempt.run, attempt.op.id, attempt.number
+        now = self._clock.now()
+        next_at = None if pause is None else within(now + pause)
+        self._times_out(attempt.op, pause)
+        fields: dict[str, Any] = {"step_id": step_id, "attempt": number, "error": info.to_json(), "next_at": next_at}
+        attempt.op.recorded = True
+        self._emit(run, "step-failed", **fields, at=now, **heartbeat)
+        if pause is None:
+            what = f"step {step_id} of run {run.id} of {run.workflow} failed (attempt {number}, the last)"
+            tell_failure(what, run, info, step_id=step_id, attempt=number)
+        else:
+            logger.warning(
+                "step %s of run %s failed (attempt %d), next in %s: %s",
+                step_id,
+                run.id,
+                number,
+                words(pause),
+                info,
+                extra={"run_id": run.id, "workflow": run.workflow, "step_id": step_id, "attempt": number},
+            )
+
+    def _pause(self, attempt: Attempt, error: BaseException) -> int | None:
+        """How long to wait, in ms, before the step is tried again. What a user's classes cannot say is not."""
+        members = roots(error)
+        root = members[0] if len(members) == 1 else error
+        try:
+            pause = attempt.call.retry.pause_ms(root, attempt.failures + 1, self._worker.random)
+            return None if pause is None else min(max(int(pause), 0), LONGEST_MS)
+        except BaseException as odd:
+            if from_keyboard(odd):
+                raise
+            logger.warning(
+                "step %s of run %s: whether to try again cannot be told, so it is not: %s",
+                attempt.op.id,
+                attempt.run.id,
+                ErrorInfo.of(odd),
+                extra={"run_id": attempt.run.id, "workflow": attempt.run.workflow, "step_id": attempt.op.id},
+            )
+            return None
+
+    def heartbeat(self, attempt: Attempt, details: orjson.Fragment) -> None:
+        """Record an attempt's latest details."""
+        if self._expects(attempt):
+            attempt.op.recorded = True
+            at = attempt.heartbeat_at = within(max(self._log.now(), attempt.heartbeat_at + 1))
+            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details, at=at)
+
+    def ask(self, attempt: Attempt, call: Callable[[], bytes]) -> bytes:
+        """Call what may run code of the user's for an attempt. Raises Stuck."""
+        return self._watch.ask(attempt.named, call)
+
+    def _expects(self, attempt: Attempt) -> bool:
+        live = self.live.get(attempt.run.id)
+        return self._owner.active and live is not None and live.attempts.get(attempt.op.id) is attempt
+
+
+def named(run: RunState) -> tuple[str, dict[str, Any]]:
+    """A run's code in words, and as extra fields of a log record."""
+    return f"the code of run {run.id} of {run.workflow}", {"run_id": run.id, "workflow": run.workflow}
+
+
+def stuck(run: RunState, watch: Watch) -> NonDeterminism:
+    """The error for code that was interrupted."""
+    return NonDeterminism(
+        f"the code of run {run.id!r} did not come back within {watchdog.STOP_S:g} s: it blocks, or it spins; what takes "
+        f"long goes into `await step.run(...)` (at {', '.join(watch.lines) or 'a place that cannot be told'})",
+        found="code that does not come back",
+        source=watch.lines,
+    )
+
+
+def tell_failure(what: str, run: RunState, info: ErrorInfo, **fields: Any) -> None:
+    """One line, and where it happened."""
+    trace = Lines(f"\n{info.traceback.rstrip()}") if info.traceback else ""
+    extra = {"run_id": run.id, "workflow": run.workflow, "step_id": info.step_id, "error": str(info), "traceback": info.traceback}
+    run_logger.error("%s: %s%s", what, info, trace, extra={**extra, **fields})

@@ -1,0 +1,105 @@
+"""Timers: what is due when, a million of them in a few megabytes.
+
+A binary heap in four flat columns takes 32 bytes a timer; `heapq` over tuples takes 130. Whether a timer still means
+anything is for who takes it out to see. Those of runs that are gone are not kept until they are due, which may be years:
+each new timer has two others looked at, so there are never more than about twice as many as there are timers of runs.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+SHARED_STEP_IDS = 10_000
+LOOKED_AT = 2
+
+
+def _always(run_id: str) -> bool:
+    return True
+
+
+class Timers:
+    """Due times (ms, by whatever clock) with the run and the step, sleep or wait that they are for, the earliest first.
+
+    `at` is what the record says of the time, if that is not the same: by that a timer is known for what it was set for.
+    `is_there` says of a run whether its timers may mean anything.
+    """
+
+    def __init__(self, is_there: Callable[[str], bool] = _always) -> None:
+        self._is_there = is_there
+        self._place = 0  # which one is looked at next
+        self._due = array("q")
+        self._at = array("q")
+        self._runs: list[str] = []
+        self._steps: list[str] = []
+        self._shared: dict[str, str] = {}  # most runs wait under the same few step ids
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    @property
+    def first(self) -> int:
+        """When the next one is due. There is one."""
+        return self._due[0]
+
+    def clear(self) -> None:
+        """Drop all."""
+        for column in (self._due, self._at, self._runs, self._steps):
+            del column[:]
+
+    def push(self, due: int, run_id: str, step_id: str, at: int | None = None) -> None:
+        """Add one; the strings are kept as they are, so let them be those that are kept anyway."""
+        if len(self._shared) >= SHARED_STEP_IDS:
+            self._shared.clear()
+        step_id = self._shared.setdefault(step_id, step_id)
+        dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
+        place = len(dues)
+        at = due if at is None else at
+        dues.append(due)
+        ats.append(at)
+        runs.append(run_id)
+        steps.append(step_id)
+        self._rise(place, due, at, run_id, step_id)
+        for _ in range(LOOKED_AT):
+            if self._place >= len(dues):
+                self._place = 0
+            if self._is_there(runs[self._place]):
+                self._place += 1
+            else:
+                self._remove(self._place)
+                if not dues:
+                    return
+
+    def pop(self) -> tuple[int, str, str]:
+        """Take out the earliest: its `at`, run and step. There is one."""
+        first = (self._at[0], self._runs[0], self._steps[0])
+        self._remove(0)
+        return first
+
+    def _rise(self, place: int, due: int, at: int, run_id: str, step_id: str) -> None:
+        """Put a timer where it belongs between a free place and the top."""
+        dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
+        while place > 0:
+            parent = (place - 1) >> 1
+            if dues[parent] <= due:
+                break
+            dues[place], ats[place], runs[place], steps[place] = dues[parent], ats[parent], runs[parent], steps[parent]
+            place = parent
+        dues[place], ats[place], runs[place], steps[place] = due, at, run_id, step_id
+
+    def _remove(self, place: int) -> None:
+        dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
+        due, at, run_id, step_id = dues.pop(), ats.pop(), runs.pop(), steps.pop()
+        end = len(dues)
+        if place == end:
+            return
+        # The last one takes the place, and goes down or up from there.
+        child = 2 * place + 1
+        while child < end:
+            if child + 1 < end and dues[child + 1] < dues[child]:
+                child += 1
+            if due <= dues[child]:
+                break
+            dues[place], ats[place], runs[place], steps[place] = dues[child], ats[child], runs[child], steps[child]
+            place, child = child, 2 * child + 1
+        self._rise(place, due, at, run_id, step_id)

@@ -1,0 +1,645 @@
+"""The worker: owns the partitions it is given, and runs the steps that their owners dispatch.
+
+It reads as: join, own what is assigned, route the inbox where there is one, leave. Steps run on the worker's loop, plain
+functions in threads; at most `concurrency` at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import logging
+import os
+import socket
+import sys
+import types
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from random import Random
+from typing import Any, cast
+
+from typing_extensions import TypeVarTuple, Unpack
+
+from ..authoring.step import RunningStep, StepPorts, current_step_var
+from ..authoring.workflow import Registry, Workflow
+from ..core.state import RunState
+from ..errors import ConfigError, ErrorInfo, LogUnavailable, PayloadTooLarge, StepfoldError, ValueInvalid, message_of
+from ..log import Log, Membership
+from ..replay.loop import keep_for_ever
+from ..values.backoff import Backoff
+from ..values.duration import words
+from ..values.pace import ON_LOOP
+from .attempt import Attempt
+from .host import HAND_OVER_S, Settings
+from .interrupts import from_keyboard
+from .owner import Owner
+from .suspects import Suspects
+from .threads import Failure, Inline, Job, Outcome, Pending, Report, StepThreads, Threads
+from .watchdog import Stuck, Watch
+
+logger = logging.getLogger("stepfold.worker")
+
+RETRY_S = (0.2, 5.0)
+"""First and longest pause before a partition is tried again after an error."""
+CLOCKS_AGAIN_S = 3600.0
+MAX_UNKNOWN = 1000
+"""So many workflows that are not known are remembered as said."""
+CLEAN_UP_S = 1.0
+"""So long may a step clean up that was cancelled because its worker stops."""
+ATTEMPTS_PER_TURN = 100
+"""So many attempts that have nothing to wait for may run before others on the loop get a turn."""
+
+Ts = TypeVarTuple("Ts")
+
+
+class Worker:
+    """Executes the workflows of a registry until `stop`.
+
+    `threads` makes what runs plain step functions; `random` and `ids` are the sources of jitter and of nonces and names.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        registry: Registry,
+        settings: Settings,
+        send_signal: Callable[[str, str, Any, str], Coroutine[Any, Any, None]],
+        *,
+        random: Random | None = None,
+        ids: Callable[[], str] | None = None,
+        threads: Callable[[Report], Threads] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.log = log
+        self.registry = registry
+        self.settings = settings
+        self.random = random or Random()
+        self.ids = ids or (lambda: uuid.uuid4().hex)
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{self.ids()[:8]}"
+        self.watch = watch or Watch()
+        self.ports = StepPorts(log.step_ext, send_signal)
+        self.ctx_ext = log.ctx_ext
+        self.owners: dict[int, Owner] = {}
+        self._serving: dict[int, asyncio.Task[None]] = {}
+        self._handing_over: dict[int, asyncio.Task[None]] = {}
+        self._membership: Membership | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._queue: deque[Attempt] = deque()
+        self._held = False
+        self._runner_due = False  # a task has been made and has not begun
+        self._running = 0
+        self._context = contextvars.copy_context()
+        self._alone: deque[Attempt | Suspects] = deque()  # the first one's turn it is
+        if threads is None:
+            threads = Inline if getattr(asyncio.get_running_loop(), "virtual", False) else StepThreads
+        self._threads = threads(self._came_back)
+        self._call_plain = partial(_plain_call, settings.max_payload_bytes)
+        self._clocks_told: float | None = None
+        self._withdrawn: set[Attempt] = set()  # cancelled, and not yet over
+        self._unknown: set[tuple[str, str | None]] = set()
+        self.abandoned = 0  # steps that ran on when their time was over
+        self._stopped = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    # -- its life
+
+    async def start(self) -> None:
+        """Join and begin to serve. Raises LogUnavailable and ConfigError."""
+        self._membership = await self.log.join(self.name)
+        self.watch.start()
+        self.registry.on_change.append(self._workflows_changed)
+        self._tasks = [asyncio.create_task(self._guard(self._owning, self._membership), name="stepfold-assignments")]
+        inbox = self.log.inbox()
+        if inbox is not None:
+            from .router import Router
+
+            router = Router(self.log, inbox, self.registry, self.settings.max_payload_bytes, self.watch)
+            self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
+
+    async def stop(self, grace_s: float) -> None:
+        """Leave in good order; steps still running after `grace_s` are abandoned to the next worker. Idempotent.
+
+        Others are assigned everything at once, and each partition is theirs as soon as its own steps have ended.
+        """
+        membership, self._membership = self._membership, None
+        if membership is None:
+            return
+        steps = f": waiting up to {grace_s:g} s for {self._running} step{'s' * (self._running != 1)}" if self._running else ""
+        logger.info("%s: stopping%s", self.log.name, steps)
+        self.registry.on_change.remove(self._workflows_changed)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for partition in list(self._serving):
+            self._give_up(partition, grace_s)
+        await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
+        try:
+            await self._let_go()
+            await membership.leave()
+        finally:
+            self._threads.close()
+            self.watch.stop()
+            logger.info("%s: stopped", self.log.name)
+            self._stopped.set()
+
+    async def _retire(self, membership: Membership) -> None:
+        try:
+            await membership.retire()
+        except Exception as error:  # the others are then assigned nothing before this worker has left
+            logger.warning("%s: retiring: %s", self.log.name, error, exc_info=not isinstance(error, StepfoldError))
+
+    async def wait(self) -> None:
+        """Until the worker stops. Raises what it cannot go on with."""
+        await self._stopped.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _guard(self, part: Callable[[Unpack[Ts]], Coroutine[Any, Any, None]], *args: *Ts) -> None:
+        try:
+            await part(*args)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever it is, `wait` raises it
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+            logger.error("the worker cannot go on: %s", error, exc_info=not isinstance(error, StepfoldError))
+        self._stopped.set()
+
+    async def _owning(self, membership: Membership) -> None:
+        """Own what is assigned, as it comes and goes. An owner's folded state is kept for when it comes back."""
+        while True:
+            try:
+                assigned = await membership.assigned()
+            except LogUnavailable as error:  # what is owned stays so as long as nobody else claims it
+                logger.warning("%s: no member any more: %s", self.log.name, error)
+                membership = await self._join_again(membership)
+                continue
+            logger.info("%s: partitions %s", self.log.name, sorted(assigned))
+            for partition in self._serving.keys() - assigned:
+                self._give_up(partition, self.settings.grace_s)
+            for partition in sorted(assigned - self._serving.keys()):
+                owner = self.owners.get(partition) or Owner(self.log, partition, self)
+                self.owners[partition] = owner
+                serving = self._serve(owner, self._handing_over.get(partition))
+                self._serving[partition] = asyncio.create_task(serving, name=f"stepfold-owner-{partition}")
+
+    async def _join_again(self, membership: Membership) -> Membership:
+        backoff = Backoff(*RETRY_S, self.random)
+        while True:
+            await asyncio.sleep(backoff.next_s())
+            try:
+                await membership.leave()
+                self._membership = await self.log.join(self.name)
+            except LogUnavailable as error:
+                logger.warning("%s: joining again: %s", self.log.name, error)
+            else:
+                return self._membership
+
+    def _give_up(self, partition: int, grace_s: float) -> None:
+        """Begin to hand a partition over; others go on meanwhile."""
+        before = self._handing_over.get(partition)
+        handing_over = self._hand_over(partition, grace_s, self._serving.pop(partition), before)
+        self._handing_over[partition] = asyncio.create_task(handing_over, name=f"stepfold-leave-{partition}")
+
+    async def _hand_over(
+        self, partition: int, grace_s: float, serving: asyncio.Task[None], before: asyncio.Task[None] | None
+    ) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_s + HAND_OVER_S  # then whoever comes next claims it all the same
+        backoff = Backoff(*RETRY_S, self.random)
+        while True:
+            pause_s = backoff.next_s()
+            try:
+                await self.owners[partition].leave(max(min(grace_s, until - loop.time()), 0))
+                break
+            except LogUnavailable as error:
+                logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
+                if self._membership is None or loop.time() + pause_s > until:
+                    break
+            except ConfigError as error:  # the log is another one by now, say
+                logger.error("%s partition %d: leaving: %s", self.log.name, partition, error)  # noqa: TRY400  # it says it all
+                break
+            except Exception:
+                logger.exception("%s partition %d: leaving", self.log.name, partition)
+                break
+            await asyncio.sleep(pause_s)
+        serving.cancel()
+        await asyncio.wait([serving])
+        if self._handing_over.get(partition) is asyncio.current_task():
+            del self._handing_over[partition]
+
+    async def is_live(self, name: str) -> bool:
+        """Whether another worker is alive, as far as the log knows. Who is about to stop takes nothing away from anybody."""
+        return self._membership is None or await self._membership.is_live(name)
+
+    def clocks_differ(self, ahead_ms: int) -> None:
+        """The log's time is so far ahead of this worker's clock (below 0: behind). Said once, and again every hour."""
+        now = asyncio.get_running_loop().time()
+        if self._clocks_told is not None and now < self._clocks_told + CLOCKS_AGAIN_S:
+            return
+        self._clocks_told = now
+        logger.warning(
+            "%s: its time is %s %s this worker's clock. What shall last so long does; but `ctx.now()` and what is shown of "
+            "runs is the log's time, and `sleep_until` waits for this clock. See that the clocks are synchronised",
+            self.log.name,
+            words(abs(ahead_ms)),
+            "ahead of" if ahead_ms > 0 else "behind",
+            extra={"ahead_ms": ahead_ms},
+        )
+
+    async def _serve(self, owner: Owner, handing_over: asyncio.Task[None] | None) -> None:
+        """Own one partition, again after every loss, until told to leave it."""
+        if handing_over is not None:  # it comes back before it was gone
+            await asyncio.wait([handing_over])
+        backoff = Backoff(*RETRY_S, self.random)
+        owner.leaving = False
+        while not owner.leaving:
+            pause_s = backoff.next_s()
+            try:
+                await owner.run()
+                backoff.reset()
+                pause_s = backoff.next_s()
+            except asyncio.CancelledError:
+                raise
+            except LogUnavailable as error:
+                logger.warning("%s partition %d: %s; trying again in %.1f s", self.log.name, owner.partition, error, pause_s)
+            except ConfigError as error:
+                self._fail(error)
+                return
+            except Exception:
+                owner.state = None  # do not trust what led here: fold again
+                logger.exception("%s partition %d: recovering in %.1f s", self.log.name, owner.partition, pause_s)
+            await asyncio.sleep(pause_s)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every partition assigned to this worker is owned and recovered."""
+        return all(self.owners[partition].caught_up.is_set() for partition in self._serving)
+
+    def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
+        """The workflow, if this worker knows it."""
+        return self.registry.find(workflow_id, version)
+
+    def _workflows_changed(self) -> None:
+        for owner in self.owners.values():
+            owner.workflows_changed()
+
+    # -- steps
+
+    def hold(self) -> None:
+        """What is dispatched from here on waits for `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """Run what was dispatched meanwhile, at once if this Python can."""
+        self._held = False
+        self._go_on(_start_at_once)
+
+    def dispatch(self, attempt: Attempt) -> None:
+        """Run an attempt, now or when there is a place."""
+        self._queue.append(attempt)
+        if not self._held:
+            self._go_on()
+
+    def dispatch_alone(self, attempt: Attempt) -> None:
+        """Run an attempt that may end this process, while no other such attempt of this worker is announced or runs."""
+        attempt.alone = True
+        self.wait_alone(attempt)
+
+    def wait_alone(self, one: Attempt | Suspects) -> None:
+        """Have it announced when nothing else is that may end this process."""
+        self._alone.append(one)
+        if len(self._alone) == 1:
+            one.announce()
+
+    def settled(self, one: Attempt | Suspects) -> None:
+        """How something that was announced alone has ended is in the log, or does not matter any more."""
+        if isinstance(one, Attempt):
+            one.alone = False
+        had_its_turn = self._alone[0] is one
+        self._alone.remove(one)
+        if had_its_turn and self._alone:
+            self._alone[0].announce()
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """The attempt's result is of no interest any more."""
+        if attempt.alone:
+            self.settled(attempt)
+        if attempt.task is not None:
+            attempt.task.cancel()
+            self._withdrawn.add(attempt)
+            self._drop_later(attempt)
+        elif attempt.over is not None:  # whatever its thread does, nobody waits for it
+            self._end_plain(attempt)
+        else:
+            with contextlib.suppress(ValueError):
+                self._queue.remove(attempt)
+
+    def abandon(self, attempt: Attempt) -> None:
+        """It runs on though its partition is given up: whoever comes next runs the step again."""
+        self.abandoned += 1
+        name, extra = attempt.named()
+        for_s = asyncio.get_running_loop().time() - attempt.since
+        logger.warning("%s is abandoned; it has run for %.1f s and did not end in time", name, for_s, extra=extra)
+
+    def _is_withdrawn(self, attempt: Attempt) -> bool:
+        """Whether this worker has cancelled the attempt, or its loop cancels all that there is; else its own code has."""
+        return attempt in self._withdrawn or any(task.cancelling() for task in self._tasks)
+
+    def _drop_later(self, attempt: Attempt) -> None:
+        """It has just been cancelled, and has some time to clean up: from now on, however long the loop was held up."""
+        attempt.timer = attempt.owner.loop.call_later(self.settings.grace_s, self._drop, attempt)
+
+    def _drop(self, attempt: Attempt) -> None:
+        """The time to clean up is over for one that was cancelled."""
+        if attempt.task is not None and not attempt.dropped:
+            attempt.dropped = True
+            attempt.task.cancel()
+            name, extra = attempt.named()
+            logger.warning("%s goes on though it was cancelled: its code gets no more turns", name, extra=extra)
+
+    async def _let_go(self) -> None:
+        """Leave no task behind that does not end: it would hold up whoever runs the loop."""
+        for _ in range(2):
+            tasks = [attempt.task for attempt in self._withdrawn if attempt.task is not None]
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLEAN_UP_S)
+                for attempt in list(self._withdrawn):
+                    self._drop(attempt)
+
+    def unknown(self, run: RunState) -> None:
+        """A run waits for a workflow that this worker does not know: said once for each."""
+        wanted = (run.workflow, run.version)
+        if wanted not in self._unknown:
+            if len(self._unknown) >= MAX_UNKNOWN:
+                self._unknown.clear()
+            self._unknown.add(wanted)
+            version = "" if run.version is None else f" version {run.version!r}"
+            known = ", ".join(repr(workflow.id) for workflow in self.registry) or "none"
+            logger.warning(
+                "run %s, and maybe others, wait for a worker that knows workflow %r%s; this one owns their partition of %s and "
+                "knows %s. All workers of a log must know all its workflows: give services with workflows of their own a log "
+                "(on Kafka: a namespace) each",
+                run.id,
+                run.workflow,
+                version,
+                self.log.name,
+                known,
+                extra={"run_id": run.id, "workflow": run.workflow},
+            )
+
+    def _go_on(self, start: Callable[[Coroutine[Any, Any, None]], object] | None = None) -> None:
+        """See that somebody runs what is queued, if there is a place."""
+        if self._queue and not self._runner_due and self._hand_out():
+            self._runner_due = True
+            (start or asyncio.get_running_loop().create_task)(self._run_queued())
+
+    def _hand_out(self) -> bool:
+        """Hand plain functions to threads, as far as it is their turn; whether it is that of an async one, and it has a place."""
+        while self._queue and self._running < self.settings.concurrency:
+            if self._queue[0].call.pace is ON_LOOP:
+                return True
+            self._begin_plain(self._queue.popleft())
+        return False
+
+    async def _run_queued(self) -> None:
+        """Run queued attempts, one after another as long as none has to wait; from then on the next task goes on."""
+        self._runner_due = False
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        try:
+            for _ in range(ATTEMPTS_PER_TURN):
+                if not self._hand_out():
+                    break
+                attempt = self._queue.popleft()
+                attempt.over = attempt.task = task
+                attempt.begun = True
+                attempt.since = loop.time()
+                self._running += 1
+                try:
+                    waited = await in_context(self._context.copy(), self._attempt(attempt), self._go_on, self.watch, attempt)
+                    if waited or (task is not None and task.cancelling()):  # the next one is none of its business
+                        break
+                finally:
+                    self._leave_place(attempt)
+        finally:
+            self._go_on()
+
+    def _leave_place(self, attempt: Attempt) -> None:
+        attempt.over = attempt.task = None
+        self._running -= 1
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+        if self._withdrawn:
+            self._withdrawn.discard(attempt)
+
+    def _begin_plain(self, attempt: Attempt) -> None:
+        """Have its function called in a thread, without a task."""
+        loop = attempt.owner.loop
+        attempt.over = loop.create_future()
+        attempt.begun = True
+        attempt.since = loop.time()
+        self._running += 1
+        if attempt.call.timeout_ms is not None:
+            attempt.timer = loop.call_later(attempt.call.timeout_ms / 1000, self._over_time, attempt)
+        self._threads.give(Job(self._call_plain, attempt, self._context.copy()))
+
+    def _over_time(self, attempt: Attempt) -> None:
+        """The time of a plain function is over; it goes on."""
+        attempt.end_dropped()
+        self._end_plain(attempt)
+
+    def _came_back(self, job: Job) -> None:
+        """A plain function has ended, or there was no time for it."""
+        attempt = job.attempt
+        outcome = job.outcome
+        if attempt.over is None or outcome is None:
+            return
+        if type(outcome) is Pending:
+            self._see_through(attempt, outcome.awaitable, job.context)
+            return
+        if type(outcome) is Failure:
+            attempt.owner.failed(attempt, outcome.error, outcome.info)
+        else:
+            attempt.owner.completed(attempt, cast(bytes, outcome))
+        self._end_plain(attempt)
+
+    def _see_through(self, attempt: Attempt, awaitable: Awaitable[Any], context: contextvars.Context) -> None:
+        """A plain function has returned something to await: that takes a task, and keeps its place."""
+        if attempt.timer is not None:
+            attempt.timer.cancel()
+
+        async def go_on() -> None:
+            await in_context(context, self._attempt(attempt, awaitable), lambda: None, self.watch, attempt)
+
+        attempt.task = asyncio.get_running_loop().create_task(go_on())
+        attempt.task.add_done_callback(lambda _: self._end_plain(attempt))
+
+    def _end_plain(self, attempt: Attempt) -> None:
+        """Its place is free."""
+        over = attempt.over
+        assert over is not None
+        self._leave_place(attempt)
+        over.set_result(None)
+        if attempt.beats is not None:
+            attempt.beats.stop()
+        if not self._held:
+            self._go_on()
+
+    async def _attempt(self, attempt: Attempt, rest: Awaitable[Any] | None = None) -> None:
+        """Run one attempt, or the rest of it, and report how it ended; a cancelled one reports nothing."""
+        call = attempt.call
+        owner = attempt.owner
+        current_step_var.set(RunningStep(attempt))
+        try:
+            if call.timeout_ms is None:
+                result = await self._call(attempt, rest)
+            else:
+                until = attempt.since + call.timeout_ms / 1000
+                timeout = asyncio.timeout_at(until)
+                clean_up = asyncio.get_running_loop().call_at(until, self._drop_later, attempt)
+                try:
+                    async with timeout:
+                        result = await self._call(attempt, rest)
+                except (TimeoutError, asyncio.CancelledError) as error:
+                    if not timeout.expired() or self._is_withdrawn(attempt):
+                        raise
+                    raise attempt.timed_out() from error
+                finally:
+                    clean_up.cancel()
+        except asyncio.CancelledError:
+            if self._is_withdrawn(attempt):
+                raise
+            owner.failed(attempt, _cancelled_itself(attempt))
+        except BaseException as error:  # whatever a step raises fails the attempt
+            if from_keyboard(error) or (type(error) is GeneratorExit and not _goes_on(attempt.task)):
+                raise
+            owner.failed(attempt, error)
+        else:
+            owner.completed(attempt, result)
+        finally:
+            if attempt.beats is not None:
+                attempt.beats.stop()
+
+    async def _call(self, attempt: Attempt, rest: Awaitable[Any] | None) -> bytes:
+        """What the step's function gives, as JSON."""
+        call = attempt.call
+        if rest is not None:
+            value = await rest
+        elif call.given is None:
+            value = await call.fn(*call.args)
+        else:
+            fn, args = call.given()
+            value = await fn(*args)
+        return _encoded(attempt, value, self.settings.max_payload_bytes, attempt.ask)
+
+
+def _goes_on(task: asyncio.Task[None] | None) -> bool:
+    """Whether a task has its turn: then its coroutine is not being closed from outside."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs
+        return False
+
+
+def _plain_call(limit: int, attempt: Attempt) -> Outcome:
+    """In the thread: whatever users' classes do when they are copied, written or shown, the worker's loop does not wait."""
+    call, step_id = attempt.call, attempt.op.id
+    current_step_var.set(RunningStep(attempt))
+    try:
+        try:
+            fn, args = (call.fn, call.args) if call.given is None else call.given()
+            value = fn(*args)
+            return Pending(value) if inspect.isawaitable(value) else _encoded(attempt, value, limit)
+        except (StopIteration, GeneratorExit) as error:  # these have a meaning of their own to who calls
+            raise RuntimeError(f"the step function raised {type(error).__name__}: {error}") from error
+        except asyncio.CancelledError as error:
+            raise _cancelled_itself(attempt) from error
+    except BaseException as error:  # whatever a step raises fails the attempt
+        if from_keyboard(error):
+            raise
+        return Failure(error, ErrorInfo.of(error, step_id))
+
+
+def _cancelled_itself(attempt: Attempt) -> RuntimeError:
+    return RuntimeError(f"step {attempt.op.id!r} cancelled itself")
+
+
+def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[], bytes]], bytes] | None = None) -> bytes:
+    """A result as JSON; `ask` calls what runs code of users.
+
+    Raises ValueInvalid for what cannot be written, whatever its classes raise (that is not tried again), and PayloadTooLarge.
+    """
+    codec, step_id = attempt.call.codec, attempt.op.id
+    try:
+        data = codec.at_sight(value)
+        if data is None:
+            prove = partial(codec.prove, value)
+            data = prove() if ask is None else ask(prove)
+    except BaseException as error:
+        if from_keyboard(error):
+            raise
+        why = "its type does not come back when it is asked" if issubclass(type(error), Stuck) else message_of(error)
+        raise ValueInvalid(f"the result of step {step_id!r} cannot be recorded as JSON: {why}") from error
+    if len(data) > limit:
+        raise PayloadTooLarge(
+            f"the result of step {step_id!r} is {len(data):,} bytes; the limit is {limit:,}. "
+            f"Store it elsewhere and return a reference to it"
+        )
+    return data
+
+
+@types.coroutine
+def in_context(
+    context: contextvars.Context, coro: Coroutine[Any, Any, None], on_wait: Callable[[], None], watch: Watch, what: Attempt
+) -> Generator[Any, Any, bool]:
+    """Await `coro` in a context of its own, in this task; whether it had to wait, which `on_wait` is told when it first does.
+
+    An attempt that is dropped gets no more turns: it has failed.
+    """
+    watch.turn += 1
+    watch.what = what
+    try:
+        waits_for = context.run(coro.send, None)
+    except StopIteration:
+        return False
+    finally:
+        watch.what = None
+    on_wait()
+    while True:
+        try:
+            value = yield waits_for
+        except BaseException as error:  # noqa: BLE001  # the task's word to the coroutine, whatever it is
+            if what.dropped and type(error) is asyncio.CancelledError:
+                keep_for_ever(coro)
+                what.end_dropped()
+                return True
+            resume, given = coro.throw, error
+        else:
+            resume, given = coro.send, value
+        watch.turn += 1
+        watch.what = what
+        try:
+            waits_for = context.run(resume, given)
+        except StopIteration:
+            return True
+        finally:
+            watch.what = None
+
+
+if sys.version_info >= (3, 12):
+
+    def _start_at_once(coro: Coroutine[Any, Any, None]) -> object:
+        return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)
+
+else:
+    _start_at_once = None

@@ -1,0 +1,276 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# The foreign producers are aiokafka's, which ships no types.
+"""Workers on a real broker, and what others or the broker do to them: transactions, strange bytes, lost positions, no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from kafka_batches import batch, record
+from kafka_suite import connections_may_leak, delete_group, produce
+from pydantic import BaseModel, field_validator
+
+from stepfold import Client, Context, Step
+from stepfold.drivers import kafka_inbox
+from stepfold.drivers.broker import LocalBroker
+from stepfold.drivers.kafka import KafkaDriver
+from stepfold.drivers.kafka_cluster import Cluster
+from stepfold.errors import ConfigError, LogUnavailable, RunNotFound
+from stepfold.log import CLAIM_KEY, Entry
+
+pytestmark = pytest.mark.kafka
+
+
+class Shop:
+    """A client with one workflow, which counts how often its step ran for each order."""
+
+    def __init__(self, url: str) -> None:
+        self.driver = KafkaDriver.from_url(url, session_timeout_s=6)
+        self.client = Client(driver=self.driver)
+        self.charged: list[str] = []
+
+        async def charge(order: str) -> str:
+            self.charged.append(order)
+            return order
+
+        @self.client.workflow("order")
+        async def order(ctx: Context[str], step: Step) -> str:
+            return await step.run("charge", charge, ctx.input.data)
+
+        self.order = order
+
+    async def ended(self, *runs: str) -> None:
+        async with asyncio.timeout(90):
+            for run_id in runs:
+                while True:
+                    try:
+                        await self.client.run(run_id).result()
+                        break
+                    except RunNotFound:
+                        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def shop(kafka_namespace: str) -> AsyncIterator[Shop]:
+    shop = Shop(kafka_namespace)
+    async with shop.client:
+        yield shop
+
+
+def start(run_id: str) -> bytes:
+    return json.dumps({"type": "start", "workflow": "order", "run_id": run_id, "data": run_id}).encode()
+
+
+async def put(driver: KafkaDriver, data: bytes) -> None:
+    """Bytes into partition 0 of the inbox, as they are."""
+    cluster = Cluster(driver.bootstrap, {})
+    await cluster.start([driver.namespace.inbox])
+    assert await produce(cluster, driver.namespace.inbox, data) == 0
+    await cluster.close()
+
+
+async def test_a_start_in_a_transaction_runs_when_it_is_committed_and_only_then(shop: Shop) -> None:
+    inbox = shop.driver.namespace.inbox
+    writer = AIOKafkaProducer(bootstrap_servers=shop.driver.bootstrap, transactional_id=f"{shop.driver.namespace.name}-writer")
+    await writer.start()
+    async with shop.client.worker():
+        await writer.begin_transaction()
+        await writer.send_and_wait(inbox, start("aborted"), partition=0)
+        await writer.abort_transaction()
+        await writer.begin_transaction()
+        await writer.send_and_wait(inbox, start("committed"), partition=0)
+        await writer.commit_transaction()
+        await writer.begin_transaction()
+        await writer.send_and_wait(inbox, start("open"), partition=0)
+        await put(shop.driver, batch([record(value=start("behind it"))]))
+        await shop.ended("committed")
+        handle = await shop.client.start_workflow(shop.order, "direct", run_id="direct")
+        assert await handle.result() == "direct", "what comes another way does not wait"
+        assert sorted(shop.charged) == ["committed", "direct"]
+        await writer.abort_transaction()
+        await shop.ended("behind it")
+    await writer.stop()
+    assert sorted(shop.charged) == ["behind it", "committed", "direct"]
+    for run_id in ("aborted", "open"):
+        with pytest.raises(RunNotFound):
+            await shop.client.run(run_id).status()
+
+
+async def test_a_start_written_into_the_history_in_a_transaction_never_runs(shop: Shop) -> None:
+    writer = AIOKafkaProducer(bootstrap_servers=shop.driver.bootstrap, transactional_id=f"{shop.driver.namespace.name}-writer")
+    await writer.start()
+    started = {"type": "started", "v": 1, "at": 1, "run_id": "foreign", "request": "r", "workflow": "order", "input": "x"}
+    async with shop.client.worker():
+        for partition in range(4):
+            async with writer.transaction():
+                await writer.send_and_wait(
+                    shop.driver.namespace.history, json.dumps(started).encode(), b"foreign", partition=partition
+                )
+        for number in range(8):
+            await (await shop.client.start_workflow(shop.order, "direct", run_id=f"direct-{number}")).result()
+    await writer.stop()
+    assert shop.charged == ["direct"] * 8
+    with pytest.raises(RunNotFound):
+        await shop.client.run("foreign").status()
+
+
+async def test_strange_bytes_are_served_or_refused_and_the_next_start_runs(shop: Shop) -> None:
+    async with shop.client.worker():
+        await put(shop.driver, batch([record(value=start("strange header"), headers=[(b"\xff\xfe", b"\xff"), (b"a", None)])]))
+        await put(shop.driver, batch([record(value=b"\xff", key=b"\xff", headers=[(b"\xff", None)])]))
+        await put(shop.driver, batch([record(0, value=None), record(1, attributes=0xFF, value=start("strange attributes"))]))
+        await put(shop.driver, batch([record(value=start("next"))]))
+        await shop.ended("strange header", "strange attributes", "next")
+        async with asyncio.timeout(60):
+            while len(letters := await shop.driver.dead_letters()) < 2:
+                await asyncio.sleep(0.05)
+    assert sorted(shop.charged) == ["next", "strange attributes", "strange header"]
+    assert [(letter.key, letter.value, letter.headers) for letter in letters] == [
+        (b"\xff", b"\xff", (("\udcff", None),)),
+        (b"key", None, ()),
+    ]
+
+
+class Picky(BaseModel):
+    order: str
+
+    @field_validator("order")
+    @classmethod
+    def check(cls, order: str) -> str:
+        errors = {"exits": SystemExit("no"), "interrupts": KeyboardInterrupt("no"), "cancels": asyncio.CancelledError("no")}
+        if order in errors:
+            raise errors[order]
+        if order == "hides":
+            raise Hidden
+        return order
+
+
+class Hidden(ValueError):
+    def __repr__(self) -> str:
+        raise self
+
+    __str__ = __repr__
+
+
+async def test_whatever_the_check_of_a_start_raises_that_start_is_refused(shop: Shop) -> None:
+    @shop.client.workflow("picky")
+    async def picky(ctx: Context[Picky], step: Step) -> str:
+        return ctx.input.data.order
+
+    wrong = ["exits", "interrupts", "cancels", "hides"]
+    async with shop.client.worker():
+        for order in [*wrong, "fits"]:
+            data = {"type": "start", "workflow": "picky", "run_id": order, "data": {"order": order}}
+            await put(shop.driver, batch([record(value=json.dumps(data).encode())]))
+        await shop.ended("fits")
+        async with asyncio.timeout(60):
+            while len(letters := await shop.driver.dead_letters()) < len(wrong):
+                await asyncio.sleep(0.05)
+    assert [json.loads(letter.value or b"")["run_id"] for letter in letters] == wrong
+    assert all(letter.reason for letter in letters)
+
+
+async def test_when_the_group_is_deleted_nothing_runs_twice(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """However long ago it was: here what has ended is forgotten at once, so that only their places tell what was served."""
+    for partition in range(4):
+        claim = {"type": "claim", "v": 2, "at": 1, "prev": -1, "owner": None, "nonce": "first", "memory_ms": 0}
+        await shop.driver.append(partition, [Entry(CLAIM_KEY, json.dumps(claim).encode())])
+    names = [f"order-{number}" for number in range(10)]
+    for name in names:
+        await put(shop.driver, batch([record(value=start(name))]))
+    async with shop.client.worker():
+        await shop.ended(*names)
+    await delete_group(shop.driver)
+    await put(shop.driver, batch([record(value=start("new"))]))
+    async with shop.client.worker():
+        await shop.ended("new")
+    assert sorted(shop.charged) == sorted([*names, "new"])
+    assert any("has no position there" in one.getMessage() for one in caplog.records)
+
+
+@pytest.fixture
+async def admin(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Who does things to topics in use; workers look at them more often than they do otherwise."""
+    monkeypatch.setattr(kafka_inbox, "_LOOK_S", 0.05)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    yield admin
+    await admin.close()
+
+
+async def test_partitions_that_the_inbox_is_given_while_workers_run_are_read(
+    shop: Shop, admin: AIOKafkaAdminClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = shop.driver.namespace
+    async with shop.client.worker():
+        await admin.create_partitions({names.inbox: NewPartitions(6), names.history: NewPartitions(8)})
+        writer = AIOKafkaProducer(bootstrap_servers=shop.driver.bootstrap)
+        await writer.start()
+        try:
+            async with asyncio.timeout(60):
+                while len(await writer.partitions_for(names.inbox)) < 6:  # what a producer knows is of some moment before
+                    await writer.client.force_metadata_update()
+            for partition in range(6):
+                await writer.send_and_wait(names.inbox, start(f"in {partition}"), partition=partition)
+        finally:
+            await writer.stop()
+        await shop.ended(*(f"in {partition}" for partition in range(6)))
+        assert sorted(shop.charged) == [f"in {partition}" for partition in range(6)]
+        async with asyncio.timeout(60):
+            while f"{names.history} was given 8 partitions, and 4 are used" not in caplog.text:
+                await asyncio.sleep(0.05)
+
+
+async def test_an_inbox_that_is_deleted_under_a_worker_is_said_and_read_when_it_is_there_again(
+    shop: Shop, admin: AIOKafkaAdminClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = shop.driver.namespace
+    async with shop.client.worker():
+        await admin.delete_topics([names.inbox, names.dead_letters])
+        async with asyncio.timeout(60):
+            while f"{names.inbox} does not exist any more" not in caplog.text:
+                await asyncio.sleep(0.05)
+        for call in (shop.driver.dead_letters, shop.driver.redrive):
+            with pytest.raises(ConfigError, match=r"does not exist\. Run: stepfold topics create"):
+                await call()
+        await shop.driver.create_topics(4, 1)
+        await put(shop.driver, batch([record(value=start("again"))]))
+        await shop.ended("again")
+
+
+@connections_may_leak
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_worker_stops_within_seconds_when_its_broker_does_not_answer(
+    caplog: pytest.LogCaptureFixture, how: signal.Signals
+) -> None:
+    """Dead, and connections are refused; or frozen, and they are not."""
+    broker = LocalBroker()
+    await asyncio.to_thread(broker.start)
+    pid = broker.pid
+    assert pid is not None
+    try:
+        url = f"kafka://{broker.bootstrap}/stopping"
+        await KafkaDriver.from_url(url).create_topics(2, 1)
+        shop = Shop(url)
+        async with asyncio.timeout(90) as limit:
+            async with shop.client, shop.client.worker():
+                assert await (await shop.client.start_workflow(shop.order, "one", run_id="one")).result() == "one"
+                os.kill(pid, how)
+                appending = asyncio.create_task(shop.driver.append(0, [Entry("run", b"")]))
+                await asyncio.sleep(0)
+                limit.reschedule(asyncio.get_running_loop().time() + 20)  # it took 32 s
+        with pytest.raises(LogUnavailable):
+            await appending
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.to_thread(broker.stop)
+    lines = [one for one in caplog.records if one.name.startswith("aiokafka") and one.levelno >= logging.WARNING]
+    assert lines == []

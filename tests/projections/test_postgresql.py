@@ -1,0 +1,140 @@
+"""Projections in a real PostgreSQL, which refuses what SQLite takes: NULs, numbers beyond a column, texts longer than one."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from recording import Recorder, to_be_told, told
+from strange import strange_log
+from test_projections import small, some_runs
+
+from stepfold.drivers import MemoryDriver
+from stepfold.errors import ConfigError, ProjectionFailed
+from stepfold.events import RunEvent, Started
+from stepfold.projections import Projection, ProjectionRunner, RunSoFar, RunsProjection, count_runs, list_runs
+
+__all__ = ["small"]
+pytestmark = pytest.mark.postgres
+
+
+def _programs() -> Path | None:
+    """Where PostgreSQL's programs are; Debian keeps them off PATH."""
+    found = shutil.which("postgres")
+    places = [Path(found).resolve().parent] if found else []
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((place for place in places if (place / "initdb").exists() and (place / "postgres").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A server of these tests' own, on a socket in a folder of its own; gives the beginning of its URLs."""
+    programs = _programs()
+    if programs is None:
+        pytest.skip("there is no PostgreSQL here: install the package postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="stepfold-pg-"))
+    user: str | None = None
+    if os.getuid() == 0:  # as whom it does not run
+        user = "postgres" if any(entry.pw_name == "postgres" for entry in pwd.getpwall()) else "nobody"
+        shutil.chown(folder, user)
+    data = folder / "data"
+    make = [programs / "initdb", "-D", data, "-U", "stepfold", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]
+    subprocess.run(make, cwd=folder, check=True, capture_output=True, user=user)
+    control = [
+        programs / "pg_ctl",
+        "-D",
+        data,
+        "-w",
+        "-o",
+        f"-k {folder} -c listen_addresses='' -c fsync=off",
+        "-l",
+        folder / "log",
+    ]
+    subprocess.run([*control, "start"], cwd=folder, check=True, capture_output=True, user=user)
+    try:
+        yield f"postgresql+psycopg://stepfold@/{{}}?host={folder}"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], cwd=folder, check=False, capture_output=True, user=user)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def database(server: str) -> str:
+    name = f"db{uuid4().hex[:12]}"
+    engine = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return server.format(name)
+
+
+async def test_exactly_once_over_restarts_and_a_rebuild(small: None, database: str) -> None:
+    log = MemoryDriver()
+    await log.open()
+    for part in ("one", "two", "three"):
+        await some_runs(log, 6, part)
+        async with ProjectionRunner(log, [Recorder(), RunsProjection()], database=database) as runner:
+            await runner.catch_up()
+            assert await told(runner) == await to_be_told(log)
+            assert [lag.behind for lag in await runner.lag()] == [0, 0]
+    async with ProjectionRunner(log, [Recorder(), RunsProjection()], database=database) as runner:
+        await runner.rebuild()
+        assert await told(runner) == await to_be_told(log)
+        assert await runner.query(count_runs) == 18
+
+
+async def test_every_record_is_survived(small: None, database: str) -> None:
+    log = await strange_log()
+    for _ in range(2):
+        async with ProjectionRunner(log, [RunsProjection()], database=database) as runner:
+            await runner.catch_up()
+            rows = await runner.query(list_runs, limit=1000)
+            assert {row.run_id for row in rows} >= {"plain", "last"}
+            assert next(row for row in rows if row.run_id == "last").state == "completed"
+            await runner.rebuild()
+
+
+async def test_a_log_that_was_put_back_is_refused_until_a_rebuild(small: None, database: str) -> None:
+    old, new = MemoryDriver(log_id="one"), MemoryDriver(log_id="one")
+    await old.open()
+    await new.open()
+    await some_runs(old, 4, "ghost")
+    await some_runs(new, 9)
+    async with ProjectionRunner(old, [Recorder()], database=database) as runner:
+        await runner.catch_up()
+    async with ProjectionRunner(new, [Recorder()], database=database) as runner:
+        with pytest.raises(ConfigError, match="`stepfold projection rebuild`"):
+            await runner.catch_up()
+        await runner.rebuild()
+        assert await told(runner) == await to_be_told(new)
+
+
+class Trusting(Projection):
+    """Writes what it is given as it is given."""
+
+    name = "trusting"
+    metadata = sa.MetaData()
+    rows = sa.Table("trusted", metadata, sa.Column("run_id", sa.String(200)), sa.Column("text", sa.String(20)))
+
+    def apply(self, connection: sa.Connection, event: RunEvent, run: RunSoFar) -> None:
+        if isinstance(event, Started):
+            connection.execute(self.rows.insert().values(run_id=run.id, text=str(event.input)))
+
+
+async def test_what_a_users_projection_cannot_take_stops_that_one_alone(small: None, database: str) -> None:
+    log = await strange_log()
+    async with ProjectionRunner(log, [Trusting(), RunsProjection()], database=database) as runner:
+        with pytest.raises(ProjectionFailed, match=r"Trusting.apply for started of run .* raised"):
+            await runner.catch_up()
+        assert "stepfold-runs" not in runner.failures
+        assert next(row for row in await runner.query(list_runs, limit=1000) if row.run_id == "last").state == "completed"
+        stopped = {lag.projection: lag.stopped for lag in await runner.lag()}
+    assert "Trusting.apply" in (stopped["trusting"] or "") and stopped["stepfold-runs"] is None

@@ -1,0 +1,72 @@
+"""The kinds of operations: each record, rule and delivery belongs to one of them, and none is forgotten in a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import get_args
+
+import pytest
+
+from stepfold import events
+from stepfold.core import lifecycle
+from stepfold.core.records import Base, StepDecision
+from stepfold.core.state import Open
+from stepfold.operations import CALLS, ENDS, KINDS, OPEN, RULES, SETTLED_BY, TELLS
+from stepfold.operations.call import Call
+from stepfold.operations.kind import Kind
+from stepfold.operations.step import OpenStep
+
+OF_KINDS = [record for kind in KINDS for record in kind.records]
+OF_RUNS = [found for found in vars(lifecycle).values() if isinstance(found, type) and issubclass(found, Base)]
+
+
+def types(records: list[type[Base]]) -> set[str]:
+    return {record.model_fields["type"].default for record in records if "type" in record.model_fields}
+
+
+def test_each_event_type_belongs_to_one_kind_or_to_the_life_of_a_run() -> None:
+    assert not [record for record, times in Counter(OF_KINDS).items() if times > 1]
+    assert not types(OF_KINDS) & types(OF_RUNS)
+    assert types(OF_KINDS) | types(OF_RUNS) == types(list(get_args(events.Event)))
+
+
+def test_each_event_of_a_run_has_a_rule() -> None:
+    assert RULES.keys() | lifecycle.RULES.keys() == types(list(get_args(events.RunEvent))) - {"started"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_is_whole(kind: Kind) -> None:
+    assert kind.name == kind.open.kind == kind.call.kind
+    assert kind.rules.keys() == types(list(kind.records))
+    assert kind.tells.keys() == types([record for record in kind.records if issubclass(record, StepDecision)])
+    assert kind.ends.keys() == kind.call.settles.keys() >= kind.gives_back.keys()
+    assert kind.open.when_due is None or kind.open.when_due in kind.rules
+    assert kind.call.words
+
+
+def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
+    assert len(OPEN) == len(CALLS) == len(KINDS)
+    assert len(RULES) == len(OF_KINDS)
+    assert len(SETTLED_BY) == len(ENDS) == sum(len(kind.call.settles) for kind in KINDS)
+    assert len(TELLS) == sum(len(kind.tells) for kind in KINDS)
+
+
+def test_an_open_step_says_which_attempt_is_awaited() -> None:
+    step = OpenStep()
+    assert step.words("s") == "step 's': the result of attempt 1" and not step.told
+    step.attempts, step.next_at, step.error = 1, 1_000, {"type": "E", "message": "no"}
+    assert step.words("s") == "step 's': attempt 2 at 1970-01-01 00:00:01 UTC, after E: no" and step.told
+
+
+def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_so() -> None:
+    class Bare(Open):
+        kind = "bare"
+
+    class Asked(Call):
+        kind = "bare"
+
+    opened, call = Bare(), Asked()
+    opened.resumed()
+    call.check(opened)
+    assert opened.due_at is None and opened.told and opened.words("s") == "bare 's'"
+    assert call.lasts_ms is None and call.begin(0) is None

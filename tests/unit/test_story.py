@@ -1,0 +1,141 @@
+"""The story of a run follows the fold: what became of each step, and what is known of those that are open."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from stepfold.client.story import Line, story
+from stepfold.core.fold import PartitionState, fold
+from stepfold.core.state import RunState
+from stepfold.events import Event, parse
+from stepfold.log import CLAIM_KEY, Record
+
+ERROR = {"type": "E", "message": "no"}
+
+
+class Log:
+    """Records, one a second; claims under the offset that the last one had."""
+
+    def __init__(self) -> None:
+        self.state = PartitionState()
+        self.owners: dict[int, str | None] = {}
+        self.events: list[Event] = []
+        self.run: RunState | None = None
+        self.claim("w1")
+        self.add("started", request="r", workflow="w", input=None)
+
+    def claim(self, owner: str | None) -> None:
+        self.owners[self.state.offset] = owner
+        self.put(CLAIM_KEY, {"type": "claim", "prev": self.state.claim, "owner": owner, "nonce": "n"})
+
+    def add(self, kind: str, **fields: Any) -> None:
+        by = {} if kind in ("started", "signal-received", "cancel-requested") else {"claim": self.state.claim}
+        self.put("r", {"type": kind, "run_id": "r", **by, **fields})
+
+    def put(self, key: str, fields: dict[str, Any]) -> None:
+        offset = self.state.offset
+        at = 1000 * offset
+        change = fold(self.state, Record(offset, at, key, orjson.dumps({"v": 1, "at": at, **fields})))
+        assert change is not None
+        if change.run is not None:
+            self.run = change.run
+            self.events.append(parse(change.event, offset, at))
+
+    def told(self) -> dict[str, Line]:
+        assert self.run is not None
+        return {line.step_id: line for line in story(self.run, self.events, self.owners)}
+
+
+def test_a_step_from_its_first_failure_to_its_result() -> None:
+    log = Log()
+    log.add("step-failed", step_id="a", attempt=1, error=ERROR, next_at=9_000)
+    a = log.told()["a"]
+    assert (a.kind, a.became, a.attempts, a.next_at, a.running_since, a.worker) == ("step", "open", 1, 9_000, None, "w1")
+    assert str(a.error) == "E: no"
+    log.add("attempt-started", step_id="a", attempt=2)
+    log.add("step-heartbeat", step_id="a", attempt=2, details=[7])
+    a = log.told()["a"]
+    assert (a.next_at, a.running_since, a.heartbeat, a.heartbeat_at) == (None, 3_000, [7], 4_000)
+    log.claim("w2")
+    assert log.told()["a"].left
+    log.add("attempt-lost", step_id="a", attempt=2)
+    a = log.told()["a"]
+    assert (a.attempts, a.lost, a.running_since, a.worker, a.left) == (2, 1, None, "w2", False)
+    log.add("step-completed", step_id="a", attempt=3, result="x")
+    a = log.told()["a"]
+    assert (a.became, a.attempts, a.lost, a.result) == ("done", 3, 1, "x")
+    assert a.points == [(2_000, "failed"), (3_000, "began"), (6_000, "lost"), (7_000, "ended")]
+
+
+def test_an_attempt_that_was_announced_tells_its_input() -> None:
+    log = Log()
+    log.add("attempt-started", step_id="a", attempt=1, input=[1, "x"], input_note="cut")
+    a = log.told()["a"]
+    assert (a.became, a.attempts, a.running_since, a.worker, a.left) == ("open", 0, 2_000, "w1", False)
+    assert (a.input, a.input_note) == ([1, "x"], "cut")
+    log.add("step-heartbeat", step_id="a", attempt=1, details=[7])
+    log.add("step-completed", step_id="a", attempt=1, result="x")
+    assert log.told()["a"].input == [1, "x"]
+    log.add("attempt-started", step_id="b", attempt=1, input="no list")
+    assert log.told()["b"].input is None
+
+
+def test_a_step_that_failed_for_good() -> None:
+    log = Log()
+    log.add("step-failed", step_id="a", attempt=1, error=ERROR, next_at=None)
+    assert log.told()["a"].became == "failed"
+
+
+def test_sleeps_and_waits() -> None:
+    log = Log()
+    log.add("sleep-scheduled", step_id="nap", wake_at=3_000)
+    log.add("sleep-completed", step_id="nap")
+    log.add("wait-started", step_id="first", signal="s", timeout_at=None)
+    log.add("wait-started", step_id="second", signal="s", timeout_at=6_000)
+    log.add("wait-timed-out", step_id="second")
+    log.add("signal-received", request="q", signal="s", data=1)
+    told = log.told()
+    assert [(line.kind, line.became) for line in told.values()] == [("sleep", "done"), ("wait", "done"), ("wait", "timed out")]
+    assert told["nap"].until == 3_000 and told["second"].until == 6_000
+    assert (told["first"].signal, told["first"].result, told["first"].points[-1]) == ("s", 1, (7_000, "ended"))
+
+
+def test_a_wait_that_gave_its_signal_back_is_dropped() -> None:
+    log = Log()
+    log.add("wait-started", step_id="first", signal="s", timeout_at=None)
+    log.add("signal-received", request="q", signal="s", data=1)
+    log.add("step-cancelled", step_id="first")
+    log.add("wait-started", step_id="second", signal="s", timeout_at=None)
+    told = log.told()
+    assert (told["first"].became, told["first"].returned) == ("dropped", True)
+    assert (told["second"].became, told["second"].returned, told["second"].result) == ("done", False, 1)
+
+
+def test_what_the_code_let_go_and_what_was_open_at_the_end_is_dropped() -> None:
+    log = Log()
+    log.add("sleep-scheduled", step_id="nap", wake_at=3_000)
+    log.add("step-cancelled", step_id="nap")
+    log.add("wait-started", step_id="wait", signal="s", timeout_at=None)
+    log.add("cancel-requested", request="c")
+    assert {line.became for line in log.told().values()} == {"dropped", "open"}
+    log.add("cancelled")
+    assert [line.became for line in log.told().values()] == ["dropped", "dropped"]
+
+
+def test_without_times_of_the_log_the_writers_count() -> None:
+    log = Log()
+    log.add("sleep-scheduled", step_id="nap", wake_at=3_000)
+    assert log.run is not None
+    events = [event.model_copy(update={"timestamp": None, "at": 7}) for event in log.events]
+    [nap] = story(log.run, events)
+    assert nap.points == [(7, "began")] and nap.worker is None
+
+
+def test_events_that_begin_later_than_the_run_tell_what_they_can() -> None:
+    log = Log()
+    log.add("step-completed", step_id="a", attempt=1, result=1)
+    log.add("step-completed", step_id="b", attempt=1, result=2)
+    assert log.run is not None
+    assert [line.step_id for line in story(log.run, log.events[2:])] == ["b"]
