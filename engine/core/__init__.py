@@ -1,1 +1,1 @@
-"""What the records mean: the same for every reader. Pure."""
+"""The meaning of records, the same for every reader. Pure."""

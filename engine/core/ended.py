@@ -1,4 +1,4 @@
-"""What is remembered of runs that have ended: their ids, for as long as the memory of their partition. Pure."""
+"""The ids of ended runs, kept for as long as their partition remembers them. Pure."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from collections.abc import Iterator
 from typing import cast
 
 REMEMBER_MS = 24 * 3600 * 1000
-"""A partition's memory, unless its first claim says otherwise: how long after its end a run's id cannot be used again, by the
-log's time."""
+"""A partition's memory, unless its first claim says otherwise: a run's id cannot be used again for this long after its end, by
+the log's time."""
 MARGIN_MS = REMEMBER_MS
-"""How much later it is dropped: who drops it has a clock that may be ahead of the log's, and must judge as those who keep it."""
+"""An id is dropped only this much later: the clock of the owner that drops it may run ahead of the log's, and owners that
+still hold the id must reach the same verdict."""
 
 
 def fingerprint(run_id: str) -> int:
-    """128 bits that stand for a run id."""
+    """A digest of a run id, of 128 bits."""
     return int.from_bytes(hashlib.blake2b(run_id.encode("utf-8", "surrogatepass"), digest_size=16).digest())
 
 
 class Ended:
-    """The ids of ended runs, remembered for the partition's memory: fingerprints with the time of the end, and 32 bits that say
-    how the run was started, where that is worth knowing.
+    """The ids of ended runs. An entry holds a part of the id's fingerprint (the mark), the time of the end, and the 32-bit
+    digest of the start (0 if the run was not started from an inbox).
 
-    Kept in chunks of bytes in the order of the ends, so that a checkpoint writes only the chunk that grows: a time to count
-    from, then the entries. An index says in which chunks to look for an id. A chunk that was taken back is not indexed at
-    once, so that a restart does not wait for that: each question indexes some, and searches those that are left.
+    The entries stand in chunks of bytes in the order in which the runs ended, so a checkpoint writes only the chunk that
+    grows. A chunk begins with a base time; its entries hold times relative to it. An index maps ids to chunks. `load` does not
+    index a chunk, so that a restart is fast: each `find` indexes some of those chunks and searches the others.
     """
 
     BASE = struct.Struct(">q")
     ENTRY = struct.Struct(">12sII")
-    SPAN_MS = 2**32  # of an entry's time; a chunk counts from half of it before its first one, for the log's time may step back
-    LEAST_MS = -(2**62)  # whatever a log says of its time: what a chunk counts from, below that, fits into 64 bits
+    SPAN_MS = 2**32  # range of an entry's time; the first entry stands in its middle, because the log's time may step back
+    LEAST_MS = -(2**62)  # earlier times count as this one, so that the base of a chunk fits into 64 bits
     CHUNK_ENTRIES = 4096
     BUCKETS = 4096
-    HINT_BYTES = 8  # of a mark's 12: the search in a bucket is a search for these
+    HINT_BYTES = 8  # of a mark's 12 bytes: `find` searches a bucket for these
     PLACE_BYTES = HINT_BYTES + 4
 
     def __init__(self) -> None:
         self.chunks: dict[int, bytearray] = {}
-        self._index: dict[int, bytearray] = {}  # bucket -> places: a hint and the number of the chunk
+        self._index: dict[int, bytearray] = {}  # bucket -> places; a place is a hint and the number of a chunk
         self._unindexed: list[int] = []
 
     def __len__(self) -> int:
@@ -63,7 +64,7 @@ class Ended:
         return self.find(run_id, now, memory_ms) is not None
 
     def find(self, run_id: str, now: int, memory_ms: int = REMEMBER_MS) -> int | None:
-        """The digest of a run that ended less than `memory_ms` before `now`; None where there is none."""
+        """The digest of the run's start, if the run ended less than `memory_ms` before `now`; else None."""
         if not self.chunks:
             return None
         for number in self._unindexed[: 1 + len(self._unindexed) // 64]:
@@ -84,7 +85,10 @@ class Ended:
         return None
 
     def forget(self, now: int, memory_ms: int = REMEMBER_MS) -> list[int]:
-        """Drop the chunks of which every entry is past remembering, with a margin; gives their numbers. The growing one stays."""
+        """Drop the chunks in which every entry ended more than `memory_ms` and `MARGIN_MS` ago; returns their numbers.
+
+        The newest chunk stays, because it still grows.
+        """
         dropped: list[int] = []
         for number in list(self.chunks)[:-1]:
             entries = list(self._entries(number))
@@ -102,7 +106,7 @@ class Ended:
         return dropped
 
     def load(self, number: int, chunk: bytes | memoryview) -> None:
-        """Take back a chunk; chunks come in the order of their numbers."""
+        """Add a stored chunk. The caller passes chunks in the order of their numbers."""
         self.chunks[number] = bytearray(chunk)
         self._unindexed.append(number)
 
@@ -126,7 +130,7 @@ class Ended:
 
 
 def _aligned(data: bytes | bytearray, wanted: bytes, step: int, start: int = 0) -> Iterator[int]:
-    """Where `wanted` stands in `data`, at multiples of `step` from `start` on."""
+    """The positions of `wanted` in `data` that are `start` plus a multiple of `step`."""
     at = data.find(wanted, start)
     while at >= 0:
         if (at - start) % step == 0:

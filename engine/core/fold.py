@@ -7,22 +7,22 @@ record is accepted iff
 2. its precondition holds: the step has no result yet and the attempt is the next one, the wait is open, the run is
    unknown (`started`) or not ended; and a request is no repeat.
 
-Everything else changes nothing. That alone makes duplicates, zombies and races harmless.
+Every other record changes nothing. This rule alone makes duplicates, zombies and races harmless.
 
-Repeats of requests are known by their id, for as long as it is remembered; and those found in an inbox by their place there,
-for ever: the highest place that was seen of each inbox partition is kept, and what is not above it is void. Routers leave no
-gaps (what comes after goes into the log after), so what is void for that has been there before, in the stream of the same run,
-and a reader of that run alone knows it, too.
+The fold knows a repeated request by its id, for as long as the partition remembers the id. It knows a repeated request from an
+inbox by its place there, for ever: the state keeps the highest place seen of each inbox partition, and a request at or
+below that place is void. Routers append requests in the order of the inbox and leave no gaps. So a request that is void
+for its place has an earlier copy in the stream of the same run, and a reader of that run alone reaches the same verdict.
 
-A signal may come before its run: it is kept for as long as a request is remembered, with all that is open and under
-the phase EXPECTED, until `started` makes a run of it. A reader who does not ask for it never meets one.
+A signal may come before its run. The fold keeps such signals in a run of the phase EXPECTED, for as long as a request is
+remembered or until `started` makes it an open run. `Change.run` is None for these signals, so most readers never see them.
 
-The fold does not know the user's code: whether a step was wanted is replay's question. What replay needs is the run's
-`journal`: what was delivered to the code, in the log's order. A run depends on nothing but the claims and its own
-records, so folding only those gives the same run; that is how clients read one run.
+The fold does not know the user's code: only replay can tell whether the code asked for a step. Replay needs the run's
+`journal`: the deliveries to the code, in the log's order. A run depends only on the claims and its own records, so folding
+only those gives the same run; clients read one run this way.
 
-State is changed in place (a run of 10,000 steps costs 10,000 times the same); `snapshot.pack` and `PartitionState.pack`
-give values that can be kept and compared.
+The fold changes state in place, so that each step of a long run costs the same; `snapshot.pack` and `PartitionState.pack`
+return values that can be kept and compared.
 """
 
 from __future__ import annotations
@@ -45,15 +45,17 @@ from .runs import Runs
 from .state import EXPECTED, RunState
 
 DEATHS_MS = 600_000
-"""An owner that was there for longer did not die of what it recovered."""
+"""An owner that crashes within this time of its claim may have died of a run that it recovered; a later crash has another cause,
+so the count of deaths starts anew."""
 _FOR_EVER_MS = 2**64
 _RULES = {**OF_RUNS, **OF_OPERATIONS}
-"""One per event of a run that is open or quarantined: checks the precondition, changes the run, says if it accepted."""
+"""By event type. A rule gets a run that is open or quarantined: it checks the precondition, changes the run, and returns whether
+it accepted the event."""
 _DECIDES = frozenset(kind for kind, shape in SHAPES.items() if shape.decision and kind not in OF_THE_OWNER)
 
 
 class PartitionState:
-    """What the records of one partition amount to."""
+    """The folded state of one partition."""
 
     __slots__ = (
         "claim",
@@ -78,35 +80,35 @@ class PartitionState:
         self.partitions = partitions
         self.offset = 0  # the next record to fold is at this offset or above
         self.claim = -1  # offset of the current claim
-        self.owner: str | None = None  # None: nobody, or the last owner left in good order
+        self.owner: str | None = None  # None: never owned, or the last owner released the partition
         self.claimed_at = 0  # the log's time of the current claim
-        self.deaths = 0  # owners in a row, each gone soon after its claim, that did not leave in good order
-        self.format = FORMAT  # what the owner can judge
-        self.needs_format = FORMAT  # above FORMAT: this code must not go on
-        self.memory_ms = REMEMBER_MS  # fixed by the first claim: what was forgotten cannot be remembered again
-        self.runs = Runs()  # open, quarantined and expected ones
+        self.deaths = 0  # owners in a row that ended without a release, each but the first within DEATHS_MS of its claim
+        self.format = FORMAT  # the newest format that the owner can judge
+        self.needs_format = FORMAT  # above FORMAT: this code cannot judge the partition and must stop
+        self.memory_ms = REMEMBER_MS  # fixed by the first claim: a longer memory would not bring back ids that were dropped
+        self.runs = Runs()  # open, quarantined and expected runs
         self.ended = Ended()
-        self.open_mark = 0  # exclusive or of the fingerprints of `runs`
-        self.sources: dict[str, int] = {}  # inbox partitions -> the highest place of a request that was seen here
-        self.refused: list[Refusal] = []  # what the last request led to; no part of the packed value
+        self.open_mark = 0  # exclusive or of the fingerprints of the ids in `runs`
+        self.sources: dict[str, int] = {}  # inbox partition -> the highest place of a request seen here
+        self.refused: list[Refusal] = []  # refusals that the last request caused; `pack` leaves them out
 
     def refuse(self, event: dict[str, Any], reason: str) -> None:
         self.refused.append(Refusal(event, reason))
 
     def kept_for(self, run_id: str, now: int) -> int:
-        """How many signals that have come for a run that has not begun are kept at this time."""
+        """The number of signals kept at `now` for a run that has not started."""
         run = self.runs.peek(run_id) if run_id in self.runs else None
         return sum(now < at + self.memory_ms for at, _ in run.input) if run is not None and run.phase == EXPECTED else 0
 
     def drop(self, run_id: str) -> None:
-        """Forget an expected run of which everything is past remembering, with a margin: `Ended.forget` says why."""
+        """Remove an expected run and refuse its signals. The caller waits until the memory and `MARGIN_MS` have passed."""
         for _, signal in self.runs.peek(run_id).input:
             self.refuse(signal, f"no run {run_id!r} was started while the signal was kept for it")
         self.runs.remove(run_id)
         self.open_mark ^= fingerprint(run_id)
 
     def pack(self) -> bytes:
-        """A value that is equal for equal states."""
+        """Bytes that are equal for equal states."""
         return orjson.dumps(
             [
                 self.offset,
@@ -124,15 +126,15 @@ class PartitionState:
 
 
 class Refusal(NamedTuple):
-    """A request that is void and no repeat, and why: for whoever asked."""
+    """A request that is void but not a repeat, with the reason to tell its sender."""
 
     event: dict[str, Any]
     reason: str
 
 
 class Change(NamedTuple):
-    """An accepted record: its event, and the run as it is now (None for a claim, and for a signal that came before its run:
-    that is kept in `early`)."""
+    """An accepted record: its event and the run after it. `run` is None for a claim, and for a signal that came before its run;
+    `early` is then the expected run that keeps the signal."""
 
     event: dict[str, Any]
     run: RunState | None
@@ -143,9 +145,9 @@ _change = Change._make
 
 
 def fold(state: PartitionState, record: Record) -> Change | None:
-    """Fold one record into `state`. Gives what changed, or None where the record is not accepted.
+    """Fold one record into `state`. Returns the change, or None if the record is not accepted.
 
-    Records below `state.offset` have been folded before and are passed over.
+    Skips records below `state.offset`, which are folded already.
     """
     offset = record.offset
     if offset < state.offset:
@@ -180,7 +182,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
         run.forget(state.memory_ms)
     if run.phase in ENDS:
         run.ended_at = run.now
-        del state.runs.at_hand[run.id]
+        del state.runs.at_hand[run.id]  # `get` has unpacked the run, so it is there
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now, run.digest)
     return _change((event, run, None))
@@ -206,7 +208,7 @@ def _claim(state: PartitionState, record: Record, event: dict[str, Any]) -> Chan
 
 
 def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:
-    """What comes from outside: a repeat is void, and a signal for a run to come is kept."""
+    """Fold a request. A repeat is void; a signal may come before its run."""
     state.refused.clear()
     if _was_seen(state, event) or event["v"] > state.format or event["run_id"] != record.key:
         return None
@@ -231,7 +233,7 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
 
 
 def _was_seen(state: PartitionState, event: dict[str, Any]) -> bool:
-    """Whether a request was found at a place of an inbox that was seen before, or lies before one that was."""
+    """Whether the request's inbox place, or a later one of that inbox partition, was seen before. Notes the place."""
     place = event.get("from")
     if type(place) is not dict or not PLACE.fits(cast(dict[str, Any], place)):
         return False
@@ -270,7 +272,7 @@ def _begin(state: PartitionState, record: Record, event: dict[str, Any], early: 
 
 
 def _expect(state: PartitionState, record: Record, event: dict[str, Any], run: RunState | None) -> Change | None:
-    """A signal for a run that may begin yet is kept; whatever else there is needs a run that has begun."""
+    """Keep a signal for a run that has not started, and refuse every other request for such a run."""
     run_id, request, now = record.key, event["request"], record.timestamp
     if not _belongs(state, run_id):
         return None
@@ -298,7 +300,7 @@ def _expect(state: PartitionState, record: Record, event: dict[str, Any], run: R
 
 
 def _expire(state: PartitionState, early: RunState, now: int) -> None:
-    """Drop what has come for a run that has not begun, and is past remembering. Readers of format 1 never kept it."""
+    """Refuse and drop the signals of an expected run that are past the memory; under format 1 all: its readers keep none."""
     now, count = max(now, early.now), 0
     for at, signal in early.input:
         if now < at + state.memory_ms and state.format > 1:
@@ -309,13 +311,13 @@ def _expire(state: PartitionState, early: RunState, now: int) -> None:
 
 
 def digest_of(started: dict[str, Any]) -> int:
-    """32 bits that stand for what a run was asked to do; never 0."""
+    """A digest of a start's workflow and input, of 32 bits; never 0."""
     asked = orjson.dumps([started["workflow"], started["input"]], option=orjson.OPT_SORT_KEYS)
     return zlib.crc32(asked) or 1
 
 
 def _is_of(run: RunState, started: dict[str, Any]) -> bool:
-    """Whether a run was started like that. Of one that was started from elsewhere its input is compared."""
+    """Whether `started` asks for the run's workflow and input. A run that no inbox started has no digest: compare its input."""
     if run.digest:
         return run.digest == digest_of(started)
     return run.workflow == started["workflow"] and run.given == started["input"]

@@ -1,4 +1,4 @@
-"""The life of a run, whatever it awaits: its start, cancellation, quarantine and end, and the claims of its partition. Pure."""
+"""Records and rules of a run's life: start, cancellation, quarantine and end; and the claims of its partition. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .state import RunState, deliver
 class Claim(Base):
     """`owner` owns the partition from this offset on, if `prev` is the offset of the claim that was current (-1: none).
 
-    `owner` null: the previous owner left in good order and nobody owns the partition. `memory_ms` of a partition's first claim:
-    for how long request ids, and ids of ended runs, are remembered there; 24 hours where that claim does not say.
+    `owner` null: the previous owner released the partition and nobody owns it. `memory_ms` counts in a partition's first claim
+    only: how long the partition remembers request ids and ids of ended runs; 24 hours if that claim does not say.
     """
 
     type: Literal["claim"] = "claim"
@@ -27,7 +27,7 @@ class Claim(Base):
 
 
 class Started(Request):
-    """A run begins, if its id is not known."""
+    """Starts a run, unless its id is known."""
 
     type: Literal["started"] = "started"
     workflow: str
@@ -38,14 +38,14 @@ class Started(Request):
 
 
 class CancelRequested(Request):
-    """The run shall end; its code sees CancelledError."""
+    """Asks the run to end; its code gets CancelledError."""
 
     type: Literal["cancel-requested"] = "cancel-requested"
     reason: str | None = None
 
 
 class StepCancelled(StepDecision):
-    """The code no longer waits for this step, sleep or wait. A signal it had been given goes back to the front."""
+    """The code no longer waits for this operation. A signal that was delivered to it goes back to the front of its queue."""
 
     type: Literal["step-cancelled"] = "step-cancelled"
 
@@ -57,26 +57,26 @@ class WorkflowUnknown(Decision):
 
 
 class InputCompleted(Decision):
-    """The run's input from now on: what the workflow's model made of the start's, where it makes something else each time."""
+    """The run's input from now on: the start's input as the workflow's model made it, if the model makes it anew each time."""
 
     type: Literal["input-completed"] = "input-completed"
     input: Any
 
 
 class CodeSuspected(Decision):
-    """Workers have died, and the run's code, which may be what kills them, is about to run. Counted once under a claim."""
+    """The run's code is about to run, and may be what killed the previous workers. Counts once under each claim."""
 
     type: Literal["code-suspected"] = "code-suspected"
 
 
 class CodeCleared(Decision):
-    """The run's code ran, and its worker is still there."""
+    """The run's code ran, and its worker survived."""
 
     type: Literal["code-cleared"] = "code-cleared"
 
 
 class Quarantined(Decision):
-    """The run stands still until somebody mends what `error` names; nothing of it is lost."""
+    """The run is put aside until the cause that `error` names is fixed; nothing of the run is lost."""
 
     type: Literal["quarantined"] = "quarantined"
     error: ErrorModel
@@ -141,7 +141,7 @@ def _input_completed(run: RunState, event: dict[str, Any]) -> bool:
 
 def _code_suspected(run: RunState, event: dict[str, Any]) -> bool:
     if run.suspected and event["claim"] == run.suspected_by:
-        return False  # no worker has died in between: an append that came twice
+        return False  # a repeated append: no worker has died in between
     run.suspected += 1
     run.suspected_by = event["claim"]
     return True
@@ -209,6 +209,6 @@ RULES: dict[str, Callable[[RunState, dict[str, Any]], bool]] = {
     "cancelled": _cancelled,
 }
 ENDS = frozenset({"completed", "failed", "cancelled"})
-"""The events after which a run is over."""
+"""The events that end a run."""
 OF_THE_OWNER = frozenset({"workflow-unknown", "code-suspected", "code-cleared"})
-"""The decisions that are about the run's code, and none of its own."""
+"""The decisions about the run's code that do not come from the code: they do not set `decided`."""

@@ -1,4 +1,4 @@
-"""The families of records, and what all of a family have. Pure."""
+"""The families of records, with the fields that all records of a family have. Pure."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFun
 from ..values.times import utc
 
 FORMAT = 2
-"""The newest record format that this code understands; its claims say so."""
+"""The newest record format that this code can judge; the claims of its workers name it."""
 PLAIN = 1
-"""What readers of every format judge alike: requests, and the decisions that format 1 knew."""
+"""The format of records that readers of every format judge alike: requests, and decisions that format 1 knew."""
 
 
 def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -23,8 +23,8 @@ def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 PASSED_OVER = WrapValidator(_or_none)
-"""Marks an optional field that came later: no reader finds a record void for it, for those who do not know it could not. What is
-not of its type counts as absent."""
+"""Marks an optional field that was added later. A value of a wrong type counts as absent and never makes the record void: readers
+that do not know the field could not judge by it."""
 
 
 class ErrorModel(BaseModel):
@@ -39,15 +39,16 @@ class ErrorModel(BaseModel):
 
 
 class Base(BaseModel):
-    """What every event has. Its fields are as in the record: `at` is the writer's clock, milliseconds since 1970, UTC."""
+    """The fields of every event, as in the record. `at`: the writer's clock, milliseconds since 1970, UTC."""
 
     model_config = ConfigDict(extra="allow")
 
     never_ends: ClassVar[bool] = False
-    """Whether no event of this type ends its run, nor decides whether another may: who waits for the end need not look at it."""
+    """Whether an event of this type neither ends its run nor affects whether another event may end it: a reader that waits for
+    the end can skip it."""
 
     comes_early: ClassVar[bool] = False
-    """Whether such a request is kept where its run has not begun."""
+    """Whether the fold keeps a request of this type for a run that has not started."""
 
     v: int = PLAIN
     at: int
@@ -58,12 +59,12 @@ class Base(BaseModel):
 
     @property
     def time(self) -> datetime | None:
-        """The log's time of the record, UTC, as all times that are no part of a record are given; None where it is not known."""
+        """The log's time of the record as a datetime in UTC; None if it is not known."""
         return None if self.timestamp is None else utc(self.timestamp)
 
 
 class Place(BaseModel):
-    """A place of an inbox: `inbox` names it for ever, so that one that was deleted and made again has another name."""
+    """A place in an inbox. `inbox` is the identity of the inbox: one that was deleted and made again has another identity."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -73,8 +74,8 @@ class Place(BaseModel):
 
 
 class Request(Base):
-    """From outside, under no claim. `request` makes a repeat harmless, for as long as it is remembered; `from`, of a request that
-    was found in an inbox, does so for ever.
+    """A record from outside, under no claim. `request` makes a repeat harmless for as long as the partition remembers it; `from`,
+    the place of a request that came through an inbox, makes it harmless for ever.
     """
 
     run_id: str
@@ -83,7 +84,7 @@ class Request(Base):
 
 
 class Decision(Base):
-    """The owner's, under its claim. The first decision of a run that was started without a version carries `version`."""
+    """A record of the owner, under its claim. The first decision of a run that was started without version carries `version`."""
 
     run_id: str
     claim: int
@@ -91,7 +92,7 @@ class Decision(Base):
 
 
 class StepDecision(Decision):
-    """`step_id`: the path of the step, sleep or wait through its scopes, numbered when repeated (`charge#2`)."""
+    """A decision about one operation. `step_id`: its path through its scopes, numbered when repeated (`charge#2`)."""
 
     never_ends = True
 

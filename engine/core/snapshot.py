@@ -1,4 +1,4 @@
-"""A run as bytes and back: for checkpoints, for projections, and for runs that are put away. Pure."""
+"""Turns a run into bytes and back, for checkpoints, for projections, and for runs that are put away. Pure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import orjson
 from ..operations import OPEN
 from .state import Delivery, RunState
 
-_delivery = Delivery._make  # half the price of the constructor
+_delivery = Delivery._make  # costs half as much as the constructor
 
 
 def pack(run: RunState) -> bytes:
-    """A compact value from which `unpack` makes an equal run."""
+    """Compact bytes from which `unpack` makes an equal run."""
     return orjson.dumps(
         [
             run.id,
@@ -44,7 +44,7 @@ def pack(run: RunState) -> bytes:
 
 
 def unpack(data: bytes) -> RunState:
-    """The run that was packed. Raises ValueError and the like on anything else."""
+    """The run that `pack` packed. Raises ValueError, TypeError or LookupError for other bytes."""
     fields = orjson.loads(data)
     run = RunState(fields[0], fields[1], fields[2], fields[3], fields[5], fields[6])
     (run.trigger, run.now, run.phase, run.decided, run.awaits_worker, run.cancel_requested) = (fields[4], *fields[7:12])

@@ -1,11 +1,11 @@
-"""The kinds of operations that a workflow can await, one room each: records, rules, open state, call, words, story.
+"""The kinds of operations that a workflow can await. One module per kind: records, rules, open state, call, words, story.
 
     step     a function that runs on a worker
     sleep    a time
     signal   data that somebody sends to the run
 
-A new kind is a module here, a word in `KINDS`, a line in `events.RunEvent`, and a method of `Step`. A room knows the core, values
-and nothing else, least of all another room; all tables below are made of the rooms, once, at import. Pure.
+A new kind is a module here, a word in `KINDS`, a line in `events.RunEvent`, and a method of `Step`. The module of a kind imports
+the core and values, and never another kind. All tables below are made from `KINDS`, once, at import. Pure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operations as the code asks for them: the side of a kind that replay and the owner see. Pure."""
+"""Operations as the code asks for them: the part of a kind that replay and the owner use. Pure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any, ClassVar, NamedTuple
 from ..core.state import Open
 
 Settle = Callable[[Any, str, Any], Any]
-"""From the call, the operation's id and the recorded value to what the code gets. Raises Differs; whatever else it raises, of a
-class of the user's, says that the value does not fit its type today."""
+"""Takes the call, the operation's id and the recorded value; returns what the code gets. Raises Differs. Any other error comes
+from the user's types and means that the value does not fit its type today."""
 
 
 class Raise(NamedTuple):
-    """The code gets this error, and not a value."""
+    """Returned by a `Settle` to raise this error in the code."""
 
     error: Exception
 
 
 class Differs(Exception):
-    """The log holds another operation than the code asks for: what is said of the one and of the other, behind their names."""
+    """The log holds another operation than the code asks for. `found` and `asked` describe the two; messages put them behind the
+    operation's name."""
 
     def __init__(self, found: str, asked: str) -> None:
         super().__init__(found, asked)
@@ -28,23 +29,23 @@ class Differs(Exception):
 
 
 class Call:
-    """One thing that the code asked for. A subclass belongs to one kind."""
+    """One operation that the code asked for. A subclass belongs to one kind."""
 
     __slots__ = ()
     kind: ClassVar[str] = ""
     words: ClassVar[str] = ""
     """An operation of this kind, for people."""
     settles: ClassVar[Mapping[str, Settle]] = {}
-    """By kind of delivery."""
+    """By kind of delivery: the deliveries that end this operation."""
 
     @property
     def lasts_ms(self) -> int | None:
-        """How long it lasts from when it is recorded; None: for ever, until a time that is named, or nobody knows."""
+        """How long it lasts from its first record on; None: for ever, until a named time, or unknown."""
         return None
 
     def begin(self, now: int) -> tuple[str, dict[str, Any]] | None:
-        """Its first record, type and fields; None: a worker sees to it, and it may have none."""
+        """Type and fields of its first record; None: a worker executes it, and it needs no record to begin."""
         return None
 
     def check(self, found: Open) -> None:
-        """Compare with what is open in the log under its id and kind. Raises Differs."""
+        """Compare with the open operation of the same id and kind in the log. Raises Differs."""

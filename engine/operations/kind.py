@@ -1,4 +1,4 @@
-"""A kind of operation, as its room describes it. Pure."""
+"""The description of a kind of operation, which each kind's module gives. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .call import Call
 from .line import Line
 
 Rule = Callable[[RunState, dict[str, Any]], bool]
-"""The rule of one event of a run that is open or quarantined: checks the precondition, changes the run, says if it accepted."""
+"""The rule of one event for a run that is open or quarantined: it checks the precondition, changes the run, and returns whether
+it accepted the event."""
 Tell = Callable[[Line, Any, int], None]
-"""Adds to the line of an operation what an event, or the value of a delivery, says of it at a time."""
+"""Takes a line, an event or the value of a delivery, and its time (ms); adds to the line what it says of the operation."""
 
 
 class Kind(NamedTuple):
-    """`rules` and `tells` by type of record, the rest by kind of delivery."""
+    """One kind of operation. Keys of `rules` and `tells` are record types, keys of `ends` and `gives_back` kinds of delivery."""
 
     name: str
     records: tuple[type[Base], ...]
@@ -27,4 +28,4 @@ class Kind(NamedTuple):
     tells: Mapping[str, Tell]
     ends: Mapping[str, Tell]
     gives_back: Mapping[str, Callable[[RunState, Any], None]] = {}
-    """What becomes of a value that came after the code had let go; one that is not here is dropped."""
+    """Takes back a value that was delivered after the code had dropped the operation; without an entry the value is lost."""

@@ -1,4 +1,4 @@
-"""Signals to a run: kept in the order of the log until the code waits for one, given to the oldest wait for its name. Pure."""
+"""Signals to a run: the fold keeps them in the log's order, and gives each to the oldest wait for its name. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .line import Line
 
 
 class SignalReceived(Request):
-    """Data for whoever waits for `signal`, now or later; kept in order until taken."""
+    """Data for the oldest wait for `signal`, now or later; kept in order until a wait takes it."""
 
     never_ends = True
     comes_early = True
@@ -25,7 +25,7 @@ class SignalReceived(Request):
 
 
 class WaitStarted(StepDecision):
-    """The code waits for a signal, until `timeout_at` (ms) if given."""
+    """The code waits for a signal, until `timeout_at` (ms) unless that is null."""
 
     type: Literal["wait-started"] = "wait-started"
     signal: str
@@ -95,7 +95,7 @@ def _match(run: RunState, name: str) -> None:
 
 
 def _give_back(run: RunState, value: Any) -> None:
-    """A signal that came after the code had let go of its wait goes to the front of its queue."""
+    """Put a signal that was delivered after the code had dropped its wait back to the front of its queue."""
     name, data, request = value
     run.signals.setdefault(name, []).insert(0, [data, request])
     _match(run, name)
@@ -111,7 +111,7 @@ def _timeout(call: WaitCall, step_id: str, value: Any) -> None:
 
 
 class WaitCall(Call):
-    """Take a signal, or None after `timeout_ms`. `make` turns name and data into what the code gets."""
+    """Wait for a signal; the code gets None after `timeout_ms`. `make` makes what the code gets from name and data."""
 
     __slots__ = ("make", "signal", "timeout_ms")
     kind = "wait"

@@ -1,4 +1,4 @@
-"""Sleeps: the code waits for a time. `sleep-scheduled` says when that is, `sleep-completed` ends it. Pure."""
+"""Sleeps: the code waits for a time. `sleep-scheduled` names the time, `sleep-completed` ends the sleep. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .line import Line
 
 
 class SleepScheduled(StepDecision):
-    """`wake_at`: absolute, ms."""
+    """A sleep begins. `wake_at`: the time of its end, ms since 1970."""
 
     type: Literal["sleep-scheduled"] = "sleep-scheduled"
     wake_at: int
@@ -62,7 +62,7 @@ def _woken(call: SleepCall, step_id: str, value: Any) -> None:
 
 
 class SleepCall(Call):
-    """Wake after `delay_ms`, or at `wake_at` (ms since 1970)."""
+    """Wake after `delay_ms`, or at `wake_at` (ms since 1970) if `delay_ms` is None."""
 
     __slots__ = ("delay_ms", "wake_at")
     kind = "sleep"

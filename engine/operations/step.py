@@ -1,6 +1,6 @@
-"""Steps: a function that runs on a worker, attempt by attempt, until one succeeds or the last has failed. Pure.
+"""Steps: a worker runs a function, attempt by attempt, until one succeeds or the last has failed. Pure.
 
-Its records tell of attempts; a step that succeeds at once has a single one, its result. The worker's rooms do the rest.
+The records of a step tell of attempts. A step that succeeds at once has one record, its result. The worker runs the attempts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .call import Call, Raise
 from .kind import Kind
 from .line import Line
 
-_delivery = Delivery._make  # half the price of the constructor, for the most frequent entry
+_delivery = Delivery._make  # costs half as much as the constructor, for the most frequent entry
 
 
 class StepCompleted(StepDecision):
@@ -33,7 +33,7 @@ class StepCompleted(StepDecision):
 
 
 class StepFailed(StepDecision):
-    """An attempt failed; the next one is due at `next_at` (ms), or this was the last (null)."""
+    """An attempt failed. The next one is due at `next_at` (ms); null: this was the last one."""
 
     type: Literal["step-failed"] = "step-failed"
     attempt: int
@@ -43,9 +43,9 @@ class StepFailed(StepDecision):
 
 
 class AttemptStarted(StepDecision):
-    """An attempt is about to run: an at_most_once one, one of a step that was lost before, or one whose input is recorded.
+    """An attempt is about to run. Recorded if the step is at_most_once, was lost before, or records its input.
 
-    `input`: the arguments, for people; `input_note`: what of them is cut or cannot be written.
+    `input`: the arguments, for people; `input_note`: which of them are cut or cannot be written.
     """
 
     type: Literal["attempt-started"] = "attempt-started"
@@ -55,14 +55,14 @@ class AttemptStarted(StepDecision):
 
 
 class AttemptLost(StepDecision):
-    """The attempt was under way, as far as anyone knows, when its worker died; or its worker left before an announced one ran."""
+    """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
     type: Literal["attempt-lost"] = "attempt-lost"
     attempt: int
 
 
 class StepHeartbeat(StepDecision):
-    """A running attempt reports; the next attempt sees the last `details`."""
+    """A running attempt reports its progress; the next attempt gets the last `details`."""
 
     type: Literal["step-heartbeat"] = "step-heartbeat"
     attempt: int
@@ -70,20 +70,20 @@ class StepHeartbeat(StepDecision):
 
 
 class OpenStep(Open):
-    """A step with a failed, lost or announced attempt behind it and no result yet."""
+    """A step without a result, of which an attempt was announced, sent a heartbeat, failed or was lost."""
 
     __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "lost", "next_at", "started")
     kind = "step"
 
     def __init__(self) -> None:
         self.attempts = 0  # attempts that are over
-        self.failures = 0  # of these, how many count against max_attempts
-        self.lost = 0  # how many were lost with their worker, in a row, up to now
+        self.failures = 0  # failed attempts, which count against max_attempts
+        self.lost = 0  # attempts lost in a row, up to now
         self.started = False  # the next attempt was announced
         self.next_at: int | None = None
         self.error: Any = None
         self.heartbeat: Any = None
-        self.heartbeat_at = 0  # `at` of the last one: one that comes again, or late, must not take its place
+        self.heartbeat_at = 0  # `at` of the last heartbeat: a repeated or late one must not replace it
 
     @property
     def due_at(self) -> int | None:
@@ -104,7 +104,7 @@ class OpenStep(Open):
 
 
 def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
-    """The open step whose next attempt the event speaks of; a step without a past is opened."""
+    """The open step, if the event is about its next attempt; else None. Opens a step that has no record yet."""
     step_id = event["step_id"]
     found = run.open.get(step_id)
     if found is None:
@@ -216,7 +216,7 @@ class StepCall(Call):
         self.timeout_ms = timeout_ms
         self.at_most_once = at_most_once
         self.codec = codec
-        self.given = given  # for data: `fn` and `args` anew for each attempt
+        self.given = given  # makes `fn` and `args` anew for each attempt, if they are data
         self.record_input = record_input
 
 
