@@ -1,1 +1,1 @@
-"""Everything that makes runs go on: members, owners of partitions, and attempts of steps."""
+"""The worker side: members, owners of partitions, and attempts of steps."""

@@ -1,6 +1,6 @@
-"""One attempt of one step on its way through the worker, and the heartbeats it sends.
+"""One attempt of one step on its way through the worker, and its heartbeats.
 
-Runs nothing: the owner makes it, the worker runs it, and its result goes back to the owner.
+An attempt runs nothing itself: `Running` makes it, the worker runs it, and its result goes back to `Running`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEARTBEAT_S = 1.0
 
 
 class Reports(Protocol):
-    """Who is told how an attempt goes."""
+    """Receives the reports of attempts; `Running` implements it."""
 
     loop: asyncio.AbstractEventLoop
 
@@ -36,9 +36,9 @@ class Reports(Protocol):
 
 
 class Attempt:
-    """One attempt of one step, on its way through the worker."""
+    """One attempt of one step. `known` is the step's state in the log; None before its first record."""
 
-    stop_s = math.inf  # a step is not interrupted
+    stop_s = math.inf  # the watchdog interrupts the code of runs, never a step
     __slots__ = (
         "alone",
         "announced",
@@ -64,15 +64,16 @@ class Attempt:
         self.run = run
         self.op = op
         self.call = call
-        self.over: asyncio.Future[None] | None = None  # while it has a place: done when that is free again
-        self.task: asyncio.Task[None] | None = None  # which runs it, on the loop
+        self.over: asyncio.Future[None] | None = None  # set while the attempt occupies a place; done when the place is free
+        self.task: asyncio.Task[None] | None = None  # runs the attempt on the loop; None for a plain function
         self.beats: Heartbeats | None = None
-        self.alone = False  # it may be what kills the worker
-        self.begun = False  # its function was called
-        self.since = 0.0  # when, by the loop's time
-        self.timer: asyncio.TimerHandle | None = None  # ends a plain function's time, or the time to clean up of a cancelled task
-        self.dropped = False  # its code was cancelled and went on: it gets no more turns
-        self.announced = False  # that it is about to run is in the log, or on its way there
+        self.alone = False  # isolated: the step may kill workers
+        self.begun = False  # its function has been called
+        self.since = 0.0  # start time by the loop's clock, s
+        # ends the time of a plain function, or the clean-up time of a cancelled task
+        self.timer: asyncio.TimerHandle | None = None
+        self.dropped = False  # its code went on after a cancellation and gets no more turns
+        self.announced = False  # `attempt-started` is in the log, or in the append queue
         if known is None:
             self.number = 1
             self.failures = 0
@@ -89,27 +90,27 @@ class Attempt:
         return self.run.id
 
     def named(self) -> tuple[str, dict[str, Any]]:
-        """In words, and as extra fields of a log record."""
+        """The attempt in words, and as extra fields for a log record."""
         extra = {"run_id": self.run.id, "workflow": self.run.workflow, "step_id": self.op.id, "attempt": self.number}
         return f"step {self.op.id} of run {self.run.id} of {self.run.workflow} (attempt {self.number})", extra
 
     def timed_out(self) -> TimeoutError:
-        """The error of an attempt that took too long, or that went on after it was cancelled."""
+        """The error of an attempt that exceeded its time-out, or that went on after a cancellation."""
         limit_ms = self.call.timeout_ms
         how = "was cancelled, and went on" if limit_ms is None else f"took longer than {limit_ms / 1000:g} s"
         return TimeoutError(f"attempt {self.number} of step {self.op.id!r} {how}")
 
     def end_dropped(self) -> None:
-        """Nobody waits for its code any more: that is how it has failed."""
+        """Report the attempt as failed, because its code gets no more turns."""
         try:
-            raise self.timed_out()  # so that it has a traceback
+            raise self.timed_out()  # raised, so that the error has a traceback
         except TimeoutError as error:
             self.owner.failed(self, error)
         if self.beats is not None:
             self.beats.stop()
 
     def progress(self) -> int:
-        """It has none that can be seen."""
+        """Always 0: an attempt shows no progress."""
         return 0
 
     @property
@@ -118,20 +119,20 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """Says which step of which run, for ever: run ids are used again, requests to start are not."""
+        """The idempotency key: names this step of this run for ever. Run ids can be used again; request ids of starts cannot."""
         start = hashlib.blake2b((self.run.request or "").encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
         return f"{self.run.id}.{start}/{self.op.id}"
 
     def announce(self) -> None:
-        """It is its turn to run alone."""
+        """Announce the attempt: its turn to run isolated has come."""
         self.owner.announce(self)
 
     def ask(self, call: Callable[[], bytes]) -> bytes:
-        """Call what may run code of the user's for this attempt. Raises Stuck where it does not come back."""
+        """Call code that may be the user's, under the watchdog. Raises Stuck if the code does not come back."""
         return self.owner.ask(self, call)
 
     def beat(self, details: Any) -> None:
-        """A heartbeat of the step function; may come from its thread."""
+        """Record a heartbeat of the step function, also from its thread. Raises ValueInvalid and PayloadTooLarge."""
         try:
             data = dumps(details)
         except ValueInvalid as error:
@@ -141,18 +142,18 @@ class Attempt:
             raise PayloadTooLarge(f"heartbeat of step {self.op.id!r}: {size:,} bytes; the limit is {MAX_HEARTBEAT_BYTES:,}")
         if self.beats is None:
             self.beats = Heartbeats(self)
-        self.beats.beat(orjson.Fragment(data))  # as it is now: the function may go on to change it
+        self.beats.beat(orjson.Fragment(data))  # encoded now: the function may change the value later
 
 
 class Heartbeats:
-    """The latest details that an attempt reported, on their way to the log about once a second."""
+    """The latest details that an attempt reported. They go to the log at most once per `HEARTBEAT_S`."""
 
     __slots__ = ("_attempt", "_timer", "details", "fresh")
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self._timer: asyncio.TimerHandle | None = None
-        self.details = orjson.Fragment(b"null")  # as they were when they were given
+        self.details = orjson.Fragment(b"null")  # encoded when reported
         self.fresh = False
 
     def beat(self, details: orjson.Fragment) -> None:

@@ -1,15 +1,16 @@
-"""Checkpoints: what makes a restart cost the open runs and the tail, not the whole history.
+"""Checkpoints: with one, a restart costs the open runs and the tail of the log, not the whole history.
 
-Beside each partition lie, under keys that begin with the claim of the owner that wrote them: a snapshot per open run
-(`<claim>/r/<run id>`), the remembered ids of ended runs in chunks (`<claim>/e/<number>`), and a marker (`<claim>/m`),
-written after everything that changed before its offset is durable.
+The log stores these items beside each partition. Each key begins with the claim of the owner that wrote the item:
+- `<claim>/r/<run id>`: the snapshot of an open run;
+- `<claim>/e/<number>`: a chunk of the remembered ids of ended runs;
+- `<claim>/m`: the marker. The owner writes it when everything that changed before its offset is durable.
 
-A zombie may write at any time. What it writes is true of an earlier offset, but it may also overwrite or delete what a
-newer owner relies on, or bring back a snapshot of a run that has ended. So the reader takes the marker of the highest
-claim and the highest snapshot of each run, and then checks that the runs it has are those the marker speaks of: their
-number and the exclusive or of their fingerprints. Marker and snapshots also say what stood in the log where they were made
-(see `marks`): a snapshot may be of a higher offset than the marker, from a checkpoint that was never ended. If the log or the
-runs are others, or if anything cannot be read, it folds from the start of the log, which is always right.
+A zombie may write at any time. Its items are true of an earlier offset, but it may overwrite or delete items that a newer
+owner relies on, or bring back the snapshot of a run that has ended. So the reader takes the marker of the highest claim and the
+snapshot of the highest offset of each run. Then it compares the runs with the marker: their number, and the exclusive or of their
+fingerprints. Marker and snapshots also hold marks of the log (see `marks`). A snapshot may have a higher offset than the marker:
+it comes from a checkpoint that was never finished. If the log or the runs differ, or if an item cannot be read, the reader folds
+from the start of the log, which is always right.
 """
 
 from __future__ import annotations
@@ -37,49 +38,49 @@ from ..marks import Mark, marks_from, marks_of, moved
 logger = logging.getLogger("stepfold.worker")
 
 VERSION = 6
-"""The format of what is stored; another one is not read."""
+"""The format of the stored items. A reader does not use items of another format."""
 PIECE_BYTES = 500_000
 SUM_BYTES = 4
 PACK_RUNS = 200
 
 
 class Checkpoint:
-    """What is stored beside one partition, as the owner under `claim` keeps it up.
+    """The items beside one partition, written by the owner under `claim`.
 
-    A run that has not changed costs nothing here: the claim under which its snapshot is stored is kept with the run.
+    A checkpoint does not touch an unchanged run: the run keeps the claim under which its snapshot is stored.
     """
 
     def __init__(self, log: Log, partition: int, is_idle: Callable[[RunState], bool]) -> None:
         self._log = log
         self._partition = partition
         self._is_idle = is_idle
-        self.unsure = False  # others may have written since `load` or `look_again`, and what they wrote is not known here
-        self.told = 0  # of what was refused below this offset somebody was told, though the state may have to be folded anew
-        self.known = 0  # what was written before the log had this end is known
-        self.in_doubt = -1  # the claim under which a write was given up: it may still land, on whatever stands there then
-        self._pieces: dict[str, dict[str, None]] = {}  # run id -> the keys of what its snapshot has beyond the first piece
-        self._others: dict[str, None] = {}  # markers and chunks; keys in the order in which they became known, as below
-        self._superseded: dict[str, None] = {}  # keys of snapshots that the next marker makes worthless
-        self.dirty: dict[str, int] = {}  # runs that changed since the last marker began -> the claim they were stored under
+        self.unsure = False  # other owners may have stored items since `load` or `look_again` that we have not read
+        self.told = 0  # refusals of records below this offset were reported, even if the state must be folded again
+        self.known = 0  # the end of the log at `load`: we have read what owners stored before it
+        self.in_doubt = -1  # claim of a write that timed out and may still arrive later, over newer data
+        self._pieces: dict[str, dict[str, None]] = {}  # run id -> keys of its snapshot's pieces after the first
+        self._others: dict[str, None] = {}  # keys of markers and chunks, in the order in which we saw them, as below
+        self._superseded: dict[str, None] = {}  # keys of snapshots that the next marker replaces
+        self.dirty: dict[str, int] = {}  # runs that changed since the last checkpoint began -> claim of their snapshot
         self._incomplete = False
-        self._useless = False  # what was found beside the partition
-        self._kept: set[str] = set()  # chunks that the marker speaks of
-        self._attempted: dict[str, int] = {}  # what was dirty when the last marker began
-        self._packing: dict[str, int] = {}  # what of that is still to be packed
+        self._useless = False  # the items found at `load` are unusable and not yet deleted
+        self._kept: set[str] = set()  # chunks that the marker refers to
+        self._attempted: dict[str, int] = {}  # `dirty` as it was when the last checkpoint began
+        self._packing: dict[str, int] = {}  # those of them that are not yet packed
         self._marker = b""
-        self._stood: tuple[object, ...] | None = None  # the last record below the offset of the checkpoint
+        self._stood: tuple[object, ...] | None = None  # the mark of the last record below the checkpoint's offset
         self._items: dict[str, bytes | None] = {}
         self._claim = -1
         self._prefix = ""
         self._offset = 0
-        self._chunks: dict[int, int] = {}  # number -> length that is stored, under whichever claim
-        self.last: Record | Mark | None = None  # the last record that was folded; set by whoever folds
-        self.claimed: Mark | None = None  # the claim in force; as `last`
+        self._chunks: dict[int, int] = {}  # number -> stored length, under any claim
+        self.last: Record | Mark | None = None  # the last folded record; the owner sets it
+        self.claimed: Mark | None = None  # the claim in force; the owner sets it
 
     async def load(self) -> PartitionState:
-        """The state at the best marker that fits the log, or an empty one.
+        """Return the state at the best marker that fits the log, or an empty state.
 
-        Raises ConfigError where the log has lost its beginning, or what follows on a marker that fits.
+        Raises LogUnavailable; raises ConfigError if the log has lost its beginning, or records after a marker that fits.
         """
         log, partition = self._log, self._partition
         for kept in (self._pieces, self._others, self._superseded, self.dirty, self._packing, self._attempted, self._chunks):
@@ -110,7 +111,7 @@ class Checkpoint:
             state, why = None, f"its checkpoint cannot be read ({error})"
             logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
             self.told = found.told
-        start, end = await log.bounds(partition)  # not before: the owner before may still write, and a checkpoint of that
+        start, end = await log.bounds(partition)  # read bounds last: the previous owner may still append and checkpoint meanwhile
         if state is None:
             if start > 0:
                 raise ConfigError(
@@ -135,14 +136,15 @@ class Checkpoint:
         self._chunks.update(found.lengths)
         return state
 
+    # A method of its own, so that the simulations can watch how a checkpoint is read.
     def _finding(self) -> Found:
         return Found(self._log, self._partition)
 
     async def fits(self, state: PartitionState) -> bool:
-        """Whether the log still holds what `state` was folded from, as far as was marked, and goes on from there."""
+        """Whether the log still holds the marked records of `state` and the records that follow it. Raises LogUnavailable."""
         start, _ = await self._log.bounds(self._partition)
         if state.offset < start:
-            return False  # what followed on it is gone; a checkpoint may cover that
+            return False  # records after `state` are gone; a checkpoint may cover them
         try:
             await self._check_log(state, marks_of(self.claimed, self.last))
         except Misfit as error:
@@ -154,7 +156,7 @@ class Checkpoint:
         return True
 
     async def _check_log(self, state: PartitionState, marks: list[Mark]) -> None:
-        """Raises Misfit where the log is not the one that `state` was folded from, LogUnavailable."""
+        """Raises Misfit if the log is not the one that `state` was folded from; raises LogUnavailable."""
         start, end = await self._log.bounds(self._partition)
         offset = await moved(self._log, self._partition, marks, start, end)
         if offset is not None and offset < end:
@@ -164,10 +166,10 @@ class Checkpoint:
             raise Misfit(f"{went_to}: it was restored from an older copy, or has lost its end")
 
     async def look_again(self, state: PartitionState, claim: int) -> None:
-        """Learn what the owners before `claim` have stored since `load`, so that nothing of it stays for ever.
+        """Read what owners before `claim` have stored since `load`, so that a later checkpoint removes it.
 
-        A run that one of them has stored anew is stored again, for its snapshot here may be gone. What stands under a later
-        claim is not ours to judge.
+        If one of them stored a run's snapshot, the run becomes dirty: its snapshot from `load` may be gone. Items of a later
+        claim stay untouched.
         """
         lengths: dict[int, int] = {}
         async for portion in self._log.checkpoint_load(self._partition):
@@ -193,7 +195,7 @@ class Checkpoint:
         self.unsure = False
 
     def touch(self, run_id: str, state: PartitionState) -> None:
-        """A record of this run is about to be folded."""
+        """Call this before a record of the run is folded: marks the run dirty and packs it for a checkpoint under way."""
         if run_id in self._packing:
             self._pack(run_id, state)
         if run_id not in self.dirty:
@@ -222,8 +224,8 @@ class Checkpoint:
             self._pieces[run_id] = dict.fromkeys(further)
 
     def begin(self, state: PartitionState, claim: int) -> None:
-        """Begin a checkpoint of `state` as it is now; runs are packed before they next change."""
-        if self._incomplete:  # the last one was given up: nobody knows what of it is there
+        """Begin a checkpoint of `state` as it is now. `touch` packs a run before the run changes."""
+        if self._incomplete:  # the last checkpoint failed: some of its items may be stored
             for run_id in self._attempted:
                 self.touch(run_id, state)
         if self._incomplete or self.unsure:
@@ -258,25 +260,29 @@ class Checkpoint:
         self._marker = orjson.dumps({**marker, "sum": _sum_of(marker)})
 
     def pack_some(self, state: PartitionState) -> bool:
-        """Pack some of the runs that are due; whether there are more."""
+        """Pack up to `PACK_RUNS` runs. Returns whether more are left."""
         for run_id in list(islice(self._packing, PACK_RUNS)):
             self._pack(run_id, state)
         return bool(self._packing)
 
     async def commit(self) -> None:
-        """Store what was packed. Once given up, nothing more may be stored under its claim: what is under way may land on it."""
+        """Store what was packed. Raises LogUnavailable and PayloadTooLarge.
+
+        If the write is given up, `in_doubt` keeps its claim: nothing more may be stored under that claim, because the write
+        may still arrive.
+        """
         self.in_doubt = self._claim
         try:
             await self._commit()
         except PayloadTooLarge:
-            self.in_doubt = -1  # nothing of that was sent
+            self.in_doubt = -1  # the log sent nothing
             raise
         self.in_doubt = -1
 
     async def _commit(self) -> None:
-        """Write the packed runs, then the marker, then remove what is no longer needed."""
+        """Write the packed runs, then the marker; then delete what the marker replaces."""
         items, self._items = self._items, {}
-        if self._useless:  # not later: a snapshot from a log that went further would be taken for a newer one than ours
+        if self._useless:  # first: a snapshot of a higher offset, from the other log, would win over ours
             nothing: dict[str, bytes | None] = dict.fromkeys((*self._superseded, *self._others))
             if nothing:
                 await self._log.checkpoint_put(self._partition, nothing)
@@ -306,18 +312,18 @@ _KEY = re.compile(r"([0-9]{1,18})/(m|e/[0-9]{1,9}|r/.+)", re.DOTALL)
 
 
 def _parts(key: str) -> tuple[int, str]:
-    """The claim in a key, and the rest; (-1, "") for one that no owner writes."""
+    """The claim of a key and the rest of it; (-1, "") for a key that no owner writes."""
     found = _KEY.fullmatch(key)
     return (-1, "") if found is None else (int(found[1]), found[2])
 
 
 def _rest(key: str) -> str:
-    """A key without its claim."""
+    """The part of a key after the claim."""
     return key.partition("/")[2]
 
 
 def summary_of(state: PartitionState) -> dict[str, Any]:
-    """What a state says, but for its runs and the ids it remembers: of those only what they must add up to."""
+    """The fields of a marker: the state without its runs and remembered ids, for which only count, sum and lengths stand."""
     return {
         "offset": state.offset,
         "claim": state.claim,
@@ -333,7 +339,7 @@ def summary_of(state: PartitionState) -> dict[str, Any]:
 
 
 def begin_at(state: PartitionState, summary: Mapping[str, Any]) -> None:
-    """Put back what `summary_of` says, but for what is only a sum."""
+    """Set the fields that `summary_of` returned, except the counts and sums."""
     state.offset = summary["offset"]
     state.claim = summary["claim"]
     state.owner = summary["owner"]
@@ -349,29 +355,29 @@ def _sum_of(marker: dict[str, Any]) -> int:
 
 
 class Misfit(Exception):
-    """What was kept is of another log than this one: restored, cut off, or made again."""
+    """The stored state belongs to another log: this one was restored, cut off, or made again."""
 
 
 class Found:
-    """What is stored, portion by portion. Everything raises on what cannot be read or does not fit."""
+    """Reads what is stored, portion by portion. Its methods raise on items that cannot be read or do not fit."""
 
     def __init__(self, log: Log, partition: int) -> None:
         self._log = log
         self._state = PartitionState(partition, log.partitions)
         self._markers: dict[int, bytes] = {}
         self._chunks: dict[str, bytes] = {}
-        self._large: dict[str, bytes] = {}  # snapshots of several pieces: key -> piece
+        self._large: dict[str, bytes] = {}  # snapshots in several pieces: key -> piece
         self._last_start = -1
         self.others: dict[str, None] = {}
         self.worthless: dict[str, None] = {}
         self.pieces: dict[str, dict[str, None]] = {}
-        self.lengths: dict[int, int] = {}  # of the chunks that are stored as the marker says
-        self.told = 0  # the marker's offset, whether or not all that it speaks of is there
-        self.marks: list[Mark] = []  # of the claim and the last record below the marker's offset
-        self._stood: dict[Mark, int] = {}  # of the last record below each snapshot's offset -> that offset
+        self.lengths: dict[int, int] = {}  # number -> length of the chunks that are stored as the marker says
+        self.told = 0  # the marker's offset, even if items that it refers to are missing
+        self.marks: list[Mark] = []  # of the claim, and of the last record below the marker's offset
+        self._stood: dict[Mark, int] = {}  # mark of the last record below a snapshot's offset -> that offset
 
     def take(self, portion: Mapping[str, bytes | None]) -> None:
-        """The next ones; a key that comes again replaces what it said before."""
+        """Read a portion. A key that comes again replaces the item read before."""
         for key, value in portion.items():
             claim, rest = _parts(key)
             if rest.startswith("r/"):
@@ -406,7 +412,7 @@ class Found:
             self._add(claim, run_id, key, fields, piece)
 
     def _add(self, claim: int, run_id: str, key: str, fields: list[Any], value: bytes) -> None:
-        """Keep the snapshot, unless there is one of a higher offset."""
+        """Keep a snapshot unless one of a higher offset is known. Raises ValueError for another version or a wrong checksum."""
         if fields[0] != VERSION:
             raise ValueError(f"snapshot of run {run_id!r} is of version {fields[0]}")
         _, offset, is_idle, _, checksum, stood = fields
@@ -427,7 +433,7 @@ class Found:
         self._state.open_mark ^= fingerprint(run_id)
 
     def _keep(self, runs: Runs, run_id: str, value: bytes, offset: int, claim: int, is_idle: bool) -> int:
-        """Take a run in, and say where it began. An idle one stays packed."""
+        """Add a run and return the offset at which it began. An idle run stays packed."""
         if is_idle:
             _, workflow, _, _, _, start, *_ = orjson.loads(value)
             runs.put(run_id, workflow, value, offset, claim)
@@ -441,7 +447,7 @@ class Found:
         self._state.open_mark ^= fingerprint(run_id)
 
     def state(self) -> PartitionState | None:
-        """The state that the best marker speaks of; None where there is none."""
+        """The state at the marker of the highest claim; None without a marker. Raises ValueError and Misfit."""
         log, state = self._log, self._state
         if not self._markers:
             return None
@@ -467,7 +473,7 @@ class Found:
         return state
 
     def beyond(self, offset: int) -> list[Mark]:
-        """What stood in the log below the offsets of those snapshots that are of a higher one."""
+        """The marks of snapshots whose offset is above `offset`."""
         return [mark for mark, of_snapshot in self._stood.items() if of_snapshot > offset]
 
     def _load_ended(self, lengths: list[tuple[int, int]]) -> None:
@@ -486,7 +492,7 @@ class Found:
                 self.lengths[number] = length
 
     def _join_pieces(self) -> None:
-        """Put together what is stored in several pieces."""
+        """Join the pieces of large snapshots."""
         self.worthless.update((key, None) for key in self._large if "\n" in key)
         for key in [key for key in self._large if "\n" not in key]:
             head, _, piece = self._large[key].partition(b"\n")
@@ -504,7 +510,7 @@ class Found:
                 self.worthless.pop(key, None)
 
     def _drop_others(self) -> None:
-        """Leave out runs that had not begun at the marker, or had ended: somebody wrote them after it, or brought them back."""
+        """Drop runs that began after the marker or had ended before it: a zombie, or an unfinished checkpoint, stored them."""
         state = self._state
         for run_id in state.runs.ids():
             run = state.runs.peek(run_id)

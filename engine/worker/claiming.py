@@ -1,7 +1,7 @@
-"""Claiming a partition: read it to its end, wait for an owner that is alive, append claims until the fold accepts one.
+"""Claiming a partition: read it to its end, wait while its owner is alive, append claims until the fold accepts one.
 
-Whoever owns a partition gives it up when another worker shall have it, after what runs there has ended; a claim that comes
-before would make that lost. So an owner that is still a member has time for it, bounded; one that died has none.
+An owner finishes its running steps before it releases. Claiming earlier would count those steps as lost. So a claim waits for
+an owner that is still a member, up to a limit, and does not wait for one that died.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from ..events import FORMAT, encode
 from ..log import CLAIM_KEY, Entry, Log, Reader, Record
 
 LIVE_CHECK_S = 0.2
-"""How often to see whether an owner that shall give the partition up is still alive."""
+"""How often to check, while waiting for a release, whether the owner is still alive."""
 CATCH_UP_WAIT_S = 0.5
 READ_RECORDS = 2000
 
 
 class Claimed(NamedTuple):
-    """An accepted claim: its offset, and what was read behind it and is not folded."""
+    """An accepted claim: its offset, and the records read after it, which are not yet folded."""
 
     claim: int
     rest: Sequence[Record]
 
 
 class Claiming:
-    """The way of the worker `name` to one partition. `ids`: nonces; `is_live`: whether the worker of a name is alive;
-    `is_leaving`: whether nothing shall be claimed any more; `fold_one` folds a record into the state.
+    """Claims one partition for the worker `name`.
+
+    `ids` makes nonces. `is_live` says whether the worker of a name is alive. `is_leaving` says that this owner shall claim no
+    more. `fold_one` folds a record into the state.
     """
 
     def __init__(
@@ -51,15 +53,13 @@ class Claiming:
         self._is_live = is_live
         self._fold_one = fold_one
         self._is_leaving = is_leaving
-        self.decided = asyncio.Event()  # unset from a claim's append until it is known what became of it
+        self.decided = asyncio.Event()  # not set between the append of a claim and the fold's verdict on it
         self.decided.set()
 
     async def claim(self, state: PartitionState, reader: Reader, patience_s: float) -> Claimed | None:
-        """Claim until accepted; None once it is leaving. An owner that lives has `patience_s` to give it up.
+        """Claim until a claim is accepted; None once `is_leaving`. Waits up to `patience_s` for a live owner to release.
 
-        Raises LogUnavailable, and ConfigError for a newer format.
-
-        `decided` is the caller's to set, once what was claimed can be given back.
+        The caller sets `decided` once it can release what was claimed. Raises LogUnavailable, and ConfigError for a newer format.
         """
         await self._catch_up(state, reader)
         while True:
@@ -74,7 +74,7 @@ class Claiming:
             self.decided.set()
 
     def entry(self, prev: int, owner: str | None, nonce: str, memory_ms: int) -> Entry:
-        """A claim that follows the one at `prev`; without an owner it gives the partition up."""
+        """A claim that follows the one at `prev`. Without an owner it releases the partition."""
         claim = {
             "type": "claim",
             "v": FORMAT,
@@ -96,7 +96,7 @@ class Claiming:
             await asyncio.sleep(0)
 
     async def _released(self, state: PartitionState, reader: Reader, patience_s: float) -> None:
-        """Wait while another worker owns the partition and is alive."""
+        """Wait while another worker owns the partition and is alive, up to `patience_s`."""
         loop = asyncio.get_running_loop()
         until = loop.time() + patience_s
         while state.owner not in (None, self._name) and not self._is_leaving() and loop.time() < until:
@@ -105,7 +105,7 @@ class Claiming:
             self._fold_all(state, await reader.read(READ_RECORDS, LIVE_CHECK_S))
 
     async def _try(self, state: PartitionState, reader: Reader) -> Claimed | None:
-        """Append one claim and see what the fold says."""
+        """Append one claim and read on to the fold's verdict; None if the claim is void."""
         nonce = self._ids()
         await self._log.append(self._partition, [self.entry(state.claim, self._name, nonce, state.memory_ms)])
         while True:

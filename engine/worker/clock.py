@@ -1,8 +1,8 @@
-"""The clock that the timers of an owner go by.
+"""The clock for the timers of an owner.
 
-The clock of a machine may be set, and be wrong for a moment. What this owner was told to wait for so long, it waits for by
-what has passed, whatever the clock says meanwhile. All else, dates and what another owner had begun, waits for the clock: one
-that was set back is believed at once, so that nothing comes early; one that jumps ahead after a minute.
+The clock of a machine may be set, or be wrong for a moment. If this owner was asked to wait for a duration, it measures
+elapsed time, whatever the clock says meanwhile. For everything else (dates, and operations that another owner began) it uses the
+clock. It believes a clock that was set back at once, so that no timer is early, and a clock that jumps ahead after a minute.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..values.times import NEVER_MS, within
 from .timers import Timers
 
 STEADY_MS = 2000
-"""A clock that is no further off than this was not set, but corrected as clocks are all the time."""
+"""A difference up to this is the usual correction of a clock, not a jump."""
 DOUBT_MS = 60_000
 
 
@@ -25,28 +25,28 @@ _BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def passing(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """Seconds that pass, while the machine is suspended, too, where that can be told; the loop's own where it has its own."""
+    """Returns a clock in seconds that is never set. It counts suspended time where the system can; a virtual loop has its own."""
     if _BOOT is None or getattr(loop, "virtual", False):
         return loop.time
     return partial(time.clock_gettime, _BOOT)
 
 
 class Clock:
-    """`wall` gives ms since 1970, UTC, as the machine says; `passed` seconds, which are never set."""
+    """`wall` returns ms since 1970, UTC, by the machine's clock; `passed` returns seconds and is never set."""
 
     def __init__(self, wall: Callable[[], int], passed: Callable[[], float]) -> None:
         self._wall = wall
         self._passed = passed
-        self._offset = wall() - self.elapsed()  # of the wall clock, as far as it is believed
+        self._offset = wall() - self.elapsed()  # wall clock minus elapsed time, ms, as far as the wall clock is believed
         self._ahead_since: int | None = None
 
     def elapsed(self) -> int:
-        """What has passed since some time or other, in ms."""
+        """Elapsed time in ms, from an arbitrary origin."""
         # A microsecond of tolerance: 0.3 s made of 0.1 s and 0.2 s is 300 ms.
         return math.floor(self._passed() * 1000 + 0.001)
 
     def now(self) -> int:
-        """Ms since 1970, UTC, as far as the machine is believed."""
+        """Ms since 1970, UTC; does not follow a jump ahead for `DOUBT_MS`."""
         wall, elapsed = self._wall(), self.elapsed()
         expected = elapsed + self._offset
         if wall - expected > STEADY_MS:
@@ -60,28 +60,28 @@ class Clock:
 
 
 class Alarms:
-    """What an owner wakes up for: runs with what they wait for, by what has passed or by the clock.
+    """The timers of an owner, by elapsed time or by the clock.
 
-    `is_there` says whether there is such a run: for one that is gone nobody wakes up.
+    `is_there` says whether a run exists: timers of other runs are dropped.
     """
 
     def __init__(self, clock: Clock, is_there: Callable[[str], bool]) -> None:
         self._clock = clock
-        self._lasting = Timers(is_there)  # due by what has passed
+        self._lasting = Timers(is_there)  # due by elapsed time
         self._dates = Timers(is_there)
 
     def __len__(self) -> int:
         return len(self._lasting) + len(self._dates)
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all timers."""
         self._lasting.clear()
         self._dates.clear()
 
     def set(self, at: int, run_id: str, step_id: str, elapsed: int | None = None) -> bool:
-        """Ring at a time, ms since 1970; or, where this owner was told how long to wait, once so much has `elapsed`.
+        """Set a timer for `at`, ms since 1970, or for `elapsed` ms if this owner measures the duration.
 
-        Whether it may be the next one of all. One for a time that never comes is none.
+        Returns whether it may be the next timer to fire. Sets no timer for a time that never comes.
         """
         at = within(at)
         if at == NEVER_MS:
@@ -93,7 +93,7 @@ class Alarms:
         return self._lasting.first == elapsed
 
     def left_s(self) -> float | None:
-        """How long until the next one, as far as is known; None: there is none."""
+        """Seconds until the next timer; None without timers."""
         left_ms: list[int] = []
         if self._lasting:
             left_ms.append(self._lasting.first - self._clock.elapsed())
@@ -102,7 +102,7 @@ class Alarms:
         return max(min(left_ms) / 1000, 0.0) if left_ms else None
 
     def due(self, limit: int) -> Iterator[tuple[int, str, str]]:
-        """Take out what is due by now, up to `limit`: the time that it was set for, run and step."""
+        """Remove up to `limit` timers that are due; yields their `at`, run id and step id."""
         elapsed, now = self._clock.elapsed(), self._clock.now()
         for _ in range(limit):
             if self._lasting and self._lasting.first <= elapsed:

@@ -1,6 +1,6 @@
-"""The event loop of whoever makes one to serve runs: uvloop's where that is installed (`stepfold[uvloop]`), else asyncio's.
+"""The event loop that serves runs: uvloop's if it is installed (`stepfold[uvloop]`), else asyncio's.
 
-The code of workflows runs on another one (`loop.py`), which is the same everywhere.
+The code of workflows runs on a loop of its own (`replay/loop.py`), which is the same everywhere.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def name() -> str:
-    """Whose it is, with the version."""
+    """The name of the loop's implementation, with the version of uvloop."""
     return _found()[0]
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`."""
+    """Like `asyncio.run`."""
     with asyncio.Runner(loop_factory=_found()[1]) as runner:
         return runner.run(main)
 

@@ -1,4 +1,4 @@
-"""What an owner needs of the worker that it runs in, and what a worker may tune. Both know each other by this only."""
+"""The interface between an owner and its worker, and a worker's settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .suspects import Suspects
 from .watchdog import Watch
 
 HAND_OVER_S = 5.0
-"""How long it may take, beyond the grace, to flush, to write a checkpoint and to give a partition up."""
+"""How long an owner may take, beyond the grace, to flush, write a checkpoint and release its partition."""
 MAX_PAYLOAD_BYTES = 900_000
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a worker may tune."""
+    """The settings of a worker."""
 
     concurrency: int = 100
     grace_s: float = 10.0
@@ -29,11 +29,11 @@ class Settings:
     live_runs: int = 10_000
     checkpoint_records: int = 20_000
     checkpoint_s: float = 30.0
-    max_turns: int = 1_000_000  # of a run's code, before it is said to spin
+    max_turns: int = 1_000_000  # callbacks that a run's code may run without awaiting anything durable
 
 
 class Worker(Protocol):
-    """What an owner needs of its worker."""
+    """The part of a worker that its owners use."""
 
     name: str
     settings: Settings

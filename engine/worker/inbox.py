@@ -1,8 +1,8 @@
-"""What records of the inbox mean. Anyone may write there, in any language, so this is total: a `Request`, or `Refused`.
+"""Parses records of the inbox. Anyone may write there, in any language, so `parse` is total: a `Request`, or `Refused`.
 
 A record is one JSON object, or a CloudEvent (its Kafka binding, structured or binary) whose data is that object. Pure: no
-clock, no randomness, no I/O. Every id is derived from the record, so that reading it again asks for the same thing again.
-What depends on workflows, limits or the log is the router's to judge.
+clock, no randomness, no I/O. Every id is derived from the record, so a record that is read again gives the same request. The
+router judges everything that depends on workflows, limits or the log.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ _STRUCTURED = "application/cloudevents"
 
 
 class Refused(Exception):
-    """The record cannot be served; the message is the reason that goes to the dead letters."""
+    """The record cannot be served. The message is the reason for the dead letters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody outside wants. `start` and `cancel` always have a `run_id`, `start` a `workflow`, `signal` a `signal`,
-    `event` an `event`. `data` is any JSON value as `digits.loads` gives it; `id` repeats when the record, or the CloudEvent,
-    comes again."""
+    """A request from outside. `start` and `cancel` always have a `run_id`, `start` a `workflow`, `signal` a `signal`, `event` an
+    `event`.
+
+    `data` is any JSON value as `digits.loads` returns it. `id` is the same when the record, or the CloudEvent, comes again.
+    """
 
     kind: Kind
     id: str
@@ -58,12 +60,12 @@ class _CloudEvent(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """Source and id together are unique; neither is alone."""
+        """Identifies the event: only source and id together are unique."""
         return hashlib.sha256(f"{self.source}\0{self.id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def parse(record: InboxRecord) -> Request:
-    """Raises Refused, and nothing else, whatever the bytes are."""
+    """Returns the request of a record. Raises only Refused, for any bytes."""
     if record.damage:
         raise Refused(record.damage)
     headers = {name.lower(): (value or b"").decode("utf-8", "replace") for name, value in record.headers}
@@ -76,7 +78,7 @@ def parse(record: InboxRecord) -> Request:
         fields = _object(_json(record.value, "the record"), "the record")
         if "specversion" not in fields:
             return _request(fields, _kind(fields), record.place, record.place)
-        event = _structured(fields, "")  # a structured CloudEvent that has lost its headers on the way
+        event = _structured(fields, "")  # a structured CloudEvent that lost its headers on the way
     readable_id = printable(event.id).lstrip("@")
     if event.type in {_PREFIX + kind for kind in _KINDS}:
         kind = cast(Kind, event.type.removeprefix(_PREFIX))
@@ -86,7 +88,7 @@ def parse(record: InboxRecord) -> Request:
 
 
 def place_of(record: InboxRecord) -> dict[str, Any] | None:
-    """Where a record was found, as the history says it; None where its inbox has no identity."""
+    """The inbox, partition and offset of a record, as the history holds them; None if its inbox has no identity."""
     if not record.inbox:
         return None
     _, partition, offset = record.place.rsplit("/", 2)
@@ -94,9 +96,9 @@ def place_of(record: InboxRecord) -> dict[str, Any] | None:
 
 
 def as_found(event: dict[str, Any]) -> InboxRecord:
-    """A request of the history, which says that it was found in an inbox, as a record that asks for the same.
+    """The inbox record that asks for the same as a request of the history that came from an inbox.
 
-    How it was written there (a CloudEvent, say) is not known any more. Total: whoever wrote it may have been nobody's router.
+    Its original form (a CloudEvent, say) is lost. Total: the request need not have been written by a router.
     """
     fields: dict[str, Any] = {"type": _ASKED_AS[event["type"]], "run_id": event["run_id"]}
     for name in ("workflow", "version", "signal", "reason"):

@@ -1,4 +1,4 @@
-"""Whether Ctrl-C was pressed, or code has raised KeyboardInterrupt by itself: only the first is meant for the process."""
+"""Tells Ctrl-C from a KeyboardInterrupt that code raised itself: only the first is meant for the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _ON_SIGINT: CodeType | None = getattr(vars(asyncio.Runner).get("_on_sigint"), "_
 
 
 def from_keyboard(error: BaseException) -> bool:
-    """Whether the signal's handler has raised this. Where that is Python's own, which leaves no trace, it counts as such."""
+    """Whether the handler of SIGINT raised this error.
+
+    Python's own handler leaves no trace: if it is installed, every KeyboardInterrupt in the main thread counts as Ctrl-C.
+    """
     if type(error) is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
         return False
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

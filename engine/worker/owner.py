@@ -1,15 +1,16 @@
-"""The owner of one partition: folds what is in the log, runs the code over it, and appends what follows from that.
+"""The owner of one partition: folds the log, runs the code of its runs, and appends the decisions that follow.
 
-The walk of one step:
+The path of one step:
 
-1. `_take` folds a record (`started`, or the result before) and `Running.advance` delivers it: the code runs until it is idle.
-2. What the code asked for becomes work there: a sleep or wait is recorded, a step is dispatched to the worker.
-3. The step ends (`_attempt`), and `emit` puts `step-completed` into the outbox.
-4. `_appending` appends what is in the outbox, all of it at once, while the next fills.
-5. The acknowledged record follows directly on what has been folded, or the reader brings it; back to 1.
+1. `_take` folds a record (`started`, or the previous result) and `Running.advance` delivers it: the code runs until it is idle.
+2. There the operations that the code requested become work: the record of a sleep or wait, a step for the worker.
+3. The step ends (`Worker._attempt`), and `emit` puts `step-completed` into the append queue (`_outbox`).
+4. `_appending` appends the whole queue at once, while the next one fills.
+5. `_take_own` folds the acknowledged record if it follows directly on the folded offset; otherwise the reader brings it. Back
+   to 1.
 
-Nothing acts on a result that has not come back through the fold. Whoever owns the partition is decided there too: the
-owner writes under its claim and stops as soon as the fold has seen another one.
+No code acts on a result before it has come back through the fold. The fold also decides who owns the partition: the owner
+writes under its claim, and stops as soon as the fold accepts another claim.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ from .watchdog import TRIAL_S
 logger = logging.getLogger("stepfold.worker")
 
 TIMER_CHECK_S = 60.0
-"""The clock may jump: a timer is looked at again this often, or after a thousandth of what is left."""
+"""The clock may jump, so the owner looks at a timer again this often, or after a thousandth of the time left if that is longer.
+"""
 RESUME_RUNS = 100
 ROOM_CHECK_S = 0.05
-"""Where the code of all runs in memory is busy, it is looked at again this often whether some have become idle."""
+"""How often to check for idle runs while the code of all runs in memory is busy."""
 
 
 class Owner:
-    """One partition in one worker. `run` owns it until `stop`, another claim, or a log that fails."""
+    """Owns one partition in one worker. `run` owns it until `leave`, another claim, or a log that fails."""
 
     def __init__(self, log: Log, partition: int, worker: Worker) -> None:
         self.log = log
@@ -62,13 +64,13 @@ class Owner:
         self.state: PartitionState | None = None
         self.claim = -1
         self.active = False
-        self.leaving = False  # it was told to give the partition up, and begins nothing any more
+        self.leaving = False  # told to release the partition: begins nothing new
         self.caught_up = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(log.now, passing(self.loop))
         self.code = Running(self)
         self.live = self.code.live
-        self.waiting: dict[str, None] = {}  # runs whose workflow is not known here
+        self.waiting: dict[str, None] = {}  # runs whose workflow this worker does not know
         self._checkpoint = Checkpoint(log, partition, self.code.is_idle)
         self._claiming = Claiming(
             log,
@@ -82,38 +84,40 @@ class Owner:
         self._told = Telling(log)
         self._outbox: list[Entry] = []
         self._appending_now = False
-        self._drained = asyncio.Event()  # set, if anybody waits for it, once nothing is left to append
+        self._drained = asyncio.Event()  # a waiting `_flushed` clears it; set when the append queue is empty
         self._wake_append = asyncio.Event()
         self._alarms = Alarms(self.clock, self._is_there)
-        self._compare = True  # the log's time with this worker's clock, at the next append
+        self._compare = True  # compare the log's time with this worker's clock at the next append
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0  # the handle of a call without delay does not say it on every loop
+        self._timer_at = 0.0  # kept here: on uvloop the handle of a call without delay has no `when()`
         self._since_checkpoint = 0
         self._checkpoint_due = asyncio.Event()
         self._checkpoint_timer: asyncio.TimerHandle | None = None
         self._checkpoint_lock = asyncio.Lock()
-        self._previous: str | None = None  # the last owner that ran code: this worker never did under a claim it did not hear of
-        self._crashed = False  # while recovering: the owner before did not leave in good order
-        self._orphans: set[str] = set()  # runs whose last owner died, until their code runs here: what they ran is lost
+        # the last owner that ran code; not this worker if it never learned that its claim was accepted
+        self._previous: str | None = None
+        self._crashed = False  # while recovering: the previous owner did not release
+        self._orphans: set[str] = set()  # runs whose last owner died: their attempts count as lost when their code runs here
         self._recovery: asyncio.Task[None] | None = None
-        self._unrecovered: dict[str, bool] = {}  # while recovering: runs of the owner before that may have work to do
+        # while recovering: unpacked inherited runs -> whether they are still to be recovered
+        self._unrecovered: dict[str, bool] = {}
         self._suspects = Suspects(worker, self._announce_code)
         self._ended: asyncio.Future[None] | None = None
         self._reader: Reader | None = None
-        self._rest: Sequence[Record] = ()  # what was read with the claim, behind it
+        self._rest: Sequence[Record] = ()  # records read after the accepted claim
         self._most_live = max(worker.settings.live_runs, 2 * worker.settings.concurrency)
         self._evict_at = 0.0
-        self._deferred: OrderedDict[str, None] = OrderedDict()  # runs whose code waits for room
+        self._deferred: OrderedDict[str, None] = OrderedDict()  # runs whose code waits for room in memory
         self._bring_in_timer: asyncio.TimerHandle | None = None
 
-    # -- its life
+    # -- life
 
     async def run(self) -> None:
         """Claim the partition, recover its runs, and serve them.
 
-        Returns when another worker's claim is seen, or when told to leave before it claims. Raises LogUnavailable and
-        ConfigError. Cancel it to stop at once; call `leave` first to stop in good order; after that `leaving` says that it
-        shall not be owned again.
+        Returns when the fold accepts another worker's claim, or if `leave` was called before the claim. Raises LogUnavailable
+        and ConfigError. Cancel it to stop at once. To stop in good order, call `leave` first; `leaving` then says that the
+        partition shall not be claimed again.
         """
         if self.state is not None and not await self._checkpoint.fits(self.state):
             self.state = None
@@ -135,6 +139,8 @@ class Owner:
             previous, self._previous = self._previous, self.worker.name
             if previous not in (None, self.worker.name):
                 self._checkpoint.unsure = True
+            # No owner before: it released. Another worker: it died, or it was too slow to release. This worker again: only the
+            # log failed, and this worker knows which of its attempts ran; then an unfinished recovery counts.
             self._crashed = previous is not None and (previous != self.worker.name or self._crashed)
             if previous != self.worker.name:
                 self._orphans.clear()
@@ -164,12 +170,12 @@ class Owner:
             await reader.close()
 
     async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """What fails in one part ends the owner."""
+        """An error in one part ends the owner."""
         try:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # whatever it is, `run` raises it
+        except BaseException as error:  # noqa: BLE001  # `run` raises it, whatever it is
             self._end(error)
 
     def _end(self, error: BaseException | None = None) -> None:
@@ -182,7 +188,7 @@ class Owner:
                 self._ended.set_exception(error)
 
     def _down(self) -> None:
-        """Stop acting. The folded state stays: it is a true prefix of the log (`run` asks), whoever owns the partition."""
+        """Stop acting. Keeps the folded state: it is a true prefix of the log, whoever owns the partition (`run` checks that)."""
         self.active = False
         self._drained.set()
         self.caught_up.clear()
@@ -208,17 +214,18 @@ class Owner:
         self.waiting.clear()
 
     async def leave(self, grace_s: float) -> None:
-        """Stop in good order: no new steps, up to `grace_s` for those that run, then a checkpoint, and the claim is given up.
+        """Stop in good order: start no steps, wait up to `grace_s` for running ones, write a checkpoint, release the claim.
 
-        Raises LogUnavailable, and may then be called again.
+        Raises LogUnavailable; may then be called again.
         """
         self.leaving = True
         if self.state is None:
             return
-        with contextlib.suppress(TimeoutError):  # what becomes of it must be known, or whoever comes next waits for a release
+        # wait until our claim is accepted or void; else the next owner waits for a release that never comes
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_OVER_S):
                 await self._claiming.decided.wait()
-        if not self.active:  # the log was away
+        if not self.active:  # the log was unavailable
             if self.state.owner == self.worker.name and self.state.claim == self.claim:
                 await self._release()
             return
@@ -247,7 +254,7 @@ class Owner:
         self._end()
 
     async def _release(self) -> None:
-        """Give the claim up; not before all is known that a crash has left, which whoever comes next would not look for."""
+        """Release the claim if crash recovery is done. After a release the next owner does not look for lost attempts."""
         state = self.state
         assert state is not None
         orphans = (state.runs.peek(run_id) for run_id in self._orphans if run_id in state.runs and run_id not in self.waiting)
@@ -257,7 +264,7 @@ class Owner:
             self.claim = -1
 
     async def _flushed(self) -> None:
-        """Until everything in the outbox is durable."""
+        """Wait until everything in the append queue is durable."""
         while self.active and (self._outbox or self._appending_now):
             self._drained.clear()
             await self._drained.wait()
@@ -279,7 +286,7 @@ class Owner:
             self._told.note(state, record.offset)
         return change
 
-    # -- the log comes in
+    # -- reading the log
 
     async def _reading(self, reader: Reader) -> None:
         rest, self._rest = self._rest, ()
@@ -289,14 +296,14 @@ class Owner:
             self._take(await reader.read(READ_RECORDS, None))
 
     def _take(self, records: Iterable[Record]) -> None:
-        """Fold records and do what follows from each."""
+        """Fold records and act on each."""
         state = self.state
         assert state is not None
         self.worker.hold()
         try:
             for record in records:
                 if self._unrecovered and self._unrecovered.get(record.key, False):
-                    self._see_to(state, record.key)  # as the owner before left it
+                    self._see_to(state, record.key)  # recover it in the state that the previous owner left
                 change = self._fold_one(state, record)
                 if change is None or not self.active:
                     continue
@@ -310,10 +317,10 @@ class Owner:
                         self._end()
                     continue
                 if self._suspects.careful:
-                    self._suspects.seen(run)  # before what follows from it may need another turn
+                    self._suspects.seen(run)  # before `_react` queues the run again
                 try:
                     self._react(change.event, run)
-                except Exception as error:  # noqa: BLE001  # whatever it is, it is about this run
+                except Exception as error:  # noqa: BLE001  # any error concerns only this run
                     self.code.contain(run, error)
             if self._deferred:
                 self._bring_in()
@@ -326,7 +333,7 @@ class Owner:
             self._checkpoint_due.set()
 
     def _expect(self, state: PartitionState, run: RunState) -> None:
-        """A signal came before its run: kept until that begins, or nobody would know it any more."""
+        """A signal came before its run. Set a timer to forget it if the run does not begin in time."""
         run.idle = True
         if len(run.input) == 1:
             if run.id in state.runs.at_hand:
@@ -334,7 +341,7 @@ class Owner:
             self.wake_at(_kept_until(state, run), run.id, "")
 
     def _forget(self, state: PartitionState, run: RunState) -> None:
-        """The time of signals that came before their run has passed, or there are later ones."""
+        """Forget early signals whose time is over; set the timer again if later ones are kept."""
         until = _kept_until(state, run)
         if until > self.clock.now():
             self.wake_at(until, run.id, "")
@@ -347,7 +354,7 @@ class Owner:
     def _react(self, event: dict[str, Any], run: RunState) -> None:
         live = self.live.get(run.id)
         kind = event["type"]
-        if kind == "step-completed" and live is not None:  # nine in ten
+        if kind == "step-completed" and live is not None:  # short path for nine records in ten: it ends no run and sets no timer
             attempt = live.attempts.pop(event["step_id"], None)
             if attempt is not None and attempt.alone:
                 self.worker.settled(attempt)
@@ -390,10 +397,14 @@ class Owner:
         if len(run.journal) > live.execution.position:
             self.code.advance(live)
 
-    # -- the code runs
+    # -- running code
 
     def _revive(self, run: RunState, *, its_turn: bool = False) -> None:
-        """Bring a run's code into memory: replay it, and see to what it waits for. `its_turn`: it was announced, if need be."""
+        """Bring a run's code into memory: replay it, and start the operations that it waits for.
+
+        Does nothing yet if the workflow is unknown here, the run must be announced first or is suspected too often, memory has
+        no room, or the completed input must be recorded. `its_turn`: the run was announced, or needs no announcement.
+        """
         state = self.state
         assert state is not None
         workflow = self.worker.find(run.workflow, run.version)
@@ -431,9 +442,10 @@ class Owner:
         self.code.advance(live, crashed)
 
     def _has_room(self, state: PartitionState) -> bool:
-        """Whether the code of one more run may come into memory. Idle ones give way; if all are busy, it has to wait.
+        """Whether the code of one more run fits into memory. Evicts idle runs if needed.
 
-        It must not wait while there are places for steps: what is busy might wait for it.
+        The limit is at least twice `concurrency`: a run must not wait for room while steps have places, since a busy run may
+        wait for it.
         """
         if len(self.live) >= self.worker.settings.live_runs and self.loop.time() >= self._evict_at:
             self._evict(state)
@@ -448,7 +460,7 @@ class Owner:
         self._bring_in()
 
     def _bring_in(self) -> None:
-        """Runs whose code had to wait for room have their turn, some of them."""
+        """Revive some of the runs that wait for room."""
         state = self.state
         if state is None or not self.active or self.leaving:
             return
@@ -464,7 +476,7 @@ class Owner:
             self._bring_in_later(0)
 
     def _evict(self, state: PartitionState) -> None:
-        """Put the code of idle runs out of memory, those brought in first, and their state away."""
+        """Take the code of idle runs out of memory, the oldest first, and put their state away."""
         bound = self.worker.settings.live_runs
         wanted = len(self.live) - bound + bound // 10 + 1
         idle = list(islice((live for live in self.live.values() if self.code.is_idle(live.run)), wanted))
@@ -474,10 +486,10 @@ class Owner:
         if len(idle) < wanted:
             self._evict_at = self.loop.time() + ROOM_CHECK_S
 
-    # -- the log goes out
+    # -- writing the log
 
     def emit(self, run: RunState, kind: str, **fields: Any) -> None:
-        """Decide: `fields` may name another `at` than now."""
+        """Append a decision about a run. `fields` may contain another `at` than now."""
         if not self.active:
             return
         event: dict[str, Any] = {"type": kind, "v": PLAIN, "run_id": run.id, "at": self.log.now(), "claim": self.claim, **fields}
@@ -504,17 +516,17 @@ class Owner:
                 if compare and acks[-1].offset >= 0:
                     self._compare_clocks(before, acks[-1].timestamp)
                 self._take_own(reader, entries, acks)
-                del entries, acks  # nothing of it is kept while this waits
+                del entries, acks  # keeps no reference while this waits
             self._drained.set()
 
     def _compare_clocks(self, before: int, timestamp: int) -> None:
-        """Whether the log's time of what was appended between `before` and now lies in between."""
+        """Warn if the log's time of an append lies outside the interval from `before` to now."""
         ahead_ms = max(timestamp - self.log.now(), 0) or min(timestamp - before, 0)
         if abs(ahead_ms) > STEADY_MS:
             self.worker.clocks_differ(ahead_ms)
 
     def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Any]) -> None:
-        """Fold what was appended where nothing lies between it and what has been folded; the reader brings the rest."""
+        """Fold our own append as far as it follows directly on the folded offset; the reader brings the rest."""
         state = self.state
         assert state is not None
         offset = state.offset
@@ -528,10 +540,10 @@ class Owner:
             reader.seek(offset)
             self._take(known)
 
-    # -- time
+    # -- timers
 
     def _arm(self, run: RunState, step_id: str | None) -> None:
-        """Set the timer of what is open."""
+        """Set the timer of an operation, if it has one."""
         op = run.open.get(step_id) if step_id else None
         due = None if op is None else op.due_at
         if due is not None:
@@ -542,7 +554,7 @@ class Owner:
                 self._set_timer()
 
     def wake_at(self, at: int, run_id: str, step_id: str) -> None:
-        """Look at a run's step again then."""
+        """Set a timer that looks at an operation again at `at`, ms since 1970."""
         if self._alarms.set(at, run_id, step_id):
             self._set_timer()
 
@@ -592,7 +604,7 @@ class Owner:
     # -- recovery and checkpoints
 
     async def _recovering(self, state: PartitionState) -> None:
-        """See to every open run, some at a time; one of which a record comes in has its turn before the record."""
+        """Recover every run, some per turn. `_take` recovers a run earlier if a record of it comes in."""
         for number, run_id in enumerate(state.runs.ids()):
             if number % RESUME_RUNS == 0:
                 self._set_timer()
@@ -609,11 +621,11 @@ class Owner:
     def _see_to(self, state: PartitionState, run_id: str) -> None:
         try:
             self._recover(state, run_id)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is about this run
+        except Exception as error:  # noqa: BLE001  # any error concerns only this run
             self.code.contain(state.runs.get(run_id) or state.runs.peek(run_id), error)
 
     def _recover(self, state: PartitionState, run_id: str) -> None:
-        """Arm the timers of a run that another owner had, and replay it if it may have work to do."""
+        """Set the timers of an inherited run, and replay it if it may have work to do."""
         if run_id in self._unrecovered:
             self._unrecovered[run_id] = False
         run = state.runs.peek(run_id)
@@ -642,7 +654,7 @@ class Owner:
             state.runs.put_away(run_id)
 
     def _announce_code(self, run_id: str) -> bool:
-        """Record that the code of a run is about to run, which may end this process; False where it is not to run any more."""
+        """Announce that a run's code is about to run and may end this process. Returns False if it shall not run."""
         state = self.state
         if not self.active or state is None or run_id not in state.runs:
             return False
@@ -650,7 +662,7 @@ class Owner:
         return True
 
     def _run_suspect(self, run: RunState) -> None:
-        """Its announcement is in the log: run its code and, if nothing else says that this process is still there, say so."""
+        """The run's announcement is in the log: run its code. If that decides nothing, clear the run: this process survived."""
         if not self._suspects.turn(run.id) or not self.active or self.leaving:
             return
         said = len(self._outbox)
@@ -670,7 +682,9 @@ class Owner:
         self.code.put_aside(run, ErrorInfo("WorkflowInterrupted", message).to_json())
 
     def _stands_still(self, run: RunState) -> bool:
-        """Whether a cancellation ends the run at once: its code cannot go on, or is unknown here and has not begun anywhere."""
+        """Whether a cancellation ends the run at once: it is quarantined, or no worker has decided anything and this one lacks
+        its code.
+        """
         return run.phase == "quarantined" or (not run.decided and self.worker.find(run.workflow, run.version) is None)
 
     def _may_have_retried(self, run: RunState) -> bool:
@@ -678,11 +692,11 @@ class Owner:
         return any(op.when_due is None and op.due_at is not None and op.due_at <= now for op in run.open.values())
 
     def _code_to_try(self, run: RunState) -> Workflow[Any, Any] | None:
-        """The workflow of a quarantined run, where it is for want of code that fits that it stands still."""
+        """The workflow to try again for a quarantined run; None if it was quarantined for another reason than NonDeterminism."""
         return self.worker.find(run.workflow, run.version) if run.error.get("type") == "NonDeterminism" else None
 
     def _try_resume(self, run: RunState) -> None:
-        """A run that was quarantined for its code goes on when the code agrees with the history again."""
+        """Resume a quarantined run if its code now agrees with the history."""
         workflow = self._code_to_try(run)
         if workflow is None:
             return
@@ -693,7 +707,7 @@ class Owner:
         live.stop_s = TRIAL_S
         try:
             worker.watch.run(live, partial(self.code.rehearse, live))
-        except BaseException as error:  # whatever it is, the run stands still as before
+        except BaseException as error:  # on any error the run stays quarantined
             if from_keyboard(error):
                 raise
             trial.interrupted()
@@ -704,7 +718,7 @@ class Owner:
         self.emit(run, "resumed")
 
     def workflows_changed(self) -> None:
-        """Another workflow was registered: runs that waited for it go on."""
+        """A workflow was registered: revive runs that waited for it."""
         state = self.state
         if state is None or not self.active:
             return
@@ -744,11 +758,11 @@ class Owner:
 
 
 def _kept_until(state: PartitionState, run: RunState) -> int:
-    """When signals for a run to come are past remembering, with a margin for a clock that is ahead of the log's."""
+    """When the last early signal of a run is forgotten, with a margin for a clock that is ahead of the log's; ms."""
     return min(run.input[-1][0] + state.memory_ms + MARGIN_MS, NEVER_MS)
 
 
 _WAKES = frozenset({"started", "input-completed", "resumed"})
 """Events that call for a run's code although its journal has not grown."""
 _STANDS_STILL = frozenset({"cancel-requested", "quarantined"})
-"""Events after which a run may have been cancelled and have no code that could end it."""
+"""Events after which a cancelled run may have no code that could end it."""

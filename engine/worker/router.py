@@ -1,10 +1,10 @@
-"""The inbox router: turns what anyone put into the inbox into records of the history, or into dead letters.
+"""The inbox router: turns records of the inbox into records of the history, or into dead letters.
 
-A good request becomes one history record that says where it was found, so that one that is read again is known, however
-late; a router may die anywhere. For that it must leave no gaps: what was received is appended in its order, and nothing that
-comes after it before all of it is durable. A start of
-a workflow that is known here is checked against its model; one that is not known is passed on and waits for a worker
-that knows it.
+A good request becomes one record of the history. The record says where the request was found, so the fold recognises a request
+that is routed twice, however late. So a router may die anywhere, if it leaves no gaps: it appends requests in the order of the
+inbox, and appends the next ones only when all before them are durable. The router checks the input of a start against the model
+of its workflow. If this worker does not know the workflow, the router passes the start on, and the run waits for a worker that
+knows it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PAUSE_S = 1.0
 
 
 class Router:
-    """Serves one member's share of the inbox until cancelled."""
+    """Serves one member's share of the inbox until it is cancelled."""
 
     def __init__(self, log: Log, inbox: Inbox, registry: Registry, max_payload_bytes: int, watch: Watch) -> None:
         self._log = log
@@ -63,7 +63,7 @@ class Router:
         await asyncio.gather(*(self._log.append(partition, batch) for partition, batch in entries.items()))
 
     def _entry(self, record: InboxRecord) -> Entry:
-        """The history record for an inbox record. Raises Refused."""
+        """The record of the history for a record of the inbox. Raises Refused."""
         request = parse(record)
         try:
             entry = self._watch.ask(
@@ -83,7 +83,7 @@ class Router:
             raise
         except (InputInvalid, ConfigError, ValueError) as error:
             raise Refused(message_of(error)) from error
-        except BaseException as error:  # a model's validator may raise anything: this record is refused
+        except BaseException as error:  # a model's validator may raise anything: the router refuses this record
             if from_keyboard(error):
                 raise
             raise Refused(f"checking it failed: {ErrorInfo.of(error)}") from error

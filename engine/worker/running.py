@@ -1,7 +1,7 @@
-"""The code of a partition's runs while it is in memory: run over what was folded, it asks, and that becomes work and records.
+"""Runs the code of a partition's runs while it is in memory: delivers the journal, and turns requests of the code into work.
 
-Decides nothing about whose partition it is, and neither reads nor appends: what is decided goes to the owner, whatever a
-run's code raises ends or quarantines that run, and results count only when they have come back through the fold.
+This module does not decide who owns the partition; it neither reads nor appends. It passes decisions to the owner. An error in
+a run's code ends or quarantines that run alone. A result counts only when it has come back through the fold.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ logger = logging.getLogger("stepfold.worker")
 run_logger = logging.getLogger("stepfold.run")
 
 LOST_LIMIT = 5
-"""A run is quarantined when one of its steps has been lost with its worker this often in a row."""
+"""A run is quarantined when one of its steps was lost with its worker this often in a row."""
 SUSPECT_AFTER = 2
-"""A step that has been lost this often in a row may be what kills its worker, or may only have run beside that. From then on
-its attempts are announced, and run one at a time: what was not announced was not lost."""
+"""A step that was lost this often in a row may be the step that kills workers, or a bystander. From then on its attempts are
+announced before they run, one at a time. An attempt that was not announced was then not lost, so only the culprit is counted.
+"""
 
 
 class Partition(Protocol):
-    """What is needed of the owner."""
+    """The part of the owner that this module uses."""
 
     log: Log
     clock: Clock
@@ -55,11 +56,11 @@ class Partition(Protocol):
     leaving: bool
 
     def emit(self, run: RunState, kind: str, **fields: Any) -> None:
-        """Decide."""
+        """Append a decision about a run."""
         ...
 
     def wake_at(self, at: int, run_id: str, step_id: str) -> None:
-        """A timer."""
+        """Set a timer for an operation; `at` in ms since 1970."""
         ...
 
 
@@ -74,18 +75,19 @@ class Live:
         self.execution = execution
         self.stop_s = watchdog.STOP_S
         self.finished = False
-        self.attempts: dict[str, Attempt] = {}  # by step id: waiting for a place, running, or their result is on its way
+        # by step id: waiting for a place, running, or with a result that is not yet folded
+        self.attempts: dict[str, Attempt] = {}
 
     def named(self) -> tuple[str, dict[str, Any]]:
-        """In words, and as extra fields of a log record."""
+        """The run's code in words, and as extra fields for a log record."""
         return named(self.run)
 
     def progress(self) -> int:
-        """Changes where it goes on."""
+        """The position in the journal: changes when the code makes progress."""
         return self.execution.position
 
     def unbegun(self) -> list[Attempt]:
-        """The at_most_once attempts that were announced and have not begun to run."""
+        """The at_most_once attempts that were announced and have not started."""
         return [one for one in self.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
 
 
@@ -94,7 +96,7 @@ class Running:
 
     def __init__(self, owner: Partition) -> None:
         self.live: dict[str, Live] = {}
-        self.unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, and never ran
+        self.unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, not started
         self.loop = owner.loop
         self._owner = owner
         self._worker = owner.worker
@@ -104,16 +106,18 @@ class Running:
         self._watch = owner.worker.watch
 
     def completes_input(self, run: RunState, workflow: Workflow[Any, Any]) -> bool:
-        """Whether the input as the workflow's model makes it has to be recorded first, or no replay would see it again.
+        """Whether the code must wait until the input, as the workflow's model completes it, is recorded.
 
-        A step may have used it before the first decision, so it is a record of its own.
+        Without that record a replay could see another input (a default factory may be random). A step may use the input before
+        the first decision, so it is a record of its own. Also fails or quarantines the run if its input is too large or the model
+        does not return.
         """
         try:
             completed = self._watch.ask(partial(named, run), lambda: workflow.completed_input(run.input))
         except Stuck:
             self._quarantine(run, stuck(run, self._watch))
             return True
-        except BaseException as error:  # the code finds out in its place, and fails for it
+        except BaseException as error:  # the code validates the input again and fails with this error
             if from_keyboard(error):
                 raise
             return False
@@ -130,7 +134,7 @@ class Running:
         return True
 
     def host(self, run_id: str) -> Host:
-        """What surrounds the code of a run."""
+        """The environment of a run's code."""
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed
@@ -144,7 +148,10 @@ class Running:
             self.advance(live)
 
     def advance(self, live: Live, crashed: bool = False) -> None:
-        """Run a run's code over what is new in its journal, and see to what it then waits for. Raises nothing but Ctrl-C."""
+        """Run the code over new deliveries, then start the operations that it requests. Raises only KeyboardInterrupt of Ctrl-C.
+
+        `crashed`: the last owner of the run died, so attempts without a result may be lost.
+        """
         try:
             execution = live.execution
             self._watch.run(live, execution.advance)
@@ -172,7 +179,10 @@ class Running:
             self.contain(live.run, error)
 
     def _begin(self, live: Live, op: Op, crashed: bool) -> None:
-        """See to what the code asked for. `op.recorded`: the log knows of it already."""
+        """Start an operation that the code requested. `op.recorded`: the log has a record of it.
+
+        If a record is needed first (lost attempts, announcements), the record starts the step when it has come back.
+        """
         call = op.call
         run = live.run
         if isinstance(call, StepCall):
@@ -203,12 +213,12 @@ class Running:
             self._emit(run, kind, step_id=op.id, **fields, at=now)
 
     def _times_out(self, op: Op, after_ms: int | None) -> None:
-        """What is recorded is over after so long; here it is over when so much has passed, whatever the clock says."""
+        """Set the end of an operation by elapsed time: `after_ms` from now, whatever the clock says meanwhile."""
         if after_ms is not None:
             op.elapsed = self._clock.elapsed() + after_ms
 
     def _lost(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
-        """The attempt was under way, for all we know, when the last owner died."""
+        """The last owner died, maybe during this attempt: record the attempt as lost, or quarantine the run at the limit."""
         lost = step.lost if step is not None else 0
         if lost + 1 >= LOST_LIMIT:
             message = (
@@ -218,11 +228,12 @@ class Running:
             self.put_aside(live.run, ErrorInfo("StepInterrupted", message, step_id=op.id).to_json())
             return
         op.recorded = True
-        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # meanwhile no timer may start it
+        # while it is in `attempts`, no timer starts another
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
         self._emit(live.run, "attempt-lost", step_id=op.id, attempt=attempt.number)
 
     def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
-        """An at_most_once attempt was announced and has no result: it counts as failed."""
+        """Fail an at_most_once attempt that was announced and has no result: it may have run."""
         error = StepInterrupted(
             f"the worker died while attempt {step.attempts + 1} of step {op.id!r} ran; whether it had an effect is unknown"
         )
@@ -230,7 +241,7 @@ class Running:
         self._failed(attempt, ErrorInfo("StepInterrupted", str(error), step_id=op.id), self._pause(attempt, error))
 
     def dispatch(self, live: Live, op: Op) -> None:
-        """Hand an attempt to the worker."""
+        """Hand an attempt to the worker, or announce it first if its step requires that."""
         if self._owner.leaving or op.id in live.attempts:
             return
         call = op.call
@@ -248,11 +259,11 @@ class Running:
             self._worker.dispatch(attempt)
 
     def announce(self, attempt: Attempt) -> None:
-        """Record that an attempt is about to run; it does once the record is back."""
+        """Record that an attempt is about to run. The owner dispatches it when the record is back."""
         if self._owner.leaving or not self._expects(attempt):
             return
         known = attempt.run.open.get(attempt.op.id)
-        if isinstance(known, OpenStep) and known.started:  # by an owner that left before it ran
+        if isinstance(known, OpenStep) and known.started:  # announced by an owner that left before the attempt ran
             self._worker.dispatch(attempt)
             return
         attempt.op.recorded = True
@@ -261,7 +272,7 @@ class Running:
         self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
 
     def _input(self, attempt: Attempt) -> dict[str, Any]:
-        """The arguments, for people: whatever their classes do, the attempt runs."""
+        """The recorded arguments, for people. Never fails the attempt, whatever the classes of the arguments raise."""
         call = attempt.call
         try:
             return self._watch.ask(
@@ -273,7 +284,7 @@ class Running:
             return {"input_note": "the arguments cannot be written"}
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
-        """The code has ended."""
+        """Record the end of a run whose code has ended."""
         run = live.run
         for message, error in live.execution.loop.unhandled:
             trace = "" if error is None else Lines(f"\n{self._described(live, error).traceback}")
@@ -288,7 +299,7 @@ class Running:
                     raise PayloadTooLarge(f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {limit:,}")
             except Stuck:
                 raise
-            except BaseException as error:  # whatever the user's types raise fails the run
+            except BaseException as error:  # anything that the user's types raise fails the run
                 if from_keyboard(error):
                     raise
                 self._fail(run, self._described(live, error))
@@ -301,7 +312,7 @@ class Running:
             self._fail(run, self._described(live, outcome.error))
 
     def rehearse(self, live: Live) -> None:
-        """Run a run's code as far as its journal goes, with what its end would ask of its classes, and keep nothing of it."""
+        """Run a run's code over its journal and encode its outcome, to see whether it works now. Records nothing."""
         live.execution.advance()
         outcome = live.execution.outcome
         try:
@@ -309,11 +320,11 @@ class Running:
                 live.workflow.encode_result(outcome.value)
             elif outcome is not None and outcome.error is not None:
                 ErrorInfo.of(outcome.error)
-        except Exception:  # noqa: BLE001, S110  # an end of the run as any other
+        except Exception:  # noqa: BLE001, S110  # the resumed run then fails, as any run would
             pass
 
     def _leave_behind(self, live: Live, outcome: Outcome) -> None:
-        """What branches of the code still waited for when it ended is dropped; where the log knows of it, it is told."""
+        """Record operations as cancelled that branches of the code still waited for at its end, and warn."""
         left = live.execution.left
         if not left or outcome.kind == "cancelled":
             return
@@ -347,7 +358,7 @@ class Running:
         self.put_aside(run, info)
 
     def contain(self, run: RunState, error: BaseException) -> None:
-        """Whatever was raised while a run was seen to concerns that run alone: it stands still, the others go on."""
+        """Quarantine a run for an error that was raised while the owner handled it; other runs go on."""
         info = ErrorInfo.of(error)
         shown = {"type": "NonDeterminism", "message": f"run {run.id!r} cannot go on: {info}", "found": str(info)}
         self.put_aside(run, {**info.to_json(), **shown})
@@ -372,10 +383,10 @@ class Running:
         self.shut(live)
 
     def shut(self, live: Live) -> None:
-        """End a run's code, wherever it stands."""
+        """Close a run's code, wherever it stands."""
         try:
             self._watch.run(live, live.execution.close)
-        except BaseException as error:  # its code is the user's to the end
+        except BaseException as error:  # the code is the user's, even while it closes
             if from_keyboard(error):
                 raise
             live.execution.interrupted()
@@ -388,12 +399,12 @@ class Running:
             self._worker.withdraw(attempt)
 
     def is_idle(self, run: RunState) -> bool:
-        """Whether the run's code has run as far as it can and waits only for what the folded state tells of."""
+        """Whether the code has run as far as it can and waits only for things that the folded state holds."""
         live = self.live.get(run.id)
         if live is None:
             return run.idle
         execution = live.execution
-        if live.finished:  # how it ended may never come into the log: then the code has to run again
+        if live.finished:  # its end may never reach the log: then the code must run again
             return False
         if run.phase != "open" or live.attempts or execution.has_news or execution.position != len(run.journal):
             return False
@@ -406,14 +417,14 @@ class Running:
     # -- what steps report
 
     def completed(self, attempt: Attempt, result: bytes) -> None:
-        """An attempt succeeded with this JSON."""
+        """Record the success of an attempt; `result` is JSON."""
         if self._expects(attempt):
             self._emit(
                 attempt.run, "step-completed", step_id=attempt.op.id, attempt=attempt.number, result=orjson.Fragment(result)
             )
 
     def failed(self, attempt: Attempt, error: BaseException, info: ErrorInfo | None = None) -> None:
-        """An attempt failed. `info`: the error as it has been described already."""
+        """Record the failure of an attempt. `info` describes the error if the thread has done that."""
         if self._expects(attempt):
             fresh = attempt.beats is not None and attempt.beats.fresh
             heartbeat = {"heartbeat": attempt.beats.details} if attempt.beats is not None and fresh else {}
@@ -447,7 +458,7 @@ class Running:
             )
 
     def _pause(self, attempt: Attempt, error: BaseException) -> int | None:
-        """How long to wait, in ms, before the step is tried again. What a user's classes cannot say is not."""
+        """Ms until the next attempt; None for no further attempt. An error in the user's classes counts as None."""
         members = roots(error)
         root = members[0] if len(members) == 1 else error
         try:
@@ -466,14 +477,14 @@ class Running:
             return None
 
     def heartbeat(self, attempt: Attempt, details: orjson.Fragment) -> None:
-        """Record an attempt's latest details."""
+        """Record the latest details of an attempt."""
         if self._expects(attempt):
             attempt.op.recorded = True
             at = attempt.heartbeat_at = within(max(self._log.now(), attempt.heartbeat_at + 1))
             self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details, at=at)
 
     def ask(self, attempt: Attempt, call: Callable[[], bytes]) -> bytes:
-        """Call what may run code of the user's for an attempt. Raises Stuck."""
+        """Call code that may be the user's, under the watchdog. Raises Stuck if it does not come back."""
         return self._watch.ask(attempt.named, call)
 
     def _expects(self, attempt: Attempt) -> bool:
@@ -482,12 +493,12 @@ class Running:
 
 
 def named(run: RunState) -> tuple[str, dict[str, Any]]:
-    """A run's code in words, and as extra fields of a log record."""
+    """A run's code in words, and as extra fields for a log record."""
     return f"the code of run {run.id} of {run.workflow}", {"run_id": run.id, "workflow": run.workflow}
 
 
 def stuck(run: RunState, watch: Watch) -> NonDeterminism:
-    """The error for code that was interrupted."""
+    """The error for code that the watchdog interrupted."""
     return NonDeterminism(
         f"the code of run {run.id!r} did not come back within {watchdog.STOP_S:g} s: it blocks, or it spins; what takes "
         f"long goes into `await step.run(...)` (at {', '.join(watch.lines) or 'a place that cannot be told'})",
@@ -497,7 +508,7 @@ def stuck(run: RunState, watch: Watch) -> NonDeterminism:
 
 
 def tell_failure(what: str, run: RunState, info: ErrorInfo, **fields: Any) -> None:
-    """One line, and where it happened."""
+    """Log a failure: one line, and the traceback."""
     trace = Lines(f"\n{info.traceback.rstrip()}") if info.traceback else ""
     extra = {"run_id": run.id, "workflow": run.workflow, "step_id": info.step_id, "error": str(info), "traceback": info.traceback}
     run_logger.error("%s: %s%s", what, info, trace, extra={**extra, **fields})

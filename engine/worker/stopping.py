@@ -1,7 +1,7 @@
-"""A worker as a process: what SIGINT, SIGTERM and SIGHUP do to it, and how it ends where something in it does not.
+"""A worker as a process: how it handles SIGINT, SIGTERM and SIGHUP, and how it ends if something in it does not end.
 
-A signal's handler runs between two instructions of the main thread, also where code of a user's holds the event loop; what
-asyncio would run on the loop would then never come. Nobody else in the engine touches signals or ends the process.
+The handler of a signal runs between two instructions of the main thread, even while users' code holds the event loop. A
+callback on the loop would then never run. No other module of the engine touches signals or ends the process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import watchdog
 logger = logging.getLogger("stepfold.worker")
 
 SIGNALLED_TWICE_S = 0.5
-"""A signal that comes again within this time after the first is the same one."""
+"""A signal that comes again within this time counts as the same signal."""
 LOOK_S = 0.5
 
 
@@ -33,10 +33,11 @@ def told_by_signals(
     held_up: Callable[[], tuple[str, float] | None] = lambda: None,
     at_once: Callable[[], None] = lambda: None,
 ) -> Generator[None]:
-    """Call `told` on the running loop at the first SIGINT, SIGTERM or SIGHUP; another one ends the process at once, and so does
-    the first where code has held the loop up for long, or does from then on: then there is nothing to wait for.
+    """Call `told` on the running loop at the first SIGINT, SIGTERM or SIGHUP. A second signal ends the process at once.
 
-    `at_once` is called before another one ends the process. Does nothing outside of the main thread, which alone gets signals.
+    The first signal ends the process if code holds the loop up for long (`held_up`), then or later: waiting would be useless.
+    `at_once` runs before a second signal ends the process. Does nothing outside the main thread: Python runs signal handlers only
+    there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -67,18 +68,19 @@ def told_by_signals(
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         first.setdefault(number, now)
-        with contextlib.suppress(RuntimeError):  # it has been closed
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(told, number)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
-    hangup = getattr(signal, "SIGHUP", None)  # its terminal has gone; not on Windows
-    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # `nohup`, or an application, may want otherwise
+    hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone; not on Windows
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # `nohup` or an application may have set it
         numbers.append(hangup)
     before: dict[int, Any] = {}
     for number in numbers:
         before[number] = signal.getsignal(number)
         with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, _nothing)  # so that a signal wakes the loop, whichever thread the system gives it to
+            # so that a signal wakes the loop, whichever thread the system delivers it to
+            loop.add_signal_handler(number, _nothing)
         signal.signal(number, handler)
     try:
         yield
@@ -91,11 +93,11 @@ def told_by_signals(
 
 
 def _nothing() -> None:
-    """The handler itself has seen to it."""
+    """Does nothing: the handler has done the work."""
 
 
 def end_process(status: int) -> NoReturn:
-    """End at once, whatever runs in other threads; what was logged and printed is written out."""
+    """End the process at once, whatever other threads run. Flushes logs and output first."""
     for handler in (*logging.getLogger().handlers, *logging.getLogger("stepfold").handlers):
         with contextlib.suppress(Exception):
             handler.flush()

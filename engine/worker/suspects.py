@@ -1,14 +1,14 @@
-"""Runs whose code may be what kills their workers.
+"""Runs whose code may kill its worker.
 
-A step that kills its worker is found out by its attempts. Code of a workflow leaves no trace of having run, so after
-deaths in a row the owner is careful: before it runs the code of a run that it recovers, it announces that
-(`code-suspected`), in groups of those that are above suspicion, then one by one those that were announced before and have
-decided nothing since, the least suspected first. What survives decides something, or is cleared (`code-cleared`), and
-only when that is in the log are the next ones announced. So the others go on first, and a run that was announced again and
-again is the one that kills.
+The attempts of a step show whether it kills its worker. The code of a workflow leaves no such trace. So after several deaths
+in a row the owner is careful. Before it runs the code of a run that it recovers, it announces the run (`code-suspected`). It
+first announces runs above suspicion, in groups. Then it announces, one by one, runs that were announced before and have decided
+nothing since, the least suspected first. A run whose code survives decides something, or the owner clears it (`code-cleared`).
+Only when that is in the log does the owner announce the next ones. So harmless runs go on first, and a run that is announced
+again and again is the killer.
 
-Keeps book only: the owner appends what is to be announced and runs the code. Suspects of all partitions of a worker, and
-the steps that it runs alone, have their turns one after another, or one would be blamed for another's deeds.
+This module only keeps the books: the owner appends announcements and runs the code. The suspects of all partitions of a
+worker, and its isolated steps, take turns: otherwise one would be blamed for a death that another caused.
 """
 
 from __future__ import annotations
@@ -22,78 +22,82 @@ from typing import Protocol
 from ..core.state import RunState
 
 CAREFUL_AFTER = 2
-"""From so many deaths of owners in a row on, the next one is careful."""
+"""An owner is careful after this many deaths of owners in a row."""
 KILLS_LIMIT = 8
-"""A run is put aside when its code was announced this often and its worker died each time. A kill from outside looks the same."""
+"""A run is quarantined when its code was announced this often and its worker died each time. A kill from outside looks the same.
+"""
 GROUP = 200
-"""So many runs above suspicion are announced at a time."""
+"""The number of runs above suspicion that are announced together."""
 PATIENCE_S = 30.0
-"""A step that runs alone may take hours: a turn that has not come after so long is taken."""
+"""An isolated step may take hours: after this time the suspects take their turn anyway."""
 
 
 class Turns(Protocol):
-    """Who sees to it that one thing at a time is announced in a process."""
+    """Gives the turns: at most one announced thing at a time may end the process."""
 
     def wait_alone(self, one: Suspects) -> None:
-        """Call its `announce` when its turn has come."""
+        """Call `announce` of `one` when its turn has come."""
         ...
 
     def settled(self, one: Suspects) -> None:
-        """It needs no turn any more, or has had it."""
+        """End the turn of `one`, or its waiting for one."""
         ...
 
 
 class Suspects:
-    """Those of one partition. `announce_code` puts the announcement of a run into the log; False: it is not to run."""
+    """The suspects of one partition. `announce_code` announces a run in the log; it returns False if the run's code shall not
+    run.
+    """
 
     def __init__(self, turns: Turns, announce_code: Callable[[str], bool]) -> None:
         self.careful = False
         self._turns = turns
         self._announce_code = announce_code
-        self._open = False  # all that is to be recovered is known
+        self._open = False  # recovery has seen all runs, so all suspects are known
         self._queued = False
         self._patience: asyncio.TimerHandle | None = None
         self._clean: dict[str, int] = {}  # runs that wait for their turn -> how often they were announced
         self._suspected: dict[str, int] = {}
-        self._trying: dict[str, bool] = {}  # announced, and not cleared -> whether that is in the log: it is their turn
+        # announced and not cleared -> whether the announcement is in the log, so that the code may run
+        self._trying: dict[str, bool] = {}
 
     @property
     def waiting(self) -> bool:
-        """Whether code waits for its turn."""
+        """Whether the code of any run waits for its turn."""
         return bool(self._clean or self._suspected or self._trying)
 
     def begin(self, deaths: int) -> None:
-        """A new ownership, after so many deaths in a row."""
+        """Begin an ownership after this many deaths in a row."""
         self.careful = deaths >= CAREFUL_AFTER
 
     def open(self) -> None:
-        """What is to be recovered is recovered, but for those that wait here."""
+        """Recovery has seen all runs: begin with turns."""
         self._open = True
         self._queue()
 
     def end(self) -> None:
-        """The ownership is over."""
+        """End the ownership."""
         self.careful = self._open = False
         for kept in (self._clean, self._suspected, self._trying):
             kept.clear()
         self._leave()
 
     def holds(self, run: RunState) -> bool:
-        """Whether the code of a run has to wait for its turn; it will have one."""
+        """Whether the code of a run must wait for its turn. Queues the run if so."""
         if not self.careful:
             return False
         its_turn = self._trying.get(run.id)
         if its_turn is None:
             queue, other = (self._suspected, self._clean) if run.suspected else (self._clean, self._suspected)
-            other.pop(run.id, None)  # or it would have two turns
+            other.pop(run.id, None)  # a run in both queues would have two turns
             queue[run.id] = run.suspected
             self._queue()
         return not its_turn
 
     def announce(self) -> None:
-        """The turn has come."""
+        """Announce the next runs: their turn has come."""
         if self._trying:
-            return  # it had been taken
+            return  # patience had run out: this turn was taken before
         chosen = self._clean or self._suspected
         group = list(islice(self._clean, GROUP)) or nsmallest(1, chosen, key=chosen.__getitem__)
         for run_id in group:
@@ -102,14 +106,14 @@ class Suspects:
         self._look_on()
 
     def turn(self, run_id: str) -> bool:
-        """The announcement of a run is in the log: whether it is its turn now, and was not before."""
+        """The announcement of a run is in the log. Returns True the first time, if the run has the turn."""
         if self._trying.get(run_id) is not False:
             return False
         self._trying[run_id] = True
         return True
 
     def seen(self, run: RunState) -> None:
-        """A record of a run was accepted. One that comes before its announcement says nothing of the code."""
+        """A record of a run was accepted. A record before the run's announcement says nothing about its code."""
         if run.ended:
             self._clean.pop(run.id, None)
             self._suspected.pop(run.id, None)

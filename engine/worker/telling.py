@@ -1,7 +1,7 @@
-"""Whoever asked in vain is told: what the fold finds void, and no repeat, goes to the dead letters with the reason.
+"""Reports refusals: requests that the fold finds void, except repeats, go to the dead letters with the reason.
 
-Only what came from an inbox: its producer cannot read back what became of it. The owner tells, at least once: its checkpoints
-cover nothing that was not told, so whoever comes next finds it again.
+Only requests from an inbox do: their producers cannot read the outcome. Delivery is at least once: a checkpoint covers a
+refusal only after it was reported, so the next owner finds the others again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RETRY_S = (0.5, 30.0)
 
 
 class Telling:
-    """What one partition has refused and nobody has been told of yet."""
+    """The refusals of one partition that are not yet reported."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -33,12 +33,12 @@ class Telling:
         self._lock = asyncio.Lock()
 
     def begin(self, told: int) -> None:
-        """The state was loaded; of all below `told` somebody was told before."""
+        """Begin with a loaded state. Refusals of records below `told` were reported before."""
         self._waiting.clear()
         self._told = told
 
     def note(self, state: PartitionState, offset: int) -> None:
-        """Take over what the record at an offset has led to."""
+        """Take over the refusals of the record at `offset`."""
         for event, reason in state.refused if offset >= self._told else ():
             where = {"run_id": event["run_id"], "request": event["request"]}
             logger.warning("%s: %s is refused: %s", self._log.name, event["type"], reason, extra=where)
@@ -48,7 +48,7 @@ class Telling:
         state.refused.clear()
 
     async def run(self) -> None:
-        """Tell, for ever."""
+        """Report refusals until cancelled."""
         pause = Backoff(*RETRY_S)
         while True:
             await self._news.wait()
@@ -60,7 +60,7 @@ class Telling:
             await asyncio.sleep(pause.next_s())
 
     async def all(self) -> bool:
-        """Tell whoever has not been told; whether that went well."""
+        """Report all waiting refusals. Returns False if the log is unavailable; the rest then waits."""
         async with self._lock:
             while self._waiting:
                 event, reason = self._waiting[0]

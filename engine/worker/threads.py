@@ -1,12 +1,12 @@
-"""Threads for plain step functions: a turn of the loop hands over all that it has, and is told of the results together.
+"""Threads for plain step functions: one turn of the loop hands its calls over together and gets the results together.
 
-For a short function the way to a thread and back is all that it costs. So one thread takes what a turn of the loop hands
-over, one call after another, and the loop waits for it, `WAIT_S` at most and without the interpreter: nobody has to be woken
-up. What has not begun by then gets a thread each, and so does from the start what is known to take longer; the loop waits for
-none of it.
+For a short function most of the cost is the way to a thread and back. So one thread takes all calls of a turn, one after
+another. The loop waits for it without the interpreter lock, at most `WAIT_S`, so no thread has to wake the loop. Calls that have
+not begun by then get a thread each. So do functions that are known to take longer, from the start: the loop does not wait for
+them.
 
-A thread cannot be stopped. Who waits for what it does may give up, and the thread does no harm: it takes nobody's place,
-and the end of the process waits for none. Only there, once its worker has stopped, is Python code in it ended.
+A thread cannot be stopped. The waiting side may give up; the thread then occupies no place, and the process does not wait for
+it to end. Only at the end of the process, when the worker has stopped, is Python code in such a thread ended.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from .watchdog import send_to
 logger = logging.getLogger("stepfold.worker")
 
 QUICK_S = 0.0002
-"""The loop waits for functions that take less than this, on average."""
+"""The loop waits only for functions that take less than this on average."""
 WAIT_S = 0.001
 AGAIN_S = 1.0
 EXIT_S = 0.25
-"""So long the end of the process tries to end the code that threads still run."""
+"""For how long the end of the process tries to end code in threads."""
 _numbers = itertools.count(1)
 _left_behind: WeakSet[threading.Thread] = WeakSet()
-"""Threads of workers that have stopped: those that still live run a step."""
+"""Threads of stopped workers: a thread that is alive runs a step."""
 
 
 def _end_left_behind() -> None:
-    """End what they run, if that is Python code: `finally` has its turn.
+    """End the Python code in threads left behind; its `finally` blocks run.
 
-    Soon a thread that wants the interpreter is torn off its stack, and where Rust or C++ is on that (pydantic calls a
-    serializer, say) the process aborts.
+    Soon after, Python tears a thread that wants the interpreter off its stack. If Rust or C++ is on that stack (pydantic that
+    calls a serializer, say), the process aborts.
     """
     until = time.monotonic() + EXIT_S
     while (alive := [thread.ident for thread in _left_behind if thread.is_alive()]) and time.monotonic() < until:
@@ -55,19 +55,19 @@ def _end_left_behind() -> None:
         time.sleep(0.005)
 
 
-if sys.version_info < (3, 14):  # which lets such threads hang
+if sys.version_info < (3, 14):  # from 3.14 on Python lets such threads hang
     atexit.register(_end_left_behind)
 
 
 class Failure(NamedTuple):
-    """A plain function has raised this; `info`: as it was described where it ran."""
+    """The error that a plain function raised. `info` describes it, if the thread could do that."""
 
     error: BaseException
     info: ErrorInfo | None
 
 
 class Pending(NamedTuple):
-    """A plain function has returned this instead of a value."""
+    """The awaitable that a plain function returned instead of a value."""
 
     awaitable: Awaitable[object]
 
@@ -76,7 +76,7 @@ Outcome = bytes | Failure | Pending
 
 
 class Job:
-    """One call for an attempt, in a context of its own."""
+    """One call for an attempt, in its own context."""
 
     __slots__ = ("_call", "_pace", "attempt", "began", "context", "outcome")
 
@@ -90,11 +90,11 @@ class Job:
 
     @property
     def is_quick(self) -> bool:
-        """Whether it can be waited for, as far as is known."""
+        """Whether the loop may wait for it, by its mean time so far."""
         return self._pace.mean_s < QUICK_S
 
     def run(self) -> None:
-        """Call it, unless nobody wants to know any more."""
+        """Call the function, unless the attempt has given its place up."""
         if self.attempt.over is None:
             return
         self.began = time.perf_counter()
@@ -102,7 +102,7 @@ class Job:
         self._pace.add(time.perf_counter() - self.began)
 
     def is_late(self) -> None:
-        """The loop has waited. If it has begun, no other call is waited for before it comes back: that may be never."""
+        """The loop waited too long. If this call has begun, count its function as slow before it returns: it may never return."""
         if self.began is not None and self.outcome is None:
             self._pace.mean_s = max(self._pace.mean_s, QUICK_S)
 
@@ -111,14 +111,14 @@ Report = Callable[[Job], None]
 
 
 class Threads(Protocol):
-    """Who runs jobs, and reports them on the loop."""
+    """Runs jobs and reports them on the loop."""
 
     def give(self, job: Job) -> None: ...
     def close(self) -> None: ...
 
 
 class StepThreads:
-    """Make it and use it on one event loop. What its threads share with it has atomic methods."""
+    """Runs jobs in daemon threads. Make and use it on one event loop; threads and loop share only objects with atomic methods."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -126,47 +126,47 @@ class StepThreads:
         self._todo: deque[Job] = deque()
         self._done: deque[Job] = deque()
         self._quick: list[Job] = []  # no thread has been woken for them yet
-        self._wanted = 0  # the loop waits for so many results
-        self._gate = threading.Lock()  # where it waits
-        self._told = False  # the loop knows that there are results, or is about to look
+        self._wanted = 0  # the number of results that the loop waits for
+        self._gate = threading.Lock()  # the lock at which the loop waits
+        self._told = False  # the loop knows that results are there, or is about to look
         self._threads: WeakSet[threading.Thread] = WeakSet()
-        self._idle: list[threading.Lock] = []  # each thread waits at a bell of its own
+        self._idle: list[threading.Lock] = []  # the locks of idle threads, one each
         self._closed = False
 
     def give(self, job: Job) -> None:
-        """Have it run; it is reported."""
+        """Run a job in a thread and report it on the loop."""
         self._todo.append(job)
         if not job.is_quick:
             self._wake()
             return
         self._quick.append(job)
         if len(self._quick) == 1:
-            self._loop.call_soon(self._begin)  # after all that is ready in this turn and may give more
+            self._loop.call_soon(self._begin)  # runs after everything that is ready in this turn and may give more jobs
 
     def close(self) -> None:
-        """Idle threads end; the others when they have done what they do."""
+        """End idle threads now, and the others after their job."""
         self._closed = True
         _left_behind.update(self._threads)
         while self._idle:
             self._idle.pop().release()
 
     def _wake(self) -> None:
-        """See that one more thread looks for what is to be done."""
+        """Make one more thread look for jobs."""
         if self._idle:
             self._idle.pop().release()  # the one that slept last
             return
         thread = threading.Thread(target=self._serve, name=f"stepfold-step-{next(_numbers)}", daemon=True)
         try:
             thread.start()
-        except RuntimeError as error:  # the system gives no more
+        except RuntimeError as error:  # the system has no more threads
             logger.warning("no thread for a plain step function: %s; trying again in %g s", error, AGAIN_S)
             self._loop.call_later(AGAIN_S, self._wake)
         else:
             self._threads.add(thread)
 
     def _begin(self) -> None:
-        """Have a thread do what is quick, and wait a moment for it."""
-        gate = self._gate = threading.Lock()  # a new one: a thread that was late may still open the last one
+        """Wake a thread for the quick jobs, and wait a moment for their results."""
+        gate = self._gate = threading.Lock()  # a new lock: a late thread may still release the last one
         gate.acquire()
         self._told = True
         jobs, self._quick = self._quick, []
@@ -183,12 +183,12 @@ class StepThreads:
             self._collect()
 
     def _collect(self) -> None:
-        self._told = False  # before it looks: whoever comes later tells again
+        self._told = False  # before it looks: a result that comes later calls again
         while self._done:
             self._report(self._done.popleft())
 
     def _serve(self) -> None:
-        """In a thread."""
+        """The loop of one thread."""
         bell = threading.Lock()
         bell.acquire()
         while not self._closed:
@@ -196,20 +196,20 @@ class StepThreads:
                 pass
             self._idle.append(bell)
             if self._wanted and len(self._done) >= self._wanted:
-                with contextlib.suppress(RuntimeError):  # another thread has opened it
+                with contextlib.suppress(RuntimeError):  # another thread has released it
                     self._gate.release()
             if not self._closed:
                 bell.acquire()
 
     def _work(self) -> bool:
-        """Do one job; whether there was one. Nothing of it is kept while the thread waits."""
+        """Do one job. Returns False if there was none. Keeps no reference to the job while the thread waits."""
         try:
             job = self._todo.popleft()
         except IndexError:
             return False
         try:
             job.run()
-        except BaseException as error:  # noqa: BLE001  # whoever waits gets it
+        except BaseException as error:  # noqa: BLE001  # the attempt reports it
             job.outcome = Failure(error, None)
         self._done.append(job)
         if not self._told:
@@ -220,7 +220,7 @@ class StepThreads:
 
 
 class Inline:
-    """The same on the loop, where time would not wait for a thread: each job takes `delay_s`."""
+    """Runs jobs on the loop, for virtual time, which does not wait for threads. Each job takes `delay_s`."""
 
     def __init__(self, report: Report, delay_s: float = 0.0) -> None:
         self._report = report
@@ -228,11 +228,11 @@ class Inline:
         self._loop = asyncio.get_running_loop()
 
     def give(self, job: Job) -> None:
-        """Have it run; it is reported."""
+        """Run a job and report it."""
         self._loop.call_later(self._delay_s, self._run, job)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Does nothing."""
 
     def _run(self, job: Job) -> None:
         job.run()

@@ -1,8 +1,8 @@
-"""Timers: what is due when, a million of them in a few megabytes.
+"""Timers: a heap of due times that holds a million timers in a few megabytes.
 
-A binary heap in four flat columns takes 32 bytes a timer; `heapq` over tuples takes 130. Whether a timer still means
-anything is for who takes it out to see. Those of runs that are gone are not kept until they are due, which may be years:
-each new timer has two others looked at, so there are never more than about twice as many as there are timers of runs.
+A binary heap in four flat columns takes 32 bytes a timer; `heapq` over tuples takes 130. The caller of `pop` checks whether a
+timer still has a meaning. Timers of runs that are gone do not stay until they are due, which may be years: each `push` examines
+two other timers. So the heap holds at most about twice as many timers as runs have.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ def _always(run_id: str) -> bool:
 
 
 class Timers:
-    """Due times (ms, by whatever clock) with the run and the step, sleep or wait that they are for, the earliest first.
+    """Due times (ms, by any clock), each with a run and the operation that it is for; the earliest first.
 
-    `at` is what the record says of the time, if that is not the same: by that a timer is known for what it was set for.
-    `is_there` says of a run whether its timers may mean anything.
+    `at` is the time in the record, if it differs from the due time; the caller recognises a stale timer by it. `is_there` says
+    whether a run exists; timers of other runs are dropped.
     """
 
     def __init__(self, is_there: Callable[[str], bool] = _always) -> None:
         self._is_there = is_there
-        self._place = 0  # which one is looked at next
+        self._place = 0  # index of the timer to examine next
         self._due = array("q")
         self._at = array("q")
         self._runs: list[str] = []
         self._steps: list[str] = []
-        self._shared: dict[str, str] = {}  # most runs wait under the same few step ids
+        self._shared: dict[str, str] = {}  # most runs use the same few step ids
 
     def __len__(self) -> int:
         return len(self._due)
 
     @property
     def first(self) -> int:
-        """When the next one is due. There is one."""
+        """The due time of the next timer. The heap must not be empty."""
         return self._due[0]
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all timers."""
         for column in (self._due, self._at, self._runs, self._steps):
             del column[:]
 
     def push(self, due: int, run_id: str, step_id: str, at: int | None = None) -> None:
-        """Add one; the strings are kept as they are, so let them be those that are kept anyway."""
+        """Add a timer. The heap keeps the strings as given, so pass strings that are in memory anyway."""
         if len(self._shared) >= SHARED_STEP_IDS:
             self._shared.clear()
         step_id = self._shared.setdefault(step_id, step_id)
@@ -71,13 +71,13 @@ class Timers:
                     return
 
     def pop(self) -> tuple[int, str, str]:
-        """Take out the earliest: its `at`, run and step. There is one."""
+        """Remove the earliest timer; returns its `at`, run id and step id. The heap must not be empty."""
         first = (self._at[0], self._runs[0], self._steps[0])
         self._remove(0)
         return first
 
     def _rise(self, place: int, due: int, at: int, run_id: str, step_id: str) -> None:
-        """Put a timer where it belongs between a free place and the top."""
+        """Move a timer up from the free index `place` to its position."""
         dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
         while place > 0:
             parent = (place - 1) >> 1
@@ -93,7 +93,7 @@ class Timers:
         end = len(dues)
         if place == end:
             return
-        # The last one takes the place, and goes down or up from there.
+        # The last timer takes the free index and moves down or up from there.
         child = 2 * place + 1
         while child < end:
             if child + 1 < end and dues[child + 1] < dues[child]:

@@ -1,15 +1,15 @@
-"""The watchdog: a thread that looks whether code of users gives the worker's loop back, names it where it does not, and stops it.
+"""The watchdog: a thread that checks whether users' code gives the worker's loop back; it names code that does not and stops it.
 
-The loop's thread notes whose code it runs, which costs an attribute, a counter and no clock; the thread looks from time to
-time. It warns after `WARN_S`. After `STOP_S` without any progress the code of a run is interrupted by an exception of
-`Stuck`, which Python raises between two instructions of that thread. Code that catches it gets another one that comes again
-at each instruction where Python looks, also outside of every `try` of that code, until the loop's thread is out of it.
-What runs outside of Python's instructions is not interrupted: the watchdog says so, and goes on to look. Nor is code that a
-debugger traces.
+The loop's thread notes whose code it runs. That costs an attribute and a counter, and reads no clock. The watchdog looks at it
+every `LOOK_S` and warns after `WARN_S`. After `STOP_S` without progress it interrupts the code of a run with an exception of
+`Stuck`, which Python raises between two instructions of that thread. If the code catches it, the watchdog sends one that comes
+again at each instruction where Python checks, also outside every `try`, until the thread is out of that code. Code outside
+Python's instructions cannot be interrupted: the watchdog says so and goes on looking. It does not interrupt code that a debugger
+traces.
 
-The exception cannot reach the engine. It is sent only while the loop's thread says that it is inside (`what`, `turn`), and
-announced before that is looked at (`armed`); who leaves says so first, looks for an announcement then, waits until it is
-decided, and takes back what has not arrived.
+The exception cannot reach the engine. The watchdog sets `armed`, then checks that the loop's thread is still inside the same
+code (`what`, `turn`), and only then sends. The loop's thread first notes that it is out, then looks at `armed`. If that is set,
+it waits until the watchdog has decided, and takes back an exception that has not arrived.
 """
 
 from __future__ import annotations
@@ -34,70 +34,70 @@ LOOK_S = 0.25
 WARN_S = 2.0
 STOP_S = 10.0
 TRIAL_S = 1.0
-"""The same for code that was put aside, and may have been mended since."""
+"""`STOP_S` for a rehearsal of quarantined code that may have been repaired."""
 INSIST_S = 0.5
-"""Code that has caught the exception for so long is not asked again, but taken out."""
+"""Code that still holds the loop this long after the first exception gets the one that comes again."""
 GIVE_UP_S = 5.0
-"""Code that is still there so long after it was interrupted is in something that Python cannot interrupt."""
+"""Code that still holds the loop this long after its interruption is in a call that Python cannot interrupt."""
 
 
 class Stuck(BaseException):
-    """Raised into the code of a run that does not come back."""
+    """Raised into the code of a run that does not give the loop back."""
 
 
 class Watched(Protocol):
-    """Whose code may be run."""
+    """The owner of code that the loop runs: a run, an attempt, or a question to users' classes."""
 
     @property
     def stop_s(self) -> float:
-        """After so long it is interrupted."""
+        """Seconds without progress until the watchdog interrupts the code."""
         ...
 
     def named(self) -> tuple[str, dict[str, Any]]:
-        """In words, and as extra fields of a log record."""
+        """The code in words, and as extra fields for a log record."""
         ...
 
     def progress(self) -> int:
-        """Changes where it goes on."""
+        """A number that changes when the code makes progress."""
         ...
 
 
 class Asked:
-    """What the engine asks of users' classes (to write a value, to show an error, to check an input): it has to come back."""
+    """A call of users' classes by the engine (write a value, show an error, check an input): the call must return."""
 
     def __init__(self, named: Callable[[], tuple[str, dict[str, Any]]]) -> None:
         self.named = named
         self.stop_s = STOP_S
 
     def progress(self) -> int:
-        """It has none."""
+        """Always 0: a call shows no progress."""
         return 0
 
 
 class Watch:
-    """What the loop's thread notes. By itself nobody looks: for simulations, and where there are no threads."""
+    """The notes of the loop's thread, without a thread that looks: for simulations, and where there are no threads."""
 
     def __init__(self) -> None:
         self.what: Watched | None = None
         self.turn = 0
-        self.armed = False  # an interruption was announced
-        self.lines: tuple[str, ...] = ()  # where the code was that was interrupted
-        self._sending = False  # whether it comes to it is being decided
+        self.armed = False  # an interruption is announced
+        self.lines: tuple[str, ...] = ()  # source lines of the interrupted code
+        self._sending = False  # the watchdog is deciding whether to send
         self._sent = False
         self._kind: Any = Stuck
 
     def start(self) -> None:
-        """From the thread of the loop."""
+        """Begin to look. Call it in the thread of the loop."""
 
     def stop(self) -> None:
-        """Nobody looks any more."""
+        """Stop looking."""
 
     def held_up(self) -> tuple[str, float] | None:
-        """Whose code has the loop, and where, and for how many seconds; None if it is not held up."""
+        """The code that holds the loop, in words with its source lines, and for how many seconds; None if the loop is free."""
         return None
 
     def run(self, what: Watched, call: Callable[[], T]) -> T:
-        """Run code of users. Raises Stuck where it had to be interrupted, otherwise what it raises."""
+        """Run users' code. Raises what the code raises, or Stuck if the watchdog interrupted it."""
         outer = self.what
         try:
             try:
@@ -109,7 +109,7 @@ class Watch:
                 if self.armed:
                     self._settle()
         except Stuck:
-            # Up to the second line nothing of Python's looks for exceptions of other threads; after it two can still come.
+            # Python checks for exceptions from other threads only after the next two lines; then two can still arrive.
             self.what = outer
             self._kind.__init__ = BaseException.__init__
             try:
@@ -122,11 +122,11 @@ class Watch:
             raise
 
     def ask(self, named: Callable[[], tuple[str, dict[str, Any]]], call: Callable[[], T]) -> T:
-        """Ask users' classes something, also from within their code. Raises Stuck as `run` does."""
+        """Call users' classes, also from within users' code. Raises Stuck as `run` does."""
         return self.run(Asked(named), call)
 
     def _settle(self) -> None:
-        """The loop's thread is out: no interruption comes from here on. Raises Stuck where one was sent."""
+        """The loop's thread is out of users' code: no interruption comes after this. Raises Stuck if one was sent."""
         while self._sending:
             time.sleep(0.0001)
         self._take_back()
@@ -139,7 +139,7 @@ class Watch:
 
 
 class Watchdog(Watch):
-    """A watch at which somebody looks."""
+    """A watch with a thread that looks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,8 @@ class Watchdog(Watch):
         asked = 0
         while not self._stopped.wait(LOOK_S):
             now = time.monotonic()
-            passed_s = min(now - self._looked_at, 2 * LOOK_S)  # more is a process that was stopped, or a C call that held us all
+            # a longer pause: the process was stopped, or a C call held all threads
+            passed_s = min(now - self._looked_at, 2 * LOOK_S)
             self._looked_at = now
             what = self.what
             mark = self._mark(what)
@@ -213,14 +214,14 @@ class Watchdog(Watch):
         return (self.turn, what, what.progress() if what is not None else 0)
 
     def _traced(self) -> bool:
-        """Whether a debugger, or who measures coverage, is at work there: who sits at a breakpoint is not interrupted."""
+        """Whether a debugger or a coverage tool traces the code: code at a breakpoint must not be interrupted."""
         return self._is_traced or any(frame.f_trace is not None for frame in self._frames())
 
     def _where(self) -> tuple[str, ...]:
         return source_of(self._frames())
 
     def _frames(self) -> Iterator[FrameType]:
-        """Of the code that is watched, innermost first."""
+        """The frames of the watched code, innermost first."""
         frame = sys._current_frames().get(self._thread_id)  # pyright: ignore[reportPrivateUsage]  # documented for this
         while frame is not None and frame.f_code is not Watch.run.__code__:
             yield frame
@@ -229,7 +230,8 @@ class Watchdog(Watch):
     def _send(self, mark: tuple[Any, ...], *, insist: bool) -> None:
         kind: Any = type("Stuck", (Stuck,), {})
         if insist:
-            kind.__init__ = staticmethod(partial(send_to, self._thread_id, kind))  # no instruction of Python's: it arrives after
+            # runs no Python instruction, so the next exception arrives only after this one
+            kind.__init__ = staticmethod(partial(send_to, self._thread_id, kind))
         self.lines = self._where()
         self._sending = True
         self.armed = True
@@ -250,12 +252,13 @@ def _said(lines: tuple[str, ...]) -> str:
 
 
 def _function(argument: Any) -> Callable[[int, Any], None]:
-    function: Any = ctypes.pythonapi["PyThreadState_SetAsyncExc"]  # one of our own, not the one that everybody shares
+    # our own function object: `argtypes` of the shared one would change for everybody
+    function: Any = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
     function.argtypes = (ctypes.c_ulong, argument)
     function.restype = None
     return function
 
 
 send_to = _function(ctypes.py_object)
-"""Raise a class of exceptions in a thread of this id, between two of its instructions."""
+"""Raise an exception class in the thread of an id, between two of its instructions."""
 _take_back_from = _function(ctypes.c_void_p)

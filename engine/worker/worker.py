@@ -1,7 +1,7 @@
-"""The worker: owns the partitions it is given, and runs the steps that their owners dispatch.
+"""The worker: owns the partitions that are assigned to it, and runs the steps that their owners dispatch.
 
-It reads as: join, own what is assigned, route the inbox where there is one, leave. Steps run on the worker's loop, plain
-functions in threads; at most `concurrency` at a time.
+Its life: join, own the assigned partitions, route the inbox if there is one, leave. Async steps run on the worker's loop,
+plain functions in threads, at most `concurrency` steps at a time.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from .watchdog import Stuck, Watch
 logger = logging.getLogger("stepfold.worker")
 
 RETRY_S = (0.2, 5.0)
-"""First and longest pause before a partition is tried again after an error."""
+"""First and longest pause between two tries for a partition, after an error."""
 CLOCKS_AGAIN_S = 3600.0
 MAX_UNKNOWN = 1000
-"""So many workflows that are not known are remembered as said."""
+"""The worker remembers so many unknown workflows for which it has warned."""
 CLEAN_UP_S = 1.0
-"""So long may a step clean up that was cancelled because its worker stops."""
+"""How long a stopping worker lets cancelled steps clean up."""
 ATTEMPTS_PER_TURN = 100
-"""So many attempts that have nothing to wait for may run before others on the loop get a turn."""
+"""How many attempts that need not wait may run before other tasks on the loop get a turn."""
 
 Ts = TypeVarTuple("Ts")
 
@@ -59,7 +59,7 @@ Ts = TypeVarTuple("Ts")
 class Worker:
     """Executes the workflows of a registry until `stop`.
 
-    `threads` makes what runs plain step functions; `random` and `ids` are the sources of jitter and of nonces and names.
+    `threads` makes the object that runs plain step functions. `random` is the source of jitter, `ids` of nonces and names.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._queue: deque[Attempt] = deque()
         self._held = False
-        self._runner_due = False  # a task has been made and has not begun
+        self._runner_due = False  # a task for the queue exists and has not started
         self._running = 0
         self._context = contextvars.copy_context()
-        self._alone: deque[Attempt | Suspects] = deque()  # the first one's turn it is
+        self._alone: deque[Attempt | Suspects] = deque()  # the first one has the turn
         if threads is None:
             threads = Inline if getattr(asyncio.get_running_loop(), "virtual", False) else StepThreads
         self._threads = threads(self._came_back)
         self._call_plain = partial(_plain_call, settings.max_payload_bytes)
         self._clocks_told: float | None = None
-        self._withdrawn: set[Attempt] = set()  # cancelled, and not yet over
+        self._withdrawn: set[Attempt] = set()  # cancelled and still running
         self._unknown: set[tuple[str, str | None]] = set()
-        self.abandoned = 0  # steps that ran on when their time was over
+        self.abandoned = 0  # steps that ran on after the grace
         self._stopped = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -121,9 +121,9 @@ class Worker:
             self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
 
     async def stop(self, grace_s: float) -> None:
-        """Leave in good order; steps still running after `grace_s` are abandoned to the next worker. Idempotent.
+        """Leave in good order. Steps that still run after `grace_s` are abandoned: the next owner runs them again. Idempotent.
 
-        Others are assigned everything at once, and each partition is theirs as soon as its own steps have ended.
+        Other workers are assigned everything at once. Each partition is released as soon as its own steps have ended.
         """
         membership, self._membership = self._membership, None
         if membership is None:
@@ -149,11 +149,11 @@ class Worker:
     async def _retire(self, membership: Membership) -> None:
         try:
             await membership.retire()
-        except Exception as error:  # the others are then assigned nothing before this worker has left
+        except Exception as error:  # the other workers then get assignments only after this worker has left
             logger.warning("%s: retiring: %s", self.log.name, error, exc_info=not isinstance(error, StepfoldError))
 
     async def wait(self) -> None:
-        """Until the worker stops. Raises what it cannot go on with."""
+        """Wait until the worker stops. Raises the error that stopped it."""
         await self._stopped.wait()
         if self.failure is not None:
             raise self.failure
@@ -163,7 +163,7 @@ class Worker:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # whatever it is, `wait` raises it
+        except BaseException as error:  # noqa: BLE001  # `wait` raises it, whatever it is
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -173,11 +173,11 @@ class Worker:
         self._stopped.set()
 
     async def _owning(self, membership: Membership) -> None:
-        """Own what is assigned, as it comes and goes. An owner's folded state is kept for when it comes back."""
+        """Own the assigned partitions as assignments change. Keeps an owner's folded state for a partition that comes back."""
         while True:
             try:
                 assigned = await membership.assigned()
-            except LogUnavailable as error:  # what is owned stays so as long as nobody else claims it
+            except LogUnavailable as error:  # owned partitions stay owned until another worker claims them
                 logger.warning("%s: no member any more: %s", self.log.name, error)
                 membership = await self._join_again(membership)
                 continue
@@ -203,7 +203,7 @@ class Worker:
                 return self._membership
 
     def _give_up(self, partition: int, grace_s: float) -> None:
-        """Begin to hand a partition over; others go on meanwhile."""
+        """Begin to hand a partition over; other partitions go on."""
         before = self._handing_over.get(partition)
         handing_over = self._hand_over(partition, grace_s, self._serving.pop(partition), before)
         self._handing_over[partition] = asyncio.create_task(handing_over, name=f"stepfold-leave-{partition}")
@@ -214,7 +214,7 @@ class Worker:
         if before is not None:
             await asyncio.wait([before])
         loop = asyncio.get_running_loop()
-        until = loop.time() + grace_s + HAND_OVER_S  # then whoever comes next claims it all the same
+        until = loop.time() + grace_s + HAND_OVER_S  # after that, the next owner claims it anyway
         backoff = Backoff(*RETRY_S, self.random)
         while True:
             pause_s = backoff.next_s()
@@ -225,7 +225,7 @@ class Worker:
                 logger.warning("%s partition %d: leaving: %s", self.log.name, partition, error)
                 if self._membership is None or loop.time() + pause_s > until:
                     break
-            except ConfigError as error:  # the log is another one by now, say
+            except ConfigError as error:  # the log was replaced meanwhile, say
                 logger.error("%s partition %d: leaving: %s", self.log.name, partition, error)  # noqa: TRY400  # it says it all
                 break
             except Exception:
@@ -238,11 +238,14 @@ class Worker:
             del self._handing_over[partition]
 
     async def is_live(self, name: str) -> bool:
-        """Whether another worker is alive, as far as the log knows. Who is about to stop takes nothing away from anybody."""
+        """Whether another worker is alive, as far as the log knows.
+
+        A stopping worker reports every worker as alive, so that it never takes a partition over.
+        """
         return self._membership is None or await self._membership.is_live(name)
 
     def clocks_differ(self, ahead_ms: int) -> None:
-        """The log's time is so far ahead of this worker's clock (below 0: behind). Said once, and again every hour."""
+        """Warn that the log's time is `ahead_ms` ahead of this worker's clock (negative: behind); at most once an hour."""
         now = asyncio.get_running_loop().time()
         if self._clocks_told is not None and now < self._clocks_told + CLOCKS_AGAIN_S:
             return
@@ -257,8 +260,8 @@ class Worker:
         )
 
     async def _serve(self, owner: Owner, handing_over: asyncio.Task[None] | None) -> None:
-        """Own one partition, again after every loss, until told to leave it."""
-        if handing_over is not None:  # it comes back before it was gone
+        """Own one partition, and claim it again after every loss, until the owner shall leave."""
+        if handing_over is not None:  # the partition came back before its release was finished
             await asyncio.wait([handing_over])
         backoff = Backoff(*RETRY_S, self.random)
         owner.leaving = False
@@ -276,7 +279,7 @@ class Worker:
                 self._fail(error)
                 return
             except Exception:
-                owner.state = None  # do not trust what led here: fold again
+                owner.state = None  # the folded state may be the cause: fold again
                 logger.exception("%s partition %d: recovering in %.1f s", self.log.name, owner.partition, pause_s)
             await asyncio.sleep(pause_s)
 
@@ -286,7 +289,7 @@ class Worker:
         return all(self.owners[partition].caught_up.is_set() for partition in self._serving)
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
-        """The workflow, if this worker knows it."""
+        """The workflow, or None if this worker does not know it."""
         return self.registry.find(workflow_id, version)
 
     def _workflows_changed(self) -> None:
@@ -296,33 +299,33 @@ class Worker:
     # -- steps
 
     def hold(self) -> None:
-        """What is dispatched from here on waits for `release`."""
+        """Keep dispatched attempts in the queue until `release`, which starts them together."""
         self._held = True
 
     def release(self) -> None:
-        """Run what was dispatched meanwhile, at once if this Python can."""
+        """Run the queued attempts; the first starts at once if this Python has eager tasks."""
         self._held = False
         self._go_on(_start_at_once)
 
     def dispatch(self, attempt: Attempt) -> None:
-        """Run an attempt, now or when there is a place."""
+        """Run an attempt when there is a place."""
         self._queue.append(attempt)
         if not self._held:
             self._go_on()
 
     def dispatch_alone(self, attempt: Attempt) -> None:
-        """Run an attempt that may end this process, while no other such attempt of this worker is announced or runs."""
+        """Run an attempt that may end this process; at most one such attempt of this worker is announced or runs."""
         attempt.alone = True
         self.wait_alone(attempt)
 
     def wait_alone(self, one: Attempt | Suspects) -> None:
-        """Have it announced when nothing else is that may end this process."""
+        """Let `one` announce when its turn comes: nothing else is then announced that may end this process."""
         self._alone.append(one)
         if len(self._alone) == 1:
             one.announce()
 
     def settled(self, one: Attempt | Suspects) -> None:
-        """How something that was announced alone has ended is in the log, or does not matter any more."""
+        """The isolated attempt, or the suspect, is recorded or irrelevant: the next one announces."""
         if isinstance(one, Attempt):
             one.alone = False
         had_its_turn = self._alone[0] is one
@@ -331,36 +334,36 @@ class Worker:
             self._alone[0].announce()
 
     def withdraw(self, attempt: Attempt) -> None:
-        """The attempt's result is of no interest any more."""
+        """Nobody needs the attempt's result: cancel it or take it out of the queue."""
         if attempt.alone:
             self.settled(attempt)
         if attempt.task is not None:
             attempt.task.cancel()
             self._withdrawn.add(attempt)
             self._drop_later(attempt)
-        elif attempt.over is not None:  # whatever its thread does, nobody waits for it
+        elif attempt.over is not None:  # a plain function: its thread goes on, its place is free
             self._end_plain(attempt)
         else:
             with contextlib.suppress(ValueError):
                 self._queue.remove(attempt)
 
     def abandon(self, attempt: Attempt) -> None:
-        """It runs on though its partition is given up: whoever comes next runs the step again."""
+        """Warn that an attempt goes on although its partition is released; the next owner runs the step again."""
         self.abandoned += 1
         name, extra = attempt.named()
         for_s = asyncio.get_running_loop().time() - attempt.since
         logger.warning("%s is abandoned; it has run for %.1f s and did not end in time", name, for_s, extra=extra)
 
     def _is_withdrawn(self, attempt: Attempt) -> bool:
-        """Whether this worker has cancelled the attempt, or its loop cancels all that there is; else its own code has."""
+        """Whether the worker, or the end of its loop, has cancelled the attempt; otherwise its own code has."""
         return attempt in self._withdrawn or any(task.cancelling() for task in self._tasks)
 
     def _drop_later(self, attempt: Attempt) -> None:
-        """It has just been cancelled, and has some time to clean up: from now on, however long the loop was held up."""
+        """Give an attempt that was just cancelled `grace_s` to clean up, counted from now, however long the loop was held up."""
         attempt.timer = attempt.owner.loop.call_later(self.settings.grace_s, self._drop, attempt)
 
     def _drop(self, attempt: Attempt) -> None:
-        """The time to clean up is over for one that was cancelled."""
+        """Drop a cancelled attempt whose clean-up time is over."""
         if attempt.task is not None and not attempt.dropped:
             attempt.dropped = True
             attempt.task.cancel()
@@ -368,7 +371,7 @@ class Worker:
             logger.warning("%s goes on though it was cancelled: its code gets no more turns", name, extra=extra)
 
     async def _let_go(self) -> None:
-        """Leave no task behind that does not end: it would hold up whoever runs the loop."""
+        """Drop cancelled tasks that do not end: they would keep the caller's loop from closing."""
         for _ in range(2):
             tasks = [attempt.task for attempt in self._withdrawn if attempt.task is not None]
             if tasks:
@@ -377,7 +380,7 @@ class Worker:
                     self._drop(attempt)
 
     def unknown(self, run: RunState) -> None:
-        """A run waits for a workflow that this worker does not know: said once for each."""
+        """A run waits for a workflow that this worker does not know. Warns once for each workflow and version."""
         wanted = (run.workflow, run.version)
         if wanted not in self._unknown:
             if len(self._unknown) >= MAX_UNKNOWN:
@@ -398,13 +401,13 @@ class Worker:
             )
 
     def _go_on(self, start: Callable[[Coroutine[Any, Any, None]], object] | None = None) -> None:
-        """See that somebody runs what is queued, if there is a place."""
+        """Start a task for the queue if there is an async attempt and a place for it."""
         if self._queue and not self._runner_due and self._hand_out():
             self._runner_due = True
             (start or asyncio.get_running_loop().create_task)(self._run_queued())
 
     def _hand_out(self) -> bool:
-        """Hand plain functions to threads, as far as it is their turn; whether it is that of an async one, and it has a place."""
+        """Start plain functions at the head of the queue in threads. Returns whether an async attempt is next and has a place."""
         while self._queue and self._running < self.settings.concurrency:
             if self._queue[0].call.pace is ON_LOOP:
                 return True
@@ -412,7 +415,7 @@ class Worker:
         return False
 
     async def _run_queued(self) -> None:
-        """Run queued attempts, one after another as long as none has to wait; from then on the next task goes on."""
+        """Run queued attempts one after another until one has to wait; from then on another task serves the queue."""
         self._runner_due = False
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
@@ -427,7 +430,7 @@ class Worker:
                 self._running += 1
                 try:
                     waited = await in_context(self._context.copy(), self._attempt(attempt), self._go_on, self.watch, attempt)
-                    if waited or (task is not None and task.cancelling()):  # the next one is none of its business
+                    if waited or (task is not None and task.cancelling()):  # this task belongs to its attempt now
                         break
                 finally:
                     self._leave_place(attempt)
@@ -443,7 +446,7 @@ class Worker:
             self._withdrawn.discard(attempt)
 
     def _begin_plain(self, attempt: Attempt) -> None:
-        """Have its function called in a thread, without a task."""
+        """Run a plain function in a thread, without a task."""
         loop = attempt.owner.loop
         attempt.over = loop.create_future()
         attempt.begun = True
@@ -454,12 +457,12 @@ class Worker:
         self._threads.give(Job(self._call_plain, attempt, self._context.copy()))
 
     def _over_time(self, attempt: Attempt) -> None:
-        """The time of a plain function is over; it goes on."""
+        """Fail the attempt of a plain function whose time is over. Its thread goes on."""
         attempt.end_dropped()
         self._end_plain(attempt)
 
     def _came_back(self, job: Job) -> None:
-        """A plain function has ended, or there was no time for it."""
+        """A plain function has returned, or its attempt gave its place up before the thread began."""
         attempt = job.attempt
         outcome = job.outcome
         if attempt.over is None or outcome is None:
@@ -474,7 +477,7 @@ class Worker:
         self._end_plain(attempt)
 
     def _see_through(self, attempt: Attempt, awaitable: Awaitable[Any], context: contextvars.Context) -> None:
-        """A plain function has returned something to await: that takes a task, and keeps its place."""
+        """Await what a plain function returned. That takes a task; the attempt keeps its place."""
         if attempt.timer is not None:
             attempt.timer.cancel()
 
@@ -485,7 +488,7 @@ class Worker:
         attempt.task.add_done_callback(lambda _: self._end_plain(attempt))
 
     def _end_plain(self, attempt: Attempt) -> None:
-        """Its place is free."""
+        """Free the place of a plain function."""
         over = attempt.over
         assert over is not None
         self._leave_place(attempt)
@@ -496,7 +499,7 @@ class Worker:
             self._go_on()
 
     async def _attempt(self, attempt: Attempt, rest: Awaitable[Any] | None = None) -> None:
-        """Run one attempt, or the rest of it, and report how it ended; a cancelled one reports nothing."""
+        """Run one attempt, or await the `rest` of it, and report how it ended. A withdrawn attempt reports nothing."""
         call = attempt.call
         owner = attempt.owner
         current_step_var.set(RunningStep(attempt))
@@ -520,7 +523,7 @@ class Worker:
             if self._is_withdrawn(attempt):
                 raise
             owner.failed(attempt, _cancelled_itself(attempt))
-        except BaseException as error:  # whatever a step raises fails the attempt
+        except BaseException as error:  # anything that a step raises fails the attempt
             if from_keyboard(error) or (type(error) is GeneratorExit and not _goes_on(attempt.task)):
                 raise
             owner.failed(attempt, error)
@@ -531,7 +534,7 @@ class Worker:
                 attempt.beats.stop()
 
     async def _call(self, attempt: Attempt, rest: Awaitable[Any] | None) -> bytes:
-        """What the step's function gives, as JSON."""
+        """The result of the step's function as JSON."""
         call = attempt.call
         if rest is not None:
             value = await rest
@@ -544,7 +547,7 @@ class Worker:
 
 
 def _goes_on(task: asyncio.Task[None] | None) -> bool:
-    """Whether a task has its turn: then its coroutine is not being closed from outside."""
+    """Whether the task is running: if not, its coroutine is being closed from outside."""
     try:
         return asyncio.current_task() is task
     except RuntimeError:  # no loop runs
@@ -552,7 +555,7 @@ def _goes_on(task: asyncio.Task[None] | None) -> bool:
 
 
 def _plain_call(limit: int, attempt: Attempt) -> Outcome:
-    """In the thread: whatever users' classes do when they are copied, written or shown, the worker's loop does not wait."""
+    """Call a plain function, in a thread. Copies, encodes and describes there, so that users' classes cannot hold the loop up."""
     call, step_id = attempt.call, attempt.op.id
     current_step_var.set(RunningStep(attempt))
     try:
@@ -560,11 +563,11 @@ def _plain_call(limit: int, attempt: Attempt) -> Outcome:
             fn, args = (call.fn, call.args) if call.given is None else call.given()
             value = fn(*args)
             return Pending(value) if inspect.isawaitable(value) else _encoded(attempt, value, limit)
-        except (StopIteration, GeneratorExit) as error:  # these have a meaning of their own to who calls
+        except (StopIteration, GeneratorExit) as error:  # callers give these a meaning of their own
             raise RuntimeError(f"the step function raised {type(error).__name__}: {error}") from error
         except asyncio.CancelledError as error:
             raise _cancelled_itself(attempt) from error
-    except BaseException as error:  # whatever a step raises fails the attempt
+    except BaseException as error:  # anything that a step raises fails the attempt
         if from_keyboard(error):
             raise
         return Failure(error, ErrorInfo.of(error, step_id))
@@ -575,9 +578,9 @@ def _cancelled_itself(attempt: Attempt) -> RuntimeError:
 
 
 def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[], bytes]], bytes] | None = None) -> bytes:
-    """A result as JSON; `ask` calls what runs code of users.
+    """A result as JSON. `ask` calls code of users under the watchdog.
 
-    Raises ValueInvalid for what cannot be written, whatever its classes raise (that is not tried again), and PayloadTooLarge.
+    Raises PayloadTooLarge, and ValueInvalid (which is not retried) for any error while the value is encoded.
     """
     codec, step_id = attempt.call.codec, attempt.op.id
     try:
@@ -602,9 +605,9 @@ def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[
 def in_context(
     context: contextvars.Context, coro: Coroutine[Any, Any, None], on_wait: Callable[[], None], watch: Watch, what: Attempt
 ) -> Generator[Any, Any, bool]:
-    """Await `coro` in a context of its own, in this task; whether it had to wait, which `on_wait` is told when it first does.
+    """Await `coro` in its own context, in this task. Returns whether it had to wait; calls `on_wait` when it first does.
 
-    An attempt that is dropped gets no more turns: it has failed.
+    A dropped attempt gets no more turns: it has failed.
     """
     watch.turn += 1
     watch.what = what
@@ -618,7 +621,7 @@ def in_context(
     while True:
         try:
             value = yield waits_for
-        except BaseException as error:  # noqa: BLE001  # the task's word to the coroutine, whatever it is
+        except BaseException as error:  # noqa: BLE001  # the task throws anything into the coroutine
             if what.dropped and type(error) is asyncio.CancelledError:
                 keep_for_ever(coro)
                 what.end_dropped()
@@ -642,4 +645,5 @@ if sys.version_info >= (3, 12):
         return asyncio.Task(coro, loop=asyncio.get_running_loop(), eager_start=True)
 
 else:
+    # Before 3.12 asyncio has no eager tasks: the task starts in the loop's next turn.
     _start_at_once = None
