@@ -1,1 +1,1 @@
-"""The command line. `app` holds the commands; everything heavy is imported by the command that needs it."""
+"""The command line. `app` holds the commands; each command imports heavy modules itself."""

@@ -1,4 +1,4 @@
-"""`stepfold`, the command. Only declarations and what is cheap to import stands here and in the modules of its groups."""
+"""`stepfold`, the command. This module and those of its groups hold declarations, and import only what is cheap to import."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def main() -> NoReturn:
     """Run the command line and exit."""
     _check_surroundings()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by who started this: what would be said there goes nowhere
+        if getattr(sys, name) is None:  # closed by the parent process: output goes nowhere
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that knows no ✔ gets a question mark
+            stream.reconfigure(errors="replace")  # a terminal that does not know ✔ gets a question mark
     try:
         _check_arguments()
         code: object = app(prog_name="stepfold", standalone_mode=False)
@@ -96,7 +96,7 @@ def main() -> NoReturn:
 
 
 def _check_surroundings() -> None:
-    """Terminals that claim to have no columns: rich and Typer take them at their word, so they are not asked."""
+    """Remove sizes of the terminal that are not positive numbers: rich and Typer would believe them."""
     for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
         width = os.environ.get(name)
         if width is not None and not (width.isascii() and width.isdecimal() and 0 < int(width[:6]) < 100_000):
@@ -104,14 +104,14 @@ def _check_surroundings() -> None:
 
 
 def _check_arguments() -> None:
-    """Nothing that cannot be written into a log, a database or JSON comes any further. Raises Problem."""
+    """Raises Problem for arguments that cannot be written into a log, a database or JSON."""
     sys.argv[1:] = map(_text_of, sys.argv[1:])
     if "STEPFOLD_URL" in os.environ:
         _text_of(os.environ["STEPFOLD_URL"])
 
 
 def _text_of(argument: str) -> str:
-    """The argument as text: UTF-8 also where the language of the environment knows less. Raises Problem."""
+    """The argument as text: UTF-8, even if the locale of the environment has another encoding. Raises Problem."""
     try:
         return os.fsencode(argument).decode() if re.search("[\ud800-\udfff]", argument) else argument
     except UnicodeError:
@@ -119,7 +119,7 @@ def _text_of(argument: str) -> str:
 
 
 def _fault(error: Exception) -> str:
-    """What is our own fault, so that it can be reported."""
+    """A message for an error that is stepfold's own fault, for a report."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
     told = ErrorInfo.of(error)
@@ -127,18 +127,18 @@ def _fault(error: Exception) -> str:
 
 
 def _unread() -> NoReturn:
-    """End as what SIGPIPE kills: whoever read stdout has gone, as `head` does. Python's own last flush goes nowhere."""
+    """Exit like a process that SIGPIPE kills: the reader of stdout has gone, as `head` does. Python's last flush goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(Exit.UNREAD)
 
 
 def _usage_problem(error: Exception) -> str | None:
-    """What is wrong with the command line, if that is what the error is about.
+    """The message for a mistake on the command line; None for any other error.
 
-    Typer brings a copy of Click or needs Click itself, by its version, so the class has no name that holds for both.
+    Depending on its version Typer contains a copy of Click or needs Click itself, so no class name fits both.
     """
     if type(error).__name__ == "NoArgsIsHelpError":
-        return "name a command"  # its help has been printed
+        return "name a command"  # Typer has printed its help
     say: Callable[[], str] | None = getattr(error, "format_message", None)
     if say is None:
         return None
@@ -150,7 +150,7 @@ def _usage_problem(error: Exception) -> str | None:
 def _fail(message: str, code: Exit) -> NoReturn:
     try:
         complain(f"stepfold: {message}")
-    except OSError:  # nobody can be told, and Python's own last flush would say so with another code
+    except OSError:  # nobody reads stderr; without this, Python's last flush fails and exits with another code
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     sys.exit(code)

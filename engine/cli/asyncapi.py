@@ -1,7 +1,7 @@
-"""The contract of a namespace's topics for those who use them without stepfold: JSON Schema and AsyncAPI 3. Pure.
+"""The contract of a namespace's topics for users without stepfold: JSON Schema and AsyncAPI 3. Pure.
 
-The history's part comes from the event models; the inbox's is written here and a test holds it against what
-`stepfold.worker.inbox` takes. What the router refuses for now (events, signals to nobody in particular) is not in it.
+The history's part comes from the event models. The inbox's part is written here; a test compares it with
+`stepfold.worker.inbox`. It does not contain what the router refuses for now (events, and signals without a run id).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..events import FORMAT, json_schema
 if TYPE_CHECKING:
     from stepfold.drivers.kafka_topics import Namespace
 
-JSON_SCHEMA = "http://json-schema.org/draft-07/schema#"  # what AsyncAPI 3 builds on
+JSON_SCHEMA = "http://json-schema.org/draft-07/schema#"  # the draft that AsyncAPI 3 builds on
 BINDING = "0.5.0"
 
 _ACCEPTANCE = """\
@@ -140,12 +140,12 @@ def _message(kind: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _kind(schema: dict[str, Any]) -> str | None:
-    """The event type that a schema is for."""
+    """The event type of a schema; None for a schema of another kind."""
     return cast("str | None", schema["properties"].get("type", {}).get("const"))
 
 
 def _event_schemas(refs: str) -> dict[str, dict[str, Any]]:
-    """The schemas of the event models by name: of the value alone, with what every record must have as required."""
+    """The schemas of the event models by name. They describe the value alone and require the fields that every record has."""
     found: dict[str, dict[str, Any]] = _mended(json_schema()["$defs"], refs)
     for schema in found.values():
         properties = schema["properties"]
@@ -157,7 +157,7 @@ def _event_schemas(refs: str) -> dict[str, dict[str, Any]]:
 
 
 def _mended(value: Any, refs: str) -> Any:
-    """References that lead to `refs`, and no titles that only repeat a name."""
+    """The schema with references to `refs`, and without titles that only repeat a name."""
     if isinstance(value, list):
         return [_mended(one, refs) for one in cast("list[Any]", value)]
     if not isinstance(value, dict):

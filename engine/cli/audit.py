@@ -1,4 +1,4 @@
-"""`stepfold run export|verify|replay`: a run's history as a file that shows when it was altered, and today's code over it."""
+"""`stepfold run export|verify|replay`: export a history so that changes show, verify it, and replay it with today's code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export(
 
     async def go() -> None:
         async with connected(client):
-            # To somebody's eyes what cannot be seen is escaped: another spelling of the same JSON, with other hashes.
+            # A terminal gets invisible characters escaped: another spelling of the same JSON, with other hashes.
             seen = io.BytesIO() if file is None and sys.stdout.isatty() else None
             written = await export_run(client.log, checked_run_id(run_id), file or seen or sys.stdout.buffer)
         if seen is not None:
@@ -119,7 +119,7 @@ def replay(
 
 @contextlib.contextmanager
 def _opened(file: str) -> Generator[BinaryIO]:
-    """A file to read. Raises Problem where there is none."""
+    """Open a file to read, or stdin. Raises Problem."""
     if file == "-":
         yield sys.stdin.buffer
         return

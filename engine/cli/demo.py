@@ -1,7 +1,7 @@
 """`stepfold demo`: an order through a failing step, a sleep, a signal, parallel steps and the death of its worker.
 
-This process starts workers, sends the signal, kills, and looks; what it shows it reads from the log. Workers are the command
-that users start. What the steps did is counted in the file that they write to, and compared with what the history says.
+This process starts workers, sends the signal and kills one worker; all that it shows comes from the log. The workers are the
+command that users start. Steps note their effects in a file; the demo counts them and compares the counts with the history.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def demo(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepfold-demo-")))
         url = f"sqlite:///{folder / 'demo.db'}"
         if kafka:
-            # Kafka notices a dead worker by its silence: here after 3 s, usually after 10.
+            # Kafka notices a dead worker when its session times out: here after 3 s, by default after 10.
             url = stack.enter_context(local_kafka("demo", "?session_timeout_s=3"))
         performance = Performance(url, folder)
         try:
@@ -66,7 +66,7 @@ def demo(
 
 
 class Performance:
-    """What is on the stage, and what has been seen."""
+    """One performance of the demo: workers, run, and what this process has seen."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
@@ -90,7 +90,7 @@ class Performance:
     # -- the performance
 
     async def perform(self) -> None:
-        """From the first worker to the end of the run. Raises TimeoutError, LogUnavailable and Problem."""
+        """Run the demo from the first worker to the end of the run. Raises TimeoutError, LogUnavailable and Problem."""
         async with connected(self.client, may_create=True), asyncio.timeout(PATIENCE_S):
             self.begun_at = self.client.log.now()
             if self.out.is_terminal:
@@ -110,7 +110,7 @@ class Performance:
             await export_run(self.client.log, RUN_ID, self.export)
 
     async def play(self) -> None:
-        """Start the run when the workers have shared out the log, and follow it to its end."""
+        """Start the run when each worker owns partitions, and follow it to its end."""
         while not (owners := await self.owners()):
             await asyncio.sleep(0.05)
         shares = ", ".join(f"{name} {owners.count(name)}" for name in sorted(set(owners)))
@@ -119,7 +119,7 @@ class Performance:
         await self.follow()
 
     async def owners(self) -> list[str]:
-        """Which worker owns each partition; empty as long as one has nobody or a worker has none."""
+        """The owner of each partition; empty while a partition has no owner or a worker owns none."""
         log = self.client.log
         found: list[str] = []
         for partition in range(log.partitions):
@@ -132,7 +132,7 @@ class Performance:
         return found if set(found) == set(self.workers) else []
 
     async def start(self) -> None:
-        """Ask for the run: by a plain Kafka record where there is an inbox, else by the client."""
+        """Start the run: by a plain Kafka record if there is an inbox, else by the client."""
         if not self.url.startswith("kafka://"):
             await self.client.start_workflow("order", self.order, run_id=RUN_ID)
             self.say(f"started {RUN_ID}: from now on it will end, whatever happens to a worker")
@@ -148,7 +148,7 @@ class Performance:
         self.say(f"a plain Kafka producer, without stepfold, has put a start into {namespace}.inbox")
 
     async def follow(self) -> None:
-        """See every event as it comes, and do what the script says at that point."""
+        """Read each event as it comes, and act at the scripted points."""
         async with aclosing(follow(self.client.log, RUN_ID, wait_for_start=True)) as all_news:
             async for event, self.run, owner, _ in all_news:
                 if owner != self.owner and self.killed and owner is not None:
@@ -170,7 +170,7 @@ class Performance:
         await self.client.run(RUN_ID).signal("approve", {"by": "Ada"})
 
     def kill(self) -> None:
-        """SIGKILL to the worker that is packing."""
+        """Send SIGKILL to the worker that is packing."""
         effects = self.read_effects()
         packing = next(effect["pid"] for effect in effects if effect["step"] == "parcel/pack")
         name = next(name for name, worker in self.workers.items() if worker.pid == packing)
@@ -182,7 +182,7 @@ class Performance:
         self.say(f"kill -9 {packing}: worker {name} is dead in the middle of parcel/pack", "bold red")
 
     async def watch_over_workers(self) -> None:
-        """Raises Problem when a worker ends that nobody killed."""
+        """Raises Problem if a worker ends that the demo did not kill."""
         while True:
             for name, worker in self.workers.items():
                 if worker.poll() is not None and name != self.killed:
@@ -190,11 +190,11 @@ class Performance:
             await asyncio.sleep(0.2)
 
     def clear_away(self) -> None:
-        """No process stays behind."""
+        """Stop all workers."""
         for worker in self.workers.values():
             stop_worker(worker)
 
-    # -- what is seen
+    # -- observations
 
     def completed(self) -> set[str]:
         return {step.step_id for step in story(self.run, self.events) if step.became == "done"} if self.run else set()
@@ -203,12 +203,12 @@ class Performance:
         return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
 
     def name_of(self, owner: str) -> str:
-        """Worker names are host-pid-something."""
+        """The letter of a worker, by its full name `host-pid-id`."""
         pid = int(owner.rsplit("-", 2)[1])
         return next((name for name, worker in self.workers.items() if worker.pid == pid), "?")
 
     def say(self, text: str, style: str = "bold") -> None:
-        """Tell what this process does."""
+        """Print a line about what this process does."""
         line = Text.assemble((since(self.client.log.now() - self.begun_at), "dim"), ("▸ " + text, style))
         if self._live is not None:
             self.out.print(line)
@@ -216,7 +216,7 @@ class Performance:
             show(line)
 
     def stage(self) -> RenderableType:
-        """What the terminal shows while it goes on."""
+        """The picture that a terminal shows during the demo."""
         grid = Table.grid(padding=(0, 3, 0, 0))
         cells: list[Text] = []
         for name, worker in self.workers.items():
@@ -234,14 +234,14 @@ class Performance:
         return Group("", grid, "", picture)
 
     def last_words(self) -> str:
-        """The end of what the workers logged."""
+        """The end of the workers' logs."""
         lines = [line for log in self.logs.values() if log.exists() for line in log.read_text().splitlines()]
         return f"the workers' last words: {' | '.join(lines[-4:])}" if lines else "the workers said nothing"
 
-    # -- after it
+    # -- afterwards
 
     def review(self) -> bool:
-        """Print what happened, and whether it was as promised."""
+        """Print what happened. Returns whether all promises held."""
         run = self.run
         assert run is not None
         show("", run_picture(run, story(run, self.events), None, now_ms=0))
@@ -253,7 +253,7 @@ class Performance:
         return all(held for held, _ in checks)
 
     def count_effects(self, run: RunState) -> list[tuple[bool, str]]:
-        """Print how often each step ran, by what it did; gives what must hold."""
+        """Print how often each step ran, by the file of effects. Returns the promises, each with whether it held."""
         effects = self.read_effects()
         began = Counter(effect["step"] for effect in effects if effect["what"] == "began")
         done = Counter(effect["step"] for effect in effects if effect["what"] == "done")
@@ -291,7 +291,7 @@ class Performance:
         ]
 
     def replay(self) -> list[tuple[bool, str]]:
-        """Verify the exported history and run the code over it, in this process, which has executed no step."""
+        """Verify the exported history and replay it in this process, which has executed no step."""
         from stepfold.projections.audit import replay, verify
 
         verification = verify(self.export)

@@ -1,6 +1,6 @@
-"""The workflow that `stepfold demo` runs, as a user would write it: an order that is paid, approved, packed and shipped.
+"""The workflow of `stepfold demo`, as a user would write it: an order that is paid, approved, packed and shipped.
 
-Each step writes to a file when it begins and when it has done its work, so that the demo can count what really happened.
+Each step writes to a file when it begins and when its work is done, so that the demo can count the effects.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Receipt(BaseModel):
 
 @contextmanager
 def effect() -> Generator[None]:
-    """Write down that a step begins and, unless it fails or its process dies, that its work is done."""
+    """Note that a step begins and, unless it fails or its process dies, that its work is done."""
     write("began")
     yield
     write("done")
@@ -67,7 +67,7 @@ async def charge(order: Order) -> str:
 
 async def pack(order: Order) -> str:
     with effect():
-        await asyncio.sleep(60 if current_step().attempt == 1 else 1.2)  # the first attempt will be killed long before its end
+        await asyncio.sleep(60 if current_step().attempt == 1 else 1.2)  # the demo kills the first attempt long before its end
         return "one parcel"
 
 

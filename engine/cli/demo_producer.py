@@ -1,4 +1,4 @@
-"""A Kafka producer that knows nothing of stepfold: it puts one record into a topic. `stepfold demo --kafka` runs it as a script.
+"""A Kafka producer without stepfold: puts one record into a topic. `stepfold demo --kafka` runs it as a script.
 
 python demo_producer.py HOST:PORT TOPIC TEXT
 """

@@ -1,7 +1,7 @@
-"""`stepfold dev`: a worker that starts again whenever code that it imported changes, and everything its runs do as it happens.
+"""`stepfold dev`: a worker that restarts when a file that it imported changes, and the events of its runs as they happen.
 
-The worker is a process of its own, the command that users start in production, so that each start imports the code anew.
-This process watches files and the log, and never executes workflows.
+The worker is a process of its own, the command that users start in production, so each start imports the code anew. This
+process watches files and the log, and never executes workflows.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def dev(
 
 @contextlib.contextmanager
 def local_kafka(namespace: str, options: str = "") -> Generator[str]:
-    """A local broker while the block runs: gives the URL of a namespace with its topics on it. Raises ConfigError."""
+    """Run a local broker during the block; yields the URL of a namespace on it that has its topics. Raises ConfigError."""
     from stepfold.drivers.broker import LocalBroker
     from stepfold.drivers.kafka import KafkaDriver
 
@@ -80,9 +80,9 @@ def local_kafka(namespace: str, options: str = "") -> Generator[str]:
 def start_worker(
     app: str, url: str, *options: str, output: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """`stepfold worker` as a child that ends with this process, but not with this terminal's Ctrl-C: that is for us to handle.
+    """Start `stepfold worker` as a child process. It ends with this process, but not with the terminal's Ctrl-C: we handle that.
 
-    `output`: the file that it prints to, instead of where this process prints; `env`: added to the environment.
+    `output`: the file for its output, instead of this process's; `env`: added to the environment.
     """
     with output.open("ab") if output is not None else contextlib.nullcontext() as file:
         return subprocess.Popen(
@@ -96,7 +96,7 @@ def start_worker(
 
 
 def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) -> None:
-    """In good order, else by force. Idempotent."""
+    """Stop a worker in good order, or kill it after `patience_s`. Idempotent."""
     process.terminate()
     try:
         process.wait(patience_s)
@@ -117,7 +117,7 @@ async def _develop(app: str, client: Client) -> None:
 
 
 async def _keep_running(app: str, url: str) -> None:
-    """A worker, and another one after each change."""
+    """Run a worker, and restart it after each change."""
     with tempfile.TemporaryDirectory(prefix="stepfold-dev-") as folder:
         while True:
             code = await asyncio.to_thread(_Code, Path.cwd(), Path(folder, "imports"))
@@ -135,16 +135,16 @@ async def _keep_running(app: str, url: str) -> None:
 
 
 class _Code:
-    """The files that a worker runs, as they were when it started."""
+    """The files of a worker, as they were when it started."""
 
     def __init__(self, here: Path, imports: Path) -> None:
-        self.imports = imports  # where the worker says what it has imported
+        self.imports = imports  # the file in which the worker lists its imports
         self._here = here
         self._seen = _python_files(here)
         imports.unlink(missing_ok=True)
 
     def changed(self, *, everything: bool) -> Path | None:
-        """A file that has changed, of what the worker has imported, or of `everything` below the folder."""
+        """A file that has changed, among the worker's imports, or among `everything` below the folder; None without a change."""
         if everything:
             now = _python_files(self._here)
             paths = now.keys() | self._seen.keys()
@@ -153,12 +153,12 @@ class _Code:
             paths = {path.relative_to(self._here) if path.is_relative_to(self._here) else path for path in map(Path, lines)}
             now = {path: at for path in paths if (at := _changed_at(self._here / path)) is not None}
             for path in paths - self._seen.keys():
-                self._seen[path] = now.get(path, 0)  # it is elsewhere, or new: from now on
+                self._seen[path] = now.get(path, 0)  # new, or outside the folder: compare from now on
         return min((path for path in paths if now.get(path) != self._seen.get(path)), default=None)
 
 
 def _changed_at(path: Path) -> int | None:
-    """When it was changed last (ns); None: it is not there."""
+    """The time of a file's last change, ns; None if there is no file."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -166,7 +166,7 @@ def _changed_at(path: Path) -> int | None:
 
 
 def _python_files(folder: Path) -> dict[Path, int]:
-    """The Python files below the folder, by their paths in it, and when each was changed last (ns)."""
+    """The Python files below a folder, by relative path, with the times of their last changes (ns)."""
     found: dict[Path, int] = {}
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
@@ -180,7 +180,7 @@ def _python_files(folder: Path) -> dict[Path, int]:
 
 
 async def _print_events(log: Log, partition: int, out: Console) -> None:
-    """The accepted events of all runs of a partition, from now on."""
+    """Print the accepted events of all runs of a partition, from now on."""
     _, end = await log.bounds(partition)
     state = PartitionState(partition, log.partitions)
     reader = log.reader(partition, 0)

@@ -1,4 +1,4 @@
-"""One run as anyone may read it: by the fold, from the claims and the run's own records, and never through a worker."""
+"""Reads one run for the command line: by the fold, from the claims and the run's own records, never through a worker."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NEWS_S = 1.0
 
 
 class News(NamedTuple):
-    """What has come. `event`: None for another owner; `run`: as it is now; `owner`: who owns its partition (None: nobody).
+    """One piece of news. `event`: None if only the owner changed; `run`: its state now; `owner`: the partition's owner or None.
 
-    `past`: more is known already.
+    `past`: later news was already known when this was yielded.
     """
 
     event: Event | None
@@ -34,8 +34,8 @@ class _Story:
         self.partition = partition_of(run_id, log.partitions)
         self.state = PartitionState(self.partition, log.partitions)
         self.run: RunState | None = None
-        self.owners: dict[int, str | None] = {}  # by the offsets of their claims
-        self.early: list[Event] = []  # signals for a run to come
+        self.owners: dict[int, str | None] = {}  # offset of a claim -> its owner
+        self.early: list[Event] = []  # signals that came before the run
 
     def take(self, records: Iterable[Record]) -> list[News]:
         found: list[News] = []
@@ -58,11 +58,11 @@ class _Story:
                 found.append(News(parse(change.event, record.offset, record.timestamp), run, self.state.owner))
             elif self.run is not None:
                 found.append(News(None, self.run, self.state.owner))
-        return [news for news in found if news.run is self.run]  # an earlier run under this id is long ended
+        return [news for news in found if news.run is self.run]  # earlier runs under this id ended long ago
 
 
 class Sight(NamedTuple):
-    """A run as it stands now, its accepted events, who owns its partition (None: nobody), and who made which claim."""
+    """A run's state now, its accepted events, its partition's owner (or None), and the owner of each claim by offset."""
 
     run: RunState
     events: list[Event]
@@ -71,7 +71,7 @@ class Sight(NamedTuple):
 
 
 async def look(log: Log, run_id: str) -> Sight:
-    """The run now. Raises RunNotFound and LogUnavailable."""
+    """Read the run as it is now. Raises RunNotFound and LogUnavailable."""
     story = _Story(log, run_id)
     news = story.take(await log.find(story.partition, (run_id, CLAIM_KEY)))
     if story.run is None:
@@ -80,9 +80,9 @@ async def look(log: Log, run_id: str) -> Sight:
 
 
 async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> AsyncGenerator[News]:
-    """Everything about the run from its start on, as it comes; ends with the event that ends the run.
+    """Yield all news of the run from its start, as it comes; stops after the event that ends the run.
 
-    Raises RunNotFound, unless it shall `wait_for_start`, and LogUnavailable.
+    Raises LogUnavailable, and RunNotFound unless `wait_for_start` is set.
     """
     story = _Story(log, run_id)
     _, end = await log.bounds(story.partition)

@@ -1,4 +1,4 @@
-"""`stepfold inbox …`: how far the inbox was read, the records that were refused, and sending them again."""
+"""`stepfold inbox …`: how far workers have read the inbox, and refused requests, which can be sent again."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _text(value: bytes | None) -> str:
 
 
 def _json(letter: DeadLetter) -> dict[str, Any]:
-    """Bytes that are no UTF-8 are given as Base64, under a name that says so."""
+    """A dead letter as JSON. Bytes that are not UTF-8 become Base64, under a name that says so."""
     found: dict[str, Any] = {
         "place": letter.place,
         "time": utc(letter.timestamp),

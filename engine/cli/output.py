@@ -1,9 +1,9 @@
-"""What commands print. Data go to stdout, in the form that `-o` asks for; remarks for a person go to stderr.
+"""Output of commands. Data go to stdout, in the form that `-o` asks for; remarks for a person go to stderr.
 
-To a terminal tables have colour and fit its width; into a pipe or a file they have neither, nor any padding or wrapping.
-Text from elsewhere is shown, not sent (`stepfold.values.text`): here, on whatever way it takes. So nothing else in this folder
-prints, and its `Text` and `console` are used instead of rich's.
-Times in tables are local and say so (TZ=UTC in the environment makes them UTC); in JSON they are UTC.
+On a terminal tables have colour and fit its width. In a pipe or a file they have no colour, padding or wrapping. Text from
+elsewhere is shown with control characters escaped (`stepfold.values.text`), on every path. So no other module in this folder
+prints, and all use the `Text` and `console` of this module instead of rich's. Times in tables are local and say so (TZ=UTC in the
+environment makes them UTC); times in JSON are UTC.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ..values.text import shown, shown_json
 
 _PIPE_WIDTH = 10_000
 _GAP = 2
-"""Between two columns."""
+"""Cells between two columns."""
 _WORDS_WIDTH = 16
-"""What a column of words needs at least."""
+"""The least width of a column of words, in cells."""
 
 
 class Format(StrEnum):
-    """The forms that data may be printed in."""
+    """The forms of printed data."""
 
     TABLE = "table"
     JSON = "json"
@@ -50,19 +50,19 @@ OutputOption = Annotated[
 
 
 class Text(RichText):
-    """rich's, with all that cannot be seen as an escape; always one line."""
+    """rich's Text, with invisible characters escaped; always one line."""
 
     def __init__(self, text: str = "", *arguments: Any, **options: Any) -> None:
         super().__init__(shown(text), *arguments, **options)
 
     def append(self, text: RichText | str, style: str | Style | None = None) -> Self:
-        """As rich's."""
+        """Like rich's."""
         super().append(shown(text) if isinstance(text, str) else text, style)
         return self
 
     @classmethod
     def assemble(cls, *parts: str | RichText | tuple[str, str]) -> Self:  # type: ignore[override]  # without its options
-        """As rich's."""
+        """Like rich's."""
         made = cls()
         for part in parts:
             made.append(*part) if isinstance(part, tuple) else made.append(part)
@@ -70,14 +70,14 @@ class Text(RichText):
 
 
 class _Console(Console):
-    """rich's, for which plain strings are `Text` too, wherever they stand."""
+    """rich's Console, which treats every plain string as `Text`."""
 
     def render_str(self, text: str, **options: Any) -> RichText:
         return super().render_str(shown(text), **options)
 
 
 def console(*, stderr: bool = False) -> Console:
-    """The console of stdout or stderr, as wide as what it is."""
+    """The console of stdout or stderr. Its width is the terminal's; elsewhere `_PIPE_WIDTH`."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _PIPE_WIDTH
     return _Console(file=stream, width=width, highlight=False, soft_wrap=False, markup=False, emoji=False)
@@ -96,40 +96,40 @@ def show(*what: RenderableType) -> None:
 
 
 def say(text: str) -> None:
-    """One plain line on stdout."""
+    """Print one plain line on stdout."""
     print(shown(text), flush=True)
 
 
 def complain(text: str) -> None:
-    """One plain line on stderr, after all that has been said on stdout: where both go to one file, in that order."""
+    """Print one plain line on stderr, after everything on stdout: if both go to one file, they keep their order."""
     sys.stdout.flush()
     print(shown(text), file=sys.stderr, flush=True)
 
 
 def remark(text: str) -> None:
-    """Say something to whoever sits there; programs that read stdout are not disturbed."""
+    """Print a remark for a person, on stderr, so that programs that read stdout do not see it."""
     sys.stdout.flush()
     console(stderr=True).print(text, style="dim")
 
 
 def print_json(value: Any) -> None:
-    """One JSON value, indented."""
+    """Print one JSON value, indented."""
     print(json_text(value, indent=True))
 
 
 def print_jsonl(values: Iterable[Any]) -> None:
-    """One JSON value per line."""
+    """Print one JSON value per line."""
     for value in values:
         print(json_text(value), flush=True)
 
 
 def json_text(value: Any, *, indent: bool = False) -> str:
-    """JSON in which what cannot be seen is escaped."""
+    """JSON text with invisible characters escaped."""
     return shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None).decode())
 
 
 def print_rows(form: Format, rows: Sequence[Mapping[str, Any]], picture: RenderableType, *, nothing: str = "nothing") -> None:
-    """Rows as JSON, or their picture; `nothing` is what to tell a person when there are none."""
+    """Print rows as JSON, or their picture. `nothing`: the remark if there are no rows."""
     if form is Format.JSON:
         print_json(rows)
     elif form is Format.JSONL:
@@ -141,7 +141,7 @@ def print_rows(form: Format, rows: Sequence[Mapping[str, Any]], picture: Rendera
 
 
 def print_object(form: Format, value: Mapping[str, Any], picture: RenderableType) -> None:
-    """One object as JSON, or its picture."""
+    """Print one object as JSON, or its picture."""
     if form is Format.JSON:
         print_json(value)
     elif form is Format.JSONL:
@@ -151,7 +151,7 @@ def print_object(form: Format, value: Mapping[str, Any], picture: RenderableType
 
 
 class _FittingTable(Table):
-    """Leaves out spare columns until ids, numbers and times stand unbroken; only the words of the last column wrap."""
+    """Drops spare columns until ids, numbers and times fit unbroken; only the last column wraps."""
 
     def __init__(self, spare: Sequence[str]) -> None:
         super().__init__()
@@ -177,14 +177,14 @@ class _FittingTable(Table):
 
 
 def _width(column: Column) -> int:
-    """What a column needs to stand unbroken."""
+    """The width that a column needs to stay unbroken, in cells."""
     return max(cell_len(shown(str(cell))) for cell in (column.header, *column.cells))
 
 
 def table(*columns: str, right: Sequence[str] = (), spare: Sequence[str] = ()) -> Table:
-    """A table without lines: columns that say what they hold. Those in `right` are numbers.
+    """A table without lines, whose columns have headings. Columns in `right` hold numbers.
 
-    `spare`: what a narrow terminal does without, first what matters least; of two columns of one name the later.
+    `spare`: columns that a narrow terminal drops, the least important first; of two columns of one name it drops the later.
     """
     made = _FittingTable(spare)
     for name in columns:
@@ -193,12 +193,12 @@ def table(*columns: str, right: Sequence[str] = (), spare: Sequence[str] = ()) -
 
 
 def zone() -> str:
-    """The name of the local time zone, for the head of a column."""
+    """The name of the local time zone, for the heading of a column."""
     return datetime.now().astimezone().tzname() or "local"
 
 
 def local(ms: int | None, *, date: bool = True) -> str:
-    """A time for people: local, to the millisecond. Total: a record may hold any number."""
+    """A local time for people, to the millisecond. Total: a record may hold any number."""
     if ms is None:
         return ""
     ms = times.within(ms)
@@ -207,14 +207,14 @@ def local(ms: int | None, *, date: bool = True) -> str:
 
 
 def utc(ms: int | None) -> str | None:
-    """A time for programs: ISO 8601, UTC. Total: what is beyond the years that ISO 8601 has is given as the nearest."""
+    """A time for programs: ISO 8601, UTC. Total: a time outside the years of ISO 8601 becomes the nearest one inside."""
     if ms is None:
         return None
     return times.utc(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def took(ms: int) -> str:
-    """A span for people."""
+    """A duration for people."""
     if ms < 1000:
         return f"{ms} ms"
     if ms < 60_000:
@@ -228,19 +228,19 @@ def took(ms: int) -> str:
 
 
 def short(value: Any, limit: int = 60) -> str:
-    """JSON on one line, cut where it gets long."""
+    """JSON on one line, cut at `limit` characters."""
     text = json_text(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def event_json(event: Event) -> dict[str, Any]:
-    """An event as it is on the wire, with its place (`offset`) and the log's time (`timestamp`, ms)."""
+    """An event as on the wire, with its `offset` and the log's time (`timestamp`, ms)."""
     fields = event.model_dump(mode="json", exclude_unset=True, by_alias=True)
     return {"offset": event.offset, "timestamp": event.timestamp, "type": event.type, **fields}
 
 
 class Status:
-    """While it is entered: one line at the foot of the terminal that says what is being waited for. Elsewhere, nothing."""
+    """While entered, a line at the foot of a terminal that says what the command waits for. Elsewhere it shows nothing."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -258,12 +258,12 @@ class Status:
             self._live.stop()
 
     def say(self, words: str) -> None:
-        """Show this from now on."""
+        """Show this text from now on."""
         if self._live is not None:
             self._live.update(Spinner("dots", Text(words, "dim", no_wrap=True, overflow="ellipsis")))
 
     def note(self, words: str) -> None:
-        """Say this on stderr, where it is not what was said last; a terminal shows it at its foot anyway."""
+        """Print this text on stderr if it is new; a terminal shows it at its foot instead."""
         if words != self._noted and self._live is None:
             remark(words)
         self._noted = words

@@ -1,8 +1,8 @@
-"""A run as people see it: its steps with their attempts on a time line, and its events one by one.
+"""Pictures of a run for people: its operations with their attempts on a time line, and its events one by one.
 
-`stepfold.client.story` says what became of its steps; here it gets words and colours. The log holds when an attempt ended, not
-when it began, so the line of a step starts with the first thing known of it: its only attempt is one point, a retried one goes
-from the first failure to the end.
+`stepfold.client.story` gives the outcomes; this module gives them words and colours. The log holds when an attempt ended, not
+when it began. So the line of a step starts with the first known time: a single attempt is one point, a retried step goes from the
+first failure to the end.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _MARKS: dict[str, tuple[str, str]] = {
 _POINTS = {"began": "╶", "ended": "●", "failed": "✗", "lost": "†", "timed out": "⧖"}
 _UNNAMED = "(a first attempt is not in the log before it ends, unless its step has heartbeats, at_most_once or record_input)"
 WINDOW = 50
-"""So many steps are drawn unless more are asked for."""
+"""How many operations are drawn by default."""
 
 
 def attempts_in_words(line: Line) -> str:
@@ -71,7 +71,7 @@ def attempts_in_words(line: Line) -> str:
 
 
 def note(line: Line, now_ms: int) -> str:
-    """What there is to say of a step, sleep or wait beside what became of it."""
+    """Details of an operation beside its outcome."""
     last = line.points[-1][0] if line.points else now_ms
     if line.became == "dropped":
         return "the code no longer waits for it" + ("; its signal went back" if line.returned else "")
@@ -97,13 +97,13 @@ def _joined(*words: str) -> str:
 
 
 def input_in_words(one: Line | AttemptStarted) -> str:
-    """The arguments, where the step records them."""
+    """The recorded arguments; "" if the step does not record them."""
     given = "" if one.input is None else f"input {short(one.input, 60)}"
     return given if one.input_note is None else f"{given} ({one.input_note})".lstrip()
 
 
 def _attempt_in_words(line: Line, now_ms: int) -> str:
-    """The attempt that is under way or comes next: since when and on which worker, as far as the log knows."""
+    """The attempt that runs or comes next: since when and on which worker, as far as the log knows."""
     attempt = f"attempt {line.attempts + 1}"
     if line.next_at is not None:
         return f"{attempt} {'at' if line.next_at > now_ms else 'was due at'} {beside(line.next_at, now_ms)}"
@@ -122,7 +122,7 @@ def _heartbeat_in_words(line: Line, now_ms: int) -> str:
 
 
 def steps_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
-    """Steps, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
+    """Operations, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
     last = max(now_ms, first_ms + 1)
     made = table("", "step", "attempts", "time line", "at", "", right=("at",), spare=("time line", "at", "attempts", ""))
     for step in lines:
@@ -163,12 +163,12 @@ def _until(ms: int | None, other_ms: int) -> str:
 
 
 def beside(ms: int | None, other_ms: int) -> str:
-    """A time for people who have just read another one: with its date if that is another day."""
+    """A time for people beside another time: with its date if the days differ."""
     return local(ms, date=local(ms)[:10] != local(other_ms)[:10])
 
 
 def status_json(run: RunState, owner: str | None) -> dict[str, Any]:
-    """Where a run stands, for programs."""
+    """The status of a run, for programs."""
     return {
         "id": run.id,
         "workflow": run.workflow,
@@ -186,11 +186,11 @@ def status_json(run: RunState, owner: str | None) -> dict[str, Any]:
 
 
 def steps_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """Steps for programs. `first_at`, `last_at`: the log's times of the first and the last point that is known.
+    """Operations, for programs. `first_at`, `last_at`: the log's times of the first and the last known point.
 
-    Of a step that is open, as far as the log knows: when its next attempt is due (`next_at`) or since when one runs
-    (`running_since`), on which `worker`, its last `heartbeat` with its time, and the last `error`. `input`: the arguments of
-    the last attempt, where the step records them; `input_note`: what of them is not there.
+    An open step has, as far as the log knows: `next_at`, when its next attempt is due, or `running_since`; the `worker` of the
+    attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
+    `input_note`: what is missing there.
     """
     return [
         {
@@ -215,7 +215,7 @@ def steps_json(lines: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def waiting_line(run: RunState, owner: str | None) -> str:
-    """What a run waits for, on one line."""
+    """The things that a run waits for, on one line."""
     if run.ended:
         return run.phase
     words = f"waits for {'; '.join(waiting_words(run, owner is not None))}"
@@ -228,7 +228,7 @@ def state_text(state: State) -> Text:
 
 
 def chosen(lines: Sequence[Line], limit: int | None, *, failed: bool = False) -> list[Line]:
-    """The last so many of the lines, and all that are open; `failed`: only those of which an attempt failed or was lost."""
+    """The last `limit` lines and all open ones; `failed`: only lines of which an attempt failed or was lost."""
     if failed:
         lines = [line for line in lines if line.error is not None or line.lost or line.became == "failed"]
     if limit is None or len(lines) <= limit:
@@ -238,7 +238,7 @@ def chosen(lines: Sequence[Line], limit: int | None, *, failed: bool = False) ->
 
 
 def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_ms: int, total: int = 0) -> RenderableType:
-    """The whole run: where it stands, what it waits for, these of its steps (it has `total`), and how it ended."""
+    """A run with its state, what it waits for, the given operations out of `total`, and its end."""
     end = run.ended_at if run.ended_at is not None else now_ms
     head = Text.assemble((run.id, "bold"), "  ", run.workflow, (f" version {run.version}" if run.version else "", "dim"), "  ")
     head.append_text(state_text(run_state(run, owner is not None)))
@@ -275,7 +275,7 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
 
 
 def detail(event: Event) -> str:
-    """What an event says beyond its type and step, in words."""
+    """The content of an event beyond its type and step id, in words."""
     if isinstance(event, Started):
         return f"{event.workflow} {short(event.input)}"
     if isinstance(event, InputCompleted):
@@ -326,7 +326,7 @@ _EVENT_STYLE = {
 
 
 def event_row(event: Event) -> tuple[Text, str, Text]:
-    """An event's type in its colour, its step, and what it says."""
+    """An event's type in its colour, its step id, and its content."""
     step_id = cast(str, getattr(event, "step_id", ""))
     return Text(event.type, _EVENT_STYLE.get(event.type, "cyan")), step_id, Text(detail(event))
 
@@ -339,7 +339,7 @@ def event_line(event: Event, first_ms: int) -> Text:
 
 
 def since(ms: int) -> str:
-    """The time since something, as a column of its own."""
+    """A time difference, as a column of fixed width."""
     return f"{ms / 1000:+9.3f} s  "
 
 

@@ -1,15 +1,15 @@
-"""How a command ends when it cannot do what was asked: one line on stderr and an exit code, never a traceback.
+"""How a command that cannot do its work ends: one line on stderr and an exit code, never a traceback.
 
 Exit codes, the same for every command (docs/cli.md):
 
     0  done
     1  done, and the answer is no: the run failed, the file was altered, the topics are wrong
     2  the command cannot be understood: an option, JSON, APP, a URL
-    3  there is no such run, workflow or dead letter
+    3  the run, workflow or dead letter does not exist
     4  the log, or a file, cannot be used: no answer, no such file, topics missing, no room
     70  a fault of stepfold's own
-    130  interrupted (Ctrl-C, and SIGTERM where children have to be stopped)
-    141  whoever read the output has stopped reading
+    130  interrupted (Ctrl-C, and SIGTERM in commands that must stop child processes)
+    141  the reader of the output has gone
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Exit(IntEnum):
 
 
 class Problem(Exception):
-    """What to tell the user: what went wrong, where, and what to do about it."""
+    """A message for the user: what went wrong, where, and what to do about it."""
 
     def __init__(self, message: str, code: Exit = Exit.USAGE) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class Problem(Exception):
 
 
 def code_of(error: StepfoldError) -> Exit:
-    """The exit code for an error of the library's."""
+    """The exit code for an error of the library."""
     if isinstance(error, RunNotFound | WorkflowUnknown):
         return Exit.NOT_FOUND
     if isinstance(error, LogUnavailable | NotOwner):

@@ -1,7 +1,7 @@
-"""`stepfold worker --processes N`: a process that starts N workers, and another one for each that dies.
+"""`stepfold worker --processes N`: a process that starts N workers, and restarts each that dies.
 
-Each is the command that one worker is, in a process of its own. Its stdin is a socket to this process: the worker writes to
-it once it serves, and ends when it closes, however this process went. This one imports nothing of the user's, and opens no log.
+Each worker is the command for one worker, in its own process. Its stdin is a socket to this process. The worker writes to it
+once it serves, and ends when it closes, however this process ended. This process imports no code of the user and opens no log.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ RESTART_S = (0.5, 30.0)
 
 
 def name_of(number: int) -> str:
-    """As log lines name the process."""
+    """The name of a process in log lines."""
     return f"worker-{number}"
 
 
 async def keep_running(options: Sequence[str], processes: int) -> int:
-    """`stepfold worker` with these options in so many processes, until told to stop. The exit code.
+    """Run `stepfold worker` with these options in `processes` processes, until told to stop. Returns the exit code.
 
     A worker that cannot start ends all, unless others serve.
     """
@@ -50,7 +50,7 @@ class _Processes:
         self._code = 0
 
     async def run(self, processes: int) -> int:
-        """The first one alone until it serves: what keeps one from starting keeps all, and is said once."""
+        """Start one worker first, and the others when it serves: a cause that prevents one from starting is then logged once."""
         with told_by_signals(self._told, at_once=self._kill):
             async with asyncio.TaskGroup() as keeping:
                 keeping.create_task(self._keep(1))
@@ -77,10 +77,10 @@ class _Processes:
         for process in self._running.values():
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)  # asyncio's own way may take the exit code from who waits for it
+                    os.kill(process.pid, number)  # asyncio's `send_signal` may take the exit code from the task that waits for it
 
     async def _keep(self, number: int) -> None:
-        """One process, and another one whenever it has ended by itself."""
+        """Run one process, and restart it whenever it ends by itself."""
         loop = asyncio.get_running_loop()
         backoff = Backoff(*RESTART_S, Random())
         while not self._over.is_set():
@@ -95,7 +95,7 @@ class _Processes:
                     self._code = self._code or (code if code >= 0 else 128 - code)
                 return
             if code > 0 and not served and not self._serving:
-                self._end(code)  # it has said why
+                self._end(code)  # the worker has printed the reason
                 return
             if loop.time() - began > RESTART_S[1]:
                 backoff.reset()
@@ -106,7 +106,7 @@ class _Processes:
                 await asyncio.wait_for(self._over.wait(), pause_s)
 
     async def _one(self, number: int) -> tuple[int, bool]:
-        """Start one and wait for its end: its exit code, and whether it has served."""
+        """Start one process and wait for its end. Returns its exit code, and whether it has served."""
         ours, theirs = socket.socketpair()
         with ours:
             ours.setblocking(False)
@@ -116,7 +116,7 @@ class _Processes:
                     stdin=theirs.fileno(),
                     start_new_session=True,
                 )
-            if self._over.is_set():  # meanwhile
+            if self._over.is_set():  # told to stop while the process started
                 self._send(self._signal)
             said = asyncio.create_task(asyncio.get_running_loop().sock_recv(ours, 1))
             ended = asyncio.create_task(process.wait())
@@ -127,6 +127,6 @@ class _Processes:
                 self._one_serves.set()
             code = await ended
             self._serving.discard(number)
-            said.cancel()  # what the worker has started may have its stdin still
+            said.cancel()  # a child of the worker may still hold its stdin
             await asyncio.wait([said])
             return code, served

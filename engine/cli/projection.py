@@ -1,4 +1,4 @@
-"""`stepfold projection …`: the tables that follow the log: keep them, rebuild them, see how far they are. Also for `run list`."""
+"""`stepfold projection …`: keeps tables that follow the log, rebuilds them, and shows their lag. `run list` uses it too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(no_args_is_help=True, help="Keep projections up to date, rebui
 
 RUNS = "stepfold-runs"
 PATIENCE = "10s"
-"""With a log, or a database, that cannot be read: as long as a client waits."""
+"""Limit for a log, or a database, that cannot be read: as long as a client waits."""
 
 DatabaseOption = Annotated[
     str | None,
@@ -67,7 +67,7 @@ def projection_of(name: str) -> Projection:
 async def running(
     client: Client, projections: Sequence[Projection], database: str | None, status: Status
 ) -> AsyncGenerator[ProjectionRunner]:
-    """A runner of these projections, and what it does in the status line. Raises Problem, LogUnavailable, ProjectionFailed."""
+    """Run these projections during the block, and show progress in the status line. Raises Problem and LogUnavailable."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from stepfold.projections import ProjectionRunner

@@ -1,4 +1,4 @@
-"""`stepfold run …`: one run, or a list of them."""
+"""`stepfold run …`: commands for one run, or a list of runs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Start runs, look at them, signal and cancel them.")
 
 _DATA_BYTES = 16 * 1024 * 1024
-"""With all the spaces that JSON may have; a payload is far smaller."""
+"""Room for any white space in the JSON; a payload is far smaller."""
 STATES: tuple[str, ...] = get_args(State)
 _STATE_HELP = f"In one of these: {', '.join(STATES)}."
 Data = Annotated[
@@ -71,7 +71,7 @@ Data = Annotated[
 
 
 def json_of(data: str | None) -> Any:
-    """The value that `--data` means. Raises Problem."""
+    """The value of `--data`. Raises Problem."""
     where = "--data"
     text: str | bytes | None = data
     if data is None:
@@ -92,7 +92,7 @@ def json_of(data: str | None) -> Any:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise Problem(f"{where} is not JSON: {error}. A text needs its quotes: --data '\"text\"'") from None
-    return Written(text.encode() if isinstance(text, str) else text)  # with all the digits of its numbers
+    return Written(text.encode() if isinstance(text, str) else text)  # keeps all digits of its numbers
 
 
 @app.command()
@@ -117,7 +117,7 @@ def start(
     client = client_of(app, url)
     if run_id is not None:
         checked_run_id(run_id)
-    if app is not None:  # what is wrong is said before a file is made
+    if app is not None:  # report bad input before a file is made
         registered = client.registry.find(workflow, None)
         if registered is None:
             known = ", ".join(sorted({one.id for one in client.registry}))
@@ -195,7 +195,7 @@ def list_(
 
 
 def time_of(text: str, now_ms: int) -> datetime:
-    """A time, or how long ago. Raises Problem."""
+    """A time, or a duration before now. Raises Problem."""
     try:
         return times.utc(now_ms - duration_ms(text))
     except ValueError:
@@ -269,7 +269,7 @@ def watch(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: O
 
 
 async def _watch(client: Client, run_id: str, output: Format | None = None) -> RunState:
-    """Follow a run to its end, and print its events in the form asked for (None: say on stderr what it waits for instead).
+    """Follow a run to its end, and print its events in the form asked for. None: note on stderr what the run waits for.
 
     Raises WorkflowFailed and WorkflowCancelled.
     """

@@ -1,4 +1,4 @@
-"""Which log and which code a command means: `--app module:client`, `--url`, or what `Client()` takes by itself."""
+"""The log and the code that a command uses: `--app module:client`, `--url`, or the default of `Client()`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UrlOption = Annotated[
 
 
 def client_of(app: str | None, url: str | None) -> Client:
-    """The client that a command is to use; a URL wins over the app's own. Raises Problem and ConfigError."""
+    """The client for a command; a URL has priority over the app's own log. Raises Problem and ConfigError."""
     if app is None:
         return Client(url)
     client = load(app)
@@ -62,7 +62,7 @@ def client_of(app: str | None, url: str | None) -> Client:
 
 
 def tell_of_two_logs(app: str, client: Client) -> None:
-    """Say so where the code names one log and the environment another: who has set both may mean either."""
+    """Remark if the code names one log and the environment another: the user may mean either."""
     named = os.environ.get("STEPFOLD_URL")
     if not named:
         return
@@ -73,7 +73,9 @@ def tell_of_two_logs(app: str, client: Client) -> None:
 
 
 def load(app: str) -> Client:
-    """The client that `module:client` names, or makes (`module:create`). Raises Problem, which says what was found instead."""
+    """The client that `module:client` names, or that a function makes (`module:create`). Raises Problem, which says what was
+    found.
+    """
     module_name, colon, name = app.partition(":")
     if not colon or not name or module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
         guess = module_name.removesuffix(".py").strip("/.").replace("/", ".")
@@ -97,7 +99,7 @@ def load(app: str) -> Client:
 
 
 def import_from_here(module_name: str) -> ModuleType:
-    """A module of the user's, found from the current directory. Raises Problem for whatever goes wrong in it."""
+    """Import a module of the user from the current directory. Raises Problem for any error in it."""
     try:
         folder = str(Path.cwd())
     except OSError:
@@ -117,7 +119,7 @@ def import_from_here(module_name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def users_code(doing: str) -> Generator[None]:
-    """Run code of the user's: whatever it raises is a Problem that says where, and what it prints is no data of ours."""
+    """Run code of the user. Any error becomes a Problem that says where. Its output goes to stderr: stdout is for data."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -125,37 +127,37 @@ def users_code(doing: str) -> Generator[None]:
         raise
     except KeyboardInterrupt:
         raise  # Ctrl-C
-    except BaseException as error:  # noqa: BLE001  # whatever the user's module raises, SystemExit too, is the user's to mend
+    except BaseException as error:  # noqa: BLE001  # any error of the user's module, SystemExit too, is for the user to fix
         raise Problem(f"{doing} failed: {_told(error)}") from None
 
 
 def _told(error: BaseException) -> str:
-    """What the user's own code raised, and where. Total: it may be a very odd error."""
+    """The error of the user's code in words, and where it was raised. Total: describing the error may fail."""
     told = type(error).__name__
     try:
         told = str(ErrorInfo.of(error))
         if isinstance(error, SyntaxError) and error.filename is not None:
             return f"{error.msg} ({error.filename}:{error.lineno})"
-    except BaseException:  # noqa: BLE001  # a very odd error, and this is not about it
+    except BaseException:  # noqa: BLE001  # describing the error failed: the type must do
         return told
     return f"{told}{place_of(error)}"
 
 
 def place_of(error: BaseException | None) -> str:
-    """Where the user's own code raised it, for the end of a message; "" if it is not known. Total."""
+    """The line of the user's own code that raised the error, for the end of a message; "" if it is not known. Total."""
     try:
         trace = None if error is None else error.__traceback__
         frames = [f for f in traceback.extract_tb(trace) if "importlib" not in f.filename and f.filename not in _OURS]
-    except BaseException:  # noqa: BLE001  # a very odd error, and this is not about it
+    except BaseException:  # noqa: BLE001  # reading the traceback failed: leave the line out
         return ""
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
 @asynccontextmanager
 async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerator[Client]:
-    """The client, connected to a log that other processes can reach. Raises Problem, LogUnavailable.
+    """The client, connected to a log that other processes can reach. Raises Problem and LogUnavailable.
 
-    `may_create`: whether a SQLite file that does not exist is made, or is a mistake.
+    `may_create`: make a SQLite file that does not exist; otherwise that is a Problem.
     """
     check_reachable(client, may_create=may_create)
     quiet()
@@ -170,12 +172,12 @@ async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerat
 
 
 def quiet() -> None:
-    """For commands without a log of their own: what goes wrong is raised, and libraries need not say it as well."""
+    """For commands without their own logging: errors are raised, so libraries need not log them as well."""
     logging.getLogger().addHandler(logging.NullHandler())
 
 
 def check_reachable(client: Client, *, may_create: bool) -> None:
-    """Raises Problem for a log that lives in one process only, and for a file that is not there."""
+    """Raises Problem for a log that lives in one process only, and for a file that does not exist."""
     name = client.log.name
     if name.startswith("memory://"):
         raise Problem(f"{name} lives inside one process, so the command line cannot reach it: use sqlite:// or kafka:// (--url)")
@@ -185,12 +187,12 @@ def check_reachable(client: Client, *, may_create: bool) -> None:
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work to its end."""
+    """Run a command's coroutine to its end."""
     return asyncio.run(coroutine)
 
 
 async def until_first(*work: Coroutine[Any, Any, None]) -> None:
-    """Do all of it until the first has ended, then stop the others. Raises what ended it."""
+    """Run all coroutines until the first has ended, then cancel the others. Raises the error of the first."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -203,10 +205,10 @@ async def until_first(*work: Coroutine[Any, Any, None]) -> None:
 
 
 def end_as_with_ctrl_c() -> None:
-    """SIGTERM ends this command as Ctrl-C does, so that it takes its child processes along.
+    """Make SIGTERM end this command as Ctrl-C does, so that the command stops its child processes.
 
-    For the beginning of a command, before it starts an event loop: a shell without job control has what it puts into the
-    background ignore SIGINT, and asyncio takes SIGINT over only where the handler is Python's own.
+    Call it at the beginning of a command, before an event loop starts. A shell without job control makes background processes
+    ignore SIGINT, and asyncio handles SIGINT only if the handler is Python's own.
     """
 
     def interrupt(number: int, frame: object) -> None:

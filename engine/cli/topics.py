@@ -1,4 +1,4 @@
-"""`stepfold topics …`: the Kafka topics of a namespace, and what may be written to and read from them."""
+"""`stepfold topics …`: the Kafka topics of a namespace, and the contract of their records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Create, check and describe the Kaf
 
 
 def kafka_of(app: str | None, url: str | None) -> KafkaDriver:
-    """The Kafka log that is meant. Raises Problem for another kind."""
+    """The Kafka log that the options name. Raises Problem for another kind of log."""
     from stepfold.drivers import KafkaDriver
 
     log = client_of(app, url).log

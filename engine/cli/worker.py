@@ -80,7 +80,7 @@ def workflows_of(client: Client) -> str:
 
 
 def end_with_stdin() -> None:
-    """Stop in good order when whoever started this process has gone, however it went: its end of our stdin closes then."""
+    """Stop in good order when the parent process has gone, however it ended: its end of our stdin closes then."""
 
     def wait() -> None:
         while os.read(0, 1024):
@@ -91,13 +91,13 @@ def end_with_stdin() -> None:
 
 
 def tell_parent() -> None:
-    """That this one of several processes serves."""
-    with contextlib.suppress(OSError):  # it has gone
+    """Tell the parent that this process serves."""
+    with contextlib.suppress(OSError):  # the parent has gone
         os.write(0, b"!")
 
 
 def keep_imports(file: Path) -> None:
-    """Keep the paths of the user's modules that this process has imported in a file, one a line, for `dev` to look at."""
+    """Keep the paths of the user's imported modules in a file, one a line, for `dev`."""
     ours = (
         str(Path(__file__).parents[1]),
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -110,7 +110,7 @@ def keep_imports(file: Path) -> None:
     def keep() -> None:
         kept: list[str] | None = None
         while True:
-            with contextlib.suppress(Exception):  # of a module with odd attributes, or a folder that is gone
+            with contextlib.suppress(Exception):  # a module with odd attributes, or a folder that is gone
                 if (found := imported()) != kept:
                     new = file.with_suffix(".new")
                     new.write_text("\n".join(found), errors="surrogateescape")
@@ -122,17 +122,17 @@ def keep_imports(file: Path) -> None:
 
 
 class _RunFormatter(logging.Formatter):
-    """Adds run and step, where a record has them and does not name them."""
+    """Adds run and step to a log line if the record has them and the text does not."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = shown(super().format(record), lines=True)  # other libraries hold other people's texts too
+        text = shown(super().format(record), lines=True)  # other libraries log text from elsewhere, too
         names = [str(getattr(record, name, "")) for name in ("run_id", "step_id")]
         missing = [name for name in names if name and name not in text]
         return f"{text} [{' '.join(missing)}]" if missing else text
 
 
 def log_to_stderr(who: str = "") -> None:
-    """Show log records, by `who`, unless the app has its own way of logging."""
+    """Log to stderr, with the prefix `who`, unless the app has configured logging."""
     root = logging.getLogger()
     if root.handlers:
         return

@@ -1,1 +1,1 @@
-"""Everything that a service touches: the client, and how runs are read from the log."""
+"""The client side: the client that services use, and readers of runs in the log."""

@@ -1,7 +1,7 @@
 """The client: registers workflows, starts and reads runs, and makes workers.
 
-It appends its requests to the history itself. A request is under no claim and judged by the fold like any other record,
-so whether a run id was free is known exactly, without any worker being there.
+The client appends requests to the history itself. A request stands under no claim, and the fold judges it like any other
+record. So the client learns exactly whether a run id was free, even without a worker.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ State = Literal["pending", "running", "waiting", "quarantined", "completed", "fa
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """Where a run stands. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
+    """The status of a run. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
 
     id: str
     workflow: str
@@ -88,7 +88,7 @@ class Run(Generic[Out]):
 
     def __init__(self, client: Client, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
         self.id = run_id
-        self._start = start  # none of its records is below this offset
+        self._start = start  # offset below which the run has no record
         self._client = client
         self._codec = codec
         self._watch = watch
@@ -97,10 +97,10 @@ class Run(Generic[Out]):
         return f"<Run {self.id!r}>"
 
     async def result(self, timeout: Duration | None = None) -> Out:
-        """The workflow's return value, once the run has completed.
+        """Wait for the run to complete, and return the workflow's return value.
 
-        Raises WorkflowFailed, WorkflowCancelled, RunNotFound, TimeoutError (after `timeout`; the run goes on),
-        ValueInvalid where the type of the result has changed since, and LogUnavailable.
+        Raises WorkflowFailed, WorkflowCancelled, RunNotFound and LogUnavailable; TimeoutError after `timeout` (the run is
+        still running); ValueInvalid if the recorded result does not fit the type that the workflow returns today.
         """
         limit_s = None if timeout is None else duration_ms(timeout) / 1000
         try:
@@ -126,7 +126,7 @@ class Run(Generic[Out]):
         watch = self._watch
         if watch is None or not watch.ended.done():
             self._client.connected()
-        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the log could not be read on
+        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the tail failed: read again
             watch = await self._client.tail(self.id).watch(self.id, self._start)
             if not watch.begun and not watch.ended.done():
                 log = self._client.log
@@ -135,7 +135,7 @@ class Run(Generic[Out]):
         return await asyncio.shield(watch.ended)
 
     async def status(self, *, timeout: Duration | None = None) -> RunStatus:
-        """Where the run stands now. Raises RunNotFound and LogUnavailable."""
+        """The run's current status. Raises RunNotFound and LogUnavailable."""
         client = self._client
         log = client.connected()
         async with client.patience(timeout):
@@ -154,26 +154,26 @@ class Run(Generic[Out]):
         return view.events
 
     async def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> None:
-        """Send the run a signal; kept until it is waited for. Raises RunNotFound, RunEnded and LogUnavailable."""
+        """Send the run a signal, which is kept until the run waits for it. Raises RunNotFound, RunEnded and LogUnavailable."""
         client = self._client
         async with client.patience(timeout):
             await client.signal_run(self.id, name, data, client.ids())
 
     async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
-        """Ask the run to end; its code sees CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
+        """Ask the run to end. Its code gets CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
         async with self._client.patience(timeout):
             await self._client.cancel_run(self.id, reason)
 
 
 class Client:
-    """Workflows on one log.
+    """Registers workflows and starts runs on one log.
 
-    `url`: `memory://`, `sqlite:///path` or `kafka://host:port/namespace`; without one `STEPFOLD_URL`, else
-    "sqlite:///stepfold.db". `driver`: a log of one's own making instead. `timeout`: how long a call waits for the log before
-    it raises LogUnavailable, unless the call says otherwise. `random` and `ids` are the sources of jitter, run ids and request
-    ids. Raises ConfigError for a URL that is none.
+    `url`: `memory://`, `sqlite:///path` or `kafka://host:port/namespace`; without it `STEPFOLD_URL`, else
+    "sqlite:///stepfold.db". `driver`: a log that you made, instead of a URL. `timeout`: how long a call waits for the log before
+    it raises LogUnavailable, unless the call has its own. `random` is the source of jitter, `ids` of run ids and request ids.
+    Raises ConfigError for a bad URL.
 
-    While it is entered it belongs to the event loop it was entered in, and so do its handles.
+    Enter the client with `async with`. Until the block ends, the client and its handles belong to the event loop of the block.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Client:
         self._patience = Patience(self.log.name)
         self._timeout_s = duration_ms(timeout) / 1000
         self._entered = 0
-        self._loop: asyncio.AbstractEventLoop | None = None  # where it is entered
+        self._loop: asyncio.AbstractEventLoop | None = None  # the loop of `async with`
         self._workers: list[Worker] = []
         self._tails: dict[int, Tail] = {}
 
@@ -218,8 +218,8 @@ class Client:
     def workflow(self, id: str, *, version: str = DEFAULT_VERSION, input_schema: Any = None) -> Any:
         """Register `async def handler(ctx: Context[Model], step: Step)` as a workflow.
 
-        Its input is validated as `Model`, or as `input_schema`. Raises ConfigError for a handler or annotation that cannot
-        work, and for an id and version registered before.
+        The input of a run is validated as `Model`, or as `input_schema`. Raises ConfigError for a handler or annotation that
+        cannot work, and for an id and version that are registered already.
         """
 
         def register(handler: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Workflow[Any, Any]:
@@ -241,7 +241,8 @@ class Client:
             except BaseException:
                 self._loop = None
                 raise
-            self.views, self._patience = RunViews(self.log), Patience(self.log.name)  # a test may have given it another log
+            # a test may have given the client another log
+            self.views, self._patience = RunViews(self.log), Patience(self.log.name)
         else:
             self._check_loop()
         self._entered += 1
@@ -278,11 +279,11 @@ class Client:
             )
 
     def patience(self, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]:
-        """`async with`: LogUnavailable after `timeout`, or after the client's own."""
+        """An `async with` block that raises LogUnavailable after `timeout`, or after the client's timeout."""
         return self._patience.within(self._timeout_s if timeout is None else duration_ms(timeout) / 1000)
 
     def tail(self, run_id: str) -> Tail:
-        """Who follows the run's partition for this client."""
+        """The tail that follows the run's partition."""
         log = self.connected()
         partition = partition_of(run_id, log.partitions)
         found = self._tails.get(partition)
@@ -325,14 +326,14 @@ class Client:
         version: str | None = None,
         timeout: Duration | None = None,
     ) -> Run[Any]:
-        """Start a run; it is durable when this returns.
+        """Start a run and return its handle. The run is durable when this returns.
 
-        The same `run_id` again gives the run that exists, or raises RunAlreadyExists with `if_exists="reject"`, and always
-        when the workflow or the input differ. A workflow that is registered here validates its input before anything is
-        written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
+        The same `run_id` again returns the existing run, or raises RunAlreadyExists with `if_exists="reject"`. It always
+        raises RunAlreadyExists if the workflow or the input differ. If the workflow is registered here, it validates the input
+        before anything is written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
 
-        `timeout`: for the log, as in all calls; where it has passed the run may have been started all the same, and a `run_id`
-        of one's own makes a repeat harmless.
+        `timeout`: how long to wait for the log, as in all calls. After it the run may have started all the same; with your own
+        `run_id` a repeat is harmless.
         """
         log = self.connected()
         if isinstance(workflow, str):
@@ -392,16 +393,16 @@ class Client:
         return Run(self, run_id, codec, start=existing.start)
 
     def run(self, run_id: str) -> Run[Any]:
-        """A handle for a run that exists. Its methods raise RunNotFound where it does not."""
+        """A handle for an existing run. The methods of the handle raise RunNotFound if the run does not exist."""
         return Run(self, checked_run_id(run_id), None)
 
     def result_codec(self, run: RunState) -> Codec:
-        """How the result of a run is decoded: by its workflow, if that is registered here."""
+        """The codec for the result of a run: that of its workflow if it is registered here, else one for any JSON."""
         known = self.registry.find(run.workflow, run.version)
         return known.output if known is not None else ANY
 
     async def signal_run(self, run_id: str, name: str, data: Any, request: str) -> None:
-        """Append a signal for a run, once for each `request`. Raises RunNotFound, RunEnded, PayloadTooLarge."""
+        """Append a signal for a run, once for each `request`. Raises RunNotFound, RunEnded and PayloadTooLarge."""
         log = self.connected()
         encoded = written(data, f"the data of signal {name!r}")
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the data of signal {name!r}")
@@ -413,7 +414,7 @@ class Client:
         await log.append(partition_of(run_id, log.partitions), [entry])
 
     async def cancel_run(self, run_id: str, reason: str | None) -> None:
-        """Append a request to cancel. Raises RunNotFound, RunEnded."""
+        """Append a request to cancel a run. Raises RunNotFound and RunEnded."""
         log = self.connected()
         entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
         _must_be_open(log, run_id, (await self.views.read(run_id)).run)
@@ -430,7 +431,8 @@ class Client:
         live_runs: int = 10_000,
         checkpoint_records: int = 20_000,
     ) -> AsyncGenerator[Worker]:
-        """Execute the registered workflows until the block ends; giving a partition up waits up to `grace` for running steps.
+        """Execute the registered workflows until the block ends. To release a partition, wait up to `grace` for its running
+        steps.
 
         `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory. Raises ValueError for a
         `concurrency` below 1, ConfigError and LogUnavailable.
@@ -461,11 +463,12 @@ class Client:
             raise worker.failure
 
     def run_worker(self, *, concurrency: int = 100, grace: Duration = 10, on_start: Callable[[], None] = lambda: None) -> None:
-        """The same, blocking, until SIGINT, SIGTERM or SIGHUP. Another one, half a second later or more, ends it at once.
+        """Like `worker`, blocking, until SIGINT, SIGTERM or SIGHUP. A second signal, half a second later or more, ends it at
+        once.
 
-        It serves on uvloop where that is installed (`stepfold[uvloop]`), and calls `on_start` once it does. In another thread
-        than the main one, which gets no signals, it serves until the process ends: make it a daemon. Raises ConfigError inside a
-        running event loop.
+        Serves on uvloop if it is installed (`stepfold[uvloop]`), and calls `on_start` when it serves. Outside the main thread,
+        which alone gets signals, it serves until the process ends: make that thread a daemon. Raises ConfigError inside a running
+        event loop.
         """
         if _running_loop() is not None:
             raise ConfigError(
@@ -486,14 +489,14 @@ class Client:
                         task.cancel()
                     await asyncio.gather(*waits, return_exceptions=True)
             if worker.abandoned and threading.current_thread() is threading.main_thread():
-                end_process(0)  # what these steps have started, such as threads of their own, might never end
+                end_process(0)  # things that abandoned steps started, such as threads, might never end
 
         logger.info("%s: serving on %s", self.log.name, eventloop.name())
         eventloop.run(serve())
 
 
 def _open(url: str) -> Log:
-    from stepfold.drivers import open_driver  # the one place where the engine looks for a driver, by its URL
+    from stepfold.drivers import open_driver  # the only place where the engine asks for a driver, by its URL
 
     return open_driver(url)
 
@@ -532,7 +535,7 @@ def run_state(run: RunState, owned: bool) -> State:
 
 
 def waiting_words(run: RunState, owned: bool) -> list[str]:
-    """What the run waits for, for people."""
+    """The things that the run waits for, for people."""
     if run.phase == "quarantined":
         return [f"somebody to mend it: {ErrorInfo.from_json(run.error)}"]
     if run.awaits_worker:

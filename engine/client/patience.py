@@ -1,4 +1,4 @@
-"""How long a client waits for its log: one timer for all of its calls, since next to none is ever kept waiting."""
+"""Time-outs of a client's calls to its log: one timer for all calls, because hardly any call ever times out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Patience:
         self._timer_at = 0.0
 
     def within(self, limit_s: float) -> _Call:
-        """`async with`: what is inside is cancelled after so long, and LogUnavailable raised."""
+        """An `async with` block: after `limit_s` it is cancelled and raises LogUnavailable."""
         return _Call(self, limit_s)
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class Patience:
 
 
 class _Call:
-    """As `asyncio.timeout`, at a tenth of the price."""
+    """Like `asyncio.timeout`, at a tenth of the cost."""
 
     __slots__ = ("_cancelling", "_limit_s", "_patience", "loop", "over", "task", "until")
 

@@ -23,10 +23,10 @@ def started(
     trigger: dict[str, Any] | None = None,
     place: dict[str, Any] | None = None,
 ) -> Entry:
-    """A run begins. `data`: the input as JSON bytes; `request`: what makes a repeat harmless; `at`: ms since 1970; `place`: where
-    it was found in an inbox.
+    """A request to start a run.
 
-    Raises ConfigError for what cannot be the id of a run or workflow, or a version.
+    `data`: the input as JSON bytes; `request`: the id that makes a repeat harmless; `at`: ms since 1970; `place`: the
+    request's place in an inbox. Raises ConfigError for a bad run id, workflow id or version.
     """
     for what, value in (("workflow id", workflow), ("version", "-" if version is None else version)):
         if not valid_name(value):
@@ -49,7 +49,7 @@ def started(
 def signal_received(
     run_id: str, signal: str, data: bytes, *, request: str, at: int, place: dict[str, Any] | None = None
 ) -> Entry:
-    """A signal for a run. `data`: JSON bytes. Raises ValueError for what is no name."""
+    """A signal for a run. `data`: JSON bytes. Raises ValueError for a bad name and ConfigError for a bad run id."""
     if not valid_name(signal):
         raise ValueError(f"{quoted(signal)} is not the name of a signal: 1 to 200 printable characters")
     event = {
@@ -65,7 +65,7 @@ def signal_received(
 
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
-    """A run shall end. Raises ValueError for a reason that is no text of up to 10,000 characters."""
+    """A request to cancel a run. Raises ValueError if the reason is not a text of up to 10,000 characters."""
     if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not _utf8(reason)):
         raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to 10,000 characters")
     event = {
@@ -89,14 +89,14 @@ def _utf8(text: str) -> bool:
 
 
 def checked_run_id(run_id: str) -> str:
-    """Raises ConfigError for what cannot be a run id."""
+    """Returns the run id. Raises ConfigError if it is not valid."""
     if type(run_id) is not str or not valid_run_id(run_id):
         raise ConfigError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
     return run_id
 
 
 def check_size(data: bytes, limit_bytes: int, what: str) -> None:
-    """Raises PayloadTooLarge."""
+    """Raises PayloadTooLarge if the data exceed the limit."""
     if len(data) > limit_bytes:
         raise PayloadTooLarge(
             f"{what} is {len(data):,} bytes; the limit is {limit_bytes:,}. Store it elsewhere and pass a reference to it"

@@ -1,7 +1,7 @@
-"""The story of a run: its steps, sleeps and waits, each with what became of it, for whoever shows a run to people.
+"""The story of a run, for people: its operations, each with its outcome.
 
-What became of a step is what the fold says (the run's open ops and its journal), and nothing is judged here a second time;
-the accepted events add when that was, in which attempt, and on which worker. Pure and total.
+The outcomes come from the folded state (the run's open operations and its journal); this module does not judge them again. The
+accepted events add times, attempts and workers. Pure and total.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from ..operations.line import Line
 
 
 def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | None] | None = None) -> list[Line]:
-    """What the run has begun, in the order in which the log first speaks of it.
+    """The operations of the run, in the order of their first records.
 
-    `events`: the accepted ones of this run, as the fold gave them; `run`: as it is after them. `owners`: who made which claim,
-    by the claim's offset.
+    `events`: the accepted events of this run, from the fold; `run`: its state after them. `owners`: offset of a claim -> worker.
     """
     lines: dict[str, Line] = {}
     for event in events:
@@ -27,7 +26,7 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
             _tell(lines, event, event.type, owners or {})
     for step_id, kind, at, value in run.journal:
         line = lines.get(step_id)
-        if line is None:  # a cancellation, or events that begin later than the run
+        if line is None:  # a cancellation, or `events` do not reach back to the run's start
             continue
         line.running_since = line.next_at = None
         ENDS[kind](line, value, at)
@@ -43,7 +42,7 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
 
 
 def _tell(lines: dict[str, Line], event: StepDecision, type: str, owners: Mapping[int, str | None]) -> None:
-    """What the event adds to the line of its step."""
+    """Add an event to the line of its operation."""
     at = event.at if event.timestamp is None else event.timestamp
     line = lines.get(event.step_id)
     kind = KIND_OF.get(type)

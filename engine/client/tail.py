@@ -1,8 +1,7 @@
-"""How anyone outside a worker reads runs: from the log, by the same fold.
+"""Reads runs outside a worker: from the log, by the same fold.
 
-A run depends on the claims and its own records only, so `read_run` folds just those, and `RunViews` only what has come since
-it was asked before. `Tail` follows one partition and tells who waits for the end of a run; it waits on the log's outcome, never
-on a worker.
+A run depends only on the claims and its own records. So `read_run` folds only those, and `RunViews` folds only the ones that
+are new since its last read. `Tail` follows one partition and reports the end of runs; it waits for the log, never for a worker.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ LINGER_S = 5.0
 READ_RECORDS = 2000
 KNOWN_RUNS = 1000
 KNOWN_BYTES = 16_000_000
-"""What is kept of the runs that a client asks about: so many, of so many bytes of records; one at least."""
+"""How many runs `RunViews` keeps, and how many bytes of records; it keeps at least one run."""
 
 
 class RunView:
-    """One run as its records tell it: the folded state, the accepted events, and whether somebody owns its partition now.
+    """One run, read from its records: the folded state, the accepted events, and whether a worker owns its partition.
 
-    `kept`: how many signals have come for a run of this id that has not begun.
+    `kept`: the number of signals kept for a run of this id that has not begun.
     """
 
     __slots__ = ("events", "kept", "owned", "run")
@@ -43,13 +42,13 @@ class RunView:
 
 
 async def read_run(log: Log, run_id: str, *, events: bool = False) -> RunView:
-    """The run as it is now; its events only if asked for."""
+    """Read the run as it is now; with its events only if asked for. Raises LogUnavailable."""
     partition = partition_of(run_id, log.partitions)
     records = await log.find(partition, (run_id, CLAIM_KEY))
     state = PartitionState(partition, log.partitions)
     run: RunState | None = None
     found: list[Event] = []
-    early: list[Event] = []  # signals that have come since then for a run to come
+    early: list[Event] = []  # signals that came since then for the next run of this id
     for record in records:
         change = fold(state, record)
         if change is None or (change.run is None and change.early is None):
@@ -85,10 +84,10 @@ class _Known:
 
 
 class RunViews:
-    """Runs as they are now, without reading again what was read of them before: n signals cost n reads of a record or two.
+    """Reads runs and keeps their state, so that n signals to a run cost n reads of a record or two.
 
-    Each reading begins with the record that was read last, which shows whether this is still that log: one that was cut off,
-    made again, or restored from a copy is read anew.
+    Each read begins with the last record read before. If that record is another one, the log was cut off, made again or
+    restored from a copy, and the run is read anew.
     """
 
     def __init__(self, log: Log) -> None:
@@ -97,7 +96,10 @@ class RunViews:
         self._size_bytes = 0
 
     async def read(self, run_id: str) -> RunView:
-        """The run as it is now, without its events. The state is to be read before anything else is awaited."""
+        """Read the run as it is now, without its events. Raises LogUnavailable.
+
+        Use the state before you await anything: other reads change it.
+        """
         partition = partition_of(run_id, self._log.partitions)
         known = self._known.get(run_id)
         if known is not None:
@@ -107,7 +109,7 @@ class RunViews:
                 known = None
             else:
                 before = known.size_bytes
-                known.take(records)  # what another reading has folded meanwhile is passed over
+                known.take(records)  # `fold` skips records that another read has folded meanwhile
                 if self._known.get(run_id) is known:
                     self._size_bytes += known.size_bytes - before
         if known is None:
@@ -139,21 +141,23 @@ class RunViews:
 
 
 class Watch:
-    """Waits for the end of one run; kept alive by whoever waits."""
+    """Waits for the end of one run. Its tail holds it weakly, so the waiting code must hold it."""
 
     __slots__ = ("__weakref__", "ended", "held", "needs_all", "state")
 
     def __init__(self, state: PartitionState, held: list[Record] | None = None) -> None:
         self.state = state
-        self.held = held  # what the tail brought while the past was being read
+        self.held = held  # records that the tail read while the past was being read
         self.needs_all = (
-            True  # any record may tell the version by which the result is read; once it is known, few can end the run
+            # Until the run's version is known, any record may tell it, and with it how to decode the result; then few records
+            # matter.
+            True
         )
         self.ended: asyncio.Future[RunState] = asyncio.get_running_loop().create_future()
 
     @property
     def begun(self) -> bool:
-        """Whether the run is open: more than signals that have come before it."""
+        """Whether a run of the id is open; early signals do not count."""
         return any(run.phase != EXPECTED for run in map(self.state.runs.peek, self.state.runs.ids()))
 
     def take(self, record: Record) -> None:
@@ -168,7 +172,7 @@ class Watch:
             self.ended.set_result(change.run)
 
     def catch_up(self, past: Sequence[Record]) -> None:
-        """Fold what has been; of several runs that had the id one after another, the last one counts."""
+        """Fold the past, then the held records; if the id was reused, the last run counts."""
         held, self.held = self.held or [], None
         last: RunState | None = None
         for record in (*past, *held):
@@ -182,13 +186,13 @@ class Watch:
 
 
 class _Watches(WeakSet[Watch]):
-    """Those of one run."""
+    """The watches of one run."""
 
-    needs_all = True  # one of them does
+    needs_all = True  # whether any of them does
 
 
 class Tail:
-    """Follows one partition as long as somebody waits for a run of it to end."""
+    """Follows one partition while anybody waits for the end of a run in it."""
 
     def __init__(self, log: Log, partition: int) -> None:
         self._log = log
@@ -196,12 +200,12 @@ class Tail:
         self._watches: dict[str, _Watches] = {}
         self._claims = PartitionState(partition, log.partitions)
         self._claimed: list[tuple[int, str | None, int]] = []  # (offset, owner, format) of every accepted claim
-        self._position = 0  # all claims below are among these
+        self._position = 0  # `_claimed` holds all claims below this offset
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
     def expect(self, run_id: str) -> Watch | None:
-        """A watch for a run that is about to be started; None while nobody follows the partition."""
+        """A watch for a run that is about to be started; None unless the tail follows the partition already."""
         if self._ready is None or not self._ready.done():
             return None
         watch = Watch(self._state_at(self._claims.offset))
@@ -209,7 +213,7 @@ class Tail:
         return watch
 
     async def watch(self, run_id: str, start: int = 0) -> Watch:
-        """A watch for a run that may have begun, or ended, long ago; none of its records is below `start`."""
+        """A watch for a run that may have begun or ended long ago. It has no record below `start`. Raises LogUnavailable."""
         watch = Watch(PartitionState(self._partition, self._log.partitions), [])
         self._add(run_id, watch)
         await self._follow()
@@ -219,7 +223,7 @@ class Tail:
         return watch
 
     def _state_at(self, offset: int) -> PartitionState:
-        """Nothing but the claim that was current at an offset."""
+        """A state that holds only the claim in force at an offset."""
         state = PartitionState(self._partition, self._log.partitions)
         state.offset = offset
         at = bisect_left(self._claimed, offset, key=itemgetter(0))
@@ -273,7 +277,7 @@ class Tail:
         except asyncio.CancelledError:
             self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a result was waited for"))
             raise
-        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to those who wait
+        except Exception as error:  # noqa: BLE001  # raised in all who wait
             self._fail(ready, error)
         finally:
             self._watches.clear()
@@ -284,7 +288,7 @@ class Tail:
         for future in (ready, *waiting):
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # whoever does not wait yet is not told
+                future.exception()  # marks the error as retrieved: asyncio must not warn if nobody waits yet
 
     def _take(self, record: Record) -> None:
         key = record.key
@@ -310,7 +314,7 @@ class Tail:
             del self._watches[key]
 
     def _wanted(self) -> bool:
-        """Drop what nobody waits for any more; whether anybody does."""
+        """Drop runs that nobody waits for. Returns whether any are left."""
         idle = [run_id for run_id, watches in self._watches.items() if not any(not watch.ended.done() for watch in watches)]
         for run_id in idle:
             del self._watches[run_id]
