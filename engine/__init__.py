@@ -1,17 +1,18 @@
 """Durable workflows for Python on an append-only log: Kafka, SQLite or memory.
 
-The rooms, from the pure core outwards (imports go one way, downwards in this list to upwards):
+The parts, from the pure core outwards (imports go up this list):
 
-    errors log marks     the tree of errors, and the port: what a driver must be able to do, and what stood at a place of a log
-    values               how values are written and read, compared, copied, limited, and said
-    operations core      what a workflow can await, one module for each kind; what records mean: state, and the fold to it
-    events               what a record may say, and the published schema
-    replay               asyncio without I/O or clock, and the user's code over its journal: live execution is replay of the tail
-    authoring            what the code of workflows touches
-    worker               what makes runs go on: members, owners of partitions, attempts of steps, the inbox
-    client               what a service touches, and how runs are read
+    errors               the tree of errors
+    log marks            the port, which a driver implements; digests by which a reader notices that a log was restored
+    values               writes, reads, compares, copies, limits and formats values
+    operations core      what a workflow can await, one module for each kind; the meaning of records: state, and the fold to it
+    events               the records and their published schema
+    replay               asyncio without I/O or clock; runs the user's code over its journal (live execution replays the tail)
+    authoring            what the code of workflows uses
+    worker               executes runs: members, owners of partitions, attempts of steps, the inbox
+    client               what a service uses; reads runs
     testing              the conformance suite for drivers, virtual time
-    cli logs             the command line, and what is logged of others' texts
+    cli logs             the command line; makes foreign text in log messages visible
 
 Everything public is importable from here, from `stepfold.drivers`, `stepfold.projections` and `stepfold.testing`.
 """

@@ -2,21 +2,21 @@
 
 StepfoldError
 ├── ConfigError             a URL, option, registration or environment that cannot work
-├── LogUnavailable          the log did not answer, or refused; what was in flight may or may not be in it
+├── LogUnavailable          the log did not answer, or refused; it may or may not hold what was in flight
 ├── NotOwner                the partition belongs to another worker now
 ├── PayloadTooLarge         a payload above the log's limit
 ├── InputInvalid            input that the workflow's model rejects (.errors)
-├── ValueInvalid            a value that would not come back from the log as it was, or does not fit its type today
+├── ValueInvalid            a value that the log would not give back as it was, or that does not fit its type today
 ├── RunNotFound             no run has this id (.run_id, .log, .kept)
-│   └── RunEnded            the run has ended, and takes nothing any more (.state)
+│   └── RunEnded            the run has ended, and accepts no request (.state)
 ├── RunAlreadyExists        the id is taken: by another input, or with if_exists="reject"
 ├── WorkflowUnknown         no workflow is registered under this id and version
 ├── WorkflowFailed          the awaited run failed (.error)
 ├── WorkflowCancelled       the awaited run was cancelled (.reason)
 ├── ProjectionFailed        a projection could not apply an event (.projection, .partition, .offset)
-├── NonDeterminism          the code asked for other steps than the history holds (.expected, .found)
-└── StepError               what a step may raise or be raised for
-    ├── StepFailed          a step is still failing after its last attempt (.step_id, .attempts, .error)
+├── NonDeterminism          the code asked for other operations than the history holds (.expected, .found)
+└── StepError               the errors of steps
+    ├── StepFailed          a step still failed in its last attempt (.step_id, .attempts, .error)
     ├── StepInterrupted     the worker died while an at_most_once attempt ran
     ├── NonRetryable        raised by a step function: do not try again
     └── RetryAfter          raised by a step function: try again then
@@ -35,7 +35,7 @@ from .values.duration import Duration, duration_ms
 class ErrorInfo:
     """An exception as the log keeps it.
 
-    `type` is the class's name for builtins and `module.Class` otherwise; `step_id` names the step it left, if any.
+    `type` is the class's name for builtins and `module.Class` otherwise; `step_id` names the step that raised it, if any.
     """
 
     type: str
@@ -47,7 +47,7 @@ class ErrorInfo:
         return f"{self.type}: {self.message}" if self.message else self.type
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in an event."""
+        """The JSON object that events hold."""
         found: dict[str, Any] = {"type": self.type, "message": self.message}
         if self.traceback:
             found["traceback"] = self.traceback
@@ -57,7 +57,7 @@ class ErrorInfo:
 
     @classmethod
     def from_json(cls, data: Any) -> ErrorInfo:
-        """Total: whatever a record holds becomes an ErrorInfo."""
+        """Reads what a record holds. Total: any JSON value becomes an ErrorInfo."""
         if not isinstance(data, dict):
             return cls("Unknown", str(data))
         fields = cast(dict[str, Any], data)
@@ -71,8 +71,11 @@ class ErrorInfo:
 
     @classmethod
     def of(cls, error: BaseException, step_id: str | None = None) -> ErrorInfo:
-        """Describe `error`: total, whatever its class does when it is asked. A StepFailed gives the root error of its step, a
-        group with one member that member, a group of several names each of them with its step."""
+        """Describe `error`. Total, even if methods of the error raise.
+
+        For a StepFailed this is the root error of its step, for a group with one member that member; for a group of several it
+        names each member with its step.
+        """
         members = roots(error)
         if len(members) == 1:
             return _described(members[0], step_id)
@@ -86,7 +89,7 @@ class ErrorInfo:
 
     @classmethod
     def unshown(cls, error: BaseException, step_id: str | None = None) -> ErrorInfo:
-        """Describe an error that does not come back when it is asked: it is asked nothing."""
+        """Describe an error whose methods do not return: this calls none of them."""
         return cls(_type_name(type(error)), "its message cannot be shown: asked for it, the error did not come back", "", step_id)
 
 
@@ -96,13 +99,13 @@ MEMBERS_SHOWN = 10
 
 
 def roots(error: BaseException) -> list[BaseException]:
-    """The errors in a group and the groups in it, in order; of one that is no group, itself."""
+    """The errors in a group and in its nested groups, in order; for any other error, the error itself."""
     found: list[BaseException] = []
     waiting = [error]
     while waiting:
         one = waiting.pop()
         if issubclass(type(one), BaseExceptionGroup):
-            # Past what a class of one's own may have put in its place.
+            # The built-in attribute, even if the user's class overrides it.
             waiting.extend(reversed(vars(BaseExceptionGroup)["exceptions"].__get__(one)))
         else:
             found.append(one)
@@ -110,7 +113,7 @@ def roots(error: BaseException) -> list[BaseException]:
 
 
 def _described(error: BaseException, step_id: str | None) -> ErrorInfo:
-    if issubclass(type(error), StepFailed):  # not isinstance, which asks the error for its class
+    if issubclass(type(error), StepFailed):  # not isinstance, which reads the error's __class__
         info = _held(error)
         if info is not None:
             return info
@@ -118,17 +121,17 @@ def _described(error: BaseException, step_id: str | None) -> ErrorInfo:
 
 
 def _held(failed: BaseException) -> ErrorInfo | None:
-    """The root error of a StepFailed, if that is what stepfold has put there."""
+    """The root error of a StepFailed; None if a user's code has put something else there."""
     try:
         info: Any = cast(StepFailed, failed).error
         plain = type(info) is ErrorInfo and all(type(part) is str for part in (info.type, info.message, info.traceback))
         return info if plain and type(info.step_id) in (str, type(None)) else None
-    except BaseException:  # noqa: BLE001  # it is the user's
+    except BaseException:  # noqa: BLE001  # the error may be of a user's class
         return None
 
 
 def _type_name(kind: type[BaseException]) -> str:
-    # Past what a metaclass may have put in their places.
+    # The built-in attributes, even if a metaclass overrides them.
     name: str = vars(type)["__qualname__"].__get__(kind)
     module: Any = vars(type)["__module__"].__get__(kind)
     own = module == __name__ if type(module) is str else True
@@ -136,23 +139,23 @@ def _type_name(kind: type[BaseException]) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """What an error says. Total."""
+    """The message of an error. Total."""
     try:
         return writable(str(error))[:MESSAGE_CHARS]
-    except BaseException:  # noqa: BLE001  # it is the user's, and what went wrong before matters more
+    except BaseException:  # noqa: BLE001  # the user's __str__ may raise anything; the error itself matters more
         return "its message cannot be shown"
 
 
 def _traceback(error: BaseException) -> str:
     try:
         text = "".join(traceback.format_exception(error, limit=-8))
-    except BaseException:  # noqa: BLE001  # whatever it is, the error that it is about matters more
+    except BaseException:  # noqa: BLE001  # formatting may raise anything; the error itself matters more
         text = _bare_traceback(error)
     return writable(text)[-TRACEBACK_CHARS:]
 
 
 def _bare_traceback(error: BaseException) -> str:
-    """The lines alone, where what is around them cannot be formatted."""
+    """The lines of a traceback, without what else `format_exception` adds, which may raise."""
     try:
         lines = traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error), limit=-8)
     except BaseException:  # noqa: BLE001  # as above; reading source files may fail in any way
@@ -161,18 +164,19 @@ def _bare_traceback(error: BaseException) -> str:
 
 
 def disagreement(error: NonDeterminism) -> dict[str, Any]:
-    """What a quarantine records of an error: total, since code of users' may raise one of its own making."""
+    """The error as `quarantined` records it. Total: the user's code may raise a NonDeterminism of its own making."""
     try:
         source = [writable(line)[:MESSAGE_CHARS] for line in error.source[:MEMBERS_SHOWN]]
         expected, found = (writable(text)[:MESSAGE_CHARS] for text in (error.expected, error.found))
         held: dict[str, Any] = {"expected": expected, "found": found, "source": source}
-    except BaseException:  # noqa: BLE001  # it is the user's, and so is what it holds
+    except BaseException:  # noqa: BLE001  # the user may have made the error and its attributes
         held = {"expected": "", "found": "", "source": []}
     return {"type": "NonDeterminism", "message": message_of(error), **held}
 
 
 def writable(text: str) -> str:
-    """Plain text, of which a subclass of str may make anything. Names of files may hold lone surrogates, the log may not."""
+    """The text as a plain str, whatever a subclass of str overrides. Escapes lone surrogates: file names may hold them, the log
+    may not."""
     return str.encode(text, "utf-8", "backslashreplace").decode()
 
 
@@ -185,7 +189,7 @@ class ConfigError(StepfoldError):
 
 
 class LogUnavailable(StepfoldError):
-    """The log did not answer in time, or refused. What was in flight may or may not be in it."""
+    """The log did not answer in time, or refused. It may or may not hold what was in flight."""
 
 
 class NotOwner(StepfoldError):
@@ -205,16 +209,15 @@ class InputInvalid(StepfoldError):
 
 
 class ValueInvalid(StepfoldError, TypeError):
-    """A value that would not come back from the log as it was, so that it is not written; or that does not fit its type today.
+    """A value that the log would not give back as it was, so stepfold does not write it; or a value that does not fit its type
+    today.
 
-    The message names the place in it and says what to do. A step that returns one is not tried again.
+    The message names the place in the value and says what to do. A step that returns such a value is not retried.
     """
 
 
 class RunNotFound(StepfoldError):
-    """No run has this id. `log`: the name of the log, which the text leaves out: it is for whoever asked. `kept`: how many
-    signals have come for it and are kept until it is started.
-    """
+    """No run has this id. `log`: the log's name, which the message leaves out. `kept`: how many signals wait for its start."""
 
     def __init__(self, run_id: str, log: str, message: str | None = None, *, kept: int = 0) -> None:
         if message is None:
@@ -227,7 +230,7 @@ class RunNotFound(StepfoldError):
 
 
 class RunEnded(RunNotFound):
-    """The run was, and is over: it takes no signal and no cancellation any more. `state`: how it ended."""
+    """The run has ended, and accepts no signal and no cancellation. `state`: how it ended."""
 
     def __init__(self, run_id: str, log: str, state: str) -> None:
         super().__init__(run_id, log, f"run {run_id!r} has ended ({state}), and takes nothing any more")
@@ -235,7 +238,7 @@ class RunEnded(RunNotFound):
 
 
 class RunAlreadyExists(StepfoldError):
-    """The run id is taken: by a run with another input, or the caller asked for if_exists="reject"."""
+    """The run id is taken: by a run with another input, or by any run if the caller gave if_exists="reject"."""
 
 
 class WorkflowUnknown(StepfoldError):
@@ -261,9 +264,9 @@ class WorkflowCancelled(StepfoldError):
 
 
 class NonDeterminism(StepfoldError):
-    """The code asked for other steps than its history holds; the run is quarantined until the code is mended.
+    """The code asked for other operations than its history holds; the run is quarantined until the code is fixed.
 
-    `expected` says what the history holds, `found` what the code did instead, `source` the lines (`file:line`) it did it at.
+    `expected`: what the history holds; `found`: what the code did instead; `source`: the lines (`file:line`) where it did so.
     """
 
     def __init__(self, message: str, *, expected: str = "", found: str = "", source: tuple[str, ...] = ()) -> None:
@@ -274,7 +277,7 @@ class NonDeterminism(StepfoldError):
 
 
 class ProjectionFailed(StepfoldError):
-    """A projection could not apply an event and has stopped; nothing of the transaction was kept. `offset` is the event's."""
+    """A projection could not apply an event and has stopped; its transaction was rolled back. `offset`: the event's."""
 
     def __init__(self, message: str, *, projection: str, partition: int, offset: int) -> None:
         super().__init__(message)
@@ -284,11 +287,11 @@ class ProjectionFailed(StepfoldError):
 
 
 class StepError(StepfoldError):
-    """What a step may raise or be raised for."""
+    """The errors of steps: raised by step functions, or raised in workflows by `step.run`."""
 
 
 class StepFailed(StepError):
-    """A step is still failing after its last attempt. Raised the same way on replay, without running the step."""
+    """A step still failed in its last attempt. A replay raises it again without running the step."""
 
     def __init__(self, step_id: str, attempts: int, error: ErrorInfo) -> None:
         super().__init__(f"step {step_id!r} failed after {attempts} attempt{'s' * (attempts != 1)}: {error}")
@@ -302,7 +305,7 @@ class StepInterrupted(StepError):
 
 
 class NonRetryable(StepError):
-    """Raise it in a step function to fail the step at once, whatever its retry policy."""
+    """Raise it in a step function to fail the step at once, without further attempts."""
 
 
 class RetryAfter(StepError):

@@ -1,16 +1,16 @@
-"""The events: what one record of the history may say. This module is the published contract; JSON Schema comes from it.
+"""The events, which the records of the history hold. This module is the published contract; JSON Schema comes from it.
 
 Pure. An event is a JSON object with a kebab-case `type`. Three families:
 
 - requests (`started`, `signal-received`, `cancel-requested`): from outside, under no claim, idempotent by `request`;
-- decisions: the owner's, under its `claim`; each is valid alone, nothing needs two records to be atomic;
-- `claim`: who owns the partition from its offset on.
+- decisions: written by the owner, under its `claim`; each is valid alone, so no two records must be appended atomically;
+- `claim`: names the owner of the partition from its offset on.
 
-Changes are additive. A record carries the lowest `v` whose readers can judge it; a claim's `v` says up to which format its
-owner can judge, and a record above that is void for every reader. What format 2 judges otherwise than format 1 holds where
-the claim says 2 or more, and before the first claim.
+Changes are additive. A record carries the lowest `v` whose readers can judge it. A claim's `v` is the newest format that its
+owner can judge; a record above it is void for every reader. The rules of format 2 that differ from those of format 1 apply
+under a claim of 2 or more, and before the first claim.
 
-The engine works on plain dicts, which `decode` has checked against the same models; the models serve people, other
+The engine works on plain dicts, which `decode` has checked against the same models. The models are for people, other
 languages and the documentation.
 """
 
@@ -117,10 +117,10 @@ RunEvent = (
     | Failed
     | Cancelled
 )
-"""One event of a run, told apart by `type`."""
+"""One event of a run; `type` is the discriminator."""
 
 Event = RunEvent | Claim
-"""One event, told apart by `type`."""
+"""One event; `type` is the discriminator."""
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
@@ -128,7 +128,7 @@ Check = Callable[[Any], bool]
 
 
 class _Form(NamedTuple):
-    """What JSON may stand for an annotation: the exact Python types (None: any), and what else has to hold (None: nothing)."""
+    """The JSON values that fit an annotation: their exact Python types (`kinds`; None: any) that pass `check` (None: all do)."""
 
     kinds: frozenset[Any] | None
     check: Check | None = None
@@ -138,12 +138,12 @@ class _Form(NamedTuple):
 
 
 def _form(annotation: Any) -> _Form:
-    """Raises TypeError for an annotation that `decode` cannot check: what it let pass, rules would fall over."""
+    """The form of an annotation. Raises TypeError if `decode` cannot check it: rules would fail on values that pass unchecked."""
     origin: Any = get_origin(annotation)
     parts: tuple[Any, ...] = get_args(annotation)
     if annotation is Any:
         return _Form(None)
-    if annotation in (str, int, bool, type(None)):  # no float: JSON writes 1.0 as 1 where it likes
+    if annotation in (str, int, bool, type(None)):  # not float: some writers of JSON write 1.0 as 1
         return _Form(frozenset({annotation}))
     if origin is Literal:
         return _literal(parts)
@@ -182,8 +182,9 @@ def _within(kind: type[list[Any] | dict[str, Any]], inner: _Form) -> _Form:
 
 
 class Shape:
-    """What `decode` checks of a model: fields that must be there, those that may be, and what is inside. Raises TypeError for an
-    annotation that cannot be checked.
+    """The checks that `decode` makes for a model: required fields, optional fields, and what they contain.
+
+    Raises TypeError for an annotation that it cannot check.
     """
 
     __slots__ = ("_allowed", "_inner", "_optional", "_present", "_typed", "decision")
@@ -198,7 +199,7 @@ class Shape:
             if field.exclude or PASSED_OVER in field.metadata:
                 continue
             if name == "type" and issubclass(model, Base):
-                continue  # by it the model was chosen
+                continue  # `decode` has chosen the model by it
             if field.metadata or field.alias:
                 raise TypeError(f"decode cannot check {model.__name__}.{name}: {field!r}")
             kinds, check = _form(field.annotation)
@@ -212,12 +213,12 @@ class Shape:
             if check is not None:
                 self._inner.append((name, check))
         self._present = tuple(present)
-        names = [*typed, *typed] if len(typed) == 1 else [*typed]  # of one name, itemgetter gives no tuple
+        names = [*typed, *typed] if len(typed) == 1 else [*typed]  # twice: for one name itemgetter would return no tuple
         self._typed: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*names) if names else lambda _: ()
         self._allowed = frozenset(product(*(typed[name] for name in names)))
 
     def fits(self, fields: dict[str, Any]) -> bool:
-        """Whether these fields have the shape. On the hot path: one look-up for all that must be there and have a type."""
+        """Whether these fields have the shape. On the hot path: one look-up checks the types of all required fields."""
         try:
             if tuple(map(type, self._typed(fields))) not in self._allowed:
                 return False
@@ -238,11 +239,11 @@ SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for
 NEVER_ENDS = tuple(
     f'{{"type":"{model.model_fields["type"].default}"'.encode() for model in get_args(RunEvent) if model.never_ends
 )
-"""How records of such events begin, as this code writes them."""
+"""The first bytes of records whose event has `never_ends`, as this code writes them."""
 
 
 def decode(value: bytes) -> dict[str, Any] | None:
-    """The event in a record's value; None for whatever is not an event of a known type in its proper form. Total."""
+    """The event in a record's value; None if it does not hold an event of a known type in its proper form. Total."""
     try:
         event: dict[str, Any] = orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -257,12 +258,12 @@ def decode(value: bytes) -> dict[str, Any] | None:
 
 
 def encode(event: dict[str, Any]) -> bytes:
-    """The bytes of an event. A copy: orjson leaves 4 KB behind what it gives, for as long as that is kept."""
+    """The bytes of an event, copied: the bytes that orjson returns hold on to a buffer of some 4 KB."""
     return bytes(memoryview(orjson.dumps(event)))
 
 
 def parse(event: dict[str, Any], offset: int | None = None, timestamp: int | None = None) -> Event:
-    """The event as an object with attributes; `event` has passed `decode`."""
+    """The model of an event that `decode` has returned."""
     return _adapter.validate_python({**event, "offset": offset, "timestamp": timestamp})
 
 

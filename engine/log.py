@@ -1,10 +1,10 @@
-"""The port: what a log must be able to do for stepfold. A driver implements `Log`; the engine knows nothing else of it.
+"""The port: the protocols that a driver implements. The engine knows only `Log` of a driver.
 
 A log has a fixed number of partitions. A partition is an append-only sequence of records with rising, not necessarily
-dense, offsets. The log gives ordering and durability per partition and says who should own what; it never judges a
-record: fencing is the fold's work and the same for every driver.
+dense, offsets. The log gives order and durability per partition and assigns partitions to members. It never judges a
+record: the fold fences stale owners, in the same way for every driver.
 
-The suite in `stepfold.testing.suite` is the executable form of this text; a fourth driver passes it and is done.
+The suite in `stepfold.testing.suite` is the executable form of this text. A new driver is complete when it passes the suite.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def partition_of(run_id: str, partitions: int) -> int:
 
 
 class Entry(NamedTuple):
-    """What is to be appended: `key` is a run id or `CLAIM_KEY`, `value` one JSON object in UTF-8."""
+    """An entry to append. `key`: a run id or `CLAIM_KEY`; `value`: one JSON object in UTF-8."""
 
     key: str
     value: bytes
 
 
 class Record(NamedTuple):
-    """What is in a partition. `timestamp` is the log's own time of the append: milliseconds since 1970, UTC."""
+    """An entry of a partition. `timestamp`: the log's own time of the append, milliseconds since 1970, UTC."""
 
     offset: int
     timestamp: int
@@ -40,7 +40,7 @@ class Record(NamedTuple):
 
 
 class Ack(NamedTuple):
-    """Where an appended entry landed; `offset` is -1 where the log cannot say (it will be read back)."""
+    """The offset and time of an appended entry. `offset` is -1 if the log cannot tell; the owner then reads the entry back."""
 
     offset: int
     timestamp: int
@@ -48,7 +48,7 @@ class Ack(NamedTuple):
 
 _new: Any = cast("Any", tuple).__new__
 record_of: Callable[[Iterable[Any]], Record] = partial(_new, Record)
-"""`Record._make` for loops over records: it costs a third."""
+"""`Record._make` for loops over records, at a third of its cost."""
 ack_of: Callable[[Iterable[Any]], Ack] = partial(_new, Ack)
 
 
@@ -63,53 +63,53 @@ class Reader(Protocol):
     async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
         """Up to `limit` records from `position` on, in order; moves the position behind the last one.
 
-        With nothing there it waits up to `wait` seconds for news (None: as long as it takes) and then returns an empty
-        sequence. A prefix of what exists is a valid answer. May be cancelled without losing records.
+        If there are none, waits up to `wait` seconds for one (None: without limit), then returns an empty sequence. A prefix
+        of the existing records is a valid answer. Cancellation loses no records.
 
-        Raises `LogUnavailable`, also when records at `position` are no longer in the log (never skips them silently) or what
-        was read last is seen not to stand there any more (the log was put back to an older copy, or has lost its end), and
-        `ConfigError` when it sees that this is another log now, made again under the same name.
+        Raises `LogUnavailable`, also if the log no longer holds the records at `position` (never skips them silently), or if
+        the reader sees that the last record it read is no longer there (the log was restored from an older copy, or has lost
+        its end). Raises `ConfigError` if the reader sees that the log was made again under the same name.
         """
         ...
 
     def seek(self, offset: int) -> None:
-        """Records below `offset` are not wanted (again). `offset` is never below the position."""
+        """Move the position to `offset`, which is never below it: the caller does not want the records in between."""
         ...
 
     async def close(self) -> None: ...
 
 
 class Membership(Protocol):
-    """One worker's place among those that share the partitions."""
+    """One worker's membership among the workers that share the partitions."""
 
     async def assigned(self) -> frozenset[int]:
-        """The partitions this member should own. The first call returns the first assignment (which may be empty);
-        each further call returns when the assignment has changed since the previous answer. Raises `LogUnavailable` when this
-        membership has ended, and only a new one helps."""
+        """The partitions that this member should own. The first call returns the first assignment (which may be empty); each
+        further call returns when the assignment has changed since the last answer. Raises `LogUnavailable` when the membership
+        has ended; the worker must then join anew."""
         ...
 
     async def is_live(self, member: str) -> bool:
-        """Whether a member of this id takes part, as far as is known; one that has died may still be said to for a while, but
-        no longer than its partitions are kept for it."""
+        """Whether a member with this id takes part. A dead member may be reported live until its session expires and the others
+        get its partitions."""
         ...
 
     async def retire(self) -> None:
-        """Own nothing from now on: the others are assigned it all at once, and `assigned` answers with nothing. The member
-        stays live until it leaves. Idempotent; nothing for one that has left."""
+        """Own nothing from now on: the log assigns this member's partitions to the others at once, and `assigned` returns an
+        empty set. The member stays live until it leaves. Idempotent; does nothing after `leave`."""
         ...
 
     async def leave(self) -> None:
-        """Take part no longer; the others have everything at once. Idempotent."""
+        """End the membership; the others get its partitions at once. Idempotent."""
         ...
 
 
 class InboxRecord(NamedTuple):
     """One raw record of the inbox, from anyone. `place` names it uniquely and for ever, such as "shop.inbox/3/1742".
 
-    `inbox` is the identity of the inbox: another one after it was deleted and made again.
+    `inbox` is the identity of the inbox; an inbox that was deleted and made again has another identity.
 
-    Bytes of a header's name that are no UTF-8 are kept as surrogates (PEP 383). `damage`: why the log cannot read the record,
-    which is to be refused for it; `value` is then the bytes that there are.
+    Bytes of a header's name that are not UTF-8 are kept as surrogates (PEP 383). `damage`: why the log cannot read the record;
+    the router refuses it for this reason, and `value` holds the raw bytes.
     """
 
     place: str
@@ -122,18 +122,18 @@ class InboxRecord(NamedTuple):
 
 
 class Inbox(Protocol):
-    """Where requests from outside arrive, on logs that have such a place (Kafka). Shared out among the members."""
+    """The inbox, which receives requests from outside, on logs that have one (Kafka). The members share its partitions."""
 
     async def receive(self) -> Sequence[InboxRecord]:
-        """The next records of the inbox partitions this member was given; waits until there are some."""
+        """The next records of the inbox partitions that are assigned to this member; waits until there are some."""
         ...
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
-        """These, as received and in full, are dealt with: their requests are in the history or in the dead letters."""
+        """Commit these records, all of one `receive`: their requests are in the history or in the dead letters."""
         ...
 
     async def refuse(self, record: InboxRecord, reason: str) -> None:
-        """Put the record, byte for byte, into the dead letters with the reason. Durable on return."""
+        """Write the record, byte for byte, to the dead letters with the reason. Durable on return."""
         ...
 
 
@@ -142,17 +142,17 @@ class Log(Protocol):
 
     @property
     def name(self) -> str:
-        """What a person would recognise it by, such as "sqlite:///orders.db"."""
+        """A name that people recognise, such as "sqlite:///orders.db"."""
         ...
 
     @property
     def id(self) -> str:
-        """Identity of the stored log: another one after it was deleted and made again. Known once open."""
+        """The identity of the stored log; a log that was deleted and made again has another identity. Known once open."""
         ...
 
     @property
     def partitions(self) -> int:
-        """Fixed when the log was created. Known once open."""
+        """The number of partitions, fixed when the log was created. Known once open."""
         ...
 
     @property
@@ -161,60 +161,60 @@ class Log(Protocol):
         ...
 
     def now(self) -> int:
-        """The clock of this log's users: milliseconds since 1970, UTC."""
+        """The time by the clock that workers and clients of this log use: milliseconds since 1970, UTC."""
         ...
 
     async def open(self) -> None:
-        """Connect. Raises `ConfigError` where the log is missing or not as it should be, and says how to mend it."""
+        """Connect. Raises `ConfigError`, with a fix in its message, if the log is missing or has wrong settings."""
         ...
 
     async def close(self) -> None:
-        """Finish what is under way and disconnect. Idempotent; `open` may follow."""
+        """Finish the calls that are under way and disconnect. Idempotent; `open` may follow."""
         ...
 
     async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
-        """Append in order; durable on return. Concurrent calls may be committed together and keep their order of call.
+        """Append in order; durable on return. The log may commit concurrent calls together; it keeps the order of the calls.
 
-        Raises `PayloadTooLarge` (nothing was appended) and `LogUnavailable` (any prefix may be, or come to be, in the log).
+        Raises `PayloadTooLarge` (the log has appended nothing) and `LogUnavailable` (the log may hold any prefix, now or later).
         """
         ...
 
     async def bounds(self, partition: int) -> tuple[int, int]:
-        """The first offset still kept and the offset the next append would get at least."""
+        """The lowest offset that the log still keeps, and a lower bound of the offset of the next append."""
         ...
 
     def reader(self, partition: int, offset: int) -> Reader: ...
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
-        """All present records of the partition from `start` on with one of these keys, in order (by an index, else a scan)."""
+        """All records of the partition from `start` on that have one of these keys, in order (by an index, else by a scan)."""
         ...
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
-        """Somebody asked in vain, as the history shows: put the request, as it would stand in the inbox now, into the dead
-        letters. Durable on return. A log without an inbox has nobody to tell.
+        """Write a request that the fold found void to the dead letters, as the record that it would be in the inbox now. Durable
+        on return. A log without an inbox does nothing.
         """
         ...
 
     async def join(self, member: str) -> Membership:
-        """Become a member under this id, unique per call."""
+        """Become a member with this id. Each call needs an id of its own."""
         ...
 
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        """Store (None: delete) values by key beside the partition. Durable on return; items land in order."""
+        """Store values by key beside the partition; None deletes a key. Durable on return; items land in order."""
         ...
 
     def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
-        """What is stored beside the partition, in portions. What a key says later replaces what it said before (None: gone)."""
+        """The items stored beside the partition, in portions. A later value of a key replaces an earlier one (None: deleted)."""
         ...
 
     def inbox(self) -> Inbox | None:
-        """The inbox, for a member that has joined; None where requests are appended to the history directly."""
+        """The inbox, for a member that has joined; None if clients append requests to the history directly."""
         ...
 
     def step_ext(self, step: Any) -> object:
-        """What `step.ext` is on this driver."""
+        """The value of `step.ext` on this driver."""
         ...
 
     def ctx_ext(self, run_id: str) -> object:
-        """What `ctx.ext` is on this driver."""
+        """The value of `ctx.ext` on this driver."""
         ...

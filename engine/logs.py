@@ -1,6 +1,7 @@
-"""What stepfold logs about others' runs holds others' texts: they are shown, not sent, whoever's handler writes them down.
+"""Makes invisible characters visible in stepfold's log messages: they hold texts of other programs, and a terminal obeys control
+characters.
 
-A filter on our loggers, and not a formatter, because how records are written is the application's business.
+This is a filter on stepfold's loggers and not a formatter, because the application chooses how log records are written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ NAMES = ("stepfold", "stepfold.worker", "stepfold.run", "stepfold.kafka", "stepf
 
 
 class ShowsForeignText(logging.Filter):
-    """Changes only records that hold what cannot be seen, or cannot be formatted at all. Lets everything through."""
+    """Escapes invisible characters in log records, and replaces records that cannot be formatted. Drops no record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
@@ -23,13 +24,13 @@ class ShowsForeignText(logging.Filter):
             message = record.getMessage()
             if message != shown(message, lines=True):
                 record.msg, record.args = shown(message, lines=True), ()
-        except Exception as error:  # noqa: BLE001  # whatever the text of a user's thing raises
+        except Exception as error:  # noqa: BLE001  # the __str__ of a user's object may raise anything
             template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
             record.msg, record.args = f"{shown(template)} (cannot be shown: {type(error).__name__})", ()
         if record.exc_info and not record.exc_text:
             try:
                 text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-            except Exception as error:  # noqa: BLE001  # its text is the user's too
+            except Exception as error:  # noqa: BLE001  # the user's error may raise anything
                 record.exc_text = f"(the traceback cannot be shown: {type(error).__name__})"
             else:
                 if text != shown(text, lines=True):
@@ -38,7 +39,7 @@ class ShowsForeignText(logging.Filter):
 
 
 def _argument(value: object) -> object:
-    """Whatever is not shown as it is, as its text on one line. Else it stays: handlers may know what to do with an error."""
+    """The argument itself if its text is visible as it is (handlers may want the object), else its escaped text."""
     if value is None or isinstance(value, int | float):
         return value
     text, lines = str(value), isinstance(value, Lines)
@@ -46,7 +47,7 @@ def _argument(value: object) -> object:
 
 
 def show_foreign_text() -> None:
-    """Have our loggers show what cannot be seen. Idempotent."""
+    """Add the filter to stepfold's loggers. Idempotent."""
     for name in NAMES:
         logger = logging.getLogger(name)
         if not any(isinstance(one, ShowsForeignText) for one in logger.filters):

@@ -1,15 +1,16 @@
-"""What stood at a place of a log, so that a log that was restored, cut off or made again is told from the one that was read.
+"""Marks: digests of records, by which a reader notices that a log was restored, cut off or made again.
 
-A position says how long a log was, and one that was put back to an older copy is soon as long again. So whoever keeps what
-they made of a log (a checkpoint, a projection, an owner while its partition is away) keeps marks with it, and asks for
-them before they go on. There are two:
+A position alone cannot show that: a log that was restored from an older copy soon is as long again. So everything that keeps
+what it derived from a log (a checkpoint, a projection, an owner whose partition is away) keeps marks with it, and checks
+them before it goes on. There are two:
 
-- the last record below the position. A log is only appended to, so where this record is the same, so is all before it:
-  what a restored log has been given since was appended at another time and under another request id or claim, so that the
-  same place holds another record, or none yet;
-- the claim in force there. Its nonce is random: a log that any worker has served since is told whatever clocks did.
+- the last record below the position. A log only grows, so if this record is the same, all records before it are the same.
+  Records that a restored log got since then have another time, and another request id or claim; so the same offset holds
+  another record, or none yet;
+- the claim that is current at the position. Its nonce is random, so it differs in a log that any worker has served since a
+  restore, even if the clocks were wrong.
 
-A record is marked when somebody keeps the mark, not when it is read: that costs nothing on the way of a record.
+A mark is computed when it is kept, and not for each record that is read.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ _INT64 = 2**64 - 1
 
 
 class Mark(NamedTuple):
-    """A place, and what stood there."""
+    """An offset, and the digest of the record there."""
 
     offset: int
     digest: str
 
 
 def mark_of(record: Record) -> Mark:
-    """Total."""
+    """The mark of a record. Total."""
     key = record.key.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(_HEAD.pack(record.offset & _INT64, record.timestamp & _INT64, len(key)), digest_size=16)
     digest.update(key)
@@ -43,13 +44,13 @@ def mark_of(record: Record) -> Mark:
 
 
 def marks_of(claim: Mark | None, last: Mark | Record | None) -> list[Mark]:
-    """The marks of a reader: of the claim in force and of the last record that was read, as far as there are any."""
+    """The marks that a reader keeps: of the current claim and of the last record that it read, without those that are None."""
     newest = mark_of(last) if isinstance(last, Record) else last
     return [mark for mark in dict.fromkeys((claim, newest)) if mark is not None]
 
 
 def marks_from(kept: Any) -> list[Mark]:
-    """Marks as they were kept in JSON. Raises ValueError for anything else."""
+    """The marks in JSON that was kept, a list of [offset, digest]. Raises ValueError for anything else."""
     if not isinstance(kept, list):
         raise ValueError(f"{kept!r} is no list of marks")
     marks: list[Mark] = []
@@ -63,9 +64,9 @@ def marks_from(kept: Any) -> list[Mark]:
 
 
 async def moved(log: Log, partition: int, marks: Iterable[Mark], start: int, end: int) -> int | None:
-    """The offset of the first of these marks whose record does not stand there any more; None where all do.
+    """The offset of the first mark whose record the log no longer holds; None if it holds all.
 
-    `start`, `end`: the partition's bounds; what is below can no longer be asked for. Raises LogUnavailable.
+    `start`, `end`: the partition's bounds; marks below `start` cannot be checked and are skipped. Raises LogUnavailable.
     """
     for mark in sorted(marks):
         if mark.offset < start:
@@ -79,7 +80,7 @@ async def moved(log: Log, partition: int, marks: Iterable[Mark], start: int, end
 
 
 async def _record_at(log: Log, partition: int, offset: int) -> Record | None:
-    """The record that stands there; None where others follow, but none has this offset."""
+    """The record at `offset`; None if no record has this offset but later ones exist."""
     reader = log.reader(partition, offset)
     try:
         while reader.position <= offset:
