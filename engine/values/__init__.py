@@ -1,1 +1,1 @@
-"""Values: how they are written and read, compared, copied, limited, and said. Pure."""
+"""Writes, reads, compares, copies, limits and formats values. Pure."""

@@ -1,6 +1,6 @@
-"""Annotations of functions, evaluated where the function was defined, and only those that are asked for.
+"""Evaluates annotations of functions, in the scope where the function was defined, and only the annotations that a caller needs.
 
-A parameter that is annotated for type checkers only (a name imported under `if TYPE_CHECKING:`) is nobody's business here.
+So other parameters may be annotated with names that exist only for type checkers (imported under `if TYPE_CHECKING:`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
-    """Remember what is computed for a function as long as it lives; for what has no hash it is computed each time."""
+    """Cache the result of `compute` for each function, for as long as the function lives; not for callables without a hash."""
     remembered: WeakKeyDictionary[Callable[..., Any], T] = WeakKeyDictionary()
 
     @wraps(compute)
     def look_up(fn: Callable[..., Any]) -> T:
-        if isinstance(fn, MethodType):  # made anew at each access
+        if isinstance(fn, MethodType):  # each access makes a new one
             fn = fn.__func__
         try:
             found = remembered.get(fn)
@@ -39,24 +39,24 @@ def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callabl
 
 
 def return_annotation(fn: Callable[..., Any]) -> Any:
-    """What a call of `fn` gives in the end, by its annotation; Any without one. Raises ConfigError."""
-    if not inspect.isroutine(fn) and not isinstance(fn, type):  # a partial, or an object with __call__: its own are of fields
+    """The type of the result of `fn`, after awaiting; Any without an annotation. Raises ConfigError."""
+    if not inspect.isroutine(fn) and not isinstance(fn, type):  # a partial or an object with __call__ annotates its fields
         fn = getattr(fn, "func", getattr(fn, "__call__", fn))  # noqa: B004  # the method itself is wanted
     annotation = annotations_of(fn, "return").get("return", Any)
     origin = get_origin(annotation)
-    if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that gives something to await
+    if isinstance(origin, type) and issubclass(origin, Awaitable):  # a plain function that returns an awaitable
         return (get_args(annotation) or (Any,))[-1]
     return annotation
 
 
 def annotations_of(fn: Callable[..., Any], *names: str) -> dict[str, Any]:
-    """The annotations of these names, evaluated where the function was defined.
+    """The annotations of these names, evaluated where the function was defined; names without an annotation are left out.
 
-    Raises ConfigError for a name in them that is not there at run time.
+    Raises ConfigError if an annotation cannot be evaluated, for example for a name that does not exist at run time.
     """
     try:
         raw = _raw(fn)
-    except Exception as error:  # Python 3.14 evaluates them when they are asked for
+    except Exception as error:  # Python 3.14 evaluates annotations here
         raise ConfigError(f"{said(fn)} cannot be evaluated: {type(error).__name__}: {error}") from error
     wanted = {name: raw[name] for name in names if name in raw}
     if not any(_is_open(annotation) for annotation in wanted.values()):
@@ -91,12 +91,12 @@ else:
 
 
 def said(fn: Callable[..., Any]) -> str:
-    """As it is named in errors."""
+    """How error messages name the annotations of a function."""
     return f"the annotations of {getattr(fn, '__qualname__', repr(fn))}"
 
 
 def _is_open(annotation: Any) -> bool:
-    """Whether there is a name in it that must still be looked up."""
+    """Whether the annotation contains a name that is not yet looked up."""
     if isinstance(annotation, str | ForwardRef):
         return True
     origin = get_origin(annotation)
@@ -107,7 +107,7 @@ def _is_open(annotation: Any) -> bool:
 
 
 _UNSET = CellType()
-"""What a closure holds of a name that gets its value later."""
+"""The cell of a closure's name that has no value yet."""
 
 
 def _enclosing(fn: Callable[..., Any]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _enclosing(fn: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _in_callers(fn: Callable[..., Any], name: str) -> tuple[Any] | None:
-    """The value of a local name of the functions that `fn` is defined in, if they are running."""
+    """The value of a local name in the functions that enclose the definition of `fn`, as a tuple of one, if they are running."""
     outer = set(_outer_names(fn))
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]  # inspect's way reads source files
     while frame is not None:
@@ -131,7 +131,7 @@ def _in_callers(fn: Callable[..., Any], name: str) -> tuple[Any] | None:
 
 
 def _outer_names(fn: Callable[..., Any]) -> Iterator[str]:
-    """Of the functions that `fn` is defined in, from the inside out."""
+    """The qualified names of the functions that enclose the definition of `fn`, from the inside out."""
     name = str(getattr(fn, "__qualname__", ""))
     while ".<locals>." in name:
         name = name.rpartition(".<locals>.")[0]
@@ -145,7 +145,7 @@ def _advice(fn: Callable[..., Any], missing: str) -> str:
 
 
 def _locals_of(fn: Callable[..., Any], outer: str) -> frozenset[str]:
-    """The local names of a function that `fn` is defined in, as far as it can be found from its module."""
+    """The local names of the function `outer`, which encloses `fn`; empty if it cannot be found from its module."""
     top, *inner = outer.split(".<locals>.")
     found: Any = fn.__globals__ if hasattr(fn, "__globals__") else {}
     for number, name in enumerate(top.split(".")):

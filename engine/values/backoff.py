@@ -1,4 +1,4 @@
-"""Pauses between attempts at something that fails: each twice as long as the one before, up to a longest."""
+"""Pauses between attempts at something that fails: each is twice as long as the last, up to a limit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from random import Random
 
 
 class Backoff:
-    """Pauses from `first_s` to `longest_s`. With `random` each is between half and one and a half of that, so that those who
-    failed together do not come back together.
+    """Pauses from `first_s` to `longest_s`, in seconds. With `random`, each is multiplied by a random factor from 0.5 to 1.5, so
+    that callers that failed at the same time do not retry at the same time.
     """
 
     def __init__(self, first_s: float, longest_s: float, random: Random | None = None) -> None:
@@ -16,11 +16,11 @@ class Backoff:
         self._random = random
 
     def next_s(self) -> float:
-        """How long to wait now, in seconds."""
+        """The next pause, in seconds."""
         pause_s = self._following_s
         self._following_s = min(pause_s * 2, self._longest_s)
         return pause_s if self._random is None else pause_s * (0.5 + self._random.random())
 
     def reset(self) -> None:
-        """It went well: the next pause is a first one."""
+        """Begin with `first_s` again, after a success."""
         self._following_s = self._first_s

@@ -1,9 +1,9 @@
 """Values in the log: JSON, typed by annotations through pydantic. Nothing is pickled.
 
-A `Codec` belongs to one annotation. What it encodes is known to come back as it was: each value is decoded again before
-anything is done with it, and compared (`same.py`). What would come back as something else is refused, with the place in it.
-Without an annotation a value is what JSON holds exactly: dicts with text keys, lists, texts, whole numbers of up to 64 bits,
-finite floats, true, false and nothing.
+A `Codec` belongs to one annotation. It proves that each value comes back as it was: it decodes the JSON before anybody uses
+it, and compares (`same.py`). It refuses a value that would come back as something else, and names the place in it. Types
+whose JSON holds every value exactly need no such proof (`exact.py`). Without an annotation a value must be exact JSON: dicts
+with text keys, lists, texts, integers of up to 64 bits, finite floats, true, false and null.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ T = TypeVar("T")
 
 _PLAIN: frozenset[Any] = frozenset({Any, Never, NoReturn, inspect.Parameter.empty})
 _EXACT: dict[Any, type] = {None: type(None), type(None): type(None), bool: bool, str: str, int: int, float: float}
-"""Annotations whose instances are JSON as they are: those need no pydantic."""
+"""Annotations whose instances are JSON as they are, and need no pydantic."""
 _CONFIG = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 _WAYS = ((True, False), (True, True), (False, False), (False, True))
-"""By alias or not, and with `round_trip` or not: how a value may be written. The first that can be read back counts."""
+"""The ways to write a value, as (by_alias, round_trip). `prove` takes the first that can be read back."""
 
 
 class Codec:
-    """Encodes values of one annotation as JSON and back.
+    """Encodes values of one annotation as JSON, and decodes them.
 
-    Raises ConfigError when made for an annotation that pydantic cannot validate; `what` names the place in the message.
+    The constructor raises ConfigError for an annotation that pydantic cannot validate; `what` names its place in the message.
     """
 
     __slots__ = ("_exact", "_look", "adapter", "annotation", "makes_anew")
@@ -57,23 +57,23 @@ class Codec:
     def __init__(self, annotation: Any, what: str) -> None:
         self.annotation = annotation
         self.makes_anew = False  # decoding the same JSON twice may give different values
-        self.adapter: TypeAdapter[Any] | None = None  # none for plain JSON
+        self.adapter: TypeAdapter[Any] | None = None  # None for plain JSON
         self._exact: type | None = None
-        self._look: Exact | None = None  # what of a value's type needs no other proof
+        self._look: Exact | None = None  # a check that makes the proof unnecessary for values that pass it
         if _hashable(annotation):
             if annotation in _PLAIN:
                 return
             self._exact = _EXACT.get(annotation)
         try:
             self.adapter = _adapter(annotation)
-            self.adapter.rebuild()  # nothing, unless a name in it was not defined
+            self.adapter.rebuild()  # does nothing unless a name in it was not yet defined
         except (PydanticSchemaGenerationError, PydanticUserError, PydanticUndefinedAnnotation) as error:
             raise ConfigError(f"{what}: pydantic cannot validate {annotation!r}: {str(error).splitlines()[0]}") from error
         self.makes_anew = makes_anew(self.adapter.core_schema)
         self._look = exact(self.adapter.core_schema)
 
     def encode(self, value: Any) -> bytes:
-        """JSON bytes from which `decode` makes the same value again.
+        """JSON bytes from which `decode` makes an equal value.
 
         Raises ValueInvalid, which names the place in the value that cannot be written or would come back as something else.
         """
@@ -81,7 +81,7 @@ class Codec:
         return self.prove(value) if data is None else data
 
     def at_sight(self, value: Any) -> bytes | None:
-        """The same for values that need no proof, without calling code of users; None for others. Raises as `encode` does."""
+        """As `encode` for a value that needs no proof, without a call of the user's code; None for others. Raises as `encode`."""
         adapter = self.adapter
         if adapter is None:
             return dumps(value)
@@ -90,14 +90,14 @@ class Codec:
         if self._look is not None and self._look(value):
             try:
                 data = adapter.serializer.to_json(value)
-            except ValueError:  # half a surrogate pair, or too deep: the proof finds the words
+            except ValueError:  # half a surrogate pair, or too deep: `prove` raises with a message
                 return None
             if not _LONG_NUMBER.search(data) and REPLACED not in data:
                 return limited(data)
         return None
 
     def decode(self, value: object) -> Any:
-        """The typed value for JSON as `orjson.loads` gives it; nothing of it is shared. Raises pydantic's ValidationError."""
+        """The typed value for JSON as `orjson.loads` returns it, sharing no object with it. Raises pydantic's ValidationError."""
         kind = type(value)
         if kind is self._exact:
             return value
@@ -106,7 +106,7 @@ class Codec:
         return self.adapter.validator.validate_json(orjson.dumps(value))
 
     def accept(self, value: Any) -> bytes:
-        """JSON bytes for a value that a caller gives: an instance, or data that validates.
+        """JSON bytes for a value from a caller: an instance, or data that validates.
 
         Raises ValidationError, and ValueInvalid as `encode` does.
         """
@@ -115,10 +115,10 @@ class Codec:
         return self.encode(self.adapter.validate_python(value))
 
     def accept_json(self, value: Any) -> bytes:
-        """JSON bytes for JSON that somebody else wrote, as `digits.loads` gives it.
+        """JSON bytes for JSON that another program wrote, as `digits.loads` returns it.
 
-        A number that JSON's readers do not keep is written as a text where the type reads it from a text; where it is meant as a
-        double, it is one; else it is refused. Raises ValidationError, and ValueInvalid, which names the number.
+        A number that JSON parsers would change becomes a text if the type reads numbers from texts there, and a double if it
+        prints as this number; any other is refused. Raises ValidationError, and ValueInvalid, which names the number.
         """
         if not spots([value]):
             self.decode(value)
@@ -137,7 +137,7 @@ class Codec:
         return data
 
     def _read_from_texts(self, root: list[Any], found: list[Spot]) -> list[Spot]:
-        """Which of these numbers the type reads from a text, too: there, any other text is refused."""
+        """The numbers that stand where the type also reads a number from a text, which it shows by refusing any other text."""
         for number, spot in enumerate(found):
             spot.holder[spot.key] = f"no number {number}"
         try:
@@ -145,12 +145,12 @@ class Codec:
         except ValidationError as error:
             refused = {one["input"] for one in error.errors(include_url=False) if isinstance(one["input"], str)}
             return [spot for number, spot in enumerate(found) if f"no number {number}" in refused]
-        except Exception:  # noqa: BLE001  # validators of the user's may raise anything
+        except Exception:  # noqa: BLE001  # the user's validators may raise anything
             return []
         return []
 
     def prove(self, value: Any) -> bytes:
-        """As `encode`, by decoding what was written and comparing."""
+        """As `encode`, always with proof: decodes what it has written, and compares."""
         adapter = self.adapter
         assert adapter is not None
         problem: Exception | Change | None = None
@@ -163,7 +163,7 @@ class Codec:
                 if found is None:
                     return limited(data)
                 problem = problem or found
-            except Exception as error:  # noqa: BLE001  # types of the user's may raise anything
+            except Exception as error:  # noqa: BLE001  # the user's types may raise anything
                 problem = problem or error
         if isinstance(problem, Change):
             raise ValueInvalid(in_words(problem))
@@ -171,18 +171,18 @@ class Codec:
         raise ValueInvalid(_unwritable(problem, value)) from problem
 
     def encode_for_people(self, value: Any) -> bytes:
-        """JSON that is looked at and never decoded; secrets are asterisks. Raises whatever the user's types raise."""
+        """JSON to show to people, which nothing decodes; secrets are asterisks. Raises any error that the user's types raise."""
         assert self.adapter is not None
         data = self.adapter.serializer.to_json(value, warnings=False)
         if _LONG_NUMBER.search(data):
             json.loads(data, parse_int=_of_64_bits)
-        if is_deeper(data, orjson.loads(data)):  # a model of the user's may write NaN
+        if is_deeper(data, orjson.loads(data)):  # `loads` also raises for NaN, which a user's model may write
             raise ValueInvalid(_TOO_DEEP)
         return data
 
 
 def dumps(value: Any) -> bytes:
-    """Plain JSON. Raises ValueInvalid for what JSON does not hold as it is, which it names."""
+    """Plain JSON bytes. Raises ValueInvalid, which names the first part that JSON does not hold as it is."""
     try:
         data = orjson.dumps(value, option=STRICT)
         if type(value) in _SCALARS:
@@ -205,20 +205,20 @@ def _scalar(value: Any) -> bytes:
 
 
 def own(value: Any) -> Any:
-    """JSON as it is parsed, as a value of one's own: who changes it changes nothing else."""
+    """A copy of parsed JSON, which the caller may change."""
     return orjson.loads(orjson.dumps(value)) if type(value) is dict or type(value) is list else value
 
 
 class Written(NamedTuple):
-    """JSON that stands as it is: what somebody else wrote, or was written before."""
+    """JSON to record as it is, written by another program or by an earlier call."""
 
     json: bytes
 
 
 def written(data: Any, what: str) -> bytes:
-    """JSON of data whose type is known to whoever reads them: plain JSON, or a model or dataclass by its own type.
+    """JSON of data whose type only the reader knows: plain JSON, or a model or dataclass, encoded by its own class.
 
-    Raises InputInvalid for what would not be there as it was given.
+    Raises InputInvalid for data that would not come back as given; `what` names them in the message.
     """
     try:
         return _plain(data)
@@ -241,7 +241,7 @@ def _plain(data: Any) -> bytes:
 
 
 def _not_json(value: Any) -> str | None:
-    """What of a value JSON does not hold, where, and what to do; None if nothing is found."""
+    """A message about the first part of a value that JSON does not hold: its place, and what to do; None if there is none."""
     found = _foreign(value, MAX_DEPTH)
     if found is None:
         return None
@@ -261,8 +261,9 @@ def _written(kind: type) -> str:
 
 
 def _foreign(value: Any, depth: int) -> list[Any] | None:
-    """The first thing that is not JSON, last in a list that leads to it from the inside out."""
-    kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # what an Any is, is what is asked
+    """The first part that is not JSON, as [*path, what]: the path to it from the inside out, then a message or a tuple of the
+    part itself; None if there is none."""
+    kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # this finds out the type of an Any
     if kind is float:
         return None if isfinite(value) else [f"JSON has no {value!r}. Annotate float, or give None or a text"]
     if kind is int:
@@ -296,7 +297,7 @@ def _utf8(text: str) -> bool:
 
 
 def _unwritable(error: Exception, value: Any) -> str:
-    """Why a value cannot be written, or not be read back, and what to do."""
+    """A message: why a value cannot be written or read back, and what to do."""
     if isinstance(error, ValidationError):
         how = _ALIAS if _has_two_names(value) else "; what is written must be what its validation reads"
         return f"{shown(value)} cannot be read back: {describe(error)}{how}"
@@ -322,7 +323,7 @@ def _has_two_names(value: object) -> bool:
 
 
 def limited(data: bytes) -> bytes:
-    """The same JSON. Raises ValueInvalid for what is nested too deep."""
+    """Returns `data`. Raises ValueInvalid if it is nested too deep."""
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(data, orjson.loads(data)):
         raise ValueInvalid(_TOO_DEEP)
     return data
@@ -337,13 +338,13 @@ def _of_64_bits(digits: str) -> int:
 
 _LONG_NUMBER = re.compile(rb"\d{10}\d{9}")
 REPLACED = "\ufffd".encode()
-"""What pydantic writes for half a surrogate pair in a key, without a word."""
+"""pydantic silently writes this for half a surrogate pair in a key."""
 
 
 def makes_anew(schema: Any) -> bool:
-    """Whether validating the same JSON twice may give different values: the schema has factories or code of the user's.
+    """Whether validating the same JSON twice may give different values, because the schema has factories or the user's code.
 
-    A factory that is a plain container (`list`) gives the same each time; pydantic's own functions do, too.
+    Factories that are built-in types (`list`) give the same value each time, and so do pydantic's own functions.
     """
     seen: set[int] = set()
     todo = [schema]
@@ -367,7 +368,7 @@ def makes_anew(schema: Any) -> bool:
 
 _SAME_EACH_TIME: tuple[Any, ...] = (list, dict, set, frozenset, tuple, str, int, float, bool, bytes)
 _NO_SCHEMA = frozenset({"metadata", "serialization", "default", "config", "cls", "expected"})
-"""What stands in a core schema beside the schemas that validate."""
+"""Keys of a core schema that hold no schema for validation."""
 
 
 def _of_pydantic(function: Any) -> bool:
@@ -378,7 +379,7 @@ def _of_pydantic(function: Any) -> bool:
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter(annotation, config=_CONFIG)
-    except PydanticUserError:  # models and others that carry a configuration of their own
+    except PydanticUserError:  # models and other types with a configuration of their own
         return TypeAdapter(annotation)
 
 
@@ -396,7 +397,7 @@ ANY = Codec(Any, "Any")
 
 @by_function
 def result_codec(fn: Callable[..., Any]) -> Codec:
-    """The codec for what a function returns, by its annotation. Raises ConfigError."""
+    """The codec for the results of a function, by its return annotation. Raises ConfigError."""
     target = inspect.unwrap(fn)
     annotation = return_annotation(target)
     return ANY if annotation is Any else Codec(annotation, said(target))
@@ -404,12 +405,12 @@ def result_codec(fn: Callable[..., Any]) -> Codec:
 
 @lru_cache(maxsize=1000)
 def codec_for(annotation: Any) -> Codec:
-    """The codec for a hashable annotation."""
+    """The codec for a hashable annotation. Raises ConfigError."""
     return Codec(annotation, str(annotation))
 
 
 def describe(error: ValidationError) -> str:
-    """One line for a person."""
+    """The first error, as one line for people."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -1,8 +1,8 @@
-"""Numbers in JSON that others have written: each keeps its digits, or is refused. Pure.
+"""Numbers in JSON that other programs have written: each keeps its digits, or is refused. Pure.
 
-A JSON parser makes doubles of fractions and of long integers, so what was written as 1.000000000000000001 would come as
-another number. Here such a number is a Decimal until it is known what reads it: a Decimal takes its text, a float takes the
-double, and where nobody knows, it is refused.
+A JSON parser turns fractions and long integers into doubles, so 1.000000000000000001 would become another number. Here such
+a number is a Decimal until the type that reads it is known: a Decimal reads its text, a float reads the double. A number
+whose reader is not known is refused.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .nesting import is_deeper
 from .same import place_of
 
 _MAY_NOT_BE_HELD = re.compile(rb"[0-9][0-9.]{15}|[0-9][eE]\+?[0-9]|[eE]-[0-9]{3}|-0(?![0-9.eE])")
-"""More digits than any double keeps, large exponents, and the integer -0; also inside of texts, which costs a look."""
+"""More digits than a double always keeps, large exponents, and the integer -0. A match in a text only costs a slower parse."""
 _MOST_DIGITS = 1100
-"""No double has more."""
+"""No double has more decimal digits."""
 
 
 class Spot(NamedTuple):
-    """A number that is not held, and where it stands: `holder[key]`."""
+    """A number that a JSON parser would change, at `holder[key]`; `place` names the place for people."""
 
     place: str
     holder: Any
@@ -33,7 +33,7 @@ class Spot(NamedTuple):
 
 
 def loads(data: bytes) -> Any:
-    """As `orjson.loads`, but a number that would come as another one is a Decimal.
+    """As `orjson.loads`, but a number that it would change is a Decimal.
 
     Raises ValueError for what is not JSON.
     """
@@ -54,18 +54,19 @@ def _real(digits: str) -> float | Decimal:
         number, exact = float(digits), Decimal(digits)
     except InvalidOperation:
         raise ValueError(f"the number {digits[:40]} has an exponent that no number can have") from None
-    is_held = exact == Decimal(repr(number)) and (abs(number) < 2**53 or exact == Decimal(number))  # an int gets all of a double
+    # An int field reads a double from 2**53 on with all its digits, so there the double must be exactly the number.
+    is_held = exact == Decimal(repr(number)) and (abs(number) < 2**53 or exact == Decimal(number))
     return number if is_held else exact
 
 
 def as_text(number: Decimal) -> str:
-    """Its digits as a text that an int takes as well, if it is one."""
+    """The number as a text that also `int` reads, if the number is an integer: 1E+5 becomes 100000."""
     exponent = number.as_tuple().exponent
     return f"{number:f}" if isinstance(exponent, int) and 0 < exponent < 30 else str(number)
 
 
 def raw(value: Any) -> bytes:
-    """The JSON that `loads` has read, with all digits."""
+    """The JSON of what `loads` has returned, with all digits."""
     return orjson.dumps(value, default=_as_written)
 
 
@@ -74,7 +75,7 @@ def _as_written(number: Decimal) -> orjson.Fragment:
 
 
 def held(value: Any) -> bytes:
-    """JSON for whoever reads it, of what `loads` has read. Raises ValueError for a number that nobody would read as it was."""
+    """JSON of what `loads` has returned, for readers of any type. Raises ValueError for a number that readers would change."""
     found = spots([value])
     for spot in found:
         if not _of_a_double(spot.number):
@@ -83,7 +84,7 @@ def held(value: Any) -> bytes:
 
 
 def spots(holder: dict[str, Any] | list[Any], path: tuple[Any, ...] = ()) -> list[Spot]:
-    """The numbers that are not held in a list or dict, in order."""
+    """The numbers in a list or dict that `loads` made a Decimal, in order."""
     found: list[Spot] = []
     for key, one in enumerate(holder) if isinstance(holder, list) else holder.items():
         if isinstance(one, Decimal):
@@ -94,8 +95,8 @@ def spots(holder: dict[str, Any] | list[Any], path: tuple[Any, ...] = ()) -> lis
 
 
 def _refusal(spot: Spot) -> str:
-    """Why a number cannot be taken, and how to write it."""
-    place = spot.place.removeprefix("[0]").removeprefix(".")  # of the list around the value
+    """A message: why a number is refused, and how to write it."""
+    place = spot.place.removeprefix("[0]").removeprefix(".")  # `held` puts a list around the value
     where = f"{place}: " if place else ""
     if not spot.number:
         return f"{where}the integer -0 is 0 to some readers and -0.0 to others; write one of these"
@@ -110,6 +111,6 @@ def _is_integer(number: Decimal) -> bool:
 
 
 def _of_a_double(number: Decimal) -> bool:
-    """Whether a double prints like this, with so many digits: then it is the number that was meant."""
+    """Whether a double, printed with as many digits, gives this number: then the writer meant that double."""
     count = len(number.as_tuple().digits)
     return not _is_integer(number) and count <= _MOST_DIGITS and Decimal(f"{float(number):.{count - 1}e}") == number

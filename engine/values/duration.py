@@ -20,9 +20,9 @@ LONGEST_MS = 1000 * 366 * 86_400_000
 
 
 def duration_ms(duration: Duration) -> int:
-    """Milliseconds, from 0 to `LONGEST_MS`. Raises ValueError for anything that is no duration, negative, or longer.
+    """Milliseconds, from 0 to `LONGEST_MS`. Raises ValueError for a value that is not a duration, is negative, or is longer.
 
-    Numbers of other libraries are numbers of seconds, too.
+    Numbers of other libraries count as seconds, too.
     """
     if type(duration) is str:
         ms = _said_ms(duration)
@@ -45,14 +45,14 @@ def duration_ms(duration: Duration) -> int:
 
 
 def timer_ms(delay_s: float) -> int | None:
-    """Milliseconds of a timer of asyncio's, which knows no longest; None: for ever."""
+    """Milliseconds of an asyncio timer; None, for ever, above `LONGEST_MS`: asyncio has no limit."""
     return round(delay_s * 1000) if delay_s * 1000 <= LONGEST_MS else None
 
 
 def _short(value: object) -> str:
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  # an int of 5,000 digits, or whatever the user's types raise
+    except Exception:  # noqa: BLE001  # an int of 5,000 digits; and the user's types may raise anything
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 100 else text[:100] + "…"
 

@@ -1,10 +1,10 @@
-"""Types of which JSON holds every proper value exactly, so that a value of them needs no proof that it comes back.
+"""Types whose JSON holds every proper value exactly, so that a codec need not prove that a value comes back.
 
-What pydantic writes and reads of texts, numbers, lists and dicts of them, and of models and dataclasses whose fields are such,
-is the same again, unless something is in between: an alias, a constraint, a validator, a serializer, an excluded field. For a
-type without any of these, found by its schema once, it is enough to look whether a value is what its annotations say,
-to the exact class; that costs a fraction of decoding and comparing it. The look is one expression, written and compiled for
-its type: interpreting the schema for each value would cost as much as decoding it. Pure.
+pydantic writes and reads texts, numbers, lists and dicts of them, and models and dataclasses with such fields, without a
+change, unless there is an alias, a constraint, a validator, a serializer or an excluded field. A type without any of these
+is found once, by its schema. For its values it is enough to check (the look) that they have exactly the annotated classes,
+at a fraction of the cost of decoding and comparing. The look is one Python expression, compiled for the type: interpreting
+the schema for each value would cost as much as decoding. Pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from uuid import UUID
 import orjson
 
 Exact = Callable[[Any], bool]
-"""Whether a value is exactly what its type says. Integers may be too large, and texts no Unicode: who writes them finds out."""
+"""Returns whether a value is exactly what its type says. It passes integers that are too large and texts with lone surrogates:
+writing those fails."""
 
 _LEAVES: dict[str, type] = {"str": str, "int": int, "bool": bool, "none": type(None), "uuid": UUID}
 _OTHER_LEAVES: dict[str, tuple[set[str], str]] = {
@@ -33,14 +34,14 @@ _OTHER_LEAVES: dict[str, tuple[set[str], str]] = {
     "decimal": (set(), "type({0}) is Decimal and {0}.is_finite()"),
     "any": (set(), "({0} is None or json_copy({0}) is not None)"),
 }
-"""What else a schema of the kind may have, and the condition."""
+"""By kind of schema: the other keys that the schema may have, and the condition."""
 _QUIET = frozenset({"type", "metadata", "ref", "title"})
 _CONFIG: Mapping[str, tuple[Any, ...]] = {"title": (), "frozen": (), "extra_fields_behavior": ("ignore", "forbid", None)}
 _DEFAULTS = frozenset({"schema", "default", "default_factory", "default_factory_takes_data", "validate_default", "copy_default"})
 
 
 def json_copy(value: Any) -> Any:
-    """A copy of a value if it is JSON, to the exact class, and nothing else; None where it is not."""
+    """A copy of a value that consists only of JSON's exact classes; None for other values."""
     try:
         data = orjson.dumps(value, option=STRICT)
         return orjson.loads(data) if holds_exactly(value, data) else None
@@ -49,16 +50,17 @@ def json_copy(value: Any) -> Any:
 
 
 def holds_exactly(value: Any, data: bytes) -> bool:
-    """Whether the value is exactly the JSON that orjson, if strict, has written for it. Raises ValueError where it is not.
+    """Whether the value is exactly the JSON that strict orjson has written for it. Raises ValueError if marshal refuses it.
 
-    orjson also writes UUIDs and enums, which marshal refuses, as it does whatever is of a class of the user's; and tuples and
-    NaN, of which there is none where marshal has no sign of a tuple and orjson wrote no null: else the JSON is read again.
+    orjson also writes UUIDs and enums; marshal refuses these, and all instances of the user's classes. orjson also writes
+    tuples (as lists) and NaN (as null). If marshal's bytes show no tuple and the JSON has no null, the value has neither;
+    otherwise this reads the JSON again and compares.
     """
     return (_TUPLE.search(marshal.dumps(value)) is None and b"null" not in data) or orjson.loads(data) == value
 
 
 _TUPLE = re.compile(rb"[()\xa8\xa9]")
-"""How marshal begins a tuple, small or not, referred to again or not. Anything else may look the same."""
+"""The bytes with which marshal begins a tuple: small or not, with a reference flag or not. Other data may contain them, too."""
 
 _NAMES = {"isfinite": isfinite, "datetime": datetime, "UTC": UTC, "Decimal": Decimal, "json_copy": json_copy, "text": {str}}
 
@@ -66,10 +68,10 @@ STRICT = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | or
 
 
 def exact(schema: Any, *, whole: bool = False) -> Exact | None:
-    """How to look at values of a pydantic core schema; None where a look is not enough.
+    """The look for values of a pydantic core schema; None if a look is not enough.
 
-    `whole`: models also remember which of their fields were set, and dates the object of their zone. The look is then for
-    values of which JSON holds that as well: dates are none, and all fields of a model have been set.
+    `whole`: the JSON must hold the entire object. Models also remember which fields were set, and datetimes their tzinfo
+    object, so the look then passes only models with all fields set, and there is no look for datetimes.
     """
     writer = _Writer(whole)
     condition = writer.condition(schema, "value")
@@ -77,7 +79,7 @@ def exact(schema: Any, *, whole: bool = False) -> Exact | None:
 
 
 class _Writer:
-    """Writes conditions in Python over one value, and keeps what they name."""
+    """Writes conditions on a value as Python source, and keeps the objects that they name."""
 
     def __init__(self, whole: bool) -> None:
         self.whole = whole
@@ -89,10 +91,10 @@ class _Writer:
         return name
 
     def function(self, condition: str) -> Exact:
-        return eval(f"lambda value: {condition}", self.names)  # noqa: S307  # of names and constants of this module
+        return eval(f"lambda value: {condition}", self.names)  # noqa: S307  # made of names and constants of this module
 
     def condition(self, schema: Any, value: str) -> str | None:
-        """When the value of an expression, which has no effect, is exactly what a schema says."""
+        """The condition that `value`, an expression without side effects, is exactly what a schema says; None: there is none."""
         kind = schema["type"]
         if kind in _LEAVES:
             return f"type({value}) is {self.named(_LEAVES[kind])}" if _only(schema) else None
@@ -125,7 +127,7 @@ class _Writer:
         return f"type({value}) is list and all(map({self.named(self.function(inner))}, {value}))"
 
     def _fields(self, schema: dict[str, Any], value: str) -> str | None:
-        """Of a model or dataclass: all fields there, and nothing else."""
+        """The condition for a model or dataclass: it has all its fields, and nothing else."""
         fields = _plain_fields(schema)
         if fields is None:
             return None
@@ -155,7 +157,7 @@ def _only(schema: dict[str, Any], more: Iterable[str] = ()) -> bool:
 
 
 def _plain_fields(schema: dict[str, Any]) -> dict[str, Any] | None:
-    """The fields of a model or dataclass that is nothing but its fields, by name; None for others."""
+    """The fields, by name, of a model or dataclass that consists only of its fields; None for others."""
     inside = schema["schema"]
     is_model = schema["type"] == "model"
     if not _only(

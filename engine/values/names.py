@@ -1,8 +1,8 @@
-"""What may be the id of a run, step, signal, workflow, version or scope. Pure.
+"""The rule for ids and names of runs, steps, signals, workflows, versions and scopes. Pure.
 
-One rule, and a list of our own: `str.isprintable` depends on the Unicode version of this Python, and all workers and readers
-must decide the same. Joiners and no-break spaces are part of how people write and allowed; controls, line separators and half
-surrogate pairs are not.
+The rule is a list of characters. `str.isprintable` depends on the Unicode version of the Python that runs, but all workers and
+readers must decide alike. Joiners and no-break spaces are allowed, because people's languages need them; control characters,
+line separators and lone surrogates are not.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _MOST_QUOTED = 250
 
 
 def valid_name(name: object) -> bool:
-    """Whether it is a text of 1 to 200 printable characters."""
+    """Whether `name` is a text of 1 to 200 printable characters."""
     return type(name) is str and _NAME.fullmatch(name) is not None
 
 
 def quoted(name: object) -> str:
-    """What is no name, for the message that says so: whoever got it wrong may have passed a whole file."""
+    """The repr of a bad name for an error message, cut: a caller may have passed a whole file by mistake."""
     text = repr(name)
     return text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}… ({len(text):,} characters)"
 
 
 def valid_run_id(run_id: str) -> bool:
-    """Whether it is a name that does not begin with "@"."""
+    """Whether `run_id` is a valid name that does not begin with "@"."""
     return valid_name(run_id) and run_id[0] != "@"
 
 
 def printable(text: str) -> str:
-    """What of a text may stand in a name."""
+    """The text without the characters that a name may not have."""
     return "".join(_NAME.findall(text))

@@ -1,15 +1,15 @@
-"""How deep JSON may be nested. Pure."""
+"""The limit for the nesting of JSON. Pure."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 MAX_DEPTH = 200
-"""How deep a payload may be nested. orjson reads deeper JSON than it writes, and what is accepted must be writable again."""
+"""The deepest nesting of a payload. orjson reads deeper JSON than it writes, and every accepted payload must be written again."""
 
 
 def is_deeper(value: bytes, parsed: Any, limit: int = MAX_DEPTH) -> bool:
-    """Whether JSON is nested more than `limit` deep; `parsed` is what the bytes say."""
+    """Whether JSON is nested more than `limit` deep. `parsed`: the parsed `value`."""
     if value.count(b"[") + value.count(b"{") <= limit:
         return False
     level: list[Any] = [parsed]

@@ -1,4 +1,4 @@
-"""Whether a step function runs on the loop or in a thread, and how long its calls take there."""
+"""Tells whether a step function runs on the event loop or in a thread, and how long its calls take there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .annotations import by_function
 
 
 class Pace:
-    """How long calls of a plain function have taken of late."""
+    """The recent mean duration of a plain function's calls, in seconds."""
 
     __slots__ = ("mean_s",)
 
@@ -19,17 +19,17 @@ class Pace:
         self.mean_s = 0.0
 
     def add(self, took_s: float) -> None:
-        """A call has taken so long."""
+        """Add the duration of a call."""
         self.mean_s += (took_s - self.mean_s) / 8
 
 
 ON_LOOP: Final = Pace()
-"""Of all that gives a coroutine: an async function, a partial of one, or an object whose __call__ is one."""
+"""The pace of everything that returns a coroutine: an async function, a partial of one, or an object with an async __call__."""
 
 
 @by_function
 def pace_of(fn: Callable[..., Any]) -> Pace:
-    """One for all functions of the same code: a lambda is often made anew in each run."""
+    """The pace of a function. Functions with the same code share one, because each run may make its lambda anew."""
     while isinstance(fn, partial):
         fn = cast(Callable[..., Any], fn.func)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004  # the method itself is wanted

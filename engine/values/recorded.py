@@ -1,6 +1,6 @@
-"""The input of a step in the log: for people alone, so nothing has to come back from it, and what gets long is cut.
+"""The input of a step as the log records it. Only people read it: nothing decodes it, and long input is cut.
 
-Pure, apart from what classes of users do when they are written.
+Pure, except for the user's serializers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .codec import codec_for
 from .text import shown
 
 MAX_INPUT_BYTES = 4096
-"""So much JSON of the arguments is kept."""
+"""The limit for the JSON of all arguments."""
 _MOST_SAID = 300
 
 
 def recorded_input(fn: Callable[..., Any], args: tuple[Any, ...]) -> dict[str, Any]:
-    """The fields of `attempt-started` for what an attempt is given. Raises whatever the classes of the arguments raise.
+    """The fields of `attempt-started` that record an attempt's arguments. Raises any error that the arguments' classes raise.
 
-    `input`: the arguments in their order; a named one of a partial is an object of one field. `input_note`: what is not there.
+    `input`: the arguments in order; a named argument of a partial is an object with one field. `input_note`: what is missing.
     """
     parts: list[bytes] = []
     notes: list[str] = []
@@ -60,5 +60,5 @@ def _arguments(fn: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[tuple[
 def _json(value: Any) -> bytes | None:
     try:
         return codec_for(cast(Any, type(value))).encode_for_people(value)
-    except Exception:  # noqa: BLE001  # types of the user's may raise anything
+    except Exception:  # noqa: BLE001  # the user's types may raise anything
         return None

@@ -1,4 +1,4 @@
-"""When a failed step is tried again. Pure: randomness is a parameter."""
+"""Decides when a failed step is retried. Pure: randomness is a parameter."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .duration import Duration, duration_ms
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Up to `max_attempts` attempts, the pause growing from `backoff` by `factor` up to `max_backoff`.
+    """Up to `max_attempts` attempts. The pause between them grows from `backoff` by `factor`, up to `max_backoff`.
 
-    `jitter` takes a random half off each pause. Only exceptions of `retry_on` are tried again. Raises ValueError when made
-    of values that cannot work.
+    `jitter` shortens each pause by a random part of up to a half. Only exceptions of `retry_on` are retried. The constructor
+    raises ValueError for values that cannot work.
     """
 
     max_attempts: int = 3
@@ -38,10 +38,10 @@ class Retry:
         duration_ms(self.max_backoff)
 
     def pause_ms(self, error: BaseException, failures: int, random: Random) -> int | None:
-        """How long to wait after the `failures`-th failure, or None to give up. Total, whatever the error's class does."""
+        """The pause after the `failures`-th failure, in ms; None: give up. Total, even if methods of the error raise."""
         try:
             return self._pause_ms(error, failures, random)
-        except Exception:  # noqa: BLE001  # an error that cannot say when to try again is tried again as any other
+        except Exception:  # noqa: BLE001  # an error whose methods raise is retried like any other
             return None if failures >= self.max_attempts else duration_ms(self.backoff)
 
     def _pause_ms(self, error: BaseException, failures: int, random: Random) -> int | None:

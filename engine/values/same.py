@@ -1,9 +1,9 @@
-"""Whether a value has come back as it was: equal by type and by value, all the way down. Pure but for `__eq__` of the user's.
+"""Compares a value with what came back from its JSON: both must be equal by type and value at every level.
 
-`==` is not enough: it takes 1 for True, `Decimal("1.0")` for `Decimal("1.00")` and one time zone for another, and no NaN for
-itself. What is not told apart: an `int` where the type says `float`, if it is that number exactly (what type checkers
-allow); the name of a time zone, where instant, offset and fold are the same; which fields of a model were set explicitly;
-the order of a dict.
+Pure, except for the user's `__eq__`. `==` is not enough: for it, 1 equals True, `Decimal("1.0")` equals `Decimal("1.00")`, one
+time zone equals another, and NaN differs from itself. These differences do not count: a `float` that came back for an `int`
+of exactly that number (type checkers allow an `int` for a `float`); the name of a time zone, if instant, offset and fold are
+the same; which fields of a model were set explicitly; the order of a dict.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from uuid import UUID
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 ATOMS: frozenset[type] = frozenset({str, int, bool, type(None), bytes, UUID, date, timedelta})
-"""Types whose equal instances are the same."""
+"""Types for which `==` between instances of the same type is enough."""
 _QUICK = ATOMS | {float}
 _MANY = 3
 MISSING: Any = object()
 
 
 class Change:
-    """Where two values differ first. `path` leads there, from the inside out."""
+    """The first difference between two values. `path` leads to it, from the inside out."""
 
     __slots__ = ("came", "path", "was")
 
@@ -39,13 +39,13 @@ class Change:
         self.path: list[Any] = list(path)
 
     def below(self, place: Any) -> Change:
-        """The same, seen from what holds it at `place`."""
+        """Add `place`, where the container holds the value, to the path."""
         self.path.append(place)
         return self
 
     @property
     def place(self) -> str:
-        """As a person writes it: `orders[0].price`."""
+        """The path as people write it: `orders[0].price`."""
         return place_of(reversed(self.path))
 
 
@@ -64,13 +64,13 @@ def shown(value: object, most: int = 60) -> str:
     """The beginning of a value's repr. Total."""
     try:
         text = repr(value)
-    except Exception:  # noqa: BLE001  # it is the user's
+    except Exception:  # noqa: BLE001  # a user's __repr__ may raise anything
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def difference(was: object, came: object) -> Change | None:
-    """Where `came` is not what `was` is; None if it is the same. Raises what an `__eq__` raises."""
+    """The first difference between `was` and `came`; None if they are the same. Raises any error that an `__eq__` raises."""
     kind = type(was)
     if kind is not type(came):
         return None if kind is int and type(came) is float and was == came else Change(was, came)
@@ -217,7 +217,7 @@ def _slots(kind: type[Any]) -> tuple[str, ...]:
 
 
 def _leaving_out(kind: type[Any]) -> frozenset[str]:
-    """Attributes that are no state: what a cached_property has remembered, and which parameters a generic class was given."""
+    """Attributes that are not state: values that a cached_property keeps, and the parameters of a generic class."""
     remembered = [name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, cached_property)]
     return frozenset([*remembered, "__orig_class__"])
 
@@ -279,7 +279,7 @@ def _of_models(kind: type[BaseModel]) -> Comparer:
 
 
 def in_words(change: Change) -> str:
-    """Where a value would change, how, and what to do about that, in one line."""
+    """A message, in one line: where and how a value would change, and what to do."""
     was: object = change.was
     came: object = change.came
     place = f"{change.place}: " if change.path else ""

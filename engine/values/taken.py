@@ -1,8 +1,8 @@
-"""Arguments by value: what a step is given is as it was at the call, at each attempt, whatever is done to it meanwhile.
+"""Arguments by value: each attempt of a step gets the arguments as they were at the call, even if code changes them meanwhile.
 
-Data are copied, all the way down: lists, dicts, sets, tuples of these, dataclasses, pydantic and attrs models, buffers, and
-whatever says itself how it is copied (`__deepcopy__`: arrays, data frames). What cannot change needs no copy. Everything else
-(clients, locks, connections, functions, objects of plain classes) is passed as it is, also where it stands inside of data.
+Data are copied at every level: lists, dicts, sets, tuples of these, dataclasses, pydantic and attrs models, buffers, and
+objects with `__deepcopy__` (arrays, data frames). Immutable values need no copy. Everything else (clients, locks,
+connections, functions, objects of plain classes) is passed as it is, also inside data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .codec import REPLACED, codec_for
 from .exact import STRICT, Exact, exact, json_copy
 
 Given = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
-"""What a step is given, its function and arguments, anew for each attempt."""
+"""Makes the function and the arguments of a step anew for each attempt."""
 
 _NONE: dict[Any, Any] = {}
 _EMPTY: tuple[Any, ...] = ([], (), _NONE, _NONE.values(), _NONE.items(), set[Any](), "", b"", range(0))
@@ -50,7 +50,7 @@ _ONCE: list[Any] = [
     *(type(iter(one)) for one in _EMPTY),
     *(one for one in vars(itertools).values() if isinstance(one, type)),
 ]
-"""Types whose instances can be gone through once: the second attempt would find nothing."""
+"""Types whose instances can be iterated only once: a second attempt would find nothing."""
 # fmt: on
 
 T = TypeVar("T")
@@ -59,17 +59,17 @@ Copier = Callable[[Any, Memo], Any]
 
 
 def is_fixed(args: tuple[Any, ...]) -> bool:
-    """Whether none of the arguments can change, as far as their types tell."""
-    for one in args:  # noqa: SIM110  # half the time
+    """Whether all arguments are of types that never need a copy."""
+    for one in args:  # noqa: SIM110  # takes half the time of all(...)
         if type(one) not in FIXED:
             return False
     return True
 
 
 def by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
-    """Takes what a step is given, and returns what gives each attempt its own. None where nothing of it can change.
+    """A maker of a function and arguments for each attempt; None if nothing in them needs a copy.
 
-    Raises TypeError for what can be gone through once.
+    Raises TypeError for an argument that can be iterated only once.
     """
     if type(fn) is not partial:
         snapshot = _json_snapshot(args) or _typed_snapshot(args)
@@ -81,10 +81,10 @@ def by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
 
 
 def _json_snapshot(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]] | None:
-    """For JSON and tuples of it: in bytes, which are written and read faster than objects are copied one by one.
+    """A snapshot of JSON values, and tuples of them, as bytes: faster than copying the objects one by one. None for other values.
 
-    marshal writes nothing of a class of the user's, and orjson none of the other things that marshal does (as `bytearray`,
-    which comes back as bytes).
+    marshal refuses instances of the user's classes. orjson refuses the other types that marshal writes, such as `bytearray`,
+    which marshal would return as bytes.
     """
     try:
         data = marshal.dumps(args)
@@ -95,7 +95,7 @@ def _json_snapshot(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]] | Non
 
 
 def _typed_snapshot(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]] | None:
-    """For models and dataclasses of which JSON holds everything, each given once."""
+    """A snapshot of models and dataclasses whose JSON holds everything; None for others, and if one object is passed twice."""
     if len(args) > 1 and len(set(map(id, args))) < len(args):
         return None
     makers: list[Callable[[], Any] | None] = []
@@ -111,7 +111,7 @@ def _typed_snapshot(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]] | No
             data = typed.write(one)
         except ValueError:  # half a surrogate pair
             return None
-        if REPLACED in data:  # or one in a key
+        if REPLACED in data:  # half a surrogate pair in a key
             return None
         makers.append(partial(typed.read, data))
     return lambda: tuple(one if maker is None else maker() for one, maker in zip(args, makers, strict=True))
@@ -138,7 +138,7 @@ def _typed(kind: type[Any]) -> _Typed | None:
 
 
 def taken(value: T) -> T:
-    """A copy of data; the same object where there is nothing to copy. Raises TypeError for what can be gone through once."""
+    """A copy of data, or the same object if nothing in it needs a copy. Raises TypeError if it can be iterated only once."""
     return _taken(value, {})
 
 
@@ -155,8 +155,8 @@ def _taken(value: object, memo: Memo) -> Any:
 
 @lru_cache(maxsize=1000)
 def _copier(kind: type[Any]) -> Copier | None:
-    """How instances of a class are copied; None if they are passed as they are."""
-    if kind in _ONCE:  # looked at once for each class
+    """The copier for instances of a class; None if they are passed as they are."""
+    if kind in _ONCE:  # a list is fast enough: the cache asks once for each class
         return _refuse
     if kind in _COPIERS:
         return _COPIERS[kind]
@@ -243,7 +243,7 @@ def _shallow(value: Any, memo: Memo) -> Any:
 def _as_it_says(value: Any, memo: Memo) -> Any:
     try:
         return memo.setdefault(id(value), value.__deepcopy__(memo))
-    except Exception:  # noqa: BLE001  # what cannot be copied is passed as it is
+    except Exception:  # noqa: BLE001  # an object that cannot be copied is passed as it is
         return value
 
 
@@ -266,7 +266,7 @@ _COPIERS: dict[type, Copier] = {
 
 
 def _namespace(new: Any, memo: Memo) -> None:
-    """The attributes of a copy are copies as well."""
+    """Replace the attributes of a copy by copies."""
     attributes = cast("dict[str, Any]", getattr(new, "__dict__", {}))
     for name, one in attributes.items():
         attributes[name] = _taken(one, memo)
@@ -275,7 +275,7 @@ def _namespace(new: Any, memo: Memo) -> None:
 def _shallow_or_same(value: Any, memo: Memo) -> Any:
     try:
         return memo.setdefault(id(value), copy.copy(value))
-    except Exception:  # noqa: BLE001  # what cannot be copied is passed as it is
+    except Exception:  # noqa: BLE001  # an object that cannot be copied is passed as it is
         return value
 
 
@@ -350,7 +350,7 @@ def _refill_deque(new: deque[Any], memo: Memo) -> None:
 
 
 def _refill_nothing(new: object, memo: Memo) -> None:
-    """What a set or a buffer holds does not change."""
+    """Do nothing: the items of a set or a buffer are immutable."""
 
 
 _REFILLED: dict[type, Callable[[Any, Memo], None]] = {

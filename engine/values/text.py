@@ -1,18 +1,18 @@
-"""Text from elsewhere, made fit to be looked at: errors, ids, reasons, keys, whatever a producer or a program put into a record.
+"""Makes foreign text (errors, ids, reasons, keys: anything from a record) safe to show.
 
-A terminal obeys what it is sent, and a person believes what a line looks like. So what cannot be seen is shown, as an escape
-that Python and JSON know. One function for people (`shown`), one for JSON (`shown_json`), one rule for both. Pure.
+A terminal obeys control characters, and invisible characters deceive a reader. So they are shown as escapes that Python and
+JSON know. `shown` is for text, `shown_json` for JSON; both escape the same characters. Pure.
 
-The rule is a list of our own and not `str.isprintable`, which differs between Pythons.
+The characters are listed here: `str.isprintable` differs between versions of Python.
 """
 
 from __future__ import annotations
 
 import re
 
-# What moves the cursor or is obeyed (C0, DEL, C1), what ends a line elsewhere (2028, 2029), what turns the direction of the text
-# (061C, 200E, 200F, 202A to 202E, 2066 to 2069), what takes no room (Unicode's "default ignorable" characters, but for
-# FE00 to FE0F, which choose the form of the character before them), halves of surrogate pairs, and what is no character.
+# Control characters (C0, DEL, C1); line ends of other programs (2028, 2029); changes of the text's direction (061C, 200E, 200F,
+# 202A to 202E, 2066 to 2069); characters without width (Unicode's "default ignorable" characters, except FE00 to FE0F, which
+# choose the form of the character before them); halves of surrogate pairs; and code points that are not characters.
 _UNSEEN = (
     "\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164"
     "\ud800-\udfff\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -23,15 +23,15 @@ _NAMES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 class Lines(str):
-    """A text of several lines that are ours, such as a traceback, for an argument of a log call: its line feeds stay."""
+    """A text of several lines that stepfold made, such as a traceback. As an argument of a log call it keeps its line feeds."""
 
     __slots__ = ()
 
 
 def shown(text: str, *, lines: bool = False) -> str:
-    """The text with all that is unseen as an escape (`\\x1b`, `\\u202e`), on one line. What is shown already stays as it is.
+    """The text on one line, with invisible characters as escapes (`\\x1b`, `\\u202e`). Applying it twice changes nothing more.
 
-    `lines`: its line feeds stay, and its tabs are spaces: for a traceback, or for several lines of our own.
+    `lines`: keep line feeds and turn tabs into spaces, for a traceback or other lines that stepfold made.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -39,7 +39,7 @@ def shown(text: str, *, lines: bool = False) -> str:
 
 
 def shown_json(text: str) -> str:
-    """JSON text in which all that is unseen is an escape of JSON's: the same value. The line feeds between its parts stay."""
+    """JSON text of the same value, with invisible characters as JSON escapes. The line feeds between its parts stay."""
     return text if text.isascii() and "\x7f" not in text else _IN_LINES.sub(_json_escape, text)
 
 
@@ -52,6 +52,6 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _json_escape(found: re.Match[str]) -> str:
-    """Above U+FFFF: as the pair of surrogates that JSON has for it."""
+    """The escape; above U+FFFF the two escapes of its surrogate pair, as JSON requires."""
     pair = found[0].encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{int.from_bytes(pair[i : i + 2]):04x}" for i in range(0, len(pair), 2))

@@ -1,7 +1,7 @@
-"""Points in time: milliseconds since 1970, UTC, as records hold them, and what is shown of them. Pure and total.
+"""Points in time: milliseconds since 1970, UTC, as records hold them, and their form for people. Pure and total.
 
-A record may hold any number, whoever wrote it; a `datetime` ends with the year 9999. What lies beyond is shown as the first
-or the last day that can be shown, and a sleep or wait that ends there never ends: no timer is set for it.
+A record may hold any number, but a `datetime` ends with the year 9999. A time beyond counts as the first or the last day
+that a `datetime` can show. A sleep or wait that ends on the last day or later never ends: the owner sets no timer for it.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 NEVER_MS = 253_402_214_400_000
-"""9999-12-31T00:00Z. What is due then, or later, is never due. A day before the end, so that every time zone can show it."""
+"""9999-12-31T00:00Z, a day before the end, so that every time zone can show it. A timer for then or later is never due."""
 FIRST_MS = -62_135_510_400_000
-"""0001-01-02T00:00Z, likewise."""
+"""0001-01-02T00:00Z, a day after the first, for the same reason."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def within(ms: int) -> int:
-    """The time, or the first or last that can be shown."""
+    """The time, or the first or last time that a `datetime` can show."""
     return max(FIRST_MS, min(ms, NEVER_MS))
 
 
 def ms_of(when: datetime) -> int:
-    """The time of an aware datetime. Raises ValueError for a naive one, and for anything else."""
+    """The time of an aware datetime, in ms. Raises ValueError for a naive datetime, and for any other object."""
     if not isinstance(when, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
         raise ValueError(f"{when!r} is no point in time; give a datetime with a time zone, such as datetime.now(UTC)")
     if when.utcoffset() is None:
@@ -31,7 +31,7 @@ def ms_of(when: datetime) -> int:
 
 
 def due(ms: int | None) -> int | None:
-    """When a timer is set for a time; None: there is none to set."""
+    """The time to set a timer for; None: set no timer."""
     return None if ms is None or ms >= NEVER_MS else max(ms, FIRST_MS)
 
 
@@ -41,10 +41,10 @@ def utc(ms: int) -> datetime:
 
 
 def said(ms: int) -> str:
-    """The time for people, to the second; "never" where it never comes."""
+    """The time for people, to the second; "never" from `NEVER_MS` on."""
     return "never" if ms >= NEVER_MS else f"{utc(ms):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def until(ms: int) -> str:
-    """How long something waits that waits until then, for people."""
+    """The end of a wait, for people: "until ..." or "for ever"."""
     return "for ever" if ms >= NEVER_MS else f"until {said(ms)}"
