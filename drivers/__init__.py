@@ -1,4 +1,4 @@
-"""The logs that stepfold runs on, and the URLs that name them. A driver is loaded when it is first asked for."""
+"""The drivers, and the URLs that name them. A driver is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any:
 
 
 def open_driver(url: str) -> Log:
-    """The driver that the URL names; nothing is opened yet. Raises ConfigError, which says what is expected.
+    """The driver that the URL names. Opens nothing yet. Raises ConfigError, which names the valid forms.
 
     memory://                                                  a log of its own, in this process
     memory://name                                              one log for all in this process that use the name

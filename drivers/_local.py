@@ -1,7 +1,7 @@
-"""What the drivers of one machine share: readers that wait for news, the check of entries, and an `ext` without anything.
+"""Shared parts of the drivers for one machine: readers that wait for records, the check of entries, and an `ext` without methods.
 
-Nothing in here knows how records are stored. It runs on the event loop only and waits by no clock but the loop's, so that
-it works under virtual time.
+This module does not know how records are stored. It runs on the event loop only and waits by the loop's clock, so it works
+under virtual time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge, Stepfo
 from stepfold.log import Entry, Record
 
 MAX_VALUE_BYTES = 1_000_000
-"""A payload of 900 kB and the envelope around it."""
+"""A payload of 900 kB and its envelope."""
 
 
 def wall_clock_ms() -> int:
@@ -23,18 +23,18 @@ def wall_clock_ms() -> int:
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
-    """Milliseconds since 1970: of a loop that has a date of its own (virtual time), else of this machine."""
+    """A clock in ms since 1970: the loop's, if it has a date of its own (virtual time), else the machine's."""
     return getattr(loop, "clock", wall_clock_ms)
 
 
 def check_real_time(loop: asyncio.AbstractEventLoop, log_name: str) -> None:
-    """Raise ConfigError where time is virtual: what other threads and machines do takes none of it."""
+    """Raises ConfigError if the loop's time is virtual: other threads and processes need real time."""
     if hasattr(loop, "clock"):
         raise ConfigError(f"{log_name} needs real time, and this event loop's is virtual: use memory:// in run_virtual")
 
 
 def check_entries(log_name: str, entries: Sequence[Entry]) -> None:
-    """Raise PayloadTooLarge if a value is above MAX_VALUE_BYTES, ValueError if a key has no UTF-8."""
+    """Raises PayloadTooLarge for a value above MAX_VALUE_BYTES, ValueError for a key that is not valid UTF-8."""
     for key, value in entries:
         if len(value) > MAX_VALUE_BYTES:
             raise PayloadTooLarge(
@@ -46,7 +46,7 @@ def check_entries(log_name: str, entries: Sequence[Entry]) -> None:
 
 
 class NoExtras:
-    """`step.ext` and `ctx.ext` of a driver that adds nothing: every attribute is a ConfigError."""
+    """`step.ext` and `ctx.ext` of a driver that adds nothing: every attribute raises ConfigError."""
 
     def __init__(self, scheme: str, place: str) -> None:
         self._says = f"{scheme} adds nothing to {place}"
@@ -58,21 +58,22 @@ class NoExtras:
 
 
 class LocalReader:
-    """The port's `Reader`. It is only a position; `read` is its driver's."""
+    """The port's `Reader`: only a position. The driver gives the function that reads."""
 
     def __init__(
         self, read: Callable[[LocalReader, int, float | None], Awaitable[Sequence[Record]]], partition: int, offset: int
     ) -> None:
         self.partition = partition
         self.position = offset
-        self.copy: int | None = None  # which copy of the log it reads, where logs can be put back; None: not known yet
+        # which copy of the log it reads (a file may be replaced by an older copy); None: not known yet
+        self.copy: int | None = None
         self._read = read
 
     async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
         return await self._read(self, limit, wait)
 
     def seek(self, offset: int) -> None:
-        """May be called while a read waits, too."""
+        """Skip records below `offset`. May be called while a read waits."""
         self.position = max(self.position, offset)
 
     async def close(self) -> None:
@@ -80,10 +81,10 @@ class LocalReader:
 
 
 class Tail:
-    """Where one partition ends, as far as this process knows, and the reads that wait for it to go on.
+    """The end of one partition, as far as this process knows, and the reads that wait beyond it.
 
-    A waiting read is woken in the turn after the news, and only if its position is still below the end: who appended has
-    had its answer by then and may have moved its reader past what it wrote.
+    A waiting read wakes in the turn after the news, and only if its position is still below the end: by then the appending
+    task has its acknowledgement and may have moved its reader past its own records.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, end: int) -> None:
@@ -107,17 +108,17 @@ class Tail:
                 _settle(future)
 
     def fail(self, error: StepfoldError) -> None:
-        """Whoever waits gets the error."""
+        """Raise the error in all waiting reads."""
         for future in self._waiting:
             _settle(future, error)
 
     def close(self, reason: str) -> None:
-        """Whoever waits, or begins to wait, gets LogUnavailable."""
+        """Raise LogUnavailable in all waiting and later reads."""
         self._closed = LogUnavailable(reason)
         self.fail(self._closed)
 
     async def beyond(self, reader: LocalReader, wait: float | None) -> None:
-        """Return when the end is beyond the reader's position, at the latest after `wait` seconds (None: never)."""
+        """Wait until the end is beyond the reader's position, at most `wait` seconds (None: without limit)."""
         until = None if wait is None else self._loop.time() + wait
         failure = self._closed
         while failure is None and self.end <= reader.position and (until is None or self._loop.time() < until):
@@ -140,5 +141,5 @@ def _settle(future: asyncio.Future[StepfoldError | None], failure: StepfoldError
 
 
 def copy_of(error: StepfoldError) -> StepfoldError:
-    """An exception raised in several tasks would collect all their tracebacks."""
+    """A copy: an exception raised in several tasks would collect all their tracebacks."""
     return type(error)(*error.args)

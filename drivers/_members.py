@@ -1,10 +1,10 @@
-"""Who takes part in a log on this machine: one locked file per member in one directory.
+"""The members of a log on one machine: one locked file per member in one directory.
 
-The operating system drops a lock when its process ends, however it ends, so a file without a lock is a dead member's and
-whoever finds it removes it. No clock, no heartbeat, nothing to tune. POSIX only (`flock`), on a local file system.
+The operating system drops a lock when its process ends, however it ends. So a file without a lock belongs to a dead member,
+and the process that finds it removes it. No clock, no heartbeat, nothing to tune. POSIX only (`flock`), on a local file system.
 
-A file says whose it is, and in a second line that its member has retired. It is not renamed for that: whoever looks at the
-same time would find neither name, and take the member for dead.
+The first line of a file holds the member's name, a second line says that the member has retired. Retiring does not rename the
+file: a process that looks at the same time would find neither name, and take the member for dead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _held: set[int] = set()
 
 
 def _close_inherited() -> None:
-    """A forked child shares its parent's locks and would keep a killed parent's member alive."""
+    """Close inherited locks: a forked child shares them and would keep a killed parent's member alive."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -32,7 +32,7 @@ os.register_at_fork(after_in_child=_close_inherited)
 
 
 class Roll:
-    """The members of one log. Raises OSError where the directory cannot be used."""
+    """The members of one log. Methods raise OSError if the directory cannot be used."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -45,20 +45,20 @@ class Roll:
         self._mine[name] = self._locked(name)
 
     def retire(self, name: str) -> None:
-        """Take part, and have no share, until it leaves."""
+        """Take part without a share of the partitions, until the member leaves."""
         if name in self._mine and not _has_retired(self._says[name]):
-            os.write(self._mine[name], _RETIRED)  # in one piece, so that nobody takes the member for another
+            os.write(self._mine[name], _RETIRED)  # one write, so that no reader sees half a line
             self._says[name] += _RETIRED
 
     def leave(self, name: str) -> None:
         descriptor = self._mine.pop(name, None)
         self._says.pop(name, None)
         if descriptor is not None:
-            with contextlib.suppress(OSError):  # without its lock it is a dead member's, whoever may remove it
+            with contextlib.suppress(OSError):  # if it is left: without its lock it counts as a dead member's
                 (self._directory / name).unlink()
             self._close(descriptor)
         with contextlib.suppress(OSError):
-            self._directory.rmdir()  # if it was the last
+            self._directory.rmdir()  # if no other member is left
 
     def close(self) -> None:
         for name in [*self._mine]:
@@ -69,7 +69,7 @@ class Roll:
         return sorted(name for name, says in self._living().items() if not _has_retired(says))
 
     def is_live(self, member: str) -> bool:
-        """Whether a living member entered as this one."""
+        """Whether a living member entered as `member`."""
         line = _line(member)
 
         def entered(members: Mapping[str, bytes]) -> bool:
@@ -78,11 +78,11 @@ class Roll:
         return entered(self._says) or entered(self._living())
 
     def _living(self) -> dict[str, bytes]:
-        """The names of all living members, and what their files say. Removes the dead."""
+        """The names of all living members, with the contents of their files. Removes the files of dead ones."""
         found: set[str] = set()
-        with contextlib.suppress(FileNotFoundError):  # the last member of before has removed the directory
+        with contextlib.suppress(FileNotFoundError):  # the last member has removed the directory
             found = {path.name for path in self._directory.iterdir() if path.is_file()}
-        for name in self._mine.keys() - found:  # somebody cleaned up too well
+        for name in self._mine.keys() - found:  # another process removed our file: make a new one
             before, self._mine[name] = self._mine[name], self._locked(name)
             self._close(before)
         living = {name: self._says[name] for name in self._mine}
@@ -95,19 +95,19 @@ class Roll:
     def _locked(self, name: str) -> int:
         path = self._directory / name
         while True:
-            with contextlib.suppress(FileExistsError):  # not `exist_ok`: it looks again, and the directory may be gone by then
+            with contextlib.suppress(FileExistsError):  # not `exist_ok`: that checks again, and the directory may be gone by then
                 self._directory.mkdir()
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
             except FileNotFoundError:
-                if self._directory.is_symlink():  # to nothing
+                if self._directory.is_symlink():  # a link to nothing
                     raise
-                continue  # the last member of before has just removed the directory
+                continue  # the last member has just removed the directory
             _held.add(descriptor)
             with contextlib.ExitStack() as unless_locked:
                 unless_locked.callback(self._close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                # Between open and lock it was a file without a lock, which anybody may have removed.
+                # Between open and lock the file had no lock, so any process may have removed it.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(descriptor), path.stat()):
                         os.write(descriptor, self._says[name])
@@ -115,9 +115,9 @@ class Roll:
                         return descriptor
 
     def _read(self, name: str) -> bytes | None:
-        """What a living member's file says; None, and no file any more, if it is dead.
+        """The contents of a living member's file; None if the member is dead, and its file is then removed.
 
-        A shared lock, so that two that look at the same time do not take each other for the member.
+        Takes a shared lock, so that two processes that look at the same time do not take each other for the member.
         """
         path = self._directory / name
         try:
@@ -147,10 +147,10 @@ def _has_retired(says: bytes) -> bool:
 
 
 def assign(members: Sequence[str], partitions: int) -> dict[str, frozenset[int]]:
-    """Share the partitions among the members: a pure function, the same for everyone who sees the same members.
+    """Share the partitions among the members. A pure function: each process that sees the same members computes the same.
 
-    Even: two members' shares differ by one at most. Mostly sticky: each partition prefers the members in an order of its
-    own, so who comes or goes moves little else.
+    Even: two shares differ by one at most. Mostly sticky: each partition has its own order of preference, so a member that
+    comes or goes moves few other partitions.
     """
     shares: dict[str, set[int]] = {member: set() for member in members}
     if not members:

@@ -1,19 +1,19 @@
 # ruff: noqa: S608 - what is put into statements are numbers of partitions and question marks
-"""The SQLite file: its tables, and what is asked of them. Synchronous; one thread uses one object.
+"""The SQLite file: its tables and queries. Synchronous; one thread at a time uses an object.
 
     records_0(offset, timestamp, key, value)    one table for each partition, so that every append is at the end of one
     records_1 ...
-    record_keys(partition, key, offset)         an index of the records below `indexed`; the few behind it are scanned. It is
-                                                made some thousand records at a time: an index that keeps up with every
-                                                commit writes a page for every run in it, which halves the throughput
-                                                where run ids are random (where they rise it costs a fifth more CPU)
+    record_keys(partition, key, offset)         an index of the records below `indexed`; a query scans the few after it. It is
+                                                filled some thousand records at a time: an index that follows every commit
+                                                writes a page for each run in it, which halves the throughput if run ids
+                                                are random (if they rise, it costs a fifth more CPU)
     indexed(partition, end)
     checkpoints(partition, key, value)
     meta(name, value)                           id, partitions
     history                                     a view for people: partition, offset, timestamp, key, value
 
-`application_id` says that it is ours, `user_version` is the format. Offsets count from 0 without gaps. The file is in WAL
-mode, so readers never wait for the writer. Every error leaves as a StepfoldError that names the file.
+`application_id` marks the file as stepfold's, `user_version` is the format. Offsets count from 0 without gaps. The file is in
+WAL mode, so readers never wait for the writer. Every error leaves this module as a StepfoldError that names the file.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ logger = logging.getLogger("stepfold.sqlite")
 T = TypeVar("T")
 
 Row = tuple[int, int, str, bytes]
-"""What a Record is made of."""
+"""The fields of a Record."""
 _INTS, _TEXTS, _BYTES = {int}, {str}, {bytes}
-"""Of times, keys and values, as we write them. SQLite keeps anything in any column, and anybody may write into a file."""
+"""The types of times, keys and values that we write. SQLite keeps any type in any column, and others may write into the file."""
 _Stands = tuple[int, int, str, int]
-"""A record as far as it takes to know it again: offset, time, key, length of its value."""
+"""The fields by which a record is recognised: offset, time, key, length of its value."""
 
 APPLICATION_ID = int.from_bytes(b"stpf")
 FORMAT = 1
 DEFAULT_PARTITIONS = 4
 
 INDEX_EVERY = 2048
-"""So many records may be without an index; a find that scans them all took 0.4 ms instead of 0.1."""
+"""The most records without an index; a find that scans them all took 0.4 ms instead of 0.1."""
 
 PORTION_BYTES = 8_000_000
-"""About as much as one fetch takes into memory."""
+"""A fetch reads about this much into memory."""
 
 KEYS_PER_QUERY = 500
 CHECKPOINTS_PER_QUERY = 500
 
 LOCKED_S = 10.0
-"""How long other processes may hold the file before it counts as unavailable."""
+"""How long other processes may lock the file before it counts as unavailable."""
 
 _WRITABLE = "it and its directory must be writable for this user"
 
@@ -73,7 +73,7 @@ PRAGMA user_version = {FORMAT};
 
 @contextlib.contextmanager
 def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
-    """Turn SQLite's errors into ours, which say what to do: LogUnavailable, or ConfigError where opening can never succeed."""
+    """Turn errors of SQLite into LogUnavailable, or into ConfigError if `opening` can never succeed."""
     try:
         yield
     except sqlite3.Error as error:
@@ -92,15 +92,16 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
         else:
             says = f"{path} could not be used: {error}"
         raise (kind if opening else LogUnavailable)(says) from error
-    except (TypeError, ValueError, OverflowError) as error:  # a row that nobody of ours has written
+    except (TypeError, ValueError, OverflowError) as error:  # a row that stepfold has not written
         raise LogUnavailable(f"{path} is damaged ({error}); restore it from a backup") from error
-    except OSError as error:  # its directory may not be entered, say
+    except OSError as error:  # a directory without permission, say
         raise (ConfigError if opening else LogUnavailable)(f"{path} could not be used: {error}") from error
 
 
 def _records(rows: list[tuple[Any, ...]]) -> tuple[Iterable[Record], int]:
-    """Rows as records, and the bytes of their values. Raises no error, whoever wrote them: what is of another type stops no
-    reader, and every reader takes it for the same.
+    """Rows as records, and the bytes of their values.
+
+    Never raises: a foreign row with values of other types must not stop a reader, and every reader must see the same record.
     """
     _, times, keys, values = zip(*rows, strict=True)
     if set(map(type, times)) == _INTS and set(map(type, keys)) == _TEXTS and set(map(type, values)) == _BYTES:
@@ -110,7 +111,9 @@ def _records(rows: list[tuple[Any, ...]]) -> tuple[Iterable[Record], int]:
 
 
 def _strange(row: tuple[Any, ...]) -> Record:
-    """A key that is no text is nobody's, as `WHERE key = ?` has it; a text is its bytes, and another value none."""
+    """A foreign row as a record: a key that is not text becomes "", as `WHERE key = ?` sees it; a text value becomes its bytes,
+    and any other value b"".
+    """
     offset, at, key, value = row
     if type(value) is str:
         value = value.encode()
@@ -118,7 +121,7 @@ def _strange(row: tuple[Any, ...]) -> Record:
 
 
 def _text(data: bytes) -> str | bytes:
-    """What a column of type TEXT holds: a text, or bytes that are none."""
+    """A value of a TEXT column: text, or bytes that are not valid UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -130,7 +133,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Repeat `call` while others have the file locked.
+    """Repeat `call` while other processes lock the file, up to `LOCKED_S`.
 
     SQLite's own waiting backs off to 100 ms: beside a busy process its median append is a little faster than with this, but
     the longest took 130 ms instead of 16.
@@ -146,20 +149,20 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Connections do not wait for locks by themselves and begin no transactions; one thread at a time may use them."""
+    """A connection that does not wait for locks and begins no transactions by itself; one thread at a time may use it."""
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
 
 
 class PutBack(LogUnavailable):
-    """The file holds an older copy of itself, and perhaps other records since."""
+    """The file was replaced by an older copy of itself, which may have got other records since."""
 
 
 class Locked(Exception):
-    """Another process has the file, and the caller did not want to wait for it."""
+    """Another process has locked the file, and the caller does not want to wait."""
 
 
 def _check_same(file: os.stat_result, path: Path) -> None:
-    """Raise LogUnavailable where the path names no file any more, ConfigError where another one than was opened."""
+    """Raises LogUnavailable if the file is gone from its path, ConfigError if another file is there."""
     try:
         same = os.path.samestat(file, path.stat())
     except FileNotFoundError:
@@ -170,14 +173,14 @@ def _check_same(file: os.stat_result, path: Path) -> None:
 
 
 class Writer:
-    """Everything that changes the file, and the news of what others changed. Opens the file, makes it where there is none."""
+    """Makes and changes the file, and notices the commits of others."""
 
     def __init__(self, path: Path, *, synchronous: str, partitions: int | None, clock: Callable[[], int]) -> None:
         self._path = path
         self._clock = clock
         self.ends: list[int] = []
         self._timestamps: list[int] = []
-        self._last: list[_Stands | None] = []  # of each partition, as far as is known
+        self._last: list[_Stands | None] = []  # the last record of each partition, as far as is known
         self._unindexed = 0
         self._version: int | None = None
         with explaining(path, opening=True):
@@ -185,7 +188,7 @@ class Writer:
                 raise ConfigError(f"{path} is a directory; the path of a log names a file")
             if not path.parent.is_dir():
                 raise ConfigError(f"{path}: there is no directory {path.parent}; create it first, or choose another path")
-            if path.exists() and not os.access(path, os.W_OK):  # SQLite says so only at the first append
+            if path.exists() and not os.access(path, os.W_OK):  # SQLite would report it only at the first append
                 raise ConfigError(f"{path} cannot be written; {_WRITABLE}")
             self._connection = connect(path)
             self._connection.text_factory = _text
@@ -198,14 +201,14 @@ class Writer:
                 raise
 
     def _prepare(self, synchronous: str, partitions: int | None) -> None:
-        self._connection.execute("BEGIN")  # what the file is must be of one moment: another process may be making it
+        self._connection.execute("BEGIN")  # read the file's state at one moment: another process may be making it
         try:
             ours = self._is_ours()
         finally:
             self._connection.execute("ROLLBACK")
         self._one("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
-        if synchronous == "full":  # on macOS fsync alone leaves it in the disk's cache; elsewhere this changes nothing
+        if synchronous == "full":  # on macOS fsync alone leaves data in the disk's cache; elsewhere this changes nothing
             self._connection.execute("PRAGMA fullfsync = 1")
             self._connection.execute("PRAGMA checkpoint_fullfsync = 1")
         if not ours:
@@ -271,7 +274,7 @@ class Writer:
             raise
 
     def look(self) -> None:
-        """Bring `ends` up to date with what others have committed."""
+        """Update `ends` with the commits of other processes. Raises PutBack."""
         with explaining(self._path):
             self._check_file()
             patiently(self._refresh)
@@ -283,10 +286,10 @@ class Writer:
         *,
         wait: bool = True,
     ) -> tuple[list[list[Ack]], dict[int, list[Row]]]:
-        """One transaction: append entries to partitions, store checkpoints (None: delete).
+        """One transaction: append entries to partitions, and store checkpoints (None: delete).
 
-        Returns the acks of each append, and what each partition was given, which stands there without a gap. With `wait`
-        false, raises Locked (and nothing was done) while another process has the file.
+        Returns the acks of each append, and the rows of each partition, which lie in it without a gap. If `wait` is false,
+        raises Locked, and changes nothing, while another process has locked the file.
         """
         with explaining(self._path):
             self._check_file()
@@ -300,7 +303,7 @@ class Writer:
                     offset, timestamp, key, value = rows[-1]
                     self._last[partition] = (offset, timestamp, key, len(value))
             except BaseException:
-                self._version = None  # what is remembered of the file may be wrong now
+                self._version = None  # the cached state of the file may be wrong now
                 raise
         return done
 
@@ -308,7 +311,7 @@ class Writer:
         _check_same(self.file, self._path)
 
     def _refresh(self) -> None:
-        """Forget and read again what is remembered of the partitions' ends, if another connection has committed since."""
+        """Read the partitions' ends again if another connection has committed. Raises PutBack."""
         version = int(self._one("PRAGMA data_version"))
         if version == self._version:
             return
@@ -327,7 +330,7 @@ class Writer:
         return self._connection.execute(query, parameters).fetchone()
 
     def _is_other(self, partition: int, row: _Stands | None) -> bool:
-        """Whether the record that was the last one does not stand there any more; `row`: the one that is the last now."""
+        """Whether the last known record has gone. `row`: the partition's last record now."""
         before = self._last[partition] if self._last else None
         if before is None or before == row:
             return False
@@ -341,7 +344,7 @@ class Writer:
             of_partition = rows.get(partition)
             if of_partition is None:
                 of_partition = rows[partition] = []
-                self._timestamps[partition] = max(now, self._timestamps[partition])  # no timestamp is below the one before it
+                self._timestamps[partition] = max(now, self._timestamps[partition])  # timestamps never fall
             offset, timestamp = self.ends[partition], self._timestamps[partition]
             acks: list[Ack] = []
             for key, value in entries:
@@ -383,12 +386,12 @@ class Writer:
 
 
 class Queries:
-    """What only reads. Connects at the first question, so that it may be made on another thread."""
+    """Reads the file. Connects at the first query, so that another thread may make the object."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._connection: sqlite3.Connection | None = None
-        self.file: os.stat_result | None = None  # which one was opened
+        self.file: os.stat_result | None = None  # the file that was opened
 
     def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         with explaining(self._path):
@@ -403,14 +406,14 @@ class Queries:
             except sqlite3.OperationalError as error:
                 if _code(error):
                     raise
-            connection.text_factory = _text  # Python's own complaint about a TEXT that is none; this takes longer
+            connection.text_factory = _text  # Python raised for TEXT that is not valid UTF-8; this factory is slower
             try:
                 return patiently(lambda: question(connection))
             finally:
                 connection.text_factory = str
 
     def end(self, partition: int) -> int:
-        """The offset behind the last record."""
+        """The offset after the last record."""
         query = f"SELECT ifnull(max(offset) + 1, 0) FROM records_{partition}"
         return self._ask(lambda connection: connection.execute(query).fetchone()[0])
 
@@ -437,7 +440,7 @@ class Queries:
 
         def ask(connection: sqlite3.Connection) -> list[Record]:
             found: list[Record] = []
-            connection.execute("BEGIN")  # the index and what is behind it must be of one moment
+            connection.execute("BEGIN")  # the index and the records after it must be of one moment
             try:
                 [end] = connection.execute("SELECT end FROM indexed WHERE partition = ?", (partition,)).fetchone()
                 for some in (wanted[at : at + KEYS_PER_QUERY] for at in range(0, len(wanted), KEYS_PER_QUERY)):
@@ -461,14 +464,14 @@ class Queries:
         return self._ask(ask)
 
     def checkpoints(self, partition: int, after: str | None) -> dict[str, bytes]:
-        """Some of what is stored, by key, beyond the key `after`."""
+        """Some stored items whose keys follow `after`, by key."""
         query = "SELECT key, value FROM checkpoints WHERE partition = ? AND key > ? ORDER BY key LIMIT ?"
         if after is None:
             query, after = query.replace("key >", "key >="), ""
 
         def ask(connection: sqlite3.Connection) -> dict[str, bytes]:
             rows = connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall()
-            # What nobody of ours has stored is a damaged piece, which costs a fold from the beginning.
+            # A foreign value counts as a damaged piece, which costs a fold from the start.
             return {key: value if type(value) is bytes else b"" for key, value in rows if type(key) is str}
 
         return self._ask(ask)

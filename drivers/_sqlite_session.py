@@ -1,15 +1,15 @@
-"""From one `open` of a SQLite log to its `close`: the two threads, and what the event loop knows of the file.
+"""One session of a SQLite log, from `open` to `close`: its two threads, and what the event loop knows of the file.
 
-    event loop: what was appended in one turn becomes one transaction at its end (group commit), as long as a commit is quick
-               ──▶ queue ──▶ writer thread: the same, where commits take longer or another process has the file; checkpoints;
-                             between them it looks for what other processes have committed, while somebody waits for it
+    event loop: commits the appends of one turn as one transaction at its end (group commit), as long as a commit is quick
+               ──▶ queue ──▶ writer thread: commits, if commits are slow or another process has the file; checkpoints;
+                             between them it looks for commits of other processes, while a reader waits for them
                ──▶ executor of one thread: fetch, find, load checkpoints
 
-A synced commit takes 0.2 to 0.5 ms on a solid-state disk; handing it to a thread and back costs 0.1 ms, and more beside a busy
-event loop, because both need the interpreter. So the loop commits by itself unless most commits take longer than `QUICK_S`.
+A synced commit takes 0.2 to 0.5 ms on a solid-state disk. To hand it to a thread and back costs 0.1 ms, and more beside a busy
+event loop, because both need the interpreter. So the loop itself commits unless most commits take longer than `QUICK_S`.
 
-It may not know SQL, nor hold state that another process could change. Methods that begin with `_on_` run on the writer
-thread and reach the event loop by `_on_tell` alone; all others run on the event loop.
+This module contains no SQL, and holds no state that another process could change. Methods that begin with `_on_` run on the
+writer thread and reach the event loop only by `_on_tell`. All others run on the event loop.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from ._sqlite_file import Locked, PutBack, Queries, Row, Writer
 T = TypeVar("T")
 
 LOOK_FIRST_S, LOOK_LAST_S = 0.002, 0.05
-"""How often to look for news of other processes: right after there was some, and after a while of silence."""
+"""How often to look for commits of other processes: right after one, and after a while without any."""
 
 ROLL_CALL_S = 0.1
-"""How often a member looks who else is alive."""
+"""How often a member checks which others are alive."""
 
 QUICK_S = 0.005
-"""How long most commits may take to be made on the event loop."""
+"""The loop commits itself if most commits take at most this long."""
 
 TRY_AGAIN = 100
-"""After so many turns whose commits were slow, see whether they have become quick."""
+"""After so many turns with slow commits, the loop tries again whether commits are quick."""
 
 GIVE_WAY_S = 0.002
-"""See `Session._give_way`."""
+"""How often the loop yields to the threads. See `Session._give_way`."""
 
 RECENT_BYTES = 1_000_000
-"""How much of what it has just appended a process keeps in memory for its readers, for each partition."""
+"""How many bytes of its latest appends a process keeps in memory for its readers, per partition."""
 
 CLOSE_S = 15.0
-"""How long `close` waits for what is under way; longer than the writer waits for a locked file."""
+"""How long `close` waits for work under way; longer than the writer waits for a locked file."""
 
 
 class _Append(NamedTuple):
@@ -71,7 +71,7 @@ class _Checkpoint(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """Something for the writer thread that is no transaction."""
+    """A call on the writer thread, outside a transaction."""
 
     function: Callable[[], object]
     answer: asyncio.Future[Any]
@@ -85,8 +85,8 @@ class Session:
         self.queries = Queries(path)
         self.tails: list[Tail] = []
         self.recent: list[Recent] = []
-        self.copies = 0  # how often the file was put back to an older copy
-        self.put_back = ""  # what was said of it
+        self.copies = 0  # how often the file was replaced by an older copy
+        self.put_back = ""  # the message about that
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name} reader")
@@ -101,7 +101,7 @@ class Session:
         self._slow_share = 0.0
         self._slow_turns = 0
 
-        self._with_threads = 0  # what the threads have to do
+        self._with_threads = 0  # requests that the threads have not yet answered
         self._giving_way: asyncio.TimerHandle | None = None
 
         self._watchers = 0
@@ -157,7 +157,7 @@ class Session:
         return work.answer
 
     def _commit_turn(self) -> None:
-        """Commit what was appended in this turn of the event loop, here if that is quick and nothing stands before it."""
+        """Commit the appends of this turn: here if commits are quick and no change is queued, else on the writer thread."""
         works, self._turn = self._turn, []
         if not works:
             return
@@ -168,7 +168,7 @@ class Session:
                 self._hand_over(work)
 
     def _is_quick(self) -> bool:
-        """Whether most commits are; a disk that was busy is tried again now and then."""
+        """Whether most commits are quick. After `TRY_AGAIN` slow turns it says yes to try again."""
         if self._slow_share >= 0.5:
             self._slow_turns += 1
             if self._slow_turns == TRY_AGAIN:
@@ -176,7 +176,7 @@ class Session:
         return self._slow_share < 0.5
 
     def _commit_here(self, works: Sequence[_Append]) -> bool:
-        """Whether it was possible."""
+        """Commit without waiting for a lock. Returns False if that was not possible."""
         writer = self._writer
         if writer is None or self._closing or not self._using_writer.acquire(blocking=False):
             return False
@@ -185,7 +185,7 @@ class Session:
             acks, rows = writer.commit([(work.partition, work.entries) for work in works], wait=False)
         except Locked:
             return False
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who append
+        except Exception as error:  # noqa: BLE001 - the appending tasks get it, whatever it is
             self._refuse(works, self._on_unavailable(error))
             if isinstance(error, PutBack):
                 self._start_over(tuple(writer.ends), error)
@@ -209,13 +209,13 @@ class Session:
         return work.answer
 
     def _hand_over(self, work: _Work) -> None:
-        """To the writer thread."""
+        """Give work to the writer thread."""
         self._queue.put(work)
         self._wait_for_threads()
         work.answer.add_done_callback(self._thread_done)
 
     async def ask(self, question: Callable[..., T], *arguments: object) -> T:
-        """Put one of `queries` to the file."""
+        """Run one of `queries` in the executor."""
         self._check_open()
         self._wait_for_threads()
         try:
@@ -236,11 +236,11 @@ class Session:
         self._with_threads -= 1
 
     def _give_way(self) -> None:
-        """Let the threads have the interpreter while they have something to do.
+        """Let the threads have the interpreter while they have work.
 
-        A busy event loop releases the interpreter's lock only for the moment of a `select` that does not wait, and takes it
-        again before a thread that waits for it has woken. This does not make the usual append faster; it bounds the stalls:
-        the worst p99 in nine rounds beside such a loop was 33 ms with it and 829 ms without.
+        A busy event loop releases the interpreter's lock only for a `select` that does not wait, and takes it again before a
+        waiting thread has woken. Yielding does not make the usual append faster; it limits the stalls. The worst p99 in nine
+        rounds beside such a loop was 33 ms with it and 829 ms without.
         """
         self._giving_way = None
         if self._with_threads:
@@ -267,7 +267,7 @@ class Session:
     def _committed(
         self, works: Sequence[_Work], answers: Sequence[object], rows: Mapping[int, Sequence[Row]], ends: Sequence[int]
     ) -> None:
-        self._answer(works, answers)  # first: whoever appended may move its reader past what it wrote
+        self._answer(works, answers)  # first: the appending tasks may then move their readers past their own records
         for partition, of_partition in rows.items():
             self.recent[partition].add(of_partition)
         self._advance(ends)
@@ -277,7 +277,7 @@ class Session:
             tail.advance(end)
 
     def _start_over(self, ends: Sequence[int], error: PutBack) -> None:
-        """The file is an older copy now: whoever has read beyond is told."""
+        """The file is an older copy now: raise the error in all waiting readers."""
         self.put_back = str(error)
         self.copies += 1
         self.recent = [Recent() for _ in ends]
@@ -291,11 +291,11 @@ class Session:
 
     @property
     def is_watching(self) -> bool:
-        """Whether the known ends are kept up to date with other processes."""
+        """Whether the writer thread keeps the known ends up to date with other processes."""
         return self._watchers > 0
 
     async def beyond(self, reader: LocalReader, wait: float | None) -> None:
-        """Return when the reader's partition ends beyond its position, at the latest after `wait` seconds (None: never)."""
+        """Wait until the reader's partition ends beyond its position, at most `wait` seconds (None: without limit)."""
         self._watchers += 1
         if self._asleep:
             self._queue.put(None)
@@ -331,14 +331,14 @@ class Session:
             await left
 
     def _forget(self, name: str) -> asyncio.Future[None] | None:
-        """The end of a closing thread leaves for all."""
+        """Remove a member. While closing, the writer thread leaves for all members at its end."""
         if name not in self._members or self._closing:
             return None
         self._members.pop(name).changed.set()
         return self._call(lambda: self._roll.leave(name))
 
     def share(self, name: str) -> frozenset[int] | None:
-        """What a member should own; None if it is none."""
+        """The partitions that a member should own; None if it has left."""
         return self._shares.get(name, frozenset()) if name in self._members else None
 
     def _share_out(self, members: Sequence[str]) -> None:
@@ -351,7 +351,7 @@ class Session:
     def _on_thread(self, make: Callable[[], Writer], started: asyncio.Future[Any]) -> None:
         try:
             writer = make()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller of `open`
+        except Exception as error:  # noqa: BLE001 - the caller of `open` gets it, whatever it is
             self._on_tell(_resolve, started, None, error)
             return
         self._on_tell(_resolve, started, writer)
@@ -365,8 +365,8 @@ class Session:
             self._on_tell(_resolve, self._ended, None)
 
     def _on_wait(self) -> list[_Work]:
-        """What is to be done; nothing once it is time to look around."""
-        self._asleep = not self._watchers  # before `wait` is computed: who begins to watch after that puts something in
+        """Wait for work; returns an empty list when it is time to look at the file or the members."""
+        self._asleep = not self._watchers  # before `wait` is computed: a reader that begins to wait after this wakes the thread
         wait = self._look_s if self._watchers else ROLL_CALL_S if self._members else None
         try:
             found = [self._queue.get(timeout=wait)]
@@ -389,11 +389,11 @@ class Session:
             if isinstance(work, _Call):
                 self._on_call(work)
         if self._members and time.monotonic() >= self._roll_call_due:
-            with contextlib.suppress(OSError):  # who joins is told; who is a member tries again
+            with contextlib.suppress(OSError):  # a joining member gets the error; the next roll call repeats it
                 self._on_roll_call()
 
     def _on_change(self, writer: Writer, works: Sequence[_Append | _Checkpoint]) -> None:
-        """One transaction for all of them."""
+        """Commit all works in one transaction."""
         self._look_s = LOOK_FIRST_S
         try:
             acks, rows = writer.commit(
@@ -416,7 +416,7 @@ class Session:
         except PutBack as error:
             self._on_tell(self._start_over, tuple(writer.ends), error)
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for news
+        except Exception as error:  # noqa: BLE001 - the waiting readers get it, whatever it is
             self._on_tell(self._lose, self._on_unavailable(error))
         if writer.ends != before:
             self._look_s = LOOK_FIRST_S
@@ -440,12 +440,12 @@ class Session:
         self._on_tell(self._share_out, self._roll.sharing())
 
     def _on_tell(self, callback: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log: nobody is left to be told
+        with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log: nobody is left to inform
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
 class Membership:
-    """The port's `Membership`; `changed` is set when its share may have changed."""
+    """The port's `Membership`. `changed` is set when its share may have changed."""
 
     def __init__(self, session: Session, name: str, member: str) -> None:
         self.changed = asyncio.Event()
@@ -474,9 +474,9 @@ class Membership:
 
 
 class Recent:
-    """What this process has just appended to one partition, so that its own readers at the end need not ask the file.
+    """The latest appends of this process to one partition, so that readers at the end need not ask the file.
 
-    It saves CPU (a third, with 64 writers and 4 readers), not time.
+    Saves CPU (a third, with 64 writers and 4 readers), not time.
     """
 
     def __init__(self) -> None:
@@ -485,7 +485,7 @@ class Recent:
         self._bytes = 0
 
     def add(self, rows: Sequence[Row]) -> None:
-        if rows[0][0] != self._end:  # others have appended in between
+        if rows[0][0] != self._end:  # other processes have appended in between
             self._blocks.clear()
             self._bytes = 0
         size = sum(len(value) for _, _, _, value in rows)
@@ -497,7 +497,7 @@ class Recent:
             self._bytes -= size
 
     def since(self, start: int, limit: int) -> list[Record]:
-        """Up to `limit` records from `start` on; nothing where it does not have that one any more."""
+        """Up to `limit` records from `start` on; empty if that record is not kept."""
         if not self._blocks or not self._blocks[0][0][0][0] <= start < self._end:
             return []
         found: list[Sequence[Row]] = []

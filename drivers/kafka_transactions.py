@@ -1,10 +1,10 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Transactions of foreign producers that are open, and whose they are: behind one that hangs nobody who reads committed goes on.
+"""Open transactions of foreign producers: a transaction that hangs stops every read-committed reader.
 
-A broker ends it when its producer's `transaction.timeout.ms` is over, 15 minutes at most unless the broker allows more. Until
-then people can only be told: which partition, which producer, since when, and the command that aborts it. What a broker does not
-tell, for lack of rights for instance, is left out.
+The broker ends a transaction after its producer's `transaction.timeout.ms`, 15 minutes at most unless the broker allows more.
+Until then we can only tell people: the partition, the producer, since when, and the command that aborts it. Facts that the broker
+does not tell (for lack of rights, say) are left out.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .kafka_requests import request_of
 _NO_DATE: Final = 253_402_300_800_000
 """Milliseconds to the year 10000."""
 HELD_S: Final = 30.0
-"""A transaction that is open for longer is said to hang."""
+"""A transaction that is open for longer counts as hanging."""
 
 
 class OpenTransaction(NamedTuple):
-    """`since` is when it began, else when its producer last wrote, in ms since 1970; `None` and "" are what nobody tells."""
+    """One open transaction. `since`: when it began, else when its producer last wrote, ms since 1970. Unknown: None or ""."""
 
     place: TopicPartition
     offset: int
@@ -64,7 +64,7 @@ class OpenTransaction(NamedTuple):
 
 
 async def ends(cluster: Cluster, places: Iterable[TopicPartition], patience_s: float) -> dict[TopicPartition, tuple[int, int]]:
-    """Up to where each partition can be read committed, and where it ends."""
+    """For each partition, the offset up to which it can be read committed, and its end."""
     wanted = list(places)
 
     async def ask(isolation: int) -> dict[TopicPartition, int]:
@@ -90,7 +90,7 @@ async def ends(cluster: Cluster, places: Iterable[TopicPartition], patience_s: f
 
 
 async def open_at(cluster: Cluster, place: TopicPartition, offset: int) -> OpenTransaction:
-    """The one that keeps readers from going on at `offset`, as well as the brokers tell. Never raises."""
+    """The transaction that holds readers up at `offset`, with what the brokers tell about it. Never raises."""
     found = OpenTransaction(place, offset)
     try:
         async with asyncio.timeout(10):
@@ -98,7 +98,7 @@ async def open_at(cluster: Cluster, place: TopicPartition, offset: int) -> OpenT
             if offset not in producers:
                 return found
             producer, written = producers[offset]
-            since = written if 0 < written < _NO_DATE else None  # it is whatever the producer says
+            since = written if 0 < written < _NO_DATE else None  # the producer chooses the timestamp
             found = found._replace(producer=producer, since=since)
             for node in cluster.nodes:
                 for transaction_id in await _listed(cluster, node, producer):
@@ -111,7 +111,7 @@ async def open_at(cluster: Cluster, place: TopicPartition, offset: int) -> OpenT
 
 
 async def hanging(cluster: Cluster, places: Iterable[TopicPartition], patience_s: float) -> list[OpenTransaction]:
-    """Those that have been open for `HELD_S` at least, or nobody knows how long."""
+    """Transactions that have been open for `HELD_S` or longer, or for an unknown time."""
     found: list[OpenTransaction] = []
     for place, (stable, end) in (await ends(cluster, places, patience_s)).items():
         if stable < end:
@@ -122,7 +122,7 @@ async def hanging(cluster: Cluster, places: Iterable[TopicPartition], patience_s
 
 
 async def _producers(cluster: Cluster, place: TopicPartition) -> Mapping[int, tuple[int, int]]:
-    """By where their transactions begin: their ids, and when they last wrote."""
+    """First offset of a transaction -> its producer id, and when that last wrote."""
     answer = await cluster.ask(cluster.leader(place), _DescribeProducers([(place.topic, [place.partition], {})]))
     [(_topic, [(_partition, code, _message, producers, _)], _)] = answer.topics
     if code:
@@ -138,7 +138,7 @@ async def _listed(cluster: Cluster, node: int, producer: int) -> Sequence[str]:
 
 
 async def _described(cluster: Cluster, node: int, transaction_id: str) -> tuple[int, int]:
-    """Its time-out and when it began, ms."""
+    """A transaction's time-out and its beginning, ms."""
     answer = await cluster.ask(node, _DescribeTransactions([transaction_id]))
     [(code, _id, _state, timeout_ms, began, *_)] = answer.transactions
     if code:

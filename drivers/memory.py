@@ -1,11 +1,11 @@
 """The log in this process's memory: one partition, gone with the process, otherwise like every other log.
 
-`memory://` is a log of its own for each driver. `memory://name` is one log for all drivers of that name in the process, for
-as long as the process lives; of their members the first has the partition and the others wait. It is open on one event loop at a
-time; those of a loop that has ended are gone, whether or not they were closed.
+With `memory://` each driver has a log of its own. With `memory://name` all drivers of that name in the process share one log,
+as long as the process lives. The first of their members has the partition, the others wait. A log is open on one event loop at a
+time. Drivers of a loop that has ended count as closed.
 
-It uses no threads and nothing of the event loop but its primitives, and takes its clock as a parameter: under a virtual-time
-loop it is as deterministic as its users.
+It uses no threads, only primitives of the event loop, and takes its clock as a parameter. So under a virtual-time loop it is
+as deterministic as its users.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from stepfold.log import Ack, Entry, InboxRecord, Record, ack_of, record_of
 from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, clock_of, wall_clock_ms
 
 APPENDS_PER_TURN = 64
-"""An append needs no waiting; one in so many gives the other tasks a turn nevertheless."""
+"""One append in so many gives the other tasks a turn; an append itself never waits."""
 
 
 class _Store:
-    """What the drivers of one name share. The offset of a record is its index."""
+    """The log that drivers of one name share. The offset of a record is its index."""
 
     def __init__(self, log_id: str) -> None:
         self.id = log_id
@@ -40,7 +40,7 @@ class _Store:
         self._indexed = 0
 
     def of_key(self, key: str) -> Sequence[Record]:
-        """The records of one key; indexes what has come since the last call, so that an append pays nothing for it."""
+        """The records of one key. Indexes the new records here, so that an append does not pay for the index."""
         for record in self.records[self._indexed :]:
             self._by_key[record.key].append(record)
         self._indexed = len(self.records)
@@ -53,9 +53,9 @@ _stores: dict[str, _Store] = {}
 class MemoryDriver:
     """`Log` in memory.
 
-    `clock` gives milliseconds since 1970; unless said that of the event loop in which it is opened, if that has a date of its
-    own (virtual time), else the machine's. Timestamps never go back, even where it does. `log_id` becomes the `id` of a log
-    that is new; a random one unless said.
+    `clock` returns ms since 1970. Without it the driver uses the clock of the event loop in which it is opened, if that has a
+    date of its own (virtual time), else the machine's. Timestamps never go back, even if the clock does. `log_id` is the `id` of
+    a new log; a random one by default.
     """
 
     partitions = 1
@@ -73,7 +73,7 @@ class MemoryDriver:
 
     @classmethod
     def from_url(cls, url: str) -> MemoryDriver:
-        """`memory://` or `memory://name`."""
+        """Parses `memory://` or `memory://name`. Raises ConfigError."""
         name = url.removeprefix("memory://")
         if name == url or any(mark in name for mark in "/?#"):
             raise ConfigError(f"{url!r} is no memory log: memory://, or memory://name for one that is shared in the process")
@@ -85,7 +85,7 @@ class MemoryDriver:
 
     @property
     def needs_local_worker(self) -> bool:
-        """Whether nobody serves this log: no worker has joined, and none from outside this process can."""
+        """Whether no worker has joined: one from outside this process cannot."""
         return not self._store.members
 
     def now(self) -> int:
@@ -93,7 +93,7 @@ class MemoryDriver:
 
     async def open(self) -> None:
         store, loop = self._store, asyncio.get_running_loop()
-        if store.loop is not None and store.loop.is_closed():  # who had it open there has not closed it, and cannot any more
+        if store.loop is not None and store.loop.is_closed():  # its loop ended without closing it
             store.loop = None
             store.tails.clear()
             store.members.clear()
@@ -165,7 +165,7 @@ class MemoryDriver:
         return sorted(record for key in set(keys) for record in self._store.of_key(key) if record.offset >= start)
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
-        """There is no inbox, so nobody has asked through one: the warning that was logged is all."""
+        """Does nothing: without an inbox there is no producer to inform, and the fold's refusal is logged."""
 
     async def join(self, member: str) -> _Membership:
         self._opened(0)
@@ -194,7 +194,7 @@ class MemoryDriver:
 
 
 class _Membership:
-    """Its place in the queue for the one partition: whoever is first in `members` and has not retired has it."""
+    """A place in the queue for the one partition: the first in `members` that has not retired has it."""
 
     def __init__(self, member: str, members: list[_Membership], of_driver: list[_Membership]) -> None:
         self._member = member

@@ -1,11 +1,11 @@
 """The log in one SQLite file, shared by any number of processes on one machine.
 
-An append is durable when it returns: WAL with `synchronous=FULL`. With `durability="normal"` commits are not synced one by
-one: a power failure or a crash of the operating system may lose the last transactions, acknowledged ones among them. The end
-of a process, even by SIGKILL, loses nothing in either case, and the file stays sound.
+An append is durable when it returns: WAL with `synchronous=FULL`. With `durability="normal"` single commits are not synced: a
+power failure or a crash of the operating system may lose the last transactions, even acknowledged ones. In both modes the end of
+a process, even by SIGKILL, loses nothing, and the file stays valid.
 
-The work is in `_sqlite_session` (threads, group commit, news), `_sqlite_file` (tables and queries) and `_members` (who is
-alive: locked files beside the file). POSIX only, on a local file system.
+The work is in `_sqlite_session` (threads, group commit, news), `_sqlite_file` (tables and queries) and `_members` (living
+members, by locked files beside the log). POSIX only, on a local file system.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ MAX_PARTITIONS = 256
 
 
 class SQLiteDriver:
-    """`Log` in the SQLite file at `path`, which is made if its directory exists.
+    """`Log` in the SQLite file at `path`. Makes the file if its directory exists.
 
-    `partitions` counts for a new file only (4 if left out). A file that is there keeps its own, which a warning says where they
-    differ: who made it first, a command with a plain URL say, does not keep the others out.
+    `partitions` counts for a new file only (default 4). An existing file keeps its number; a warning says so if they differ.
+    That is not an error, so that a command with a plain URL may make the file first.
     """
 
     max_value_bytes = MAX_VALUE_BYTES
@@ -62,7 +62,7 @@ class SQLiteDriver:
 
     @classmethod
     def from_url(cls, url: str) -> SQLiteDriver:
-        """`sqlite:///relative.db` or `sqlite:////absolute.db`, with `?durability=full|normal` and `&partitions=N`."""
+        """Parses `sqlite:///relative.db` or `sqlite:////absolute.db`, with `?durability=full|normal` and `&partitions=N`."""
         try:
             parts = urlsplit(url)
         except ValueError as error:
@@ -162,7 +162,7 @@ class SQLiteDriver:
         return await session.ask(session.queries.find, partition, keys, start)
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
-        """There is no inbox, so nobody has asked through one: the warning that was logged is all."""
+        """Does nothing: without an inbox there is no producer to inform, and the fold's refusal is logged."""
 
     async def join(self, member: str) -> Membership:
         return await self._opened().join(member)

@@ -67,7 +67,7 @@ def projection_of(name: str) -> Projection:
 async def running(
     client: Client, projections: Sequence[Projection], database: str | None, status: Status
 ) -> AsyncGenerator[ProjectionRunner]:
-    """Run these projections during the block, and show progress in the status line. Raises Problem and LogUnavailable."""
+    """Run these projections during the block, with a status line. Raises Problem, LogUnavailable and ProjectionFailed."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from stepfold.projections import ProjectionRunner
