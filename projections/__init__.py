@@ -1,4 +1,4 @@
-"""What follows from the log without being part of it: tables, lists of runs, exports.
+"""Read models that are derived from the log: tables, lists of runs, exports.
 
     base     Projection: tables, and how an accepted event changes them
     feed     one projection over one partition, exactly once: positions, transactions, the fold's state in the database
@@ -6,7 +6,7 @@
     runs     the runs, one row each: list, filter, search
     audit    a run's history as a chained file: export, verify, replay
 
-Nothing of the engine imports from here.
+The engine does not import this package.
 """
 
 from .base import Batch, Projection, RunChange, RunSoFar

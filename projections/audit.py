@@ -1,19 +1,19 @@
 """A run's history as a file: exported from the log, verified without it, replayed with today's code.
 
-One JSON object per line, each ending in the SHA-256 of its own bytes before `,"sha256"` and beginning with its number and
-the hash of the line before:
+The file has one JSON object per line. Each line begins with its number and the hash of the line before, and ends in the
+SHA-256 of its own bytes before `,"sha256"`:
 
     {"n":1,"prev":"000…","kind":"stepfold-export","format":1,"log_id":…,"partitions":4,"partition":2,"run_id":…,"claim":17,…}
     {"n":2,"prev":"5be…","offset":18,"timestamp":…,"key":"order-42","value":"{\\"type\\":\\"started\\",…}","sha256":"c01…"}
     …
     {"n":9,"prev":"77a…","kind":"end","records":7,"log":"sqlite:///orders.db","exported_at":…,"sha256":"e4f…"}
 
-The records are the accepted ones of the run and the claims between them, so that the fold can judge them again: the header
-says which claim and format were current before. `value` is the record's value, byte for byte. Everything but the last line
-depends on the log alone: the head (the hash before it) is the same in every export of an ended run. Whoever keeps the head
-elsewhere can tell a file that was forged as a whole.
+The records are the accepted ones of the run and the claims between them, so that the fold can judge them again; the header
+holds the claim and the format that were current before. `value` is the record's value, byte for byte. All lines except the last
+depend on the log alone: the head (the hash before the last line) is the same in every export of an ended run. With the head from
+another place, a reader can detect a file that was forged as a whole.
 
-Reading needs no log and no worker, and judges any bytes without an error of its own.
+Reading needs no log and no worker, and accepts any bytes without raising.
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 
 _PORTION_BYTES = 2**20
 _LONGEST_LINE_BYTES = 2**26
-"""A line holds one record of the log, of a few MB at most. What has none that ends within that is no export: a device, say."""
+"""A line holds one record of the log, of a few MB at most. A file without a line end within this many bytes is not an export (a
+device, say).
+"""
 
 _INT64 = -(2**62), 2**62
-"""No log has an offset or a time beyond."""
+"""Offsets and times of every log lie in this range."""
 
 FilePath = str | os.PathLike[str]
 
@@ -65,16 +67,16 @@ FilePath = str | os.PathLike[str]
 
 
 class Export(NamedTuple):
-    """What was written: the number of records, and the hash of the last one's line."""
+    """The result of an export: the number of records, and the hash of the last record's line."""
 
     records: int
     head: str
 
 
 async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export:
-    """Write the history of a run, as far as it has got; of a run id used again, that of the last run.
+    """Write the history of a run up to now. If the run id was used again, it is that of the last run.
 
-    Raises RunNotFound, LogUnavailable, and OSError where the file cannot be written.
+    Raises RunNotFound, LogUnavailable, and OSError if the file cannot be written.
     """
     partition = partition_of(run_id, log.partitions)
     state = PartitionState(partition, log.partitions)
@@ -82,7 +84,8 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
     before = state.claim, state.format, state.memory_ms
     kept: list[Record] = []
     between: list[Record] = []  # since the run's last record: claims, and signals for the next run of this id
-    early: tuple[int, tuple[int, int, int]] | None = None  # where among these such signals begin, and what was current there
+    # index of the first such signal in `between`, and claim, format and memory before it
+    early: tuple[int, tuple[int, int, int]] | None = None
     for record in await log.find(partition, (run_id, CLAIM_KEY)):
         current = state.claim, state.format, state.memory_ms
         change = fold(state, record)
@@ -122,7 +125,7 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
 
 
 class _Chain:
-    """Lines, each with the hash of the one before."""
+    """Lines, each with the hash of the line before."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
@@ -146,7 +149,7 @@ Problem = Literal["unreadable", "altered", "missing", "moved", "rejected"]
 
 
 class Finding(NamedTuple):
-    """What is wrong, and with which line (from 1; 0: the whole file). "rejected": not a record that the fold accepts there."""
+    """A problem and its line (from 1; 0: the whole file). "rejected": the fold does not accept the record there."""
 
     line: int
     problem: Problem
@@ -155,7 +158,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether a file is what was exported. `head`: the hash of the last record's line; `records`: how many there are."""
+    """Whether a file is unchanged since its export. `head`: the hash of the last record's line; `records`: their number."""
 
     findings: list[Finding]
     run_id: str | None
@@ -164,7 +167,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong. That the file is the one exported, and not forged as a whole, only its head can tell."""
+        """Whether nothing is wrong. Only the head can show that the file was not forged as a whole."""
         return not self.findings
 
 
@@ -204,15 +207,15 @@ class _Record(NamedTuple):
 
 
 class _History:
-    """An export as it was read."""
+    """An export that was read."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.header: _Header | None = None
         self.records: list[_Record] = []
         self.run: RunState | None = None
-        self.delivered_by: list[int] = []  # for each entry of the run's journal: the line that brought it
-        self.stood_still = False  # it was quarantined when it ended
+        self.delivered_by: list[int] = []  # for each entry of the run's journal: the line that delivered it
+        self.stood_still = False  # the run was quarantined when it ended
 
     def find(self, line: int, problem: Problem, message: str) -> None:
         self.findings.append(Finding(line, problem, message))
@@ -234,7 +237,7 @@ def _read(file: FilePath | BinaryIO) -> _History:
         return history
     lines = [_line(place, text + b"\n") for place, text in enumerate(raw[:-1], 1)]
     if raw[-1]:
-        lines.append(None)  # without its end
+        lines.append(None)  # the last line has no line end
     _check_chain(history, lines)
     _check_frame(history, lines)
     if not history.findings:
@@ -243,15 +246,16 @@ def _read(file: FilePath | BinaryIO) -> _History:
 
 
 def _raw_lines(file: BinaryIO) -> list[bytes] | None:
-    """All of a file that may be an export, in lines; None for one that is none, of which no more is read than shows it.
+    """The lines of a file; None if it is not an export, of which only enough is read to see that.
 
     Raises OSError, and ValueError for a line without an end.
     """
     lines = [b""]
     is_export = False
-    size, rest = 0, bytearray()  # what the last line has so far
+    size, rest = 0, bytearray()  # the last line so far
     while portion := file.read(_PORTION_BYTES):
-        if not isinstance(portion, bytes):  # pyright: ignore[reportUnnecessaryIsInstance] - what a caller has opened as a text
+        # pyright: ignore[reportUnnecessaryIsInstance] - a caller may have opened the file as text
+        if not isinstance(portion, bytes):
             raise ValueError("it was opened as a text; open it as bytes")
         size += len(portion)
         first, *others = portion.split(b"\n")
@@ -271,7 +275,7 @@ def _raw_lines(file: BinaryIO) -> list[bytes] | None:
 
 
 def _line(place: int, text: bytes) -> _Line | None:
-    """None: these are not the bytes that the hash was made of."""
+    """Parse a line; None if its bytes do not match its hash."""
     start, tail = _LINE.match(text), _TAIL.fullmatch(text[-_TAIL_BYTES:])
     if start is None or tail is None or hashlib.sha256(text[:-_TAIL_BYTES]).hexdigest().encode() != tail[1]:
         return None
@@ -293,7 +297,8 @@ def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
         elif line.n < expected:
             history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved here or repeated")
         else:
-            here = bisect_left(present, line.n) - bisect_left(present, expected)  # those in between that stand further on
+            # lines from between the two that stand later in the file
+            here = bisect_left(present, line.n) - bisect_left(present, expected)
             gone = line.n - expected - here
             if gone:
                 history.find(place, "missing", f"missing before line {place}: {gone} of the export's lines")
@@ -310,7 +315,7 @@ def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
 
 
 def _check_frame(history: _History, lines: Sequence[_Line | None]) -> None:
-    """Header, records and closing line, as far as they are intact."""
+    """Check header, records and closing line, as far as they are intact."""
     if not lines:
         history.find(0, "missing", "the file is empty")
         return
@@ -343,7 +348,7 @@ def _header(fields: dict[str, Any]) -> _Header | None:
     if fields.get("kind") != "stepfold-export" or fields.get("format") != FORMAT or type(fields.get("run_id")) is not str:
         return None
     numbers = [fields.get(name) for name in ("partitions", "partition", "claim", "record_format")]
-    numbers.append(fields.get("memory_ms", REMEMBER_MS))  # what was exported before there were others
+    numbers.append(fields.get("memory_ms", REMEMBER_MS))  # older exports have the default
     if any(type(number) is not int or not _INT64[0] <= number <= _INT64[1] for number in numbers):
         return None
     if cast(int, numbers[0]) < 1:
@@ -386,15 +391,15 @@ def _fold(history: _History) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What today's code makes of a history.
+    """The result of a replay of a history with today's code.
 
     outcome   "agrees"      the code does what the history holds, and ends the same way if it has ended
               "differs"     it does what the history holds, but ends in another way: `expected`, `found`
-              "diverges"    it asks for other steps: `expected`, `found`, and `source`, the lines (`file:line`) it did it at
+              "diverges"    it asks for other steps: `expected`, `found`, and `source`, the lines (`file:line`) that asked
               "unknown"     no workflow of this id and version is registered
               "damaged"     the file is not an intact export (see `verify`)
     line      of the file: where code and history part
-    message   all of it, for a person
+    message   the result in words, for a person
     """
 
     outcome: Literal["agrees", "differs", "diverges", "unknown", "damaged"]
@@ -407,14 +412,14 @@ class Replay:
 
     @property
     def ok(self) -> bool:
-        """Today's code agrees with the history."""
+        """Whether today's code agrees with the history."""
         return self.outcome == "agrees"
 
 
 def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
-    """Run the registered workflow's code over an exported history; no step is executed, nothing is written.
+    """Run the registered workflow's code over an exported history; executes no step and writes nothing.
 
-    The client need not be connected, except where the code asks `ctx.ext` for something. Raises nothing but what ends a process.
+    The client must be connected only if the code uses `ctx.ext`. Raises only errors that end a process.
     """
     history = _read(file)
     if history.run is None or history.findings:
@@ -448,7 +453,7 @@ def _replayed(history: _History, run: RunState, workflow: Workflow[Any, Any], ex
         return _compare(history, run, workflow, execution)
     except NonDeterminism as error:
         return _diverging(error, history, run, execution)
-    except BaseException as error:  # a replay tells what it meets
+    except BaseException as error:  # a replay reports any error
         if issubclass(type(error), Stuck) or from_keyboard(error):
             raise
         found = str(ErrorInfo.of(error))
@@ -465,14 +470,14 @@ def _diverging(error: NonDeterminism, history: _History, run: RunState, executio
 def _close(execution: Execution, run: RunState, watch: Watch) -> None:
     try:
         watch.ask(partial(named, run), execution.close)
-    except BaseException as error:  # what was found stands
+    except BaseException as error:  # the result of the replay stands
         if from_keyboard(error):
             raise
         execution.interrupted()
 
 
 class _Missing:
-    """Stands for `step.ext` and `ctx.ext` where there is no connection."""
+    """Stands for `step.ext` and `ctx.ext` without a connection."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -497,7 +502,7 @@ def _where(history: _History, execution: Execution) -> int | None:
 
 
 def _compare(history: _History, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> Replay:
-    """The code has done all that the history holds; now the ends."""
+    """Compare the ends of code and history; the code has done all that the history holds."""
     agrees = Replay("agrees", f"today's code does what the history of run {run.id!r} holds, and it is {run.phase}", run.id)
     if not run.ended or (run.phase == "cancelled" and history.stood_still):
         return agrees
@@ -531,7 +536,7 @@ def _ended(workflow: Workflow[Any, Any], outcome: Outcome) -> tuple[str, str]:
     if outcome.kind == "completed":
         try:
             return "completed", _canonical(orjson.loads(workflow.encode_result(outcome.value)))
-        except BaseException as unencodable:  # as the owner takes it: the run has failed
+        except BaseException as unencodable:  # as for the owner: the run has failed
             if issubclass(type(unencodable), Stuck) or from_keyboard(unencodable):
                 raise
             error = unencodable

@@ -1,4 +1,4 @@
-"""What a projection is: tables, and how an accepted event changes them.
+"""A projection: tables, and how an accepted event changes them.
 
     class Orders(Projection):
         name = "orders"
@@ -10,8 +10,8 @@
                 case Started() if run.workflow == "process-order":
                     connection.execute(self.orders.insert().values(run_id=run.id, ...))
 
-What reaches `apply` has passed the fold. A projection knows neither its position nor its transaction: `feed` keeps those, and
-`runner` follows the log.
+`apply` gets only events that the fold accepted. A projection does not know its position or its transaction: `feed` keeps
+those, and `runner` follows the log.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from stepfold.values.times import utc
 
 
 class RunSoFar:
-    """A run as it is right after an event. To be read only, and only while the event is applied."""
+    """A run as it is right after an event. Only read it, and only while the event is applied."""
 
     __slots__ = ("_place", "folded")
 
@@ -47,7 +47,7 @@ class RunSoFar:
 
     @property
     def partition(self) -> int:
-        """The history partition the run lives in."""
+        """The partition of the history that holds the run."""
         return self._place.partition
 
     @property
@@ -57,7 +57,7 @@ class RunSoFar:
 
     @property
     def version(self) -> str | None:
-        """The workflow's version; None until a worker has decided it for a start that named none."""
+        """The workflow's version; None until a worker has decided it, if the start named none."""
         return self.folded.version
 
     @property
@@ -67,12 +67,12 @@ class RunSoFar:
 
     @property
     def state(self) -> State:
-        """In one word, as `Run.status()` says it."""
+        """The state in one word, as in `Run.status()`."""
         return run_state(self.folded, self._place.owner is not None)
 
     @property
     def waiting_on(self) -> list[str]:
-        """What must happen next, in words, as `Run.status()` says it; empty once the run has ended."""
+        """In words, what must happen next, as in `Run.status()`; empty once the run has ended."""
         return [] if self.folded.ended else waiting_words(self.folded, self._place.owner is not None)
 
     @property
@@ -82,12 +82,12 @@ class RunSoFar:
 
     @property
     def updated_at(self) -> datetime:
-        """When the run's last accepted event was appended: UTC, by the log's clock, never earlier than the one before."""
+        """When the run's last accepted event was appended: UTC, by the log's clock, never earlier than the event before."""
         return utc(self.folded.now)
 
     @property
     def ended_at(self) -> datetime | None:
-        """UTC, by the log's clock."""
+        """UTC, by the log's clock; None until the run has ended."""
         return None if self.folded.ended_at is None else utc(self.folded.ended_at)
 
     @property
@@ -97,17 +97,17 @@ class RunSoFar:
 
     @property
     def error(self) -> ErrorInfo | None:
-        """Why the run failed or stands still."""
+        """Why the run failed or is quarantined."""
         return None if self.folded.error is None else ErrorInfo.from_json(self.folded.error)
 
     @property
     def reason(self) -> str | None:
-        """The reason given with a request to cancel."""
+        """The reason in the request to cancel."""
         return self.folded.reason
 
 
 class RunChange:
-    """One accepted event and its run, for `apply_all`. `fields` is the event's JSON object as it is in the log."""
+    """One accepted event and its run, for `apply_all`. `fields` is the event's JSON object as in the log."""
 
     __slots__ = ("fields", "offset", "run", "timestamp")
 
@@ -124,19 +124,19 @@ class RunChange:
 
     @property
     def event(self) -> RunEvent:
-        """The event as a typed object, made at each call."""
+        """The event as a typed object; each access makes a new one."""
         return cast(RunEvent, parse(self.fields, self.offset, self.timestamp))
 
 
 class Batch:
-    """The changes of one transaction, all of one partition. Iterate once, to the end; that is what folds them."""
+    """The changes of one transaction, all of one partition. Iterate once, to the end: the iteration folds the records."""
 
     def __init__(self, place: PartitionState, records: Sequence[Record], note: Callable[[str], None]) -> None:
         self.partition = place.partition
         self.was_owned = place.owner is not None
         self.current = records[0].offset  # the record that is being folded or applied
         self.last: RunChange | None = None
-        self.claim: Record | None = None  # the last claim among these records that was accepted
+        self.claim: Record | None = None  # the last accepted claim among these records
         self._place = place
         self._records = iter(records)
         self._note = note
@@ -172,8 +172,8 @@ class Batch:
 class Projection:
     """Tables that follow the log. Subclass it.
 
-    `name` is the projection's for ever. A higher `version` rebuilds its tables at the next start. `metadata` is its own: a
-    rebuild drops every table in it.
+    `name` identifies the projection and must never change. A higher `version` rebuilds its tables at the next start.
+    `metadata` belongs to the projection alone: a rebuild drops every table in it.
     """
 
     name: str
@@ -181,14 +181,15 @@ class Projection:
     metadata: sa.MetaData
 
     def apply(self, connection: sa.Connection, event: RunEvent, run: RunSoFar) -> None:
-        """Write what `event` changes through `connection`, whose transaction is the runner's: neither commit nor roll back.
+        """Write the changes of `event` through `connection`. The runner owns the transaction: neither commit nor roll back.
 
-        Called in the log's order within each run, never for two events at a time, off the event loop. What is raised undoes the
-        transaction and stops this projection. The rows are written exactly once; any other effect may happen again.
+        The runner calls this off the event loop, in the log's order within each run, and never for two events at a time. An
+        exception undoes the transaction and stops this projection. Rows are written exactly once; any other effect may happen
+        again.
         """
         raise NotImplementedError(f"{type(self).__name__} implements neither apply nor apply_all")
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
-        """Write what a batch of events changes. Override it instead of `apply` to write in bulk; take every change."""
+        """Write the changes of a batch of events. Override it instead of `apply` to write in bulk; iterate over all changes."""
         for change in batch:
             self.apply(connection, change.event, change.run)

@@ -1,18 +1,18 @@
-"""The database's side of projections: one projection fed from one partition, exactly once.
+"""The database side of projections: feeds one projection from one partition, exactly once.
 
     transaction { move the position · fold and apply a batch · at times keep the fold's state }
 
-- The position moves in the transaction that writes the rows, and moves first, by an update that says where it must be. So
-  nothing is applied twice or left out, whoever dies when; and of several processes that run one projection on one database
-  one is a little faster each time, the others only fold along.
-- The state of the fold (claim, open runs, ids of ended ones) is kept in the same database: every `SNAPSHOT_RECORDS` records
-  what of it has changed, and the offset it covers (`kept`). A start loads that and folds, without applying, what lies between
-  it and the position.
-- With the position goes what stood in the log below it (`stepfold.marks`), so that a log that was put back to an older copy,
-  and has grown again since, is not taken for the one that the rows were made from.
+- The position moves in the transaction that writes the rows. It moves first, by an update that names its old value. So no
+  record is applied twice or left out, whichever process dies. If several processes run one projection on one database, the
+  fastest applies a batch, and the others only fold it.
+- The same database keeps the state of the fold (claim, open runs, ids of ended runs): every `SNAPSHOT_RECORDS` records the
+  parts that have changed, and the offset they cover (`kept`). A start loads that state, and folds the records up to the position
+  without applying them.
+- The position is stored with marks of the log below it (`stepfold.marks`). So a log that was replaced by an older copy, and
+  has grown since, is not taken for the log that the rows were made from.
 
-Synchronous: everything here runs on the runner's database thread. It relies on the fold alone: the same records give the
-same state in every process.
+Synchronous: everything here runs on the runner's database thread. It relies on the fold alone: the same records give the same
+state in every process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPEN_TRIES, OPEN_PAUSE_S = 5, 0.05
 
 
 class Stale(Exception):
-    """What is in memory is not what the database goes on from: load again."""
+    """In-memory state is behind the database: reload."""
 
 
 class _Overtaken(Exception):
@@ -55,9 +55,9 @@ class _Overtaken(Exception):
 
 
 class Database:
-    """Where projections of `log` are kept. `given`: a URL or an engine; None: `default_database(log)`, nobody else's.
+    """The database for the projections of `log`. `given`: a URL or an engine; None: `default_database(log)`, which is ours alone.
 
-    Raises ConfigError for what is no database URL.
+    Raises ConfigError for a bad database URL.
     """
 
     def __init__(self, log: Log, given: str | sa.URL | sa.Engine | None) -> None:
@@ -68,7 +68,7 @@ class Database:
         self._is_lent = isinstance(given, sa.Engine)
 
     def open(self) -> None:
-        """Raises ConfigError where it cannot be used."""
+        """Connect and make missing tables. Raises ConfigError if the database cannot be used."""
         for tries_left in reversed(range(OPEN_TRIES)):
             try:
                 with self.engine.begin() as connection:
@@ -84,13 +84,15 @@ class Database:
             self.engine.dispose()
 
     def wipe(self, projection: Projection) -> None:
-        """Empty tables, and positions at the beginning."""
+        """Empty the projection's tables and reset its positions."""
         with self.engine.begin() as connection:
             self.wipe_in(connection, projection)
 
     def wipe_in(self, connection: sa.Connection, projection: Projection) -> None:
-        """The same within a transaction. Databases that commit at every CREATE and DROP may be left in between: with version
-        0, so that the next start wipes again."""
+        """`wipe` within a transaction.
+
+        A database that commits at every CREATE and DROP may stop half way. Version 0 marks that, and the next start wipes again.
+        """
         for table in (OPEN_RUNS, ENDED_RUNS):
             connection.execute(sa.delete(table).where(table.c.projection == projection.name))
         ours = POSITIONS.c.projection == projection.name
@@ -123,28 +125,28 @@ _MOVE = (
 
 
 class Feed:
-    """One projection over one partition. `position`: everything below it is applied."""
+    """Feeds one projection from one partition. `position`: all records below it are applied."""
 
     def __init__(self, database: Database, projection: Projection, partition: int) -> None:
         self.projection = projection
         self.partition = partition
         self.position = 0
-        self.state: PartitionState | None = None  # None: to be loaded
+        self.state: PartitionState | None = None  # None: not loaded
         self._database = database
-        self.marks: list[Mark] = []  # of the claim in force and the last record below the position
+        self.marks: list[Mark] = []  # of the claim in force, and of the last record below the position
         self._build = ""
         self._kept = Kept(projection.name, partition, database.log.partitions)
         self._since_snapshot = 0
-        self._latest = 0  # the highest timestamp seen
+        self._latest = 0  # the highest timestamp seen, ms
 
     def load(self) -> None:
-        """From the database; what is not there, or of an older version, is made anew. Raises ConfigError, SQLAlchemyError."""
+        """Load from the database; make missing or outdated tables anew. Raises ConfigError and SQLAlchemyError."""
         log, projection = self._database.log, self.projection
         with self._database.engine.begin() as connection:
             make_tables(connection)
             try:
                 row = self._row(connection)
-            except SQLAlchemyError as error:  # a text that is none, say
+            except SQLAlchemyError as error:  # text that is not valid, say
                 if is_outage(error):
                     raise
                 self._check(None)
@@ -170,7 +172,7 @@ class Feed:
         self._since_snapshot = 0
 
     def begin_again(self, why: str) -> None:
-        """The rows were made from another log than this one is now: make them anew, or raise ConfigError. Raises Stale."""
+        """The rows were made from another log: make them anew. Raises Stale, or ConfigError in a given database."""
         database, projection = self._database, self.projection
         if not database.is_default:
             raise ConfigError(
@@ -188,12 +190,12 @@ class Feed:
         raise Stale
 
     def stop(self, why: str) -> None:
-        """Write down, for whoever asks, why this projection stands still."""
+        """Store why this projection has stopped, for `lag`."""
         with self._database.engine.begin() as connection:
             connection.execute(sa.update(POSITIONS).where(*self._kept.of(POSITIONS)).values(stopped=printable(why)))
 
     def _check(self, row: sa.Row[Any] | None) -> None:
-        """None: there is one, and it cannot be read."""
+        """Raises ConfigError if the stored position cannot be used. None: the row exists but cannot be read."""
         database, projection = self._database, self.projection
         if row is None or not is_sound(row):
             if not database.is_default:
@@ -212,7 +214,7 @@ class Feed:
             )
 
     def take(self, records: Sequence[Record]) -> None:
-        """Fold records, and apply those that nobody has applied. Raises Stale, ProjectionFailed, SQLAlchemyError."""
+        """Fold records, and apply those that are not applied. Raises Stale, ProjectionFailed, SQLAlchemyError."""
         state = self.state
         assert state is not None
         self._since_snapshot += len(records)
@@ -323,7 +325,7 @@ def check(projections: Sequence[Projection]) -> None:
 
 
 def default_database(log: Log) -> sa.URL:
-    """Where projections of this log are kept unless another database is named.
+    """The default database for projections of this log.
 
     An SQLite file beside an SQLite log (`orders.db` has `orders.projections.db`), `<namespace>.projections.db` in the current
     directory for Kafka, memory for memory. Raises ConfigError for other logs.
@@ -344,7 +346,8 @@ def _engine(database: str | sa.URL) -> sa.Engine:
         if url.get_backend_name() != "sqlite":
             return sa.create_engine(url, pool_pre_ping=True)
         if url.database in (None, "", ":memory:"):
-            # The database is its connection: one, and lent to one at a time, so that no reader sits in the writer's transaction.
+            # An in-memory database is its one connection. A pool lends it to one user at a time, so no reader is in the writer's
+            # transaction.
             lent = {"check_same_thread": False}
             engine = sa.create_engine(url, poolclass=sa.QueuePool, pool_size=1, max_overflow=0, connect_args=lent)
         else:
@@ -358,13 +361,13 @@ def _engine(database: str | sa.URL) -> sa.Engine:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """A power failure may undo the last transactions, rows and position alike: they are applied again."""
+    """Set up a connection. A power failure may undo the last transactions, rows and position alike; a restart repeats them."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the database may answer when it is asked again. What an SQLite file holds and should not is no outage."""
+    """Whether the database may answer later. Bad data in an SQLite file is not an outage."""
     if not isinstance(error, OperationalError | InterfaceError):
         return False
     code = getattr(error.orig, "sqlite_errorcode", None)
@@ -372,14 +375,14 @@ def is_outage(error: Exception) -> bool:
 
 
 def is_sound(row: sa.Row[Any]) -> bool:
-    """SQLite keeps anything in any column, and whose file it is may have been damaged."""
+    """Whether the row's values have the right types: SQLite keeps any type in any column, and a file may be damaged."""
     numbers = (row.partition, row.version, row.position, row.snapshot)
     texts = (row.projection, row.build, row.log_id)
     return all(type(number) is int and number >= 0 for number in numbers) and all(type(text) is str for text in texts)
 
 
 def marks_in(row: sa.Row[Any]) -> list[Mark]:
-    """None where older code moved the position last, or what it says cannot be read: then there is nothing to ask the log."""
+    """The marks of a row; none if older code moved the position last or the marks cannot be read. The log is then not checked."""
     try:
         return marks_from(orjson.loads(row.stood)) if row.stood else []
     except (ValueError, TypeError):
@@ -387,10 +390,10 @@ def marks_in(row: sa.Row[Any]) -> list[Mark]:
 
 
 def printable(text: str) -> str:
-    """As every database takes it."""
+    """The text in a form that every database accepts."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def brief(error: BaseException) -> str:
-    """What a database says, without SQL and parameters."""
+    """The message of a database error, without SQL and parameters."""
     return str(error.orig if isinstance(error, DBAPIError) and error.orig is not None else error)

@@ -1,8 +1,8 @@
-"""What a database keeps besides the rows: how far each projection is, and the state of the fold there.
+"""The fold's state and the positions that a database keeps besides the rows.
 
-The state is kept in pieces (a row for each open run, one for each chunk of remembered ids) and a summary, which says of which
-version they are and what they must add up to. Other code may have written them, and a database may be damaged: what is not
-as the summary says is not used. Nothing is lost by that; the log is folded from its beginning, rows and position stay.
+The state is kept in pieces: a row for each open run, and one for each chunk of remembered ids. A summary holds their version
+and what they must add up to. Other code may have written the pieces, and a database may be damaged, so pieces that do not match
+the summary are not used. That loses nothing: the log is folded from its beginning, and rows and position stay.
 
 Synchronous: everything here runs on the runner's database thread, within the caller's transactions.
 """
@@ -23,9 +23,9 @@ from stepfold.worker.checkpoint import VERSION as PACKED
 from stepfold.worker.checkpoint import begin_at, summary_of
 
 VERSION = f"1.{PACKED}"
-"""Of what is kept here, and of the packed runs in it: another one is not read."""
+"""The format of the kept state, and of the packed runs in it. A reader does not use another format."""
 FORGET_LATE_MS = 3_600_000
-"""The log's time may step back a little: ids of ended runs are kept this much longer than they are remembered."""
+"""The log's time may step back a little, so ids of ended runs are kept this much longer than the fold remembers them."""
 SUM_BYTES = 4
 
 _BYTES = sa.LargeBinary(2**31 - 1)
@@ -38,16 +38,16 @@ POSITIONS = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("build", sa.String(32), nullable=False),  # another one after a rebuild
     sa.Column("log_id", sa.String(200), nullable=False),
-    sa.Column("position", sa.BigInteger, nullable=False),  # all records below are in the tables
-    sa.Column("snapshot", sa.BigInteger, nullable=False),  # all records below are in the state kept here
-    sa.Column("claim", sa.BigInteger, nullable=False),  # this and the next two: for people, and for stepfold 0.1
+    sa.Column("position", sa.BigInteger, nullable=False),  # all records below are applied
+    sa.Column("snapshot", sa.BigInteger, nullable=False),  # all records below are in the kept state
+    sa.Column("claim", sa.BigInteger, nullable=False),  # this and the next two columns: for people, and for stepfold 0.1
     sa.Column("owner", sa.String(200)),
     sa.Column("format", sa.Integer, nullable=False),
-    sa.Column("stood", sa.Text),  # marks of what stood in the log below the position
-    sa.Column("kept", sa.Text),  # the summary of the state kept here
-    sa.Column("stopped", sa.Text),  # why the projection stands still
+    sa.Column("stood", sa.Text),  # marks of the records below the position
+    sa.Column("kept", sa.Text),  # the summary of the kept state
+    sa.Column("stopped", sa.Text),  # why the projection has stopped
 )
-_LATER = ("stood", "kept", "stopped")  # tables made by older code are without these columns
+_LATER = ("stood", "kept", "stopped")  # columns that tables of older code do not have
 OPEN_RUNS = sa.Table(
     "stepfold_open_runs",
     TABLES,
@@ -69,7 +69,7 @@ BEGINNING: dict[str, Any] = {"position": 0, "snapshot": 0, "claim": -1, "owner":
 
 
 def make_tables(connection: sa.Connection) -> None:
-    """Those that are missing, and columns that tables made by older code are without."""
+    """Make missing tables, and the columns that tables of older code do not have."""
     TABLES.create_all(connection)
     there = {column["name"] for column in sa.inspect(connection).get_columns(POSITIONS.name)}
     preparer = connection.dialect.identifier_preparer
@@ -80,19 +80,19 @@ def make_tables(connection: sa.Connection) -> None:
 
 
 class Kept:
-    """The state of one projection's fold over one partition, as it is kept."""
+    """The kept state of one projection's fold over one partition."""
 
     def __init__(self, projection: str, partition: int, partitions: int) -> None:
         self._projection = projection
         self._partition = partition
         self._partitions = partitions
-        self._changed: set[str] = set()  # runs that are not kept as they are
-        self._chunks: dict[int, int] = {}  # of the ids of ended runs: those that are kept, and their length
+        self._changed: set[str] = set()  # runs that changed since the last save
+        self._chunks: dict[int, int] = {}  # chunk of ended runs' ids -> its kept length
         self.note = self._changed.add
-        """To be told the id of each run that changes."""
+        """Call it with the id of each run that changes."""
 
     def load(self, connection: sa.Connection, row: sa.Row[Any]) -> PartitionState:
-        """Raises ValueError, and whatever reading foreign bytes may raise, where what is kept cannot be used."""
+        """Read the kept state. Raises ValueError, or any error of reading foreign bytes, if it cannot be used."""
         self._changed.clear()
         self._chunks.clear()
         state = PartitionState(self._partition, self._partitions)
@@ -113,7 +113,7 @@ class Kept:
         return state
 
     def drop(self, connection: sa.Connection) -> PartitionState:
-        """Keep nothing; gives the state at the log's beginning."""
+        """Delete the kept state, and return the state at the log's beginning."""
         self._changed.clear()
         self._chunks.clear()
         for table in (OPEN_RUNS, ENDED_RUNS):
@@ -122,9 +122,9 @@ class Kept:
         return PartitionState(self._partition, self._partitions)
 
     def save(self, connection: sa.Connection, state: PartitionState, latest: int) -> None:
-        """Keep the state as it is now; `latest`: the log's time.
+        """Keep the state as it is now. `latest`: the log's time, ms.
 
-        Should the transaction fail, `load` puts right what is noted here.
+        If the transaction fails, call `load`: this object then differs from the database.
         """
         here = {"projection": self._projection, "partition": self._partition}
         if self._changed:
@@ -149,7 +149,7 @@ class Kept:
         self._chunks = {number: len(chunk) for number, chunk in state.ended.chunks.items()}
 
     def of(self, table: sa.Table) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
-        """The conditions for this projection's rows of this partition."""
+        """The conditions for the rows of this projection and partition."""
         return table.c.projection == self._projection, table.c.partition == self._partition
 
 

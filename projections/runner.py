@@ -1,7 +1,7 @@
-"""Follows a log with projections: reads on the event loop, and hands batch after batch to the database thread.
+"""Follows a log with projections: reads on the event loop, and hands each batch to the database thread.
 
-It knows nothing of workers; a log that is not served by any worker can be followed as well. A projection that fails stands
-still, the others go on. Outages of the log and the database are waited out.
+It does not need workers: it can also follow a log that no worker serves. A projection that fails stops; the others go on. The
+runner waits until outages of the log and the database are over.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ T = TypeVar("T")
 logger = logging.getLogger("stepfold.projections")
 
 BATCH_RECORDS = 1000
-"""At most so many records go into one transaction."""
+"""The most records in one transaction."""
 RETRY_S = (0.2, 5.0)
-"""First and longest pause before the log or the database is tried again."""
+"""First and longest pause before the next try to use the log or the database."""
 POLL_S = 0.1
 
 
 class Lag(NamedTuple):
     """How far a projection is in one partition: its position, and the offset at which the log ends.
 
-    `stopped`: why it stands still there, if it does; its rows may then be those of another log.
+    `stopped`: why the projection has stopped there, if it has; its rows may then belong to another log.
     """
 
     projection: str
@@ -53,12 +53,12 @@ class Lag(NamedTuple):
 
     @property
     def behind(self) -> int:
-        """How many offsets are left."""
+        """The number of offsets that are not applied."""
         return max(0, self.end - self.position)
 
 
 class _Follower:
-    """A feed as the event loop sees it."""
+    """A feed with its reader and task on the event loop."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -66,17 +66,17 @@ class _Follower:
         self.busy = False
         self.task: asyncio.Task[None] | None = None
         self.trouble = ""
-        self.troubled_since: float | None = None  # since when it has not come on, by the loop's clock
+        self.troubled_since: float | None = None  # since when it has made no progress because of errors, by the loop's clock
 
     def reached(self, end: int) -> bool:
-        """Whether everything below `end` is applied. A reader passes gaps in the log, a position does not."""
+        """Whether everything below `end` is applied. The reader passes gaps in the log, the position does not."""
         if self.reader is None or self.busy:
             return False
         return self.feed.position >= end or self.reader.position >= end
 
 
 async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark], bounds: tuple[int, int]) -> str | None:
-    """How the log is another one than what was applied below `position`, in words; None where it is not."""
+    """In words, how the log differs from the records applied below `position`; None if it does not differ."""
     _, end = bounds
     offset = await moved(log, partition, marks, *bounds)
     restored = "it was restored from an older copy, made again, or has lost its end"
@@ -90,12 +90,12 @@ async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark]
 class ProjectionRunner:
     """Keeps projections up to date with a log, from `async with` until its end.
 
-    `source`: a client, or a log that is open. `database`: an SQLAlchemy URL or engine, `default_database(log)` without one.
-    `on_progress` is told after each batch, on the event loop. `patience`: how long `catch_up` and `rebuild` wait for a log or
-    database that cannot be read before they raise LogUnavailable; without it they wait until it can.
+    `source`: a client, or an open log. `database`: an SQLAlchemy URL or engine; `default_database(log)` by default.
+    `on_progress` is called after each batch, on the event loop. `patience`: how long `catch_up` and `rebuild` wait for a log or
+    database that cannot be read before they raise LogUnavailable; without it they wait until it can be read.
 
-    Entering raises ConfigError where the database cannot be used, and LogUnavailable. Why a projection has stopped is in
-    `failures`, by its name; `catch_up` and `wait` raise it.
+    Entering raises LogUnavailable, and ConfigError if the database cannot be used. `failures` holds the error of each stopped
+    projection, by its name; `catch_up` and `wait` raise it.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class ProjectionRunner:
 
     @property
     def engine(self) -> sa.Engine:
-        """The database, for reading. A reader that keeps a connection to an in-memory one holds everybody up."""
+        """The database, for reading. A reader that keeps a connection to an in-memory database blocks everything else."""
         return self._database.engine
 
     async def __aenter__(self) -> Self:
@@ -148,18 +148,19 @@ class ProjectionRunner:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
         self._database.close()
 
-    # -- for its user
+    # -- public methods
 
     async def catch_up(self) -> None:
-        """Apply everything up to where the log ends now. Raises the first failure, when all others are there; and
-        LogUnavailable, where this runner has been given a `patience`.
+        """Apply all records up to the current end of the log.
+
+        Raises the first failure after all other projections are up to date, and LogUnavailable if the runner has a `patience`.
         """
         await self._catch_up(self._projections)
 
     async def rebuild(self, *names: str) -> None:
-        """Empty the tables of these projections (of all, without names) and apply the log from its beginning to its end now.
+        """Empty the tables of these projections (of all, without names), and apply the log from its beginning to its current end.
 
-        Raises as `catch_up` does.
+        Raises as `catch_up` does, and ConfigError for an unknown name.
         """
         self._running()
         unknown = set(names) - {projection.name for projection in self._projections}
@@ -171,14 +172,14 @@ class ProjectionRunner:
             self.failures.pop(projection.name, None)
             try:
                 await self._do(self._database.wipe, projection)
-            finally:  # where the database is away it is followed as it was, and can be rebuilt again
+            finally:  # if the database is away, follow as before; `rebuild` can be called again
                 await self._start(projection)
         await self._catch_up(chosen)
 
     async def lag(self) -> list[Lag]:
-        """How far every projection is that the database knows, by name and partition; `stopped` tells those of another log.
+        """The lag of every projection in the database, by name and partition; `stopped` is set if its rows belong to another log.
 
-        Raises LogUnavailable, and ConfigError where the database cannot be read.
+        Raises LogUnavailable, and ConfigError if the database cannot be read.
         """
         order = POSITIONS.c.projection, POSITIONS.c.partition
         try:
@@ -202,7 +203,7 @@ class ProjectionRunner:
         return Lag(row.projection, row.partition, row.position, end, stopped)
 
     async def query(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`ask(connection, ...)`, off the event loop and between two batches. What it writes is not kept."""
+        """Call `ask(connection, ...)` off the event loop, between two batches. Writes of `ask` are not kept."""
 
         def asked() -> T:
             with self._database.engine.connect() as connection:
@@ -211,7 +212,7 @@ class ProjectionRunner:
         return await self._do(asked)
 
     async def wait(self) -> None:
-        """Until a projection fails, and raise that."""
+        """Wait until a projection fails, and raise its error."""
         while not self.failures:
             await self._news.wait()
         raise next(iter(self.failures.values()))
@@ -219,10 +220,10 @@ class ProjectionRunner:
     # -- following the log
 
     async def _start(self, projection: Projection) -> None:
-        """Its tables are there when this returns, unless it cannot be fed."""
+        """Start to follow the log. The projection's tables exist when this returns, unless loading fails."""
         followers = [_Follower(Feed(self._database, projection, partition)) for partition in range(self.log.partitions)]
         self._followers[projection.name] = followers
-        with contextlib.suppress(Exception):  # the follower meets it again, and waits or fails
+        with contextlib.suppress(Exception):  # the follower meets the error again, and waits or fails
             await self._do(followers[0].feed.load)
         for follower in followers:
             name = f"stepfold-{projection.name}-{follower.feed.partition}"
@@ -235,7 +236,7 @@ class ProjectionRunner:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, follower: _Follower) -> None:
-        """Until the projection fails."""
+        """Feed the projection until it fails."""
         feed = follower.feed
         backoff = Backoff(*RETRY_S)
         while True:
@@ -248,7 +249,7 @@ class ProjectionRunner:
             except ConfigError as error:
                 self._fail(feed.projection.name, error)
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is waited out or ends this projection
+            except Exception as error:  # noqa: BLE001 - any error is waited out or ends this projection
                 feed.state = None
                 if not isinstance(error, LogUnavailable) and not is_outage(error):
                     await self._stopped(feed, error)
@@ -263,13 +264,13 @@ class ProjectionRunner:
                 await asyncio.sleep(pause_s)
 
     async def _stopped(self, feed: Feed, error: Exception) -> None:
-        """Whatever it is, it ends this projection and is told."""
+        """Stop this projection because of `error`, and store and log the reason."""
         if isinstance(error, ProjectionFailed):
             failure = error
         else:
             failure = feed.failed(f"{type(error).__name__}: {brief(error)}", feed.position)
             failure.__cause__ = error
-        with contextlib.suppress(SQLAlchemyError):  # where that cannot be written down it is told all the same
+        with contextlib.suppress(SQLAlchemyError):  # if the database cannot store the reason, it is still logged
             await self._do(feed.stop, str(failure))
         self._fail(feed.projection.name, failure)
 
@@ -352,7 +353,7 @@ class ProjectionRunner:
         self._news = asyncio.Event()
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """On the database thread, after what it does already."""
+        """Run a call on the database thread, after its current work."""
         thread = self._running()
         return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))
 

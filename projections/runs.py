@@ -1,11 +1,11 @@
-"""The runs, one row each: what `run list`, dashboards and SQL clients read.
+"""The runs, one row each: for `run list`, dashboards and SQL clients.
 
     stepfold_runs(run_id, workflow, version, state, partition, started_at, updated_at, ended_at, steps_completed,
                   attempts_failed, waiting_on, last_error, input, result)
 
 Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting_on` (a JSON list) are the words of
-`Run.status()`. `input` and `result` are the beginning of the JSON, for people and for search. A run id that is used again,
-which is possible a day after its end, has the row of its last run.
+`Run.status()`. `input` and `result` are the beginning of the JSON, for people and for search. A run id can be used again a day
+after its end; the row is then that of the last run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stepfold.values.times import ms_of, utc
 from .base import Batch, Projection, RunSoFar
 
 EXCERPT = 2000
-"""So many characters of inputs, results and errors are kept."""
+"""How many characters of inputs, results and errors are kept."""
 
 metadata = sa.MetaData()
 runs = sa.Table(
@@ -74,7 +74,7 @@ class RunsProjection(Projection):
     metadata = metadata
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
-        """Each run that a batch changes is written once, as it is in the end."""
+        """Write each changed run once, in its last state."""
         changed: dict[str, RunSoFar] = {}
         begun: set[str] = set()
         completed: Counter[str] = Counter()
@@ -153,7 +153,7 @@ def _json(value: Any) -> str:
 
 
 def _text(text: str, limit: int = EXCERPT) -> str:
-    """Fits its column, also on databases whose texts hold no NUL."""
+    """The text in the length of its column and without NUL, which some databases do not accept."""
     if len(text) > limit:
         text = f"{text[: limit - 1]}…"
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -161,7 +161,7 @@ def _text(text: str, limit: int = EXCERPT) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run. Times are UTC; `input` and `result`: the beginning of their JSON; `attempts_failed`: of steps."""
+    """One run. Times are UTC; `input` and `result`: the beginning of their JSON; `attempts_failed`: of all steps."""
 
     run_id: str
     workflow: str
@@ -180,10 +180,10 @@ class RunRow:
 
 
 class RunFilter(TypedDict, total=False):
-    """Which runs; all conditions must hold.
+    """Conditions on runs; all must hold.
 
-    `state`: one or several; `started_after`, `started_before`: aware datetimes; `error`: text in the last error; `search`: text
-    in the run id, workflow, last error, input or result. Texts are found in upper and lower case alike.
+    `state`: one or several; `started_after`, `started_before`: aware datetimes; `error`: text in the last error; `search`:
+    text in the run id, workflow, last error, input or result. Texts match in upper and lower case alike.
     """
 
     workflow: str
@@ -214,7 +214,7 @@ def list_runs(
 
 
 def count_runs(connection: sa.Connection, **filters: Unpack[RunFilter]) -> int:
-    """How many runs there are of these. Raises ValueError for a naive datetime."""
+    """The number of matching runs. Raises ValueError for a naive datetime."""
     return connection.execute(sa.select(sa.func.count()).select_from(runs).where(*_conditions(filters))).scalar_one()
 
 
