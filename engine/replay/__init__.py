@@ -1,1 +1,1 @@
-"""Replay: the code of a run over its journal. Pure, but for that code."""
+"""Replay: runs the code of a run over its journal. Pure, except for that code."""

@@ -1,10 +1,10 @@
-"""Replay: the user's code run over its journal. Live execution is the same thing over the journal's tail.
+"""Replay: runs the user's code over its journal. Live execution is a replay of the journal's tail.
 
-Pure apart from the user's code, which it keeps inside a deterministic loop: no I/O, no clock, no randomness of its own.
+Pure, except for the user's code, which runs inside a deterministic loop: no I/O, no clock, no randomness of its own.
 
-An `Execution` delivers the journal's entries one by one, in the log's order, and runs the code until it is idle after
-each. What the code then waits for are `Op`s: a step to run, a sleep, a wait. The owner turns them into work and records;
-their results come back only through the journal.
+An `Execution` delivers the journal's entries one by one, in the log's order, and runs the code until it is idle after each.
+The code then waits for operations (`Op`): steps, sleeps, waits. The owner turns them into work and records. Their results
+come back only through the journal.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ MAX_SWALLOWED_CANCELS = 100
 """How often code may swallow its cancellation before the run is ended without it."""
 
 _OTHER_LOOP = "is bound to a different event loop"
-"""What asyncio says of its locks, events and queues."""
+"""A part of asyncio's message when a lock, event or queue is used from another loop."""
 
 
 class Op:
-    """Something the code waits for. `recorded`: the log may know of it before its result does; `elapsed`: what the owner's clock
-    shows when the wait that is recorded is over, where it is one of so long.
+    """An operation that the code waits for. `recorded`: the log may hold a record of it before its result. `elapsed`: if it lasts
+    for a duration, the owner's elapsed time at its end, in ms.
     """
 
     __slots__ = ("call", "elapsed", "future", "id", "recorded", "source", "timer")
@@ -75,13 +75,13 @@ class Outcome(NamedTuple):
 
 
 class Execution:
-    """One run's code over its journal.
+    """The code of one run over its journal.
 
-    `handler` makes the coroutine; it is called once, inside the loop. `run` is the folded state, whose journal grows as
-    the owner folds; `advance` delivers what is new. `executed` is how far this run's code is known to have run before, so
-    that nothing of that is logged again.
+    `handler` makes the coroutine; the execution calls it once, inside the loop. `run` is the folded state, whose journal grows
+    as the owner folds; `advance` delivers the new entries. `executed`: how many entries the code is known to have seen before;
+    until it has seen as many again, its log calls are silent.
 
-    However the code takes its cancellation, it ends: after MAX_SWALLOWED_CANCELS what it asks for is never answered.
+    A cancelled run ends even if its code swallows the cancellation: after MAX_SWALLOWED_CANCELS no operation gets a result.
     """
 
     def __init__(
@@ -95,18 +95,18 @@ class Execution:
         self.loop = DeterministicLoop(run.id, self._timer_set, self._timer_dropped, host)
         self.ops: dict[str, Op] = {}
         self.outcome: Outcome | None = None
-        self.left: list[Op] = []  # what branches of the code still waited for when it ended
+        self.left: list[Op] = []  # operations that branches of the code still waited for when it ended
         self.position = 0
         self._handler = handler
         self._executed = executed
         self._main: DeterministicTask[Any] | None = None
         self._requested: list[Op] = []
         self._dropped: list[Op] = []
-        self._gone: dict[str, Op] = {}  # asked for, but no longer waited for
+        self._gone: dict[str, Op] = {}  # operations that the code has dropped
         self._counts: dict[str, int] = {}
         self._last: Op | None = None
         self._swallowed = 0
-        self._told: dict[DeterministicTask[Any], Any] = {}  # what they waited for after they were told of the cancellation
+        self._told: dict[DeterministicTask[Any], Any] = {}  # task -> the future that it waited for right after its cancellation
         self._checked = False
         self.cancelling = False
 
@@ -114,14 +114,14 @@ class Execution:
 
     @property
     def replaying(self) -> bool:
-        """Whether the code now does what it is known to have done before."""
+        """Whether the code now repeats what it has done before."""
         return self.position <= self._executed
 
     def advance(self) -> None:
         """Deliver the journal's new entries and run the code as far as it goes.
 
-        Raises NonDeterminism when the code and the journal do not agree, when the code did what only a step may do, and when it
-        waits for what nobody can ever bring.
+        Raises NonDeterminism if the code and the journal disagree, if the code did something that only a step may do, or if it
+        waits for something that can never come.
         """
         loop = self.loop
         loop.attended = True
@@ -130,7 +130,7 @@ class Execution:
         if self._main is None:
             loop.now_ms = self.run.started_at
             self._main = loop.create_task(self._handler(self), name=self.run.id)
-            del self._handler  # it knows the worker, and code that never stops is kept
+            del self._handler  # it refers to the worker, and code that never stops stays in memory
             self._settle()
         journal = self.run.journal
         while self.position < len(journal):
@@ -147,7 +147,7 @@ class Execution:
             raise self._stuck()
 
     def take_requested(self) -> list[Op]:
-        """The ops asked for since the last call and still waited for."""
+        """The operations that the code has requested since the last call and still waits for."""
         found = self._requested
         if len(found) == 1:
             self._requested = []
@@ -156,7 +156,7 @@ class Execution:
         return [op for op in found if self.ops.get(op.id) is op]
 
     def take_dropped(self) -> list[Op]:
-        """The ops that the code has let go of since the last call."""
+        """The operations that the code has dropped since the last call."""
         if not self._dropped:
             return []
         found, self._dropped = self._dropped, []
@@ -167,20 +167,21 @@ class Execution:
         return bool(self._requested or self._dropped or self.outcome)
 
     def interrupted(self) -> None:
-        """The code, and all that is around it here, was cut short: it can only be closed."""
+        """Note that an exception from outside has cut short the code and the frames of this class. Only `close` may follow."""
         self.loop.leave()
 
     def close(self) -> None:
-        """Drop the code where it stands; nothing it does in `finally` reaches outside."""
+        """Drop the code at its current await. Its `finally` blocks run, but have no effect outside."""
         self.ops.clear()
         self.loop.abandon()
 
     # -- called by the code, through Step and Context
 
     def request(self, base_id: str, call: Call, source: Source) -> Op:
-        """Ask for `call`; the result comes to the op's future.
+        """Request an operation; its future gets the result.
 
-        Raises CancelledError when the run is being cancelled and this is no shield.
+        Raises CancelledError if the run is being cancelled and the task is not in a shield, ValueError if an operation under
+        this id is already open, and RuntimeError outside the workflow.
         """
         if not self.loop.is_running():
             raise RuntimeError(
@@ -214,12 +215,12 @@ class Execution:
         return op
 
     def is_known(self, base_id: str) -> bool:
-        """Whether what is asked for next under this id has its result, so that nothing is done with what it is given."""
+        """Whether the next operation under this id is already done, so that its arguments are not needed."""
         count = self._counts.get(base_id, 0) + 1
         return (base_id if count == 1 else f"{base_id}#{count}") in self.run.done
 
     def drop(self, op: Op) -> None:
-        """The code no longer waits for this. Idempotent."""
+        """Note that the code no longer waits for an operation. Idempotent."""
         self._let_go(op.id)
 
     # -- inside
@@ -240,7 +241,7 @@ class Execution:
             self._dropped.append(op)
 
     def _settle(self) -> None:
-        """Run until idle; while the run is being cancelled, press on whatever waits outside a shield."""
+        """Run the code until it is idle. While the run is being cancelled, cancel each task that waits outside a shield."""
         self.loop.run_until_idle()
         while self.cancelling and self.outcome is None:
             main = self._main
@@ -268,7 +269,8 @@ class Execution:
         self.ops.clear()
 
     def _exposed(self) -> DeterministicTask[Any] | None:
-        """A task to press on. One that was told and waits again may wait for those that clean up in a shield: not that one."""
+        """The next task to cancel. Skips one that was cancelled already and waits again while another task cleans up in a
+        shield: it may wait for that clean-up."""
         blocked = self.loop.blocked_tasks()
         cleaning = any(task.shielded for task in blocked)
         for task in blocked:
@@ -277,7 +279,7 @@ class Execution:
         return None
 
     def _cleaning(self) -> bool:
-        """Whether the run is being cancelled and some branch of it is in a shield."""
+        """Whether the run is being cancelled and one of its tasks waits in a shield."""
         return self.cancelling and any(task.shielded for task in self.loop.blocked_tasks())
 
     def _press(self, task: DeterministicTask[Any]) -> None:
@@ -359,13 +361,14 @@ class Execution:
                 future.set_result(settled)
 
     def _ignore(self, op: Op, kind: str) -> None:
-        """A result that came after the code had let go; a signal must go back to whoever waits next."""
+        """Handle a result that came after the code had dropped the operation. For a signal, tell the owner to record the drop, so
+        that the signal goes back to its queue."""
         if kind in GIVES_BACK and f"@returned/{op.id}" not in self.run.done:
             op.recorded = True
             self._dropped.append(op)
 
     def _check_open(self) -> None:
-        """What the log holds as open, the code must have asked for, in the same kind."""
+        """Check that the code has requested every operation that is open in the log, as an operation of the same kind."""
         for step_id, known in self.run.open.items():
             op = self.ops.get(step_id)
             if op is None:

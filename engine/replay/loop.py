@@ -1,16 +1,19 @@
-"""The event loop that workflow code runs on: plain asyncio, in an order that any process repeats.
+"""The event loop that workflow code runs on: plain asyncio, in an order that every process repeats.
 
-It may not do I/O, look at a clock or start a thread, and it holds no state of its own beyond memory: time is what the
-owner of the loop sets (`now_ms`, the time of the log), timers are reported to the owner, who makes them durable and
-fires them. The owner alternates: deliver one event (resolve a future, fire a timer), then `run_until_idle`.
+The loop does no I/O, reads no clock and starts no thread. The owner of the loop sets its time (`now_ms`, the time of the
+log). The loop reports timers to the owner, which makes them durable and fires them. The owner alternates: it delivers one
+event (resolves a future or fires a timer), then calls `run_until_idle`.
 
-Relied on for the same order everywhere:
+The order is the same everywhere because of these rules:
 - callbacks run first in, first out;
 - `asyncio.wait`, `as_completed`, `TaskGroup` and `all_tasks` iterate sets, so tasks and futures hash by creation number;
-- whatever reaches outside (sockets, threads, processes, signals) raises `NonDeterminism` and is kept in `violations`, so
-  that the owner finds out even if the code swallows the error.
+- every call that reaches outside (sockets, threads, processes, signals) raises `NonDeterminism`. The loop keeps the error in
+  `violations`, so that the owner sees it even if the code swallows it.
 
-The loop runs nested in the worker's loop: it becomes the running loop only while `run_until_idle` is on the stack.
+The loop runs nested in the worker's loop: it is the running loop only while `run_until_idle` is on the stack.
+
+Importing this module changes asyncio for the whole process: it replaces the hash of the future that `asyncio.gather` returns
+(see the end of the module). Futures of other loops keep the usual hash.
 """
 
 from __future__ import annotations
@@ -33,16 +36,16 @@ from ..errors import NonDeterminism
 
 T = TypeVar("T")
 
-_getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented for this; inspect's takes longer
+_getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; inspect.currentframe is slower
 _get_running_loop = asyncio.events._get_running_loop
 _set_running_loop = asyncio.events._set_running_loop
-# From 3.14 on the current task belongs to the thread, not to the loop: the worker's is taken out for the time being.
+# From 3.14 on the current task belongs to the thread, not to the loop: put the worker's task aside while this loop runs.
 _swap_current_task: Callable[[Any, Any], Any] = (
     vars(asyncio.tasks)["_swap_current_task"] if sys.version_info >= (3, 14) else lambda loop, task: None
 )
 _enter_task: Callable[[Any, Any], None] = vars(asyncio.tasks)["_enter_task"]
 _leave_task: Callable[[Any, Any], None] = vars(asyncio.tasks)["_leave_task"]
-# From 3.14 on a future knows which tasks wait for it, and forgets them only when they get their turn.
+# From 3.14 on a future knows the tasks that wait for it, and forgets a task only when the task runs again.
 _forget_waiter: Callable[[asyncio.Future[Any], asyncio.Task[Any]], None] = (
     vars(asyncio.futures)["future_discard_from_awaited_by"] if sys.version_info >= (3, 14) else lambda future, task: None
 )
@@ -52,7 +55,7 @@ _STDLIB = str(Path(os.__file__).parent) + os.sep
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 _KEPT = 100
-"""So many violations and unhandled errors of one run are kept; the first says it all."""
+"""The limit for the violations, and for the unhandled errors, that a loop keeps. The first one matters most."""
 
 
 _ANOTHER_RUN = "by the code of another run"
@@ -60,7 +63,11 @@ _NOTHING: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
 
 class Host(NamedTuple):
-    """What surrounds a loop. `wake` brings its owner, from any thread, to look at its violations."""
+    """The surroundings of a loop.
+
+    `from_keyboard`: whether an error is a KeyboardInterrupt that must end the process. `wake`: makes the owner call `check`;
+    any thread may call it. `max_turns`: the limit of callbacks for one `run_until_idle`.
+    """
 
     from_keyboard: Callable[[BaseException], bool]
     wake: Callable[[], None]
@@ -72,11 +79,11 @@ def _is_keyboard_interrupt(error: BaseException) -> bool:
 
 
 HOST = Host(_is_keyboard_interrupt, lambda: None)
-"""For code that runs by itself."""
+"""The host of a loop without a worker."""
 
 
 class Unhandled(NamedTuple):
-    """An exception that no code waited for: of a callback, or of a task whose outcome nobody asked for."""
+    """An exception that no code has handled: of a callback, or of a task whose outcome no code has read."""
 
     message: str
     error: BaseException | None
@@ -104,9 +111,10 @@ class Handle:
 
 
 class Timer(Handle):
-    """A durable timer that the code asked for, directly or through `sleep`, `timeout`, `wait_for` and the like.
+    """A durable timer, which the code made directly or through `sleep`, `timeout`, `wait_for` and the like.
 
-    `number` counts the timers of the loop from 1; `delay_s` is relative to the loop's time when it was made, above 0.
+    `number` counts the timers of the loop from 1. `delay_s`: seconds from the loop's time at its making, above 0. (A timer
+    without a delay has number 0 and is not durable.)
     """
 
     __slots__ = ("_loop", "_when", "delay_s", "fired", "number", "reported")
@@ -137,14 +145,14 @@ class Timer(Handle):
         return self._when
 
     def cancel(self) -> None:
-        # 3.11 cancels the handle of a timer that has fired, later versions do not: that must make no difference.
+        # Python 3.11 cancels the handle of a timer that has fired, later versions do not. Both must behave alike.
         if self.callback is not None and self.reported and not self.fired:
             self._loop.timer_cancelled(self)
         super().cancel()
 
 
 def _seconds(number: float) -> float:
-    """Also infinity, which is for ever. Raises ValueError for NaN, TypeError for what is no number."""
+    """The number as a float; infinity means for ever. Raises ValueError for NaN, TypeError for an object that is not a number."""
     try:
         number = float(number)
     except OverflowError:  # an int of 400 digits
@@ -168,8 +176,8 @@ class DeterministicFuture(asyncio.Future[T]):
 class DeterministicTask(asyncio.Task[T]):
     """A task that hashes by its creation number.
 
-    `shielded` counts the shields it is in; above 0 the cancellation of its run does not reach it, not through `gather` or a
-    `TaskGroup` either. A task made inside a shield is born in one.
+    `shielded` counts the shields around it. While it is above 0, the cancellation of the run does not reach the task, not even
+    through `gather` or a `TaskGroup`. A task that is made inside a shield is shielded from its beginning.
     """
 
     __slots__ = ("creation_hash", "shielded")
@@ -187,7 +195,7 @@ class DeterministicTask(asyncio.Task[T]):
         context: contextvars.Context | None = None,
         shielded: int = 0,
     ) -> None:
-        # Before the rest: asyncio puts the task into a set while it makes it.
+        # First: asyncio's constructor adds the task to a set.
         self.creation_hash = creation_hash
         self.shielded = shielded
         super().__init__(coro, loop=loop, name=name, context=context)
@@ -202,16 +210,17 @@ class DeterministicTask(asyncio.Task[T]):
 
     @property
     def waits_for(self) -> asyncio.Future[Any] | None:
-        """What a blocked task waits for."""
+        """The future that a blocked task waits for."""
         return getattr(self, "_fut_waiter", None)
 
 
 class DeterministicLoop(asyncio.AbstractEventLoop):
-    """One workflow run's event loop.
+    """The event loop of one run.
 
     `seed` (the run id) only spreads the hashes of many runs' tasks over asyncio's process-wide set of tasks.
-    `on_timer` and `on_timer_cancelled` are called when the loop goes idle: first for every reported timer cancelled
-    since, in the order of cancelling, then for every new timer that is still wanted, in the order of creation.
+
+    When the loop becomes idle, it calls `on_timer_cancelled` for every reported timer that the code has cancelled since, in
+    the order of cancelling, and then `on_timer` for every new timer that is not cancelled, in the order of creation.
     """
 
     def __init__(
@@ -223,8 +232,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     ) -> None:
         self.now_ms = 0
         self.host = host
-        self.attended = True  # by its owner: what becomes ready otherwise was made so by code outside the run
-        self.pressing = False  # the run's cancellation is being made known: it leaves alone what is shielded
+        self.attended = True  # the owner is at work; a callback that becomes ready at another time comes from outside the run
+        self.pressing = False  # tasks are being cancelled because the run is; shielded tasks ignore that
         self.violations: list[NonDeterminism] = []
         self.unhandled: list[Unhandled] = []
         self._on_timer = on_timer
@@ -233,19 +242,19 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._new_timers: list[Timer] = []
         self._cancelled_timers: list[Timer] = []
         self._timers_made = 0
-        # The low bits count, so that a small set iterates in the order of creation, whatever the seed.
+        # The low bits are a counter, so that a small set iterates in the order of creation for every seed.
         self._task_hash = self._future_hash = self._hash_base = zlib.crc32(seed.encode("utf-8", "surrogatepass")) << 12
         self._tasks: list[DeterministicTask[Any]] = []
         self._prune_at = 16
         self._running = False
-        self._outer = _NOTHING  # while it runs: what it runs inside of
+        self._outer = _NOTHING  # while it runs: the outer loop, its task and its two async generator hooks
         self._abandoned = False
-        self.foreign = ""  # by what, outside the run, something of it was made ready
+        self.foreign = ""  # the cause outside the run that has made a callback ready, in words
 
-    # What the owner calls.
+    # Called by the owner.
 
     def check(self) -> None:
-        """Raises the first violation, if there is any."""
+        """Raise the first violation, if there is any."""
         if self.foreign and not self.violations:
             frames = [frame for task in self.blocked_tasks()[:1] for frame in reversed(list(frames_of(task)))]
             if self.foreign == _ANOTHER_RUN:
@@ -261,17 +270,17 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise self.violations[0]
 
     def run_until_idle(self) -> None:
-        """Run what is ready, and what that makes ready, until nothing is; then report the timers.
+        """Run callbacks until none is ready; then report the timers.
 
         Raises `NonDeterminism` after `max_turns` callbacks: the code spins without awaiting anything durable. After that, and
-        after a KeyboardInterrupt from the keyboard, the run can only be abandoned.
+        after a KeyboardInterrupt from the keyboard, the owner can only abandon the run.
         """
         if self._running:
             raise RuntimeError("this loop is already running")
         left = self.host.max_turns
         outer = _get_running_loop()
         outer_task = _swap_current_task(outer, None) if outer is not None else None
-        first_iteration, finalizer = sys.get_asyncgen_hooks()  # Python's collector does not see what the pair itself holds
+        first_iteration, finalizer = sys.get_asyncgen_hooks()  # unpacked: the garbage collector does not look into the pair
         self._outer = (outer, outer_task, first_iteration, finalizer)
         self._running = True
         try:
@@ -291,7 +300,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                             if type(error) is KeyboardInterrupt and self.host.from_keyboard(error):
                                 raise
                             self._collect("exception in a callback", error)
-                # The traceback of an error that is kept keeps this frame.
+                # The traceback of a kept error keeps this frame alive, so release the callbacks.
                 batch.clear()
                 handle = callback = None
         finally:  # as in `leave`
@@ -305,7 +314,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._report_timers()
 
     def leave(self) -> None:
-        """Put back what was there before the run's turn. For its owner too, where code and all was cut short in its turn."""
+        """Restore the outer loop, task and hooks. The owner calls this after an exception from outside has cut a turn short."""
         if self._running:
             outer, outer_task, first_iteration, finalizer = self._outer
             sys.set_asyncgen_hooks(first_iteration, finalizer)
@@ -313,10 +322,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             if outer is not None:
                 _swap_current_task(outer, outer_task)
             self._running = False
-            self._outer = _NOTHING  # last: whoever is cut short in here is called again
+            self._outer = _NOTHING  # last, so that the owner can call this again if it is cut short, too
 
     def fire(self, timer: Timer) -> None:
-        """Make a timer's callback ready; nothing for one that was fired or cancelled."""
+        """Make a timer's callback ready. Does nothing if the timer was fired or cancelled."""
         if timer.callback is not None and not timer.fired and not self._abandoned:
             timer.fired = True
             self._ready.append(timer)
@@ -327,9 +336,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return list(self._tasks)
 
     def abandon(self) -> None:
-        """Drop the run from memory, quietly. Nothing of it goes on: what its `finally` blocks ask of the loop never comes.
+        """Drop the run from memory, quietly. Its `finally` blocks run, but nothing that they await ever comes.
 
-        For an ended run too: it frees the memory without waiting for the garbage collector. Idempotent.
+        Also for an ended run: this frees its memory without the garbage collector. Idempotent.
         """
         if self._running:
             raise RuntimeError("a loop cannot be abandoned while it runs")
@@ -341,22 +350,22 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
         if tasks:
             self.run_until_idle()
-        self.host = HOST  # code that never stops is kept, and what surrounded it is not
+        self.host = HOST  # code that never stops stays in memory, and must not keep the worker there
 
     @property
     def abandoned(self) -> bool:
         return self._abandoned
 
     def timer_cancelled(self, timer: Timer) -> None:
-        """For `Timer`: a reported timer is not wanted any more."""
+        """Called by `Timer`: the code has cancelled a reported timer."""
         self._cancelled_timers.append(timer)
 
-    # What asyncio and the workflow call.
+    # Called by asyncio and by the workflow.
 
     def time(self) -> float:
         return self.now_ms / 1000
 
-    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
+    def call_soon(  # pyright: ignore[reportIncompatibleMethodOverride]  # returns a lighter handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
@@ -368,19 +377,19 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._ready.append(handle)
         return handle
 
-    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
+    def call_soon_threadsafe(  # pyright: ignore[reportIncompatibleMethodOverride]  # returns a lighter handle
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Handle:
         if _get_running_loop() is self:
             return self.call_soon(callback, *args, context=context)
         handle = Handle(callback, args, contextvars.copy_context() if context is None else context)
-        handle.cancel()  # whoever called has nobody to tell of an error; the run is told
+        handle.cancel()  # no error here: the calling thread could not report it; `check` raises it in the run
         if not self._abandoned:
             self.foreign = "by another thread"
             self.host.wake()
         return handle
 
-    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
+    def call_later(  # pyright: ignore[reportIncompatibleMethodOverride]  # returns a lighter handle
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
         delay = _seconds(delay)
@@ -395,11 +404,11 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._new_timers.append(timer)
         return timer
 
-    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]  # gives a lighter handle
+    def call_at(  # pyright: ignore[reportIncompatibleMethodOverride]  # returns a lighter handle
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> Timer:
         when = _seconds(when)
-        # Microseconds: what is beyond them is noise of the subtraction.
+        # Round to microseconds: the digits below are noise of the subtraction.
         return self.call_later(round(when - self.time(), 6) if math.isfinite(when) else when, callback, *args, context=context)
 
     def create_future(self) -> DeterministicFuture[Any]:
@@ -409,7 +418,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return future
 
     def next_future_hash(self) -> int:
-        """For futures that asyncio makes itself."""
+        """The hash for a future that asyncio makes without `create_future`."""
         self._future_hash += 1
         return self._future_hash
 
@@ -421,7 +430,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         context: contextvars.Context | None = None,
         eager_start: bool | None = None,
     ) -> DeterministicTask[T]:
-        """As asyncio's; `eager_start` is accepted and has no effect, so that every Python version keeps the same order."""
+        """As asyncio's, but `eager_start` has no effect, so that the order is the same in every version of Python."""
         caller = _getframe(1).f_code
         if self._abandoned:
             coro.close()
@@ -465,7 +474,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     default_exception_handler = call_exception_handler
 
     def refusal(self, call: str) -> NonDeterminism:
-        """The error for a call that a workflow's loop does not serve. It is among the violations from now on."""
+        """The error for a call that a workflow's loop does not serve. Adds it to the violations."""
         what = next((what for prefix, what in _REAL.items() if call.startswith(prefix)), None)
         if what is None:
             message = (
@@ -476,7 +485,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return self._violation(message, found=f"loop.{call}")
 
     def client_refusal(self) -> NonDeterminism:
-        """The error for a call of a client's, which each replay would repeat. It is among the violations from now on."""
+        """The error for a call of a client's method, which each replay would repeat. Adds it to the violations."""
         return self._violation(
             "workflow code called a client, and each replay would do that again: signal another run by "
             "`await step.send_signal(...)`, and do anything else in a step, such as "
@@ -485,7 +494,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         )
 
     def shared(self, frames: Iterable[FrameType]) -> NonDeterminism:
-        """The error for an object of asyncio's that several runs or loops use. It is among the violations from now on."""
+        """The error for an asyncio object that several runs or loops use. Adds it to the violations."""
         return self._violation(
             "a lock, semaphore, event, queue or future of asyncio's that workflow code uses belongs to another run (or event "
             "loop), where nobody can wake this one; make it inside the workflow",
@@ -505,7 +514,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self.host.wake()
 
     def _spins(self, batch: list[Handle]) -> NonDeterminism:
-        """The error for code that does not come to rest, with the line of a task that has its turn again."""
+        """The error for code that never becomes idle, with the line of a task that is about to run again."""
         turns = [handle.callback for handle in batch]
         batch.clear()
         held = {id(one) for turn in turns for one in gc.get_referents(turn)}
@@ -518,7 +527,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         )
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
-        # An async generator left half-way. Only code that runs now can have dropped it at a point that repeats.
+        # The code has left an async generator half-way. If the code is not running, the garbage collector came upon the generator
+        # at a time that no replay repeats, so it is not closed.
         if self._running and not self._abandoned:
             self.create_task(generator.aclose())
 
@@ -547,7 +557,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         return error
 
     def _check_step(self, step: Callable[..., object]) -> None:
-        # What a task does next, as asyncio's C code hands it over; it holds the task and the error to throw into it, if any.
+        # `step` is the C object that continues a task. It refers to the task, and to the error to throw into the task, if any.
         task: Any = None
         error: RuntimeError | None = None
         for held in gc.get_referents(step):
@@ -593,7 +603,7 @@ _AS_COMPLETED = (_code("as_completed"), _code("_AsCompletedIterator"))
 
 
 def _nobody(timer: Timer) -> None:
-    """Who is told of the timers of an abandoned run."""
+    """Ignore a timer of an abandoned run."""
 
 
 def _close(task: asyncio.Task[Any]) -> None:
@@ -601,11 +611,11 @@ def _close(task: asyncio.Task[Any]) -> None:
     chain: list[Coroutine[Any, Any, Any]] = [coro]
     while isinstance(coro := getattr(coro, "cr_await", None), CoroutineType):
         chain.append(cast("Coroutine[Any, Any, Any]", coro))
-    # As its task: what asks for that, as asyncio.timeout does, would raise, and code that catches everything never come back.
+    # Make it the current task: without one, asyncio.timeout and the like raise, and code that catches everything never ends.
     loop = task.get_loop()
     _enter_task(loop, task)
     try:
-        # From the innermost on: Python itself closes what a coroutine waits for only once, and complains if that goes on.
+        # Innermost first: Python closes an awaited coroutine only once, and complains if it goes on.
         while chain and _stops(chain[-1]):
             del chain[-1]
     finally:
@@ -613,7 +623,7 @@ def _close(task: asyncio.Task[Any]) -> None:
     if chain:
         keep_for_ever(chain[0])
         return
-    # The future knows the task and the task the future: only one of them lets go.
+    # The future and the task refer to each other: break the cycle.
     waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
     if waiter is not None:
         waiter.cancel()
@@ -622,34 +632,34 @@ def _close(task: asyncio.Task[Any]) -> None:
 
 
 def _tell_others(task: asyncio.Task[Any]) -> None:
-    """What others than asyncio wanted to hear of a task's end, they hear: a thread that a library keeps for it stops then."""
+    """Call the done callbacks that are not asyncio's: a library may stop a thread of the task in one."""
     for callback, context in getattr(task, "_callbacks", None) or ():
         if (getattr(callback, "__module__", None) or "_asyncio").partition(".")[0] not in ("asyncio", "_asyncio"):
-            with contextlib.suppress(BaseException):  # it may ask for an outcome, which there is not
+            with contextlib.suppress(BaseException):  # the callback may read the task's outcome, and there is none
                 context.run(callback, task)
 
 
 def _stops(coro: Coroutine[Any, Any, Any]) -> bool:
-    # Code that catches everything and awaits again has to be told more than once.
+    # Code that catches everything and awaits again needs several errors to stop.
     for _ in range(100):
         try:
             awaited: Any = coro.throw(GeneratorExit)
-        except BaseException:  # noqa: BLE001  # stopped; whatever it raises, nobody is left to hear it
+        except BaseException:  # noqa: BLE001  # stopped; no code is left that could handle the error
             return True
         if isinstance(awaited, asyncio.Future):
-            awaited._asyncio_future_blocking = False  # what a task does, so that it can be awaited again
+            awaited._asyncio_future_blocking = False  # as a task does, so that the code can await it again
     return False
 
 
 def keep_for_ever(coro: Coroutine[Any, Any, Any]) -> None:
-    """Code that never stops: Python would ask it to stop once more before it frees it, at the latest when the process ends, and
-    would then wait for ever."""
+    """Keep code that never stops in memory. Before Python frees a coroutine, at the latest when the process ends, it throws
+    GeneratorExit into it, and would then wait for ever."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(coro))
 
 
 def _stack() -> Iterator[FrameType]:
     frame: FrameType | None = _getframe(1)
-    while frame is not None and frame.f_code is not DeterministicLoop.run_until_idle.__code__:  # beyond it is the worker's
+    while frame is not None and frame.f_code is not DeterministicLoop.run_until_idle.__code__:  # outside it are worker frames
         yield frame
         frame = frame.f_back
 
@@ -663,7 +673,7 @@ def frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
 
 
 def frames_of_traceback(error: BaseException) -> list[FrameType]:
-    """The frames that an error has come through, innermost first."""
+    """The frames of an error's traceback, innermost first."""
     frames: list[FrameType] = []
     trace = error.__traceback__
     while trace is not None:
@@ -673,9 +683,9 @@ def frames_of_traceback(error: BaseException) -> list[FrameType]:
 
 
 def source_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
-    """The user's lines: the innermost one, and if that is in an installed package, the innermost one that is not.
+    """The user's lines, as `file:line`: the innermost one and, if that is in an installed package, the innermost one outside.
 
-    Code that was made from a string, as the methods of named tuples are, has no line.
+    Skips code that was made from a string, such as the methods of named tuples.
     """
     lines: list[str] = []
     for frame in frames:
@@ -690,7 +700,7 @@ def source_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-# By the beginnings of names, so that what a later version adds is in it.
+# By prefix, so that the methods of later versions of Python match, too.
 _REAL = {
     "add_signal": "a signal",
     "remove_signal": "a signal",
@@ -712,7 +722,7 @@ _REAL = {
 
 def _refusing(name: str) -> Callable[..., Any]:
     def refuse(self: DeterministicLoop, *args: Any, **options: Any) -> Any:
-        # Code that catches the error and tries again, for ever, waits for ever.
+        # Code that catches the error and tries again for ever gets a future that never ends.
         if self.abandoned or len(self.violations) >= _KEPT:
             return self.create_future()
         raise self.refusal(name)
@@ -720,13 +730,14 @@ def _refusing(name: str) -> Callable[..., Any]:
     return refuse
 
 
+# Every other method of an event loop refuses, including those that later versions of Python add.
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in DeterministicLoop.__dict__:
         setattr(DeterministicLoop, _name, _refusing(_name))
 
 
 def _gathering_hash(future: Any) -> int:
-    # The future of `asyncio.gather` is made past `create_future`; in the set of an `asyncio.wait` it would be in a random place.
+    # `asyncio.gather` makes its future without `create_future`: with the usual hash its place in a set would be random.
     found: int | None = getattr(future, "creation_hash", None)
     if found is None:
         number: Callable[[], int] | None = getattr(future.get_loop(), "next_future_hash", None)
@@ -734,4 +745,5 @@ def _gathering_hash(future: Any) -> int:
     return found
 
 
+# For the whole process: asyncio has no other way to set the hash of this future.
 vars(asyncio.tasks)["_GatheringFuture"].__hash__ = _gathering_hash
