@@ -1,1 +1,1 @@
-"""Everything that the code of workflows touches."""
+"""The classes that the code of workflows uses: workflows, steps, context."""

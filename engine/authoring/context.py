@@ -1,4 +1,4 @@
-"""What a workflow knows about itself: `Context`. Everything here is the same on every replay."""
+"""`Context`: a run as its own code sees it. Everything here is the same on every replay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ In = TypeVar("In", default=Any)
 
 
 class ReplayLog(RunLog):
-    """Silent while the code does again what it has done before."""
+    """A logger of a run that is silent while the code repeats what it has done before."""
 
     def __init__(self, execution: Execution, extra: dict[str, Any]) -> None:
         super().__init__(logger, extra)
@@ -29,9 +29,9 @@ class ReplayLog(RunLog):
 
 
 class Input(Generic[In]):
-    """What started the run.
+    """The start of a run.
 
-    `data`: validated; `type`: "invoke", "cron" or "event"; `id` and `name` of what triggered it; `time` (UTC).
+    `data`: the validated input; `type`: "invoke", "cron" or "event"; `id`, `name`: those of the trigger; `time`: in UTC.
     """
 
     __slots__ = ("data", "id", "name", "time", "type")
@@ -45,7 +45,7 @@ class Input(Generic[In]):
 
 
 class Context(Generic[In]):
-    """One run, seen from its code."""
+    """A run as its own code sees it."""
 
     def __init__(self, execution: Execution, data: In, ext: object) -> None:
         run = execution.run
@@ -66,7 +66,7 @@ class Context(Generic[In]):
         self._ids: Random | None = None
 
     def now(self) -> datetime:
-        """The run's time (UTC): that of the last thing that happened to it in the log."""
+        """The run's time, in UTC: the log's time of the last delivery to the code, at first that of the start."""
         return utc(self._execution.loop.now_ms)
 
     @property

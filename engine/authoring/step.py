@@ -1,7 +1,7 @@
-"""What a workflow does durably (`Step`), and what a step function may ask about itself (`current_step()`).
+"""The durable operations of a workflow (`Step`), and the running attempt as a step function sees it (`current_step()`).
 
-A `Step` runs inside the workflow's deterministic loop and only asks: its methods register an op with the execution and
-wait for the journal to bring the result. Step functions run outside, on the worker.
+The methods of a `Step` run inside the workflow's deterministic loop. They only request an operation from the execution and
+wait until the journal brings its result. Step functions run outside that loop, on the worker.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Signal(NamedTuple, Generic[T]):
 
 
 class StepPorts:
-    """What the worker lends to steps: how to reach other runs, and the driver's own additions."""
+    """The services of the worker for steps: a way to signal other runs, and the driver's additions (`ext`)."""
 
     __slots__ = ("ext", "send_signal")
 
@@ -74,10 +74,11 @@ class StepPorts:
 
 
 class Step(Generic[Ext]):
-    """The durable steps of one run.
+    """The durable operations of one run.
 
-    A step id is a name within the workflow. Used again later it is numbered (`charge`, `charge#2`); two at the same time
-    need scopes. Every method may raise CancelledError when the run is cancelled.
+    A step id is a name within the workflow. A later operation may use the id again; stepfold then numbers it (`charge`,
+    `charge#2`). Two operations with one id at the same time need scopes. Every method may raise CancelledError when the run
+    is cancelled.
     """
 
     __slots__ = ("_execution", "_ext", "_ports", "_scope")
@@ -90,7 +91,7 @@ class Step(Generic[Ext]):
 
     @property
     def ext(self) -> Ext:
-        """What the driver adds: `Step[KafkaStep]` types it."""
+        """The driver's addition; `Step[KafkaStep]` gives its type."""
         if self._ext is None:
             self._ext = self._ports.ext(self)
         return cast(Ext, self._ext)
@@ -142,20 +143,20 @@ class Step(Generic[Ext]):
         record_input: bool = False,
         **unexpected: Any,
     ) -> Coroutine[Any, Any, Any]:
-        """Run `fn(*args)` on the worker and remember its result; a plain function runs in a thread.
+        """Run `fn(*args)` on the worker and record its result; a plain function runs in a thread.
 
-        Arguments are taken by value, now: data (lists, dicts, dataclasses, models, buffers, and what these hold) are copied
-        for each attempt, so that none sees what another one or the workflow does to them. What is no data (clients, locks,
-        functions, objects of plain classes) is passed as it is, and so is what `fn` has from elsewhere: the variables of a
-        closure, the object of a bound method. What a `functools.partial` holds is taken like arguments.
+        Arguments are taken by value, now: each attempt gets its own copy of data (lists, dicts, dataclasses, models, buffers,
+        and everything in them), so it sees no change that the workflow or another attempt makes. Other objects (clients,
+        locks, functions, objects of plain classes) are passed as they are, and so is everything that `fn` itself refers to:
+        the variables of a closure, the object of a bound method. The arguments in a `functools.partial` are copied, too.
 
-        `retry`: three attempts unless said (one with `at_most_once`). `timeout`: for each attempt. `at_most_once` records the
-        attempt before it runs, so that one lost with its worker counts as failed instead of running again. `record_input`
-        records each attempt before it runs, with its arguments as JSON for people to look at, of which 4 KiB are kept.
+        `retry`: three attempts by default (one with `at_most_once`). `timeout`: for each attempt. `at_most_once` records the
+        attempt before it runs: if its worker dies, the attempt counts as failed and does not run again. `record_input`
+        records each attempt before it runs, with up to 4 KiB of its arguments as JSON, for people.
 
-        Raises StepFailed after the last attempt. A result that would not come back as it was by the function's return
-        annotation fails the step at once (ValueInvalid). Raises ValueError for a bad id or duration, TypeError for what is no
-        function or an argument that can be gone through once, and ConfigError for an annotation that pydantic cannot handle.
+        Raises StepFailed after the last attempt. A result that the return annotation of `fn` would not read back as it was
+        fails the step at once (ValueInvalid). Raises ValueError for a bad id or duration, TypeError if `fn` is not a function
+        or an argument can be iterated only once, and ConfigError for an annotation that pydantic cannot handle.
         """
         if unexpected or not callable(fn):
             raise _misused(step_id, fn, unexpected)
@@ -168,7 +169,7 @@ class Step(Generic[Ext]):
         return self._ask(step_id, call, _source())
 
     def _given(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
-        """What gives each attempt its own arguments. Nothing is copied for a replay that has the result."""
+        """A maker of arguments for each attempt; None if nothing needs a copy, as on a replay that has the result."""
         if self._execution.is_known(f"{self._scope}{step_id}"):
             return None
         try:
@@ -183,7 +184,7 @@ class Step(Generic[Ext]):
         return self._ask(step_id, SleepCall(duration_ms(duration), None), _source())
 
     def sleep_until(self, step_id: str, when: datetime) -> Coroutine[Any, Any, None]:
-        """Sleep until an aware datetime, by the log's time; for ever from the last day of the year 9999 on (`datetime.max`).
+        """Sleep until an aware datetime, by the log's time; from the last day of the year 9999 on (`datetime.max`), for ever.
 
         Raises ValueError for a datetime without a time zone.
         """
@@ -212,9 +213,9 @@ class Step(Generic[Ext]):
     def wait_for_signal(
         self, step_id: str, *, signal: str, timeout: Duration | None = None, schema: Any = None
     ) -> Coroutine[Any, Any, Signal[Any] | None]:
-        """The oldest signal of this name that the run has been sent and nobody has taken; None after `timeout`.
+        """The oldest signal of this name that no wait of the run has taken yet; None after `timeout`.
 
-        `schema`: a type that pydantic validates. Data that does not fit raises InputInvalid; the signal is taken.
+        `schema`: a type that pydantic validates. Raises InputInvalid for data that do not fit; the signal is then taken.
         """
         codec = ANY if schema is None else codec_for(schema)
 
@@ -228,10 +229,9 @@ class Step(Generic[Ext]):
         return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), _source())
 
     def send_signal(self, step_id: str, *, signal: str, data: Any = None, run_id: str) -> Coroutine[Any, Any, None]:
-        """Send a signal to another run, exactly once. The data are taken as they are now.
+        """Send a signal to another run, exactly once. The data are written now, a model or dataclass by its own class.
 
-        Raises StepFailed (RunNotFound) when no open run has this id, and InputInvalid for data that JSON does not hold as they
-        are; a model or dataclass is written as its own type says.
+        Raises StepFailed (RunNotFound) if no open run has this id, and InputInvalid for data that JSON cannot hold as they are.
         """
         send = self._ports.send_signal
         if not self._execution.is_known(f"{self._scope}{step_id}"):
@@ -244,14 +244,14 @@ class Step(Generic[Ext]):
 
     @asynccontextmanager
     async def scope(self, name: str) -> AsyncGenerator[Step[Ext]]:
-        """Steps with ids below `name/`: `async with step.scope("payment") as step`."""
+        """A `Step` whose ids begin with `name/`: `async with step.scope("payment") as step`."""
         if type(name) is not str:
             raise _no_id(name)
         yield Step(self._execution, self._ports, f"{self._scope}{_valid(name)}/")
 
     @contextmanager
     def shield(self) -> Generator[None]:
-        """Cancellation of the run waits until the block ends: for compensation and clean-up."""
+        """Delay a cancellation of the run until the block ends, for compensation and clean-up."""
         task = asyncio.current_task()
         if not isinstance(task, DeterministicTask):
             raise RuntimeError("step.shield() is for workflow code; a step function is not interrupted by it")
@@ -306,7 +306,7 @@ def _source() -> Source:
 
 
 def _no_id(step_id: object) -> ValueError:
-    """For an enum, say, which is a text in its own way, or what has no hash."""
+    """The error for an id of another type, such as a str enum or an object without a hash."""
     return ValueError(f"{shown(step_id)} ({type(step_id).__name__}) is not a step id: give a plain str")
 
 
@@ -326,7 +326,7 @@ def _named(name: str, what: str) -> str:
 
 
 class AttemptInfo(Protocol):
-    """What a running attempt knows; the worker's object."""
+    """The worker's object for a running attempt, as far as `RunningStep` uses it."""
 
     @property
     def run_id(self) -> str: ...
@@ -342,7 +342,7 @@ class AttemptInfo(Protocol):
 
 
 class RunningStep:
-    """The attempt that is running: what `current_step()` gives."""
+    """The running attempt, which `current_step()` returns."""
 
     __slots__ = ("_attempt",)
 
@@ -356,24 +356,24 @@ class RunningStep:
 
     @property
     def step_id(self) -> str:
-        """The step's path through its scopes."""
+        """The id of the step, with its scopes as a path."""
         return self._attempt.step_id
 
     @property
     def attempt(self) -> int:
-        """Counts from 1."""
+        """The number of the attempt, from 1."""
         return self._attempt.number
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every attempt of the step, and another one for each run, also of one that has the id of an earlier run:
-        give it to the services the step calls. `<run id>.<8 hex digits>/<step id>`.
+        """A text that is the same for every attempt of the step and different for each run, even if a later run has the same
+        id. Pass it to the services that the step calls. `<run id>.<8 hex digits>/<step id>`.
         """
         return self._attempt.key
 
     @property
     def last_heartbeat(self) -> Any:
-        """What the attempts before recorded last; None if nothing."""
+        """The details that earlier attempts recorded last; None if there are none."""
         return own(self._attempt.heartbeat)
 
     @property
@@ -382,11 +382,11 @@ class RunningStep:
         return RunLog(logger, {"run_id": self.run_id, "step_id": self.step_id, "attempt": self.attempt})
 
     def heartbeat(self, details: Any = None) -> None:
-        """Record how far this attempt is (JSON); should it fail or be lost, the next one finds it in `last_heartbeat`.
+        """Record the progress of this attempt (JSON). If the attempt fails or is lost, the next one reads it in `last_heartbeat`.
 
-        The details are taken as they are now. Cheap to call often: the latest are recorded about once a second. Raises
-        ValueInvalid for what JSON does not hold as it is, and PayloadTooLarge above 100 kB.
-        May be called from the step's thread.
+        The details are copied now. Frequent calls are cheap: the worker records the latest details about once a second. May be
+        called from the step's thread. Raises ValueInvalid for details that JSON cannot hold as they are, and PayloadTooLarge
+        above 100 kB.
         """
         self._attempt.beat(details)
 

@@ -1,4 +1,4 @@
-"""Workflows as they are registered: a handler with an id, a version and typed input and output."""
+"""Registered workflows: a handler with an id, a version, and typed input and output."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Workflow(Generic[In, Out]):
     def encode_input(self, data: Any) -> bytes:
         """The input as JSON. Raises InputInvalid.
 
-        Data whose model makes something of its own each time stays as it was given, so that the same start again is the same.
+        If the model adds other values each time (`default_factory=uuid4`), a dict is recorded as given, so that a repeated start
+        has the same input.
         """
         try:
             if type(data) is Written:
@@ -80,7 +81,7 @@ class Workflow(Generic[In, Out]):
             ) from error
 
     def encode_json(self, value: Any) -> bytes:
-        """The input as JSON for JSON that somebody else wrote, as `digits.loads` gives it. Raises InputInvalid."""
+        """The input as JSON, for JSON that another program wrote, as `digits.loads` returns it. Raises InputInvalid."""
         try:
             return self.input.accept_json(value)
         except ValidationError as error:
@@ -91,7 +92,7 @@ class Workflow(Generic[In, Out]):
             raise InputInvalid(f"the input of workflow {self.id!r}: {error}", [{"msg": str(error)}]) from error
 
     def encode_result(self, value: Any) -> bytes:
-        """What the handler has returned as JSON. Raises ValueInvalid."""
+        """The result of the handler as JSON. Raises ValueInvalid."""
         try:
             return self.output.encode(value)
         except ValueInvalid as error:
@@ -101,7 +102,7 @@ class Workflow(Generic[In, Out]):
         try:
             given = dumps(data)
             self.input.decode(orjson.loads(given))
-        except (TypeError, ValueError):  # it needs its model to be written, or to be read
+        except (TypeError, ValueError):  # plain JSON cannot hold it, or the model cannot read it from that
             return None
         return given
 
@@ -115,11 +116,11 @@ class Workflow(Generic[In, Out]):
             ) from error
 
     def completed_input(self, value: Any) -> bytes | None:
-        """Recorded input as the model has made it, as JSON; None where the record says all of it.
+        """The recorded input as the model completes it, as JSON; None if the record holds all of it.
 
-        For a model whose defaults or validators may make something else each time (`default_factory=uuid4`): where another
-        service has started the run, what they make is in no record yet. Raises InputInvalid for what does not validate, or
-        cannot be written.
+        A model's defaults or validators may make another value each time (`default_factory=uuid4`). If another service has
+        started the run, no record holds that value yet. Raises InputInvalid for input that does not validate or cannot be
+        written.
         """
         if not self.input.makes_anew:
             return None
@@ -127,7 +128,7 @@ class Workflow(Generic[In, Out]):
         return None if orjson.loads(encoded) == value else encoded
 
     def start(self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object]) -> Coroutine[Any, Any, Out]:
-        """The handler's coroutine for one run. Raises InputInvalid inside it, so that the run fails."""
+        """The handler's coroutine for one run. The coroutine raises InputInvalid for bad input, so that the run fails."""
         return self._run(execution, ports, ctx_ext)
 
     async def _run(self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object]) -> Out:
@@ -145,7 +146,7 @@ def _input_annotation(handler: Callable[..., Any], annotation: Any) -> Any:
 
 
 def version_order(version: str) -> tuple[Any, ...]:
-    """What versions are compared by: "2" is below "10", "1.9" below "1.10", and "1.10" below "1.10a"."""
+    """The sort key of a version: "2" is below "10", "1.9" below "1.10", and "1.10" below "1.10a"."""
     return (*(int(part) if number else part for part, number in _parts(version)), version)
 
 
@@ -154,7 +155,7 @@ def _parts(version: str) -> Iterator[tuple[str, bool]]:
 
 
 class Registry:
-    """The workflows of one client, by id and version. Runs that are started without a version get the highest."""
+    """The workflows of one client, by id and version. A run that is started without a version gets the highest."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, dict[str, Workflow[Any, Any]]] = {}
@@ -163,7 +164,7 @@ class Registry:
         self.on_change: list[Callable[[], None]] = []
 
     def add(self, workflow: Workflow[Any, Any]) -> None:
-        """Raises ConfigError when another handler is registered under this id and version."""
+        """Register a workflow. Raises ConfigError if this id and version are taken."""
         versions = self._by_id.setdefault(workflow.id, {})
         if workflow.version in versions:
             there = versions[workflow.version].handler.__qualname__
@@ -177,7 +178,7 @@ class Registry:
             tell()
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
-        """The workflow; without a version, the highest that is registered, which is said once where there are several."""
+        """The workflow, or None; without a version, the highest one. Warns once per id if there are several versions."""
         versions = self._by_id.get(workflow_id)
         if not versions:
             return None
