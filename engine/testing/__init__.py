@@ -1,4 +1,4 @@
-"""What helps to test: virtual time for workflows, simulated processes and a log that fails, and the suite for drivers."""
+"""Tools for tests: virtual time for workflows, simulated processes, a log that fails, and the conformance suite for drivers."""
 
 from .faulty import FAULTS, FaultyDriver, FaultyLog
 from .processes import Process, ProcessLoop

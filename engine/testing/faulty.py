@@ -1,10 +1,10 @@
-"""A log in memory that fails as real logs do: what a driver may do to its users and still keep the promises of `stepfold.log`.
+"""A log in memory that fails as real logs do, within the promises of `stepfold.log`.
 
-`FaultyLog` is what is stored, and the broker or file behind it; `driver(process)` is one process's way to it. It has one of
-two characters: "kafka" (an inbox, gaps in offsets, timestamps that step back, writes that land long after they were given up, a
+`FaultyLog` is the stored log with its broker or file; `driver(process)` connects one process to it. The log has one of two
+characters: "kafka" (an inbox, gaps in offsets, timestamps that step back, writes that land long after they were given up, a
 group that takes partitions from a silent member) or "sqlite" (dense offsets, all or nothing, nothing late). All delays are
-virtual and all chance comes from `random`, so a seed gives one run. `rates` says how often each fault of `FAULTS` happens, from
-0 to 1; without any it is a plain log.
+virtual and all chance comes from `random`, so a seed repeats a run. `rates` gives the probability of each fault of `FAULTS`;
+without rates it is a plain log.
 """
 
 from __future__ import annotations
@@ -44,31 +44,31 @@ _WRITES = ("ack-lost", "refused", "late", "slow", "crash")
 
 Character = Literal["kafka", "sqlite"]
 Checkpoints = list[tuple[int, str, bytes | None]]
-"""Offset, key and value of each."""
+"""A list of (offset, key, value)."""
 
 
 class Watch:
-    """Is told what happens to the log. Subclass what is of interest."""
+    """An observer of a log. Override the methods of interest."""
 
     def appended(self, partition: int, record: Record, writer: str) -> None:
-        """It became durable."""
+        """A record became durable."""
 
     def acknowledged(self, partition: int, offset: int, writer: str) -> None:
-        """The writer was told so."""
+        """The writer got the acknowledgement of a record."""
 
     def read(self, partition: int, record: Record, reader: str) -> None:
-        """A reader was given it."""
+        """A reader got a record."""
 
     def checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        """They became durable beside the partition."""
+        """Items became durable beside the partition."""
 
     def crash(self, process: Process) -> None:
-        """The process shall die now."""
+        """The fault "crash" has happened: kill the process."""
         process.kill()
 
 
 class _Partition:
-    """What is stored of one partition."""
+    """The stored data of one partition."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -76,27 +76,27 @@ class _Partition:
         self.offsets: list[int] = []
         self.by_key: dict[str, list[Record]] = {}
         self.end = 0
-        self.put_back_to = 0  # where it ended when it was put back last
+        self.put_back_to = 0  # the end after the last `put_back`
         self.timestamp = 0
         self.checkpoints: Checkpoints = []  # a topic
         self.checkpoints_end = 0
-        self.readers: list[FaultyReader] = []  # those that wait
+        self.readers: list[FaultyReader] = []  # readers that wait for records
         self.inbox: list[InboxRecord] = []
-        self.inbox_end = 0  # the offset of the next one: ends of transactions have offsets, too
-        self.routed = 0  # the position in the inbox that was committed: an index
-        self.given_up: set[int] = set()  # indices of records of transactions that were aborted
+        self.inbox_end = 0  # the offset of the next record; ends of transactions take offsets, too
+        self.routed = 0  # the committed position in `inbox`, an index
+        self.given_up: set[int] = set()  # indices of records whose transactions were aborted
         self.open: list[Transaction] = []
 
 
 class Transaction:
-    """What a foreign producer puts into the inbox counts when it commits; nothing behind it is read before it has ended."""
+    """A foreign producer's transaction on the inbox. Its records count when it commits; nobody reads past an open transaction."""
 
     def __init__(self, log: FaultyLog) -> None:
         self._log = log
         self._places: dict[int, list[int]] = {}  # by partition: indices
 
     def put(self, partition: int, key: bytes | None, value: bytes | None) -> str:
-        """Gives the place of the record."""
+        """Put a record into the inbox; returns its place."""
         part = self._log.partitions[partition]
         if partition not in self._places:
             part.open.append(self)
@@ -104,7 +104,7 @@ class Transaction:
         return self._log.put_inbox(partition, key, value)
 
     def end(self, commit: bool) -> None:
-        """Commit, or abort."""
+        """Commit or abort the transaction."""
         for partition, places in self._places.items():
             part = self._log.partitions[partition]
             part.open.remove(self)
@@ -114,12 +114,12 @@ class Transaction:
         self._log.group.inbox_news()
 
     def begins(self, partition: int) -> int:
-        """The index of its first record there."""
+        """The index of its first record in the partition's inbox."""
         return self._places[partition][0]
 
 
 class FaultyLog:
-    """`watch` is told everything. `counts` counts the faults that happened."""
+    """The stored log. `watch` observes everything; `counts` counts the faults that happened."""
 
     def __init__(
         self,
@@ -141,24 +141,24 @@ class FaultyLog:
         self.rates: dict[str, float] = {}
         self.watch = watch or Watch()
         self.counts: Counter[str] = Counter()
-        self.clock_ms = 0  # how far the broker's clock is off
+        self.clock_ms = 0  # the error of the broker's clock
         self.times_put_back = 0
-        self.down_until = 0.0  # an outage: nobody is answered; a full disk: nothing can be written
+        self.down_until = 0.0  # until then kafka answers nobody (an outage), and sqlite refuses writes (a full disk)
         self.dead_letters: list[tuple[InboxRecord, str]] = []
-        self.context = contextvars.Context()  # the broker belongs to no process
+        self.context = contextvars.Context()  # empty, because the broker belongs to no process
         self.group = _Group(self)
         self.set_rates(rates or {})
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
-        """From now on."""
+        """Use these probabilities of faults from now on."""
         self.rates = {kind: rate for kind, rate in rates.items() if self.kafka or kind not in _KAFKA_ONLY}
 
     def driver(self, process: Process) -> FaultyDriver:
-        """A process's own."""
+        """The driver of one process."""
         return FaultyDriver(self, process)
 
     def happens(self, kind: str) -> bool:
-        """Whether a fault happens now."""
+        """Decide whether a fault happens now, and count it."""
         rate = self.rates.get(kind)
         if rate and self.random.random() < rate:
             self.counts[kind] += 1
@@ -166,15 +166,15 @@ class FaultyLog:
         return False
 
     def delay_s(self) -> float:
-        """How long a message travels."""
+        """A random travel time of a message, in seconds."""
         return (0.0005 if self.kafka else 0.0001) * (1 + self.random.randrange(4))
 
     def later(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
-        """On the broker's side."""
+        """Call something later, on the broker's side."""
         self.loop.call_later(delay_s, call, *args, context=self.context)
 
     def put(self, partition: int, entries: Sequence[Entry], writer: str, clock_ms: int) -> list[Ack]:
-        """They are durable now. `clock_ms` is the writer's, which counts on a file."""
+        """Make entries durable. `clock_ms`: the writer's clock, which a file uses for timestamps."""
         part = self.partitions[partition]
         if self.kafka:
             timestamp = self.loop.clock() + self.clock_ms
@@ -202,7 +202,7 @@ class FaultyLog:
         return acks
 
     def put_checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        """They are durable now."""
+        """Make items durable beside the partition."""
         part = self.partitions[partition]
         for key, value in items.items():
             part.checkpoints.append((part.checkpoints_end, key, value))
@@ -215,7 +215,7 @@ class FaultyLog:
     def put_inbox(
         self, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = ()
     ) -> str:
-        """Somebody outside put a record into the inbox; gives its place."""
+        """Put a record of a foreign producer into the inbox; returns its place."""
         part = self.partitions[partition]
         place = f"{self.name}.inbox/{partition}/{part.inbox_end}"
         part.inbox_end += 1
@@ -224,8 +224,10 @@ class FaultyLog:
         return place
 
     def put_back(self, ends: Sequence[int], checkpoints: Sequence[Checkpoints] | None = None) -> None:
-        """Of each partition only what is below an offset is left, as after a restore from an older copy, or where a log has
-        lost its end. `checkpoints`: what stands beside each, if not what does now. What is under way is lost."""
+        """Cut each partition at its offset in `ends`, as a restore from an older copy does, or the loss of a log's end.
+
+        `checkpoints`: the new items beside each partition; None keeps the present ones. Writes under way are lost.
+        """
         self.times_put_back += 1
         for part, end in zip(self.partitions, ends, strict=True):
             part.end = part.put_back_to = end
@@ -243,7 +245,7 @@ class FaultyLog:
 
 
 class _Call:
-    """One append, or one checkpoint, on its way. `write` makes the first `count` of its entries durable."""
+    """One append or one checkpoint under way. `write(n)` makes the first `n` of its `count` entries durable."""
 
     __slots__ = ("count", "done", "write")
 
@@ -254,7 +256,8 @@ class _Call:
 
 
 class _Lane:
-    """What one process writes to one place: a batch is under way while the next gathers, and a failure fails them all."""
+    """The writes of one process to one place: a partition, or the checkpoints. While a batch is under way, the next one
+    gathers; a failure fails both."""
 
     def __init__(self, driver: FaultyDriver) -> None:
         self._driver = driver
@@ -272,7 +275,7 @@ class _Lane:
             self._send()
 
     def _send(self) -> None:
-        if self._driver.process.stopped:  # in the middle of its turn, in which nothing more happens before it goes on, if ever
+        if self._driver.process.stopped:  # stopped in the middle of its turn: send nothing before it goes on, if ever
             if not self._held:
                 self._held = True
                 self._driver.later(0, self._go_on)
@@ -308,13 +311,13 @@ class _Lane:
         log.watch.crash(self._driver.process)
 
     def _land(self, batch: list[_Call], acknowledged: bool, sent_to: int) -> None:
-        """The batch arrives; `sent_to`: how often the log had been put back when it was sent."""
+        """The batch arrives. `sent_to`: `times_put_back` when it was sent."""
         driver = self._driver
         log = driver.log
         if log.times_put_back != sent_to:
             driver.later(0, self._fail, batch)
             return
-        if driver.process.state == "dead" and log.random.random() < 0.3:  # it was never sent
+        if driver.process.state == "dead" and log.random.random() < 0.3:  # the process died before it sent the batch
             return
         torn = not acknowledged and log.happens("torn")
         answers: list[Any] = []
@@ -330,7 +333,7 @@ class _Lane:
             driver.later(log.delay_s(), self._acknowledge, batch, answers)
 
     def _acknowledge(self, batch: list[_Call], answers: list[Any]) -> None:
-        if self._sent is not batch:  # given up
+        if self._sent is not batch:  # the process has given it up
             return
         self._sent = None
         for call, answer in zip(batch, answers, strict=True):
@@ -344,13 +347,13 @@ class _Lane:
             self._driver.session_failed(self)
 
     def fail(self, reason: str) -> None:
-        """Whoever waits for an acknowledgement hears that there is none."""
+        """Fail all calls that wait for an acknowledgement."""
         calls = [*(self._sent or ()), *self._waiting]
         self._sent, self._waiting = None, []
         for call in calls:
             if not call.done.done():
                 call.done.set_exception(LogUnavailable(reason))
-                call.done.exception()  # who was cancelled meanwhile does not fetch it
+                call.done.exception()  # marks it as retrieved: a caller that was cancelled never reads it
 
 
 class FaultyReader:
@@ -375,7 +378,7 @@ class FaultyReader:
             await self._news(wait)
             driver.check_open()
         else:
-            await asyncio.sleep(0)  # a loop of reads must let others run
+            await asyncio.sleep(0)  # so that a loop of reads lets other tasks run
         if log.times_put_back != self._times_put_back:
             self._times_put_back = log.times_put_back
             if self.position > part.put_back_to:
@@ -406,7 +409,7 @@ class FaultyReader:
                 timer.cancel()
 
     def news(self) -> None:
-        """There is something new: this reader learns of it soon."""
+        """Wake this reader soon: the partition has changed."""
         if not self._waking:
             self._waking = True
             self._driver.later(self._driver.log.delay_s() * 2, self._wake)
@@ -418,7 +421,7 @@ class FaultyReader:
             _settle(self._waiter)
 
     def end(self) -> None:
-        """The log was closed."""
+        """Wake the reader because the log was closed."""
         if self._waiter is not None:
             _settle(self._waiter)
 
@@ -436,7 +439,7 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 
 class FaultyDriver:
-    """A `Log`: what one process has of a faulty log."""
+    """A `Log`: the driver of one process on a faulty log."""
 
     max_value_bytes = MAX_VALUE_BYTES
 
@@ -460,7 +463,7 @@ class FaultyDriver:
         return len(self.log.partitions)
 
     def later(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
-        """On this process's side: held while it is paused."""
+        """Call something later, as part of this process: a pause delays it."""
         self.log.loop.call_later(delay_s, call, *args, context=self.process.context)
 
     async def open(self) -> None:
@@ -478,11 +481,11 @@ class FaultyDriver:
             await member.leave()
         for part in self.log.partitions:
             for reader in part.readers[:]:
-                if reader._driver is self:  # pyright: ignore[reportPrivateUsage]  # of the same module
+                if reader._driver is self:  # pyright: ignore[reportPrivateUsage]  # a class of this module
                     reader.end()
 
     def check_open(self) -> None:
-        """Raises LogUnavailable."""
+        """Raise LogUnavailable if the driver is not open."""
         if not self._open:
             raise LogUnavailable(f"{self.name} is not open")
 
@@ -493,12 +496,12 @@ class FaultyDriver:
         return self.log.partitions[partition]
 
     async def question(self) -> None:
-        """A question that gets no answer. Raises LogUnavailable."""
+        """Ask the broker and get no answer. Raises LogUnavailable."""
         await asyncio.sleep(self.log.random.random() * PATIENCE_S)
         raise LogUnavailable(f"{self.name} did not answer")
 
     async def ask(self) -> None:
-        """A question to the broker that gets its answer, usually."""
+        """Ask the broker and, unless a fault happens, get the answer. Raises LogUnavailable."""
         log = self.log
         self.check_open()
         if log.happens("unavailable") or (log.kafka and log.down_until > log.loop.time()):
@@ -513,7 +516,8 @@ class FaultyDriver:
         return lane
 
     def session_failed(self, lane: _Lane) -> None:
-        """An idempotent producer that gives up a batch gives up all that it has under way; a file fails one transaction."""
+        """Fail a lane, as a file fails one transaction. On kafka also fail the lanes of all partitions: an idempotent producer
+        that gives up one batch gives up all that are under way."""
         reason = f"{self.name} did not acknowledge a write: it may or may not be done"
         for purpose, other in self._lanes.items():
             if other is lane or (self.log.kafka and purpose != "other"):
@@ -578,7 +582,7 @@ class FaultyDriver:
         return joined
 
     def left(self, member: FaultyMembership) -> None:
-        """It is no member any more."""
+        """Forget a member that has left."""
         if member in self._members:
             self._members.remove(member)
 
@@ -590,7 +594,7 @@ class FaultyDriver:
         log = self.log
         pairs = list(items.items())
         if not any(items.values()):
-            pairs.sort()  # in which order keys are deleted may depend on the order of a set
+            pairs.sort()  # the caller may take the keys to delete from a set, whose order differs between processes
 
         def write(count: int) -> None:
             log.put_checkpoint(partition, dict(pairs[:count]))
@@ -600,7 +604,7 @@ class FaultyDriver:
         await done
 
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
-        """As the port says. What is written meanwhile is not read; what that makes obsolete may be gone before it is read."""
+        """As the port says. Does not read items that are written meanwhile; an item that they replace may be missing."""
         part = self._part(partition)
         await self.ask()
         position, end = 0, part.checkpoints_end
@@ -620,15 +624,15 @@ class FaultyDriver:
         return FaultyInbox(self._members[-1]) if self.log.kafka else None
 
     def step_ext(self, step: Any) -> NoReturn:
-        """This log adds nothing."""
+        """Raises ConfigError: this driver adds nothing."""
         raise ConfigError(f"{self.name} adds nothing to step.ext")
 
     def ctx_ext(self, run_id: str) -> None:
-        """This log adds nothing."""
+        """None: this driver adds nothing."""
 
 
 class _Group:
-    """Who should own what: spreads the partitions over those that are there, and tells each some time later."""
+    """The group of members: assigns the partitions to them, and notifies each member some time later."""
 
     def __init__(self, log: FaultyLog) -> None:
         self._log = log
@@ -657,7 +661,7 @@ class _Group:
             self.rebalance()
 
     def rebalance(self, shuffle: bool = False) -> None:
-        """Spread evenly, with as few moves as possible, unless they are to be moved."""
+        """Spread the partitions evenly, with as few moves as possible; `shuffle`: at random."""
         if shuffle:
             self._log.random.shuffle(self.members)
             self.owners[:] = [None] * len(self.owners)
@@ -681,7 +685,7 @@ class _Group:
             member.driver.later(delay_s, member.told, self.generation, target)
 
     def _tick(self) -> None:
-        """Dead and silent members lose their partitions; a locked file stays locked as long as its process lives."""
+        """Remove members that are silent for longer than a session. On sqlite only the death of a process removes it."""
         now = self._log.loop.time()
         kafka = self._log.kafka
         for member in self.members[:]:
@@ -691,7 +695,7 @@ class _Group:
             elif now - member.seen > SESSION_S or (not kafka and process.state == "dead"):
                 self.members.remove(member)
                 if process.state == "paused":
-                    member.driver.later(0, self.enter, member)  # which it does when it goes on
+                    member.driver.later(0, self.enter, member)  # happens when the process goes on
                 self.rebalance()
         if self.members or self._log.loop.time() < SESSION_S:
             self._log.later(COORDINATE_S, self._tick)
@@ -721,7 +725,7 @@ class FaultyMembership:
         group.enter(self)
 
     def told(self, generation: int, assignment: frozenset[int]) -> None:
-        """A decision of the group has arrived; an older one may come later."""
+        """Take an assignment from the group; ignore one that is older than the last."""
         if generation < self._generation:
             return
         self._generation = generation
@@ -761,19 +765,19 @@ class FaultyMembership:
 
     @property
     def has_left(self) -> bool:
-        """Whether it has."""
+        """Whether `leave` was called."""
         return self._left
 
 
 class FaultyInbox:
-    """An `Inbox`. Whoever owns a partition of the history reads the inbox partition of that number."""
+    """An `Inbox`. The member that a partition is assigned to reads the inbox partition of the same number."""
 
     def __init__(self, member: FaultyMembership) -> None:
         self._member = member
         self._log = member.driver.log
         self._positions: dict[int, int] = {}
         self._received: list[InboxRecord] = []
-        self._behind: dict[int, int] = {}  # by partition: the position behind what was received
+        self._behind: dict[int, int] = {}  # by partition: the position behind the received records
 
     async def receive(self) -> Sequence[InboxRecord]:
         """As the port says."""
@@ -804,7 +808,7 @@ class FaultyInbox:
         raise LogUnavailable(f"{log.name}: this member has left")
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
-        """As the port says. Where the position cannot be committed, the records come again to somebody."""
+        """As the port says. If the commit fails, some member receives the records again."""
         self._received = []
         await asyncio.sleep(self._log.delay_s())
         if not self._log.happens("unavailable"):

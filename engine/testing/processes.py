@@ -1,8 +1,8 @@
-"""Several processes on one virtual-time loop, each of which may be paused or killed at any await.
+"""Several processes on one virtual-time loop. A test may pause or kill each at any await.
 
-What a process does runs inside `Process.run` or a task started there; everything that follows from it (tasks, callbacks,
-timers) belongs to it too, by its context. A paused process gets no turn until it goes on; a killed one never again, and
-nothing of it is cleaned up, as after SIGKILL. What must outlive it, such as a broker, runs in a context of its own.
+`Process.start` runs a coroutine as part of a process. All tasks, callbacks and timers that it makes belong to the process,
+too, by their context. A paused process gets no turn until it goes on. A killed process never gets a turn again, and none of
+its clean-up runs, as after SIGKILL. Code that must outlive it, such as a broker, runs in a context of its own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ T = TypeVar("T")
 _process: ContextVar[Process] = ContextVar("stepfold_simulated_process")
 
 _NO_TURN = "_clear_awaited_by_callback"
-"""A callback of `asyncio.shield` from Python 3.14 on. It does nothing that matters, and turns are the same in every version."""
+"""A callback of `asyncio.shield` from Python 3.14 on. It does not count as a turn, so that all versions count alike."""
 
 
 class Process:
-    """One life of one process. `clock()` is its own idea of the date: `skew_ms` may be changed at any time.
+    """One process from its start to its death. `skew_ms`, the error of its `clock()`, may be changed at any time.
 
-    `on_turn` is called, once, before the `turns`-th turn that the process would get, and may pause or kill it.
+    The loop calls `on_turn` once, before the `turns`-th turn from now; it may pause or kill the process.
     """
 
     def __init__(self, loop: ProcessLoop, name: str, skew_ms: int = 0) -> None:
@@ -40,7 +40,7 @@ class Process:
         self.turns = 0
         self.on_turn: Callable[[], None] = lambda: None
         self.held: list[asyncio.Handle] = []
-        self.remains: set[asyncio.Task[Any]] = set()  # when it died: what is collected would run its clean-up
+        self.remains: set[asyncio.Task[Any]] = set()  # its tasks at its death: garbage collection would run their clean-up
         self.context = copy_context()
         self.context.run(_process.set, self)
 
@@ -48,7 +48,7 @@ class Process:
         return f"<Process {self.name} {self.state}>"
 
     def clock(self) -> int:
-        """Milliseconds since 1970, UTC, as this process believes."""
+        """The time by this process's clock: milliseconds since 1970, UTC."""
         return self.loop.clock() + self.skew_ms
 
     def start(self, main: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
@@ -56,13 +56,13 @@ class Process:
         return self.loop.create_task(main, name=name, context=self.context.copy())
 
     def pause(self) -> None:
-        """No more turns, until `resume`; what is due meanwhile waits."""
+        """Give the process no turns until `resume`; callbacks that are due meanwhile wait."""
         if self.state == "running":
             self.state = "paused"
             self.stopped = True
 
     def resume(self) -> None:
-        """Go on after a pause."""
+        """End a pause."""
         if self.state == "paused":
             self.state = "running"
             self.stopped = False
@@ -70,7 +70,7 @@ class Process:
             self.loop.again(held)
 
     def kill(self) -> None:
-        """No more turns, ever."""
+        """Give the process no turns any more."""
         if self.state != "dead":
             self.state = "dead"
             self.stopped = True
@@ -79,11 +79,11 @@ class Process:
 
 
 def current_process() -> Process | None:
-    """The process whose turn it is."""
+    """The process that has its turn; None outside any."""
     return _process.get(None)
 
 
-# Made so often that they do by themselves what asyncio's do when they are made, outside its debug mode.
+# For speed, these constructors set the attributes that asyncio's constructors set outside debug mode.
 
 
 class _Handle(asyncio.Handle):
@@ -159,11 +159,11 @@ class ProcessLoop(VirtualTimeLoop):
         return timer
 
     def again(self, handles: list[asyncio.Handle]) -> None:
-        """Give a process what it was kept from."""
+        """Make the handles ready that a paused process has missed."""
         self._ready.extend(handles)
 
     def close(self) -> None:
-        """As asyncio's. Whatever tasks dead processes have left are dropped; only now their clean-up runs, unheard."""
+        """As asyncio's. Also drops the tasks of dead processes; their clean-up runs now, and its errors are ignored."""
         self._timers.clear()
         for process in self.dead:
             process.held.clear()
@@ -181,7 +181,7 @@ class ProcessLoop(VirtualTimeLoop):
             while timers and timers[0][2]._cancelled:
                 heapq.heappop(timers)
             if not timers:
-                self.select(None)  # which says where all wait
+                self.select(None)  # raises VirtualDeadlock
             self._now = max(self._now, timers[0][0])
         end = self._now + self._clock_resolution
         while timers and timers[0][0] < end:
@@ -205,7 +205,7 @@ class ProcessLoop(VirtualTimeLoop):
                 handle._context.run(handle._callback, *handle._args)
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as error:  # noqa: BLE001  # as a handle runs itself
+            except BaseException as error:  # noqa: BLE001  # as asyncio's Handle does
                 self.call_exception_handler({"message": f"Exception in {handle!r}", "exception": error, "handle": handle})
-            if process is not None and process.stopped and process.state == "dead":  # it died in the middle of its turn
+            if process is not None and process.stopped and process.state == "dead":  # it died during its turn
                 process.remains |= asyncio.all_tasks(self)

@@ -4,7 +4,7 @@
     stepfold_virtual(client, main)         the same, runs `await main()` beside a worker in virtual time, then replays each run
     stepfold_replay(client, files)         runs today's code over exported histories
 
-It runs as part of every pytest session of those who have stepfold installed, so it does nothing before a fixture is asked for.
+Every pytest session loads this module, so it does nothing until a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 
 class InVirtualTime(Protocol):
-    """The fixture `stepfold_virtual`."""
+    """The type of the fixture `stepfold_virtual`."""
 
     def __call__(self, client: Client, main: Callable[[], Coroutine[Any, Any, T]], *, start_ms: int = START_MS) -> T: ...
 
 
 Memory = Callable[[Client], Client]
 ReplayFiles = Callable[[Client, Iterable[Any]], None]
-"""Of the fixture `stepfold_replay`: a client with the workflows, and paths or open binary files."""
+"""The type of the fixture `stepfold_replay`. It takes a client with the workflows, and paths or open binary files."""
 
 
 @pytest.fixture
@@ -53,10 +53,10 @@ def stepfold_memory() -> Generator[Memory]:
 
 @pytest.fixture
 def stepfold_virtual(stepfold_memory: Memory) -> InVirtualTime:
-    """`stepfold_virtual(client, main)` returns what `await main()` returns beside a worker of the client, in virtual time.
+    """`stepfold_virtual(client, main)` returns the result of `await main()`, run beside a worker of the client in virtual time.
 
-    The client gets a fresh log in memory until the test ends. At the end of `main` the code of each run is replayed over its
-    history: the test fails for code that does not repeat itself. `start_ms`: the date at which virtual time begins.
+    The client gets a fresh log in memory until the test ends. After `main` the fixture replays the code of each run over its
+    history: the test fails if the code does not repeat itself. `start_ms`: the date at which virtual time begins.
     """
 
     def run(client: Client, main: Callable[[], Coroutine[Any, Any, T]], *, start_ms: int = START_MS) -> T:
@@ -75,9 +75,10 @@ def stepfold_virtual(stepfold_memory: Memory) -> InVirtualTime:
 
 @pytest.fixture
 def stepfold_replay() -> ReplayFiles:
-    """`stepfold_replay(client, files)` fails the test unless today's code does what these exported histories hold.
+    """`stepfold_replay(client, files)` fails the test unless today's code agrees with these exported histories.
 
-    `files`: paths or open binary files, as `stepfold run export` writes them. No step is executed. No file at all fails, too.
+    `files`: paths or open binary files, as `stepfold run export` writes them. The replay executes no step. An empty `files`
+    fails the test, too.
     """
 
     def replay_all(client: Client, files: Iterable[Any]) -> None:
@@ -88,13 +89,13 @@ def stepfold_replay() -> ReplayFiles:
 
 
 async def _histories(client: Client) -> list[bytes]:
-    """The export of each run that the client's worker has served. A quarantined run is left out: its code is known to differ."""
+    """The exports of all runs that the client's worker has served, except quarantined ones, whose code is known to differ."""
     from stepfold.projections.audit import export_run
 
     exports: list[bytes] = []
     reader = client.log.reader(0, 0)
     for run_id in dict.fromkeys(record.key for record in await reader.read(sys.maxsize) if record.key != CLAIM_KEY):
-        with contextlib.suppress(RunNotFound):  # a signal that came for no run
+        with contextlib.suppress(RunNotFound):  # only a signal has come for this id, and no start
             if (await client.run(run_id).status()).state not in ("pending", "quarantined"):
                 export = io.BytesIO()
                 await export_run(client.log, run_id, export)
@@ -103,7 +104,7 @@ async def _histories(client: Client) -> list[bytes]:
 
 
 def _replay(client: Client, files: Iterable[Any]) -> int:
-    """How many histories agree with the code. Fails the test if one does not."""
+    """The number of histories. Fails the test if one of them disagrees with the code."""
     from stepfold.projections.audit import replay
 
     replays = [replay(file, client) for file in files]

@@ -1,11 +1,11 @@
-"""The conformance suite of the port in `stepfold.log`: whoever passes it is a driver.
+"""The conformance suite of the port in `stepfold.log`: a driver is complete when it passes.
 
     class TestMine(LogSuite):                       # any runner that awaits `async def test_...` methods, such as pytest-asyncio
         async def open_log(self) -> Log: ...        # a fresh log
         async def reopen(self, log: Log) -> Log | None: ...   # the same one, as another process sees it
 
-It relies on the port and the standard library only, so it may not know a driver or a test runner. Nothing here depends on
-how fast a driver is: what must come, may come until `deadline_s`; only the absence of news is awaited for a fixed time.
+The suite uses only the port and the standard library, and knows no driver and no test runner. It does not depend on the
+speed of a driver: an expected event may come until `deadline_s`. Only to see that nothing comes, it waits a fixed time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["LogSuite"]
 T = TypeVar("T")
 
 SILENCE_S = 0.05
-"""How long a read waits where nothing is to come."""
+"""How long the suite waits to see that nothing comes."""
 
 
 def entry(key: str, **fields: object) -> Entry:
@@ -42,7 +42,7 @@ def entries_of(records: Iterable[Record]) -> list[Entry]:
 
 
 async def checkpoints_of(log: Log, partition: int) -> dict[str, bytes]:
-    """All that is stored beside a partition."""
+    """All items that are stored beside a partition."""
     found: dict[str, bytes | None] = {}
     async for portion in log.checkpoint_load(partition):
         found.update(portion)
@@ -50,7 +50,7 @@ async def checkpoints_of(log: Log, partition: int) -> dict[str, bytes]:
 
 
 class Assignment:
-    """Follows one membership; `latest` is None until its first answer."""
+    """Follows the assignment of one membership; `latest` is None until the first answer."""
 
     def __init__(self, membership: Membership) -> None:
         self.membership = membership
@@ -72,20 +72,20 @@ class Assignment:
 
 
 class LogSuite:
-    """Subclass it, implement the two factories, run it. State that they need belongs to the subclass."""
+    """Subclass it, implement the two factories, and run it. The subclass keeps the state that they need."""
 
     deadline_s: float = 30.0
-    """By when anything that must come has come."""
+    """The time limit for everything that must happen, in seconds."""
 
     async def open_log(self) -> Log:
-        """A fresh log, opened: nothing in it, an identity of its own, at least two partitions where the driver can have them."""
+        """A fresh log, opened: empty, with an identity of its own, and with at least two partitions if the driver can."""
         raise NotImplementedError
 
     async def reopen(self, log: Log) -> Log | None:
-        """A second, opened instance on the log that `log` has stored, as another process would see it; None where impossible."""
+        """A second, opened instance on the stored log of `log`, as another process would see it; None if that is impossible."""
         raise NotImplementedError
 
-    # What the tests are written with.
+    # Helpers of the tests.
 
     @contextlib.asynccontextmanager
     async def fresh(self) -> AsyncGenerator[Log, None]:
@@ -123,7 +123,7 @@ class LogSuite:
             await asyncio.sleep(0.01)
 
     async def take(self, reader: Reader, count: int, limit: int = 1000) -> list[Record]:
-        """The next `count` records, asked for in portions of `limit`; fails if there are more."""
+        """The next `count` records, read in portions of `limit`; fails if the reader returns more."""
         records: list[Record] = []
 
         async def collect() -> None:
@@ -135,7 +135,7 @@ class LogSuite:
         return records
 
     async def contents(self, log: Log, partition: int = 0) -> list[Record]:
-        """All records that were there when it was called."""
+        """All records of the partition at the time of the call."""
         _, end = await log.bounds(partition)
         reader = log.reader(partition, 0)
         records: list[Record] = []
@@ -541,7 +541,7 @@ class LogSuite:
             await member.membership.leave()
 
     async def owns_all(self, log: Log, *members: Assignment) -> None:
-        """Waits until the members share the partitions, none with nothing while another has several."""
+        """Wait until the members share all partitions, and each has one if there are enough."""
 
         def shared() -> bool:
             given = [partition for member in members for partition in member.latest or ()]

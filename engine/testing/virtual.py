@@ -2,8 +2,8 @@
 
 The whole engine runs on it, with the memory log, in one thread: years of timers pass in seconds, and the same program
 does the same things in the same order each time (tasks and futures hash by creation number, as in a workflow).
-It has no sockets; functions for other threads run inline. A program in which nothing can happen any more gets a
-`VirtualDeadlock` that says what each run, or else each task, waits for, instead of waiting for ever.
+The loop has no sockets, and runs functions for other threads inline. When nothing can happen any more, it does not wait for
+ever but raises `VirtualDeadlock`, which says what each run and each task waits for.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ START_MS = 1_893_456_000_000
 """2030-01-01T00:00Z, in milliseconds since 1970."""
 
 HORIZON_S = 10_000 * 366 * 86_400.0
-"""Ten times the longest sleep: a timer beyond is never due."""
+"""Ten times the longest sleep. A timer beyond it is never due."""
 SAID_RUNS = 5
 RESOLUTION_S = 1e-6
-"""Below what a float of years can tell apart the loop would wait for a timer for ever; after centuries that is more."""
+"""Timers within this time are due together. It must not be below the precision of a float that holds years (`select` raises it
+after centuries), or the loop would wait for a timer for ever."""
 
 
 class VirtualDeadlock(RuntimeError):
@@ -54,10 +55,10 @@ class _Timer(asyncio.TimerHandle):
 class VirtualTimeLoop(asyncio.BaseEventLoop):
     """An event loop whose `time()` starts at 0 and moves only when nothing is ready, straight to the next timer.
 
-    `start_ms` is what `clock()` says at time 0: milliseconds since 1970, UTC.
+    `start_ms`: the value of `clock()` at time 0, in milliseconds since 1970, UTC.
     """
 
-    virtual = True  # what takes real time, such as a thread, has no place in it
+    virtual = True  # tells the engine to use nothing that takes real time, such as a thread
     _scheduled: list[asyncio.TimerHandle]  # BaseEventLoop's heap
 
     def __init__(self, start_ms: int = START_MS) -> None:
@@ -67,7 +68,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         self._timers_made = 0
         self._futures_made = 0
         self._tasks_made = 0
-        self._selector = self  # what BaseEventLoop waits on between two rounds
+        self._selector = self  # BaseEventLoop calls `select` on it between two rounds
         self._clock_resolution = RESOLUTION_S
 
     def time(self) -> float:
@@ -80,7 +81,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return self.start_ms + math.floor(self._now * 1000 + 0.001)
 
     def select(self, timeout: float | None) -> list[Any]:
-        """Wait for the next timer, without waiting."""
+        """Jump to the next timer. Raises VirtualDeadlock if there is none."""
         if timeout is None or (timeout > 0 and self._scheduled[0].when() > HORIZON_S):
             raise VirtualDeadlock(self._what_is_waited_for())
         if timeout > 0:
@@ -105,7 +106,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         return future
 
     def next_future_hash(self) -> int:
-        """For futures that asyncio makes itself."""
+        """The hash for a future that asyncio makes without `create_future`."""
         self._futures_made += 1
         return self._futures_made
 
@@ -127,7 +128,7 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001  # as a thread would hand it back
+        except Exception as error:  # noqa: BLE001  # as an executor returns it
             future.set_exception(error)
         return future
 
@@ -176,13 +177,13 @@ for _name in dir(asyncio.AbstractEventLoop):
 
 
 def _line(task: asyncio.Task[Any]) -> str:
-    """Where a task waits: the innermost line that is not asyncio's."""
+    """The line where a task waits: the innermost one that is not asyncio's."""
     lines = [f"{f.f_code.co_filename}:{f.f_lineno}" for f in frames_of(task) if not f.f_code.co_filename.startswith(_ASYNCIO)]
     return lines[-1] if lines else "its beginning"
 
 
 def run_virtual(main: Coroutine[Any, Any, T], *, start_ms: int = START_MS) -> T:
-    """As `asyncio.run`, in virtual time. Raises `VirtualDeadlock` when nothing can happen any more."""
+    """As `asyncio.run`, in virtual time. Raises `VirtualDeadlock` if nothing can happen any more before `main` ends."""
     with asyncio.Runner(loop_factory=lambda: VirtualTimeLoop(start_ms)) as runner:
         return runner.run(main)
 
