@@ -1,4 +1,4 @@
-# ruff: noqa: S608 - what is put into statements are numbers of partitions and question marks
+# ruff: noqa: S608 - only numbers of partitions and question marks are put into statements
 """The SQLite file: its tables and queries. Synchronous; one thread at a time uses an object.
 
     records_0(offset, timestamp, key, value)    one table for each partition, so that every append is at the end of one

@@ -46,7 +46,7 @@ QUICK_S = 0.005
 """The loop commits itself if most commits take at most this long."""
 
 TRY_AGAIN = 100
-"""After so many turns with slow commits, the loop tries again whether commits are quick."""
+"""The number of turns with slow commits after which the loop tries a commit itself again."""
 
 GIVE_WAY_S = 0.002
 """How often the loop yields to the threads. See `Session._give_way`."""
@@ -185,7 +185,7 @@ class Session:
             acks, rows = writer.commit([(work.partition, work.entries) for work in works], wait=False)
         except Locked:
             return False
-        except Exception as error:  # noqa: BLE001 - the appending tasks get it, whatever it is
+        except Exception as error:  # noqa: BLE001 - the appending tasks get any error
             self._refuse(works, self._on_unavailable(error))
             if isinstance(error, PutBack):
                 self._start_over(tuple(writer.ends), error)
@@ -351,7 +351,7 @@ class Session:
     def _on_thread(self, make: Callable[[], Writer], started: asyncio.Future[Any]) -> None:
         try:
             writer = make()
-        except Exception as error:  # noqa: BLE001 - the caller of `open` gets it, whatever it is
+        except Exception as error:  # noqa: BLE001 - the caller of `open` gets any error
             self._on_tell(_resolve, started, None, error)
             return
         self._on_tell(_resolve, started, writer)
@@ -400,7 +400,7 @@ class Session:
                 [(work.partition, work.entries) for work in works if isinstance(work, _Append)],
                 [(work.partition, work.items) for work in works if isinstance(work, _Checkpoint)],
             )
-        except Exception as error:  # noqa: BLE001 - the thread must live on, whatever it is
+        except Exception as error:  # noqa: BLE001 - no error may end the thread
             self._on_tell(self._refuse, works, self._on_unavailable(error))
             if isinstance(error, PutBack):
                 self._on_tell(self._start_over, tuple(writer.ends), error)
@@ -416,7 +416,7 @@ class Session:
         except PutBack as error:
             self._on_tell(self._start_over, tuple(writer.ends), error)
             return
-        except Exception as error:  # noqa: BLE001 - the waiting readers get it, whatever it is
+        except Exception as error:  # noqa: BLE001 - the waiting readers get any error
             self._on_tell(self._lose, self._on_unavailable(error))
         if writer.ends != before:
             self._look_s = LOOK_FIRST_S

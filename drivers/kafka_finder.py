@@ -1,7 +1,7 @@
 """Finds the records of a key, with an in-memory index of which stretch of offsets holds which keys: Kafka has no index.
 
 The first query reads the partition as far back as it asks. The index keeps four bytes a run; later queries read only stretches
-that may hold the keys. Every run is asked for together with the claims, which are few, so the finder keeps them.
+that may hold the keys. Every query asks for the claims too; these are few, so the finder keeps them.
 """
 
 from __future__ import annotations

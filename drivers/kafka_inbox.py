@@ -31,7 +31,7 @@ _MOST_BYTES_A_LETTER: Final = 4
 _LOOK_S: Final = 5.0
 """How often to look for transactions that hang."""
 _LOOK_AT_TOPIC_EVERY: Final = 4
-"""One look in so many also checks the topic: it may get more partitions, or be deleted."""
+"""One look in this many also checks the topic: it may get more partitions, or be deleted."""
 
 
 class KafkaInbox:

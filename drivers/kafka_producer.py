@@ -29,7 +29,7 @@ from .kafka_records import encode, is_plain
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
 REQUESTS_PER_NODE: Final = 2
-"""At most so many requests to a node at the same time, for different partitions; later messages wait and travel together."""
+"""The most requests to a node at the same time, for different partitions; later messages wait and travel together."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
 _NOT_TRANSACTIONAL: Final[Any] = None  # aiokafka's annotations do not allow None
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []

@@ -1,6 +1,6 @@
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # aiokafka ships no types; nothing of it leaves this module untyped.
-"""Requests of Kafka's protocol that aiokafka does not have, made of what they say. Knows no cluster."""
+"""Requests of Kafka's protocol that aiokafka does not have, made from schemas. Does not know a cluster."""
 
 from __future__ import annotations
 

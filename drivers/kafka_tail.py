@@ -46,11 +46,11 @@ _REQUEST_PARTITIONS: Final = 16
 """A request costs what its partitions cost, even those without new records."""
 _AHEAD_BYTES: Final = 4_000_000
 _SETTLE_S: Final = 0.002
-"""After an append, wait so long for the next one before asking the partition for appends of others."""
+"""How long to wait, after an append, for the next one before asking the partition for appends of others."""
 _LONGEST_APPEND_S: Final = 0.1
 """Do not wait for an append that takes longer."""
 _DAMAGED_TRIES: Final = 5
-"""Fetch a damaged batch of a read-committed partition so often before its place is given up."""
+"""How often to fetch a damaged batch of a read-committed partition before skipping it."""
 
 
 class Placed(Protocol):

@@ -22,7 +22,7 @@ from stepfold.log import Ack, Entry, InboxRecord, Record, ack_of, record_of
 from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, clock_of, wall_clock_ms
 
 APPENDS_PER_TURN = 64
-"""One append in so many gives the other tasks a turn; an append itself never waits."""
+"""One append in this many gives the other tasks a turn; an append itself never waits."""
 
 
 class _Store:

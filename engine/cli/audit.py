@@ -124,7 +124,7 @@ def _opened(file: str) -> Generator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        opened = Path(file).open("rb")  # noqa: SIM115  # what reading it raises is not about its name
+        opened = Path(file).open("rb")  # noqa: SIM115  # errors while reading are not about the file's name
     except (OSError, ValueError) as error:
         raise Problem(f"{file} cannot be read: {error.strerror if isinstance(error, OSError) else error}") from None
     with opened:

@@ -277,7 +277,7 @@ class Tail:
         except asyncio.CancelledError:
             self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a result was waited for"))
             raise
-        except Exception as error:  # noqa: BLE001  # raised in all who wait
+        except Exception as error:  # noqa: BLE001  # waiting callers get it
             self._fail(ready, error)
         finally:
             self._watches.clear()

@@ -68,7 +68,7 @@ class Attempt:
         self.task: asyncio.Task[None] | None = None  # runs the attempt on the loop; None for a plain function
         self.beats: Heartbeats | None = None
         self.alone = False  # isolated: the step may kill workers
-        self.begun = False  # its function has been called
+        self.begun = False  # its function may have been called
         self.since = 0.0  # start time by the loop's clock, s
         # ends the time of a plain function, or the clean-up time of a cancelled task
         self.timer: asyncio.TimerHandle | None = None

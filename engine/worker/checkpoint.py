@@ -55,7 +55,7 @@ class Checkpoint:
         self._partition = partition
         self._is_idle = is_idle
         self.unsure = False  # other owners may have stored items since `load` or `look_again` that we have not read
-        self.told = 0  # refusals of records below this offset were reported, even if the state must be folded again
+        self.told = 0  # if `load` folds again: refusals of records below this offset were reported before
         self.known = 0  # the end of the log at `load`: we have read what owners stored before it
         self.in_doubt = -1  # claim of a write that timed out and may still arrive later, over newer data
         self._pieces: dict[str, dict[str, None]] = {}  # run id -> keys of its snapshot's pieces after the first
@@ -107,7 +107,7 @@ class Checkpoint:
             logger.warning("%s partition %d: %s. What is there now counts; folding it from the start", log.name, partition, why)
         except StepfoldError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a damaged one does to whoever reads it
+        except Exception as error:  # noqa: BLE001 - a damaged checkpoint may raise anything
             state, why = None, f"its checkpoint cannot be read ({error})"
             logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
             self.told = found.told

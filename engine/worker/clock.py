@@ -79,7 +79,7 @@ class Alarms:
         self._dates.clear()
 
     def set(self, at: int, run_id: str, step_id: str, elapsed: int | None = None) -> bool:
-        """Set a timer for `at`, ms since 1970, or for `elapsed` ms if this owner measures the duration.
+        """Set a timer for `at`, ms since 1970, or, if this owner measures the duration, for `elapsed` as `Clock.elapsed` tells.
 
         Returns whether it may be the next timer to fire. Sets no timer for a time that never comes.
         """

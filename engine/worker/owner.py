@@ -175,7 +175,7 @@ class Owner:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # `run` raises it, whatever it is
+        except BaseException as error:  # noqa: BLE001  # `run` raises any error
             self._end(error)
 
     def _end(self, error: BaseException | None = None) -> None:

@@ -414,7 +414,7 @@ class Running:
                 return False
         return True
 
-    # -- what steps report
+    # -- reports of attempts
 
     def completed(self, attempt: Attempt, result: bytes) -> None:
         """Record the success of an attempt; `result` is JSON."""

@@ -47,7 +47,7 @@ RETRY_S = (0.2, 5.0)
 """First and longest pause between two tries for a partition, after an error."""
 CLOCKS_AGAIN_S = 3600.0
 MAX_UNKNOWN = 1000
-"""The worker remembers so many unknown workflows for which it has warned."""
+"""The number of unknown workflows that the worker remembers having warned of."""
 CLEAN_UP_S = 1.0
 """How long a stopping worker lets cancelled steps clean up."""
 ATTEMPTS_PER_TURN = 100
@@ -163,7 +163,7 @@ class Worker:
             await part(*args)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  # `wait` raises it, whatever it is
+        except BaseException as error:  # noqa: BLE001  # `wait` raises any error
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
