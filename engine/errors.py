@@ -155,7 +155,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _bare_traceback(error: BaseException) -> str:
-    """The lines of a traceback, without what else `format_exception` adds, which may raise."""
+    """The lines of a traceback, without the parts of `format_exception` that may raise."""
     try:
         lines = traceback.format_tb(vars(BaseException)["__traceback__"].__get__(error), limit=-8)
     except BaseException:  # noqa: BLE001  # as above; reading source files may fail in any way

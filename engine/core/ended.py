@@ -24,9 +24,9 @@ class Ended:
     """The ids of ended runs. An entry holds a part of the id's fingerprint (the mark), the time of the end, and the 32-bit
     digest of the start (0 if the run was not started from an inbox).
 
-    The entries stand in chunks of bytes in the order in which the runs ended, so a checkpoint writes only the chunk that
-    grows. A chunk begins with a base time; its entries hold times relative to it. An index maps ids to chunks. `load` does not
-    index a chunk, so that a restart is fast: each `find` indexes some of those chunks and searches the others.
+    Chunks of bytes hold the entries in the order in which the runs ended, so a checkpoint writes only the chunk that grows. A
+    chunk begins with a base time; its entries hold times relative to it. An index maps ids to chunks. `load` does not index a
+    chunk, so that a restart is fast: each `find` indexes some of those chunks and searches the others.
     """
 
     BASE = struct.Struct(">q")

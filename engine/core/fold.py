@@ -1,11 +1,11 @@
 """The fold: from the records of one partition, in order, to the state of its runs.
 
-Pure, total and the same for every reader: no I/O, no clock, no randomness, no exception whatever the record holds. A
-record is accepted iff
+Pure, total and the same for every reader: no I/O, no clock, no randomness, no exception for any content of a record. The fold
+accepts a record iff
 
-1. a decision was written under the claim that is current at its offset, and
+1. a decision was written under the claim that is current at its offset, and a request is not a repeat; and
 2. its precondition holds: the step has no result yet and the attempt is the next one, the wait is open, the run is
-   unknown (`started`) or not ended; and a request is no repeat.
+   unknown (`started`) or has not ended.
 
 Every other record changes nothing. This rule alone makes duplicates, zombies and races harmless.
 

@@ -136,7 +136,7 @@ class WaitCall(Call):
         self.check_name(found.signal)
 
     def check_name(self, signal: str) -> None:
-        """Raises Differs."""
+        """Raise Differs unless this wait is for `signal`."""
         if self.signal != signal:
             raise Differs(f"named {signal!r}", f"named {self.signal!r}")
 

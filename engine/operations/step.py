@@ -43,7 +43,7 @@ class StepFailed(StepDecision):
 
 
 class AttemptStarted(StepDecision):
-    """An attempt is about to run. Recorded if the step is at_most_once, was lost before, or records its input.
+    """An attempt is about to run. Recorded if the step is at_most_once, lost an attempt before, or records its input.
 
     `input`: the arguments, for people; `input_note`: which of them are cut or cannot be written.
     """

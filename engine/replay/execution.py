@@ -149,7 +149,7 @@ class Execution:
     def take_requested(self) -> list[Op]:
         """The operations that the code has requested since the last call and still waits for."""
         found = self._requested
-        if len(found) == 1:
+        if len(found) == 1:  # the common case, without a new list
             self._requested = []
             return found if found[0].id in self.ops else []
         self._requested = []

@@ -685,7 +685,7 @@ class _Group:
             member.driver.later(delay_s, member.told, self.generation, target)
 
     def _tick(self) -> None:
-        """Remove members that are silent for longer than a session. On sqlite only the death of a process removes it."""
+        """Remove members that are silent for longer than a session; on sqlite a dead process loses its lock at once."""
         now = self._log.loop.time()
         kafka = self._log.kafka
         for member in self.members[:]:

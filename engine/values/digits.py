@@ -35,7 +35,7 @@ class Spot(NamedTuple):
 def loads(data: bytes) -> Any:
     """As `orjson.loads`, but a number that it would change is a Decimal.
 
-    Raises ValueError for what is not JSON.
+    Raises ValueError if `data` is not JSON.
     """
     found = orjson.loads(data)
     if not _MAY_NOT_BE_HELD.search(data) or is_deeper(data, found):
@@ -60,7 +60,7 @@ def _real(digits: str) -> float | Decimal:
 
 
 def as_text(number: Decimal) -> str:
-    """The number as a text that also `int` reads, if the number is an integer: 1E+5 becomes 100000."""
+    """The number as a text. Writes out up to 29 zeros (1E+5 becomes 100000), so that `int` reads the text, too."""
     exponent = number.as_tuple().exponent
     return f"{number:f}" if isinstance(exponent, int) and 0 < exponent < 30 else str(number)
 

@@ -202,7 +202,7 @@ def _comparer(kind: type[Any]) -> Comparer:
     if dataclasses.is_dataclass(kind):
         return _of_fields(tuple(field.name for field in dataclasses.fields(kind)), _leaving_out(kind))
     for base in kind.__mro__:
-        if base in _BASES:  # a NamedTuple, an OrderedDict, a class of the user's
+        if base in _BASES:  # a NamedTuple, an OrderedDict, a user's class
             return _of_a_subclass(_BASES[base], getattr(kind, "_fields", ()), _leaving_out(kind))
     if kind.__eq__ is not object.__eq__:
         return _equals
