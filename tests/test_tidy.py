@@ -4,7 +4,9 @@ import ast
 import graphlib
 import importlib
 import inspect
+import io
 import re
+import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -76,6 +78,8 @@ SUPPRESSION = re.compile(
     r"#\s*(?:noqa|type:\s*ignore|pyright:\s*ignore|pragma:\s*no (?:cover|branch))\b(?P<rule>[\w\s,:\[\]]*?)(?P<reason>[#–—-].*)?$"
 )
 
+# How comments and docstrings do not speak: "is no" for "is not a", and sentences whose subject is a clause.
+ODD = re.compile(r"(?<!there )\bis no (?!longer\b)|(?:^|(?<=[.:?!] ))(?:What|Who|Whoever|Whatever)\b")
 
 MODULES = {path: ast.parse((ROOT / path).read_text()) for path in tracked(*(f"{room}/*.py" for room in ROOMS))}
 
@@ -275,6 +279,40 @@ def test_every_suppression_has_a_reason() -> None:
             if re.match(r"# pyright: (?!ignore)", line) and not re.match(r"# (?!pyright)", lines[number]):
                 without.append(f"{path}:{number}: say below it why")
     nothing(without)
+
+
+def test_comments_and_docstrings_name_the_actor() -> None:
+    nothing(f"{path}:{line}: name who does it: …{text}…" for path in MODULES for line, text in _odd(path))
+
+
+def _odd(path: str) -> Iterator[tuple[int, str]]:
+    for line, text in (*_docstrings(MODULES[path]), *_comments((ROOT / path).read_text())):
+        for odd in ODD.finditer(text):
+            yield line, text[max(odd.start() - 20, 0) : odd.end() + 40]
+
+
+def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Those of attributes, too. One text each, on one line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, " ".join(node.value.value.split())
+
+
+def _comments(source: str) -> Iterator[tuple[int, str]]:
+    """Lines of one comment together."""
+    line, block = -1, list[str]()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        stands_alone = token.line.lstrip().startswith("#")
+        if block and not (stands_alone and token.start[0] == line + len(block)):
+            yield line, " ".join(block)
+            block = []
+        if not block:
+            line = token.start[0]
+        block.append(token.string.lstrip("# "))
+    if block:
+        yield line, " ".join(block)
 
 
 def test_no_tracked_file_names_a_registry_or_somebodys_folders() -> None:

@@ -39,7 +39,7 @@ class Open:
         """Called when the run goes on after a quarantine."""
 
     def words(self, step_id: str) -> str:
-        """What the run waits for, for people."""
+        """The thing that the run waits for, in words for people."""
         return f"{self.kind} {step_id!r}"
 
 
