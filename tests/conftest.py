@@ -16,10 +16,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from kafka_suite import Broker, started
+from xdist.scheduler import LoadFileScheduling
 
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
@@ -27,6 +29,17 @@ from stepfold.drivers.kafka import KafkaDriver
 pytest_plugins = ["ci_policy", "stepfold.testing.pytest_plugin"]
 
 PARTITIONS = 4
+
+
+class ByFile(LoadFileScheduling):
+    """One process takes a whole file, for its fixtures; a planted bug, which shares none, goes to any process that is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid if "::test_a_planted_bug_is_found[" in nodeid else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 def pytest_configure(config: pytest.Config) -> None:
