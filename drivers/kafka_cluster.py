@@ -134,7 +134,7 @@ class Cluster:
         self._refreshing: asyncio.Task[None] | None = None
         self._lost_since: float | None = None
         self._away_since: float | None = None
-        """Since when the brokers have answered no request, if the last one failed."""
+        """Since when no request has been answered; None: the last one was."""
         self._said_away = False
         self._unanswered_since: float | None = None
         """Since when a request has had no answer. A process that fetches gets an answer every second."""

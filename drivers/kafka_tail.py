@@ -297,7 +297,7 @@ class Fetcher:
         own.since = self._loop.time()
 
     def appended(self, place: TopicPartition, end: int) -> None:
-        """Our append ended below `end`; the tails right before it have got its records."""
+        """`end`: the offset after our append. The tails right before the append have got its records."""
         own = self._own[place]
         own.end = max(own.end, end)
         if any(tail.offset < end for tail in own.tails):
