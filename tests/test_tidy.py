@@ -5,7 +5,10 @@ import graphlib
 import importlib
 import inspect
 import io
+import os
 import re
+import subprocess
+import sys
 import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -401,6 +404,20 @@ def test_every_warning_is_in_the_troubleshooting_guide() -> None:
         for (path, said), pieces in warnings.items()
         if not any(piece[:30] in text for piece in pieces if len(piece) >= min(12, max(map(len, pieces))))
     )
+
+
+@pytest.mark.slow
+def test_every_process_collects_the_same_tests() -> None:
+    """pytest-xdist refuses to run tests whose names hold an address or the order of a set."""
+    collected: set[str] = set()
+    for seed in "12":
+        command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet"]
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        names = [line for line in done.stdout.splitlines() if "::" in line]
+        assert names
+        collected.add("\n".join(names))
+    assert len(collected) == 1
 
 
 def _warnings() -> Iterator[tuple[str, str]]:

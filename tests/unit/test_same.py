@@ -85,7 +85,7 @@ SAME: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("was", "came"), SAME, ids=str)
+@pytest.mark.parametrize(("was", "came"), SAME, ids=range(len(SAME)))
 def test_what_is_the_same(was: Any, came: Any) -> None:
     assert difference(was, came) is None
 
@@ -119,7 +119,7 @@ CHANGED: list[tuple[Any, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("was", "came", "told"), CHANGED, ids=str)
+@pytest.mark.parametrize(("was", "came", "told"), CHANGED, ids=range(len(CHANGED)))
 def test_what_has_changed_is_named(was: Any, came: Any, told: str) -> None:
     change = difference(was, came)
     assert change is not None
