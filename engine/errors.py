@@ -90,7 +90,7 @@ class ErrorInfo:
     @classmethod
     def unshown(cls, error: BaseException, step_id: str | None = None) -> ErrorInfo:
         """Describe an error whose methods do not return: this calls none of them."""
-        return cls(_type_name(type(error)), "its message cannot be shown: asked for it, the error did not come back", "", step_id)
+        return cls(_type_name(type(error)), "its message cannot be shown: the error's own methods did not return", "", step_id)
 
 
 MESSAGE_CHARS = 4000
@@ -221,7 +221,11 @@ class RunNotFound(StepfoldError):
 
     def __init__(self, run_id: str, log: str, message: str | None = None, *, kept: int = 0) -> None:
         if message is None:
-            yet = f"; signals have come for it ({kept}), and are kept for a while until it is started" if kept else ""
+            yet = (
+                f"; signals for it have arrived ({kept}), which the log keeps for a while until the run is started"
+                if kept
+                else ""
+            )
             message = f"this log has no run {run_id!r}{yet}"
         super().__init__(message)
         self.run_id = run_id
@@ -233,7 +237,7 @@ class RunEnded(RunNotFound):
     """The run has ended, and accepts no signal and no cancellation. `state`: how it ended."""
 
     def __init__(self, run_id: str, log: str, state: str) -> None:
-        super().__init__(run_id, log, f"run {run_id!r} has ended ({state}), and takes nothing any more")
+        super().__init__(run_id, log, f"run {run_id!r} has ended ({state}), and accepts no more requests")
         self.state = state
 
 

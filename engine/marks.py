@@ -52,14 +52,14 @@ def marks_of(claim: Mark | None, last: Mark | Record | None) -> list[Mark]:
 def marks_from(kept: Any) -> list[Mark]:
     """The marks in JSON that was kept, a list of [offset, digest]. Raises ValueError for anything else."""
     if not isinstance(kept, list):
-        raise ValueError(f"{kept!r} is no list of marks")
+        raise ValueError(f"{kept!r} is not a list of marks")
     marks: list[Mark] = []
     for one in cast(list[Any], kept):
         match one:
             case [int(offset), str(digest)]:
                 marks.append(Mark(offset, digest))
             case _:
-                raise ValueError(f"{one!r} is no mark")
+                raise ValueError(f"{one!r} is not a mark")
     return marks
 
 

@@ -102,7 +102,7 @@ def test_memory(stepfold_memory):
 FAIL = {
     "test_code_that_does_not_repeat_itself[workflow0]": "the history holds step.run 'step 0'",
     "test_code_that_does_not_repeat_itself[workflow1]": "today's code ends as completed",
-    "test_replay_of_nothing": "was given no file",
+    "test_replay_of_nothing": "needs a file",
     "test_replay_of_something_else": "not an intact export",
 }
 

@@ -254,7 +254,7 @@ class Step(Generic[Ext]):
         """Delay a cancellation of the run until the block ends, for compensation and clean-up."""
         task = asyncio.current_task()
         if not isinstance(task, DeterministicTask):
-            raise RuntimeError("step.shield() is for workflow code; a step function is not interrupted by it")
+            raise RuntimeError("step.shield() is for workflow code; it has no effect in a step function")
         task.shielded += 1
         try:
             yield
@@ -285,8 +285,8 @@ def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:
     if unexpected:
         names = ", ".join(f"{name}=…" for name in unexpected)
         return TypeError(
-            f"step.run({step_id!r}) has no {names}: what follows the function is passed on by position. "
-            f"For its named arguments write step.run({step_id!r}, functools.partial({getattr(fn, '__name__', 'fn')}, {names}))"
+            f"step.run({step_id!r}) has no option {names}: it passes the arguments after the function on by position. To pass "
+            f"named arguments write step.run({step_id!r}, functools.partial({getattr(fn, '__name__', 'fn')}, {names}))"
         )
     if inspect.iscoroutine(fn):
         fn.close()
@@ -295,8 +295,8 @@ def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:
             f"step.run({step_id!r}) was given {name}(…), a call: pass the function, step.run({step_id!r}, {name}, …)"
         )
     return TypeError(
-        f"step.run({step_id!r}) was given {shown(fn)} ({type(fn).__name__}), which is no function. If it is what a function has "
-        f"returned: pass the function, not its call: step.run({step_id!r}, f, …)"
+        f"step.run({step_id!r}) was given {shown(fn)} ({type(fn).__name__}), which is not a function. If a call returned it, "
+        f"pass the function, not its call: step.run({step_id!r}, f, …)"
     )
 
 

@@ -170,7 +170,7 @@ class Registry:
             there = versions[workflow.version].handler.__qualname__
             raise ConfigError(
                 f"workflow {workflow.id!r} version {workflow.version!r} is registered twice: {there} and "
-                f"{workflow.handler.__qualname__}; give one another id or version"
+                f"{workflow.handler.__qualname__}; give one of them another id or version"
             )
         versions[workflow.version] = workflow
         self._highest[workflow.id] = max(versions.values(), key=lambda one: version_order(one.version))
@@ -188,8 +188,8 @@ class Registry:
         if len(versions) > 1 and workflow_id not in self._told:
             self._told.add(workflow_id)
             logger.warning(
-                "a run of workflow %r was started without a version and gets %r, the highest of those registered here: %s. "
-                "Workers that register others would give it another one: start it with version=",
+                "a run of workflow %r was started without a version and gets %r, the highest version registered here: %s. A "
+                "worker with other versions would choose another one: start the run with version=",
                 workflow_id,
                 highest.version,
                 ", ".join(map(repr, sorted(versions, key=version_order))),

@@ -107,16 +107,16 @@ class Run(Generic[Out]):
             async with asyncio.timeout(limit_s):
                 run = await self._end()
         except TimeoutError:
-            raise TimeoutError(f"run {self.id!r} has not ended within {limit_s:g} s; it goes on") from None
+            raise TimeoutError(f"run {self.id!r} has not ended within {limit_s:g} s; it is still running") from None
         if run.phase == "completed":
             codec = self._codec or self._client.result_codec(run)
             try:
                 return cast(Out, codec.decode(run.result))
             except Exception as error:
                 raise ValueInvalid(
-                    f"run {run.id!r} has completed, and its recorded result does not fit what workflow {run.workflow!r} returns "
-                    f"today: {describe(error) if isinstance(error, ValidationError) else error}; `(await run.status()).result` "
-                    f"has it as it was recorded"
+                    f"run {run.id!r} has completed, but its recorded result does not fit the type that workflow "
+                    f"{run.workflow!r} returns today: {describe(error) if isinstance(error, ValidationError) else error}; "
+                    "`(await run.status()).result` gives it as it was recorded"
                 ) from error
         if run.phase == "cancelled":
             raise WorkflowCancelled(run.id, run.reason)
@@ -340,14 +340,14 @@ class Client:
             known = self.registry.find(workflow, version)
             workflow_id = workflow
         elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
-            raise ConfigError(f"{workflow!r} is no workflow; give a registered one, or the id of one that a worker knows")
+            raise ConfigError(f"{workflow!r} is not a workflow; pass a registered one, or the id of one that a worker knows")
         else:
             known = workflow
             workflow_id = workflow.id
             version = workflow.version
         if getattr(log, "needs_local_worker", False) and not self._workers:
             raise ConfigError(
-                f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
+                f"{log.name} lives in this process only and no worker runs in it, so the run would wait forever; "
                 f"start it inside `async with client.worker():`"
             )
         encoded = known.encode_input(data) if known is not None else written(data, f"the input of workflow {workflow_id!r}")
@@ -386,10 +386,10 @@ class Client:
             raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
         if existing.workflow != workflow_id or existing.given != orjson.loads(encoded):
             raise RunAlreadyExists(
-                f"run {run_id!r} exists, of workflow {existing.workflow!r} with another input; choose another run id"
+                f"run {run_id!r} exists already, of workflow {existing.workflow!r} and with another input; choose another run id"
             )
         if if_exists == "reject":
-            raise RunAlreadyExists(f"run {run_id!r} exists since {said(existing.started_at)}")
+            raise RunAlreadyExists(f"run {run_id!r} has existed since {said(existing.started_at)}")
         return Run(self, run_id, codec, start=existing.start)
 
     def run(self, run_id: str) -> Run[Any]:
@@ -438,7 +438,7 @@ class Client:
         `concurrency` below 1, ConfigError and LogUnavailable.
         """
         if concurrency < 1:
-            raise ValueError(f"concurrency={concurrency}: at least 1")
+            raise ValueError(f"concurrency={concurrency}: it must be at least 1")
         grace_s = duration_ms(grace) / 1000
         settings = Settings(concurrency=concurrency, grace_s=grace_s, live_runs=live_runs, checkpoint_records=checkpoint_records)
         async with self:
@@ -537,7 +537,7 @@ def run_state(run: RunState, owned: bool) -> State:
 def waiting_words(run: RunState, owned: bool) -> list[str]:
     """The things that the run waits for, for people."""
     if run.phase == "quarantined":
-        return [f"somebody to mend it: {ErrorInfo.from_json(run.error)}"]
+        return [f"a fix: {ErrorInfo.from_json(run.error)}"]
     if run.awaits_worker:
         version = f" version {run.version!r}" if run.version is not None else ""
         return [f"a worker that knows workflow {run.workflow!r}{version}"]

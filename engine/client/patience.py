@@ -50,8 +50,8 @@ class Patience:
 
     def error(self, limit_s: float) -> LogUnavailable:
         return LogUnavailable(
-            f"{self._log_name} has not answered for {limit_s:g} s; whether it has taken what it was given is unknown. "
-            f"See that it can be reached; `timeout=`, of the call or of the client, gives it longer"
+            f"{self._log_name} has not answered for {limit_s:g} s; it may or may not have accepted the request. Check that it "
+            "can be reached; `timeout=` of the call or of the client allows it more time"
         )
 
 

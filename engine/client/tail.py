@@ -275,7 +275,7 @@ class Tail:
             finally:
                 await reader.close()
         except asyncio.CancelledError:
-            self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a result was waited for"))
+            self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a call waited for a result"))
             raise
         except Exception as error:  # noqa: BLE001  # waiting callers get it
             self._fail(ready, error)

@@ -205,7 +205,7 @@ class Execution:
             if running is not None:
                 raise ValueError(
                     f"step id {base_id!r} is used twice at the same time, here and at {_place(running.source)}; "
-                    f'give the branches names of their own: async with step.scope("...") as step'
+                    f'give each branch a scope of its own: async with step.scope("...") as step'
                 )
         self._counts[base_id] = count
         op = Op(op_id, call, source, self.loop.create_future(), None)
@@ -312,9 +312,9 @@ class Execution:
         source = tuple(line for each in frames for line in source_of(reversed(each)))[:5]
         at = f" (at {', '.join(source)})" if source else ""
         return NonDeterminism(
-            f"the code of run {self.run.id!r} can never go on: it waits for something that is no step, sleep or signal, and that "
-            f"nothing in it will bring. What a thread, a connection or another run has to do goes into `await step.run(...)`; a "
-            f"lock is made inside the workflow{at}",
+            f"the code of run {self.run.id!r} can never continue: it waits for something that is not a step, sleep or signal, "
+            "and that nothing in the workflow can complete. Move the work of a thread, a connection or another run into `await "
+            f"step.run(...)`, and create locks inside the workflow{at}",
             found="a wait for nothing durable",
             source=source,
         )
@@ -386,7 +386,7 @@ class Execution:
             self._gone[op_id].recorded = True
         for op in self.ops.values():
             if op.id in self.run.done:
-                raise self._differs(f"that the code had let go of {op.id!r}", (op,))
+                raise self._differs(f"that the code no longer waited for {op.id!r}", (op,))
 
     def _not_the_same(self, op: Op, how: Differs) -> NonDeterminism:
         return self._differs(f"{op.call.words} {op.id!r} {how.found}", (op,), f"{op} {how.asked}")
@@ -394,7 +394,7 @@ class Execution:
     def _differs(self, expected: str, ops: Iterable[Op] | None = None, found: str = "") -> NonDeterminism:
         waiting = tuple(self.ops.values() if ops is None else ops)
         found = found or self._standing(waiting)
-        after = f"; the last that agreed was {self._last}" if self._last is not None and not waiting else ""
+        after = f"; the last operation that agreed was {self._last}" if self._last is not None and not waiting else ""
         source = _places(waiting) or _places((self._last,) if self._last is not None else ())
         return NonDeterminism(
             f"run {self.run.id!r} ({self.run.workflow}): the history holds {expected}, but the code came to {found}{after}. "

@@ -261,8 +261,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 self.shared(frames)
             else:
                 self._violation(
-                    f"what workflow code waited for was brought {self.foreign}, past the history, which no replay repeats; move "
-                    f"that work into `await step.run(...)` and take what it returns",
+                    f"an awaitable of workflow code was completed {self.foreign}, outside of the history, so no replay repeats "
+                    "it; move that work into `await step.run(...)` and use what it returns",
                     frames,
                     found=f"a wake-up {self.foreign}",
                 )
@@ -487,8 +487,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def client_refusal(self) -> NonDeterminism:
         """The error for a call of a client's method, which each replay would repeat. Adds it to the violations."""
         return self._violation(
-            "workflow code called a client, and each replay would do that again: signal another run by "
-            "`await step.send_signal(...)`, and do anything else in a step, such as "
+            "workflow code called a client, and each replay would repeat the call: signal another run by `await "
+            "step.send_signal(...)`, and do anything else in a step, such as "
             '`await step.run("start", start)` with `async def start(): await client.start_workflow(...)`',
             found="a call of a client",
         )
@@ -496,8 +496,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def shared(self, frames: Iterable[FrameType]) -> NonDeterminism:
         """The error for an asyncio object that several runs or loops use. Adds it to the violations."""
         return self._violation(
-            "a lock, semaphore, event, queue or future of asyncio's that workflow code uses belongs to another run (or event "
-            "loop), where nobody can wake this one; make it inside the workflow",
+            "workflow code uses an asyncio lock, semaphore, event, queue or future that belongs to another run (or event loop) "
+            "and cannot wake this run; create it inside the workflow",
             frames,
             found="an object of another event loop",
         )

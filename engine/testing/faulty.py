@@ -22,16 +22,16 @@ from ..log import Ack, Entry, InboxRecord, Record
 from .processes import Process, ProcessLoop
 
 FAULTS = {
-    "ack-lost": "a write is durable and its writer is told that the log is unavailable",
-    "refused": "a write is not done: no leader, or a busy file",
-    "torn": "a write that fails is done in part (kafka)",
-    "late": "a write that was given up lands long afterwards (kafka)",
+    "ack-lost": "a write is durable, but its writer is told that the log is unavailable",
+    "refused": "a write fails and leaves nothing behind: no leader, or a busy file",
+    "torn": "a write fails after a part of it became durable (kafka)",
+    "late": "a write that was given up becomes durable long afterwards (kafka)",
     "slow": "a write takes seconds",
-    "crash": "the process dies while its write is under way",
-    "unknown-offset": "an acknowledgement does not say where the record is (kafka)",
-    "gap": "offsets are left out (kafka)",
-    "unavailable": "a question is not answered",
-    "prefix": "a read gives less than there is",
+    "crash": "the process dies during a write",
+    "unknown-offset": "an acknowledgement does not give the record's offset (kafka)",
+    "gap": "the log skips offsets (kafka)",
+    "unavailable": "a read request is not answered",
+    "prefix": "a read returns fewer records than there are",
     "compacted": "the topic of the checkpoints is compacted (kafka)",
 }
 MAX_VALUE_BYTES = 1_000_000
@@ -382,7 +382,9 @@ class FaultyReader:
         if log.times_put_back != self._times_put_back:
             self._times_put_back = log.times_put_back
             if self.position > part.put_back_to:
-                raise LogUnavailable(f"{log.name} was put back: what was read last from partition {part.number} stands no more")
+                raise LogUnavailable(
+                    f"{log.name} was restored from an older copy: the last record read from partition {part.number} is gone"
+                )
         if log.happens("prefix"):
             limit = 1 + log.random.randrange(3)
         first = bisect_left(part.offsets, self.position)
@@ -518,7 +520,7 @@ class FaultyDriver:
     def session_failed(self, lane: _Lane) -> None:
         """Fail a lane, as a file fails one transaction. On kafka also fail the lanes of all partitions: an idempotent producer
         that gives up one batch gives up all that are under way."""
-        reason = f"{self.name} did not acknowledge a write: it may or may not be done"
+        reason = f"{self.name} did not acknowledge a write: it may or may not be durable"
         for purpose, other in self._lanes.items():
             if other is lane or (self.log.kafka and purpose != "other"):
                 other.fail(reason)

@@ -83,7 +83,7 @@ def stepfold_replay() -> ReplayFiles:
 
     def replay_all(client: Client, files: Iterable[Any]) -> None:
         if _replay(client, files) == 0:
-            pytest.fail("stepfold_replay was given no file", pytrace=False)
+            pytest.fail("stepfold_replay needs a file", pytrace=False)
 
     return replay_all
 
@@ -109,5 +109,5 @@ def _replay(client: Client, files: Iterable[Any]) -> int:
 
     replays = [replay(file, client) for file in files]
     if wrong := [one.message for one in replays if not one.ok]:
-        pytest.fail("replayed over its history, the code does something else:\n" + "\n".join(wrong), pytrace=False)
+        pytest.fail("replayed over its history, the code behaves differently:\n" + "\n".join(wrong), pytrace=False)
     return len(replays)

@@ -582,7 +582,7 @@ class LogSuite:
             await self.owns_all(log, first, second)
             await self.within(first.membership.retire())
             await self.within(first.membership.retire())
-            await self.eventually("who has retired owns nothing", lambda: first.latest == frozenset())
+            await self.eventually("a member that has retired owns no partition", lambda: first.latest == frozenset())
             await self.owns_all(log, second)
             third = Assignment(await self.within(log.join("c")))
             await self.owns_all(log, second, third)
@@ -603,7 +603,7 @@ class LogSuite:
             await self.within(second.membership.retire())
             await self.owns_all(log, first)
             await self.within(first.membership.retire())
-            await self.eventually("nobody owns anything", lambda: not first.latest and not second.latest)
+            await self.eventually("no member owns a partition", lambda: not first.latest and not second.latest)
             third = Assignment(await self.within(other.join("c")))
             await self.owns_all(log, third)
             for member in (first, second, third):

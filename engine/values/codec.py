@@ -278,7 +278,9 @@ def _foreign(value: Any, depth: int) -> list[Any] | None:
         return [_TOO_DEEP]
     for place, one in value.items() if kind is dict else enumerate(value):
         if kind is dict and type(place) is not str:
-            return [f"the key {shown(place)} is no text, and JSON has no other keys. Annotate dict[{type(place).__name__}, …]"]
+            return [
+                f"the key {shown(place)} is not text, and JSON has only text as keys. Annotate dict[{type(place).__name__}, …]"
+            ]
         found = _foreign(one, depth - 1)
         if found is not None:
             return found if found == [_TOO_DEEP] else [*found[:-1], place, found[-1]]
@@ -299,12 +301,12 @@ def _utf8(text: str) -> bool:
 def _unwritable(error: Exception, value: Any) -> str:
     """A message: why a value cannot be written or read back, and what to do."""
     if isinstance(error, ValidationError):
-        how = _ALIAS if _has_two_names(value) else "; what is written must be what its validation reads"
+        how = _ALIAS if _has_two_names(value) else "; the type must be able to validate what it writes"
         return f"{shown(value)} cannot be read back: {describe(error)}{how}"
     text = next(iter(message_of(error).splitlines()), "") or type(error).__name__
     if "utf-8" in text or isinstance(error, UnicodeDecodeError):
         return (
-            f"{shown(value)}: bytes that are no text; give the model "
+            f"{shown(value)}: bytes that are not text; give the model "
             f'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64") ({text})'
         )
     if "exceeds 64-bit" in text:

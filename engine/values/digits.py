@@ -103,7 +103,7 @@ def _refusal(spot: Spot) -> str:
     digits = str(spot.number)
     digits = digits if len(digits) <= 60 else f"{digits[:60]}…"
     why = "is an integer of more than 64 bits" if _is_integer(spot.number) else "has more digits than a double keeps"
-    return f'{where}{digits} {why} and would come as another number; write it as a text, "{digits}"'
+    return f'{where}{digits} {why} and would come back as another number; write it as a text, "{digits}"'
 
 
 def _is_integer(number: Decimal) -> bool:

@@ -28,12 +28,12 @@ class Retry:
 
     def __post_init__(self) -> None:
         if not _is_number(self.max_attempts, int) or self.max_attempts < 1:
-            raise ValueError(f"Retry(max_attempts={self.max_attempts!r}): a whole number, at least 1")
+            raise ValueError(f"Retry(max_attempts={self.max_attempts!r}): it must be a whole number of at least 1")
         if not _is_number(self.factor, int | float) or not 1 <= self.factor < math.inf:
-            raise ValueError(f"Retry(factor={self.factor!r}): a number from 1 on")
+            raise ValueError(f"Retry(factor={self.factor!r}): it must be a number of at least 1")
         kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
-            raise ValueError(f"Retry(retry_on={self.retry_on!r}): an exception class, or a tuple of them")
+            raise ValueError(f"Retry(retry_on={self.retry_on!r}): it must be an exception class, or a tuple of them")
         duration_ms(self.backoff)
         duration_ms(self.max_backoff)
 

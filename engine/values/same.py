@@ -311,7 +311,7 @@ def _advice(change: Change) -> str:
     if came is MISSING:
         if name.startswith("_"):
             return "; a private attribute is not written: make it a field"
-        return "; it is no field of the type, or is excluded from what is written"
+        return "; it is not a field of the type, or is excluded when the value is written"
     if kind is not other and issubclass(kind, other):
         lost = sorted(_fields(kind) - _fields(other))
         what = f": {', '.join(f'{kind.__name__}.{one}' for one in lost[:5])} would be lost" if lost else ""
@@ -320,7 +320,7 @@ def _advice(change: Change) -> str:
         return f"; annotate {_WRITTEN.get(kind, kind.__name__)}"
     if isinstance(was, datetime | time):
         return "; give it in UTC, or with an offset of whole minutes and without fold"
-    return "; give the type a serializer that its validation reads back as it was, or annotate another type"
+    return "; give the type a serializer whose output its validation reads back unchanged, or annotate another type"
 
 
 def _fields(kind: type[Any]) -> set[str]:

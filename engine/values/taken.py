@@ -179,7 +179,7 @@ def _refuse(value: object, memo: Memo) -> Any:
     kind = type(value)
     if kind is types.CoroutineType:
         raise TypeError("a coroutine can be awaited once, and a step may be tried again: pass the function and its arguments")
-    raise TypeError(f"a {kind.__name__} can be gone through once, and a step may be tried again: pass a list")
+    raise TypeError(f"a {kind.__name__} can be iterated once, and a step may be tried again: pass a list")
 
 
 def _list(value: list[Any], memo: Memo) -> list[Any]:

@@ -24,7 +24,7 @@ def within(ms: int) -> int:
 def ms_of(when: datetime) -> int:
     """The time of an aware datetime, in ms. Raises ValueError for a naive datetime, and for any other object."""
     if not isinstance(when, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
-        raise ValueError(f"{when!r} is no point in time; give a datetime with a time zone, such as datetime.now(UTC)")
+        raise ValueError(f"{when!r} is not a point in time; give a datetime with a time zone, such as datetime.now(UTC)")
     if when.utcoffset() is None:
         raise ValueError(f"{when.isoformat()} has no time zone; use an aware datetime, such as datetime.now(UTC)")
     return within(round(when.timestamp() * 1000))

@@ -151,9 +151,9 @@ async def charge_later(amount: int) -> None: ...
     ("args", "named", "told"),
     [
         ((charge, 5), {"currency": "USD"}, r"TypeError.*step.run\('x'\).*functools.partial\(charge, currency=…\)"),
-        ((5,), {}, r"TypeError.*given 5 \(int\), which is no function.*not its call"),
+        ((5,), {}, r"TypeError.*given 5 \(int\), which is not a function.*not its call"),
         ((None,), {}, r"TypeError.*given None"),
-        ((charge, (n for n in [1])), {}, r"TypeError.*step 'x'.*a generator can be gone through once.*pass a list"),
+        ((charge, (n for n in [1])), {}, r"TypeError.*step 'x'.*a generator can be iterated once.*pass a list"),
     ],
 )
 async def test_a_call_that_cannot_work_fails_at_once_and_says_how_to_write_it(

@@ -64,7 +64,7 @@ async def test_changed_code_quarantines_its_run_and_mended_code_takes_it_up(new_
         assert status is not None and status.error is not None
         assert status.error.type == "NonDeterminism"
         assert "step.run 'a'" in status.error.message and "step.run 'changed' at " in status.error.message
-        assert status.waiting_on[0].startswith("somebody to mend it: NonDeterminism")
+        assert status.waiting_on[0].startswith("a fix: NonDeterminism")
         quarantined = next(event for event in await run.history() if event.type == "quarantined")
         details = quarantined.error.model_dump()
         assert details["expected"] == "step.run 'a'" and details["found"].startswith("step.run 'changed'")

@@ -305,7 +305,7 @@ REFUSED: dict[Callable[[], Any], str] = {
     give_nan_in_model: "value: nan (float) would come back as None (NoneType); give the model ConfigDict(ser_json_inf_nan=",
     give_bytes_in_model: 'ser_json_bytes="base64"',
     give_tuple_plain: "a: JSON has no tuple ((1, 2)). Annotate its type",
-    give_keys: "b: the key 1 is no text, and JSON has no other keys",
+    give_keys: "b: the key 1 is not text, and JSON has only text as keys",
     give_now: "JSON has no datetime",
     give_two_names: "AliasChoices",
     give_private: "_seen",

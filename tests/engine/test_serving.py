@@ -241,7 +241,7 @@ async def test_a_status_tells_the_whole_way(client: Client) -> None:
         status = await run.status()
         assert (status.id, status.workflow, status.version, status.steps_completed) == ("r", "w", "1", 1)
         assert status.ended_at is None and status.result is None and status.attempt == 1
-        with pytest.raises(TimeoutError, match=r"'r' has not ended within 0\.01 s; it goes on"):
+        with pytest.raises(TimeoutError, match=r"'r' has not ended within 0\.01 s; it is still running"):
             await run.result("10ms")
         await run.signal("go")
         assert await run.result(LIMIT_S) == "end"

@@ -95,7 +95,7 @@ async def waits_for_itself(step: Step, note: Note) -> Any:
 @pytest.mark.parametrize("program", [waits_for_an_event, waits_for_itself], ids=lambda p: p.__name__)
 def test_code_that_can_never_go_on_is_found(program: Program) -> None:
     stage = Stage(program)
-    with pytest.raises(NonDeterminism, match=r"can never go on.*`await step\.run\(.*\(at .*test_contained\.py:") as caught:
+    with pytest.raises(NonDeterminism, match=r"can never continue.*`await step\.run\(.*\(at .*test_contained\.py:") as caught:
         stage.step_gives("a", "word")
     assert len(caught.value.source) == 1
 
@@ -112,7 +112,7 @@ def test_an_object_of_another_loop_is_told_by_its_name() -> None:
         await other
 
     Stage(waits)
-    with pytest.raises(NonDeterminism, match=r"belongs to another run .*make it inside the workflow"):
+    with pytest.raises(NonDeterminism, match=r"belongs to another run .*create it inside the workflow"):
         Stage(waits)
 
 

@@ -740,7 +740,9 @@ def test_what_the_log_says_was_let_go_of_must_be_let_go_of() -> None:
     stage = Stage(lets_go)
     stage.step_gives("a", "word")
     error = differs(stage, keeps)
-    assert "let go of 'first'" in error.expected and error.found.startswith("a wait for a signal 'first'")
+    assert error.expected == "that the code no longer waited for 'first'" and error.found.startswith(
+        "a wait for a signal 'first'"
+    )
 
 
 def test_a_value_that_does_not_fit_its_type_today() -> None:

@@ -380,7 +380,7 @@ def test_objects_of_asyncio_cannot_be_shared_by_runs() -> None:
     other = drive(wakes)
     assert woken == ["one"]
     for d, line in ((one, "await shared.wait()"), (other, "shared.set()")):
-        with pytest.raises(NonDeterminism, match=r"belongs to another run .* make it inside the workflow") as caught:
+        with pytest.raises(NonDeterminism, match=r"belongs to another run .* create it inside the workflow") as caught:
             d.loop.check()
         file, _, number = caught.value.source[0].rpartition(":")
         assert linecache.getline(file, int(number)).strip() == line

@@ -244,5 +244,5 @@ def test_what_a_partial_holds_is_taken_too() -> None:
 @pytest.mark.parametrize("once", [(n for n in [1]), map(str, [1]), zip([1], [2], strict=True), iter([1]), iter({1: 2}.items())])
 def test_what_can_be_gone_through_once_is_refused(once: Any) -> None:
     for value in (once, [once], {"a": (once,)}):
-        with pytest.raises(TypeError, match=r"gone through once.*pass a list"):
+        with pytest.raises(TypeError, match=r"iterated once.*pass a list"):
             taken(value)
