@@ -81,8 +81,8 @@ SUPPRESSION = re.compile(
     r"#\s*(?:noqa|type:\s*ignore|pyright:\s*ignore|pragma:\s*no (?:cover|branch))\b(?P<rule>[\w\s,:\[\]]*?)(?P<reason>[#–—-].*)?$"
 )
 
-# How comments and docstrings do not speak: "is no" for "is not a", and sentences whose subject is a clause.
-ODD = re.compile(r"(?<!there )\bis no (?!longer\b)|(?:^|(?<=[.:?!] ))(?:What|Who|Whoever|Whatever)\b")
+# How comments, docstrings and documents do not speak: "is no" for "is not a", and sentences whose subject is a clause.
+ODD = re.compile(r"(?<!(?i:there) )\bis no (?!longer\b)|(?:^|(?<=[.:?!] ))(?:What|Who|Whoever|Whatever)\b")
 
 MODULES = {path: ast.parse((ROOT / path).read_text()) for path in tracked(*(f"{room}/*.py" for room in ROOMS))}
 
@@ -285,13 +285,43 @@ def test_every_suppression_has_a_reason() -> None:
 
 
 def test_comments_and_docstrings_name_the_actor() -> None:
-    nothing(f"{path}:{line}: name who does it: …{text}…" for path in MODULES for line, text in _odd(path))
+    nothing(said for path in MODULES for said in _odd(path, (*_docstrings(MODULES[path]), *_comments((ROOT / path).read_text()))))
 
 
-def _odd(path: str) -> Iterator[tuple[int, str]]:
-    for line, text in (*_docstrings(MODULES[path]), *_comments((ROOT / path).read_text())):
+def test_documents_name_the_actor() -> None:
+    documents = set(tracked("*.md")) - {"CHANGELOG.md"}
+    nothing(said for path in documents for said in _odd(path, _prose((ROOT / path).read_text())))
+
+
+def _odd(path: str, texts: Iterable[tuple[int, str]]) -> Iterator[str]:
+    for line, text in texts:
         for odd in ODD.finditer(text):
-            yield line, text[max(odd.start() - 20, 0) : odd.end() + 40]
+            yield f"{path}:{line}: name who does it: …{text[max(odd.start() - 20, 0) : odd.end() + 40]}…"
+
+
+def _prose(markdown: str) -> Iterator[tuple[int, str]]:
+    """Paragraphs, items of lists and cells of tables, one line each. Not headings, which may be a reader's question, and not
+    what is quoted: blocks, and code between backticks."""
+    fence, line, block = "", 0, list[str]()
+    for number, raw in enumerate([*markdown.splitlines(), ""], 1):
+        text, fenced = raw.strip(), bool(fence)
+        if opening := re.match(r"`{3,}|~{3,}", text):
+            fence = "" if text == fence else fence or opening[0]
+        quoted = fenced or bool(fence) or text.startswith("<!--")
+        alone = quoted or not text or text[0] in "#|"
+        if block and (alone or re.match(r"(?:[-*]|\d+\.) ", text)):
+            yield line, _plain(" ".join(block))
+            block = []
+        if not quoted and text.startswith("|"):
+            yield from ((number, _plain(cell)) for cell in text.split("|"))
+        elif not alone:
+            line = line if block else number
+            block.append(text)
+
+
+def _plain(text: str) -> str:
+    """Without the marks of Markdown; `x` stands for code."""
+    return re.sub(r"\*\*|^(?:[-*]|\d+\.) ", "", re.sub(r"(`+).+?\1", "x", text)).strip()
 
 
 def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
