@@ -513,7 +513,7 @@ def _compare(history: _History, run: RunState, workflow: Workflow[Any, Any], exe
         source = tuple(f"{op.source[0].co_filename}:{op.source[1]}" for op in ops if op.source is not None)
         message = f"run {run.id!r}: the history holds that it is {run.phase}, but {found}"
         return Replay("diverges", message, run.id, f"the run is {run.phase}", found, source, last)
-    expected, found = _recorded(run), _ended(workflow, execution.outcome)
+    expected, found = _recorded(run), execution.inside(_ended, workflow, execution.outcome)
     if expected == found or (expected[0] == "PayloadTooLarge" and found[0] == "completed"):
         return agrees
     words, found_words = (" ".join(end)[:1000] for end in (expected, found))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -35,6 +35,9 @@ from .loop import (
     frames_of_traceback,
     source_of,
 )
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Source = tuple[CodeType, int]
 MAX_SWALLOWED_CANCELS = 100
@@ -93,6 +96,7 @@ class Execution:
     ) -> None:
         self.run = run
         self.loop = DeterministicLoop(run.id, self._timer_set, self._timer_dropped, host)
+        self._context = host.context()
         self.ops: dict[str, Op] = {}
         self.outcome: Outcome | None = None
         self.left: list[Op] = []  # operations that branches of the code still waited for when it ended
@@ -129,7 +133,7 @@ class Execution:
             loop.check()
         if self._main is None:
             loop.now_ms = self.run.started_at
-            self._main = loop.create_task(self._handler(self), name=self.run.id)
+            self._main = loop.create_task(self._handler(self), name=self.run.id, context=self._context)
             del self._handler  # it refers to the worker, and code that never stops stays in memory
             self._settle()
         journal = self.run.journal
@@ -173,7 +177,11 @@ class Execution:
     def close(self) -> None:
         """Drop the code at its current await. Its `finally` blocks run, but have no effect outside."""
         self.ops.clear()
-        self.loop.abandon()
+        self.loop.abandon(self._context.copy())
+
+    def inside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call users' classes about a value of the run, in the context of its code."""
+        return self._context.run(call, *args, **kwargs)
 
     # -- called by the code, through Step and Context
 
@@ -339,7 +347,7 @@ class Execution:
         future = op.future
         assert future is not None
         try:
-            settled = settle(op.call, step_id, value)
+            settled = self._context.run(settle, op.call, step_id, value)
         except InputInvalid as error:
             future.set_exception(error)
         except Differs as error:

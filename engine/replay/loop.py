@@ -33,6 +33,7 @@ from types import CodeType, CoroutineType, FrameType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..errors import NonDeterminism
+from .contexts import contexts
 
 T = TypeVar("T")
 
@@ -62,16 +63,21 @@ _ANOTHER_RUN = "by the code of another run"
 _NOTHING: tuple[Any, Any, Any, Any] = (None, None, None, None)
 
 
+def _copied() -> contextvars.Context:
+    return contexts()()
+
+
 class Host(NamedTuple):
     """The surroundings of a loop.
 
     `from_keyboard`: whether an error is a KeyboardInterrupt that must end the process. `wake`: makes the owner call `check`;
-    any thread may call it. `max_turns`: the limit of callbacks for one `run_until_idle`.
+    any thread may call it. `max_turns`: the limit of callbacks for one `run_until_idle`. `context`: makes the run's context.
     """
 
     from_keyboard: Callable[[BaseException], bool]
     wake: Callable[[], None]
     max_turns: int = 1_000_000
+    context: Callable[[], contextvars.Context] = _copied
 
 
 def _is_keyboard_interrupt(error: BaseException) -> bool:
@@ -335,8 +341,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._tasks = [task for task in self._tasks if not task.done()]
         return list(self._tasks)
 
-    def abandon(self) -> None:
-        """Drop the run from memory, quietly. Its `finally` blocks run, but nothing that they await ever comes.
+    def abandon(self, context: contextvars.Context | None = None) -> None:
+        """Drop the run from memory, quietly. Its `finally` blocks run in `context`, but nothing that they await ever comes.
 
         Also for an ended run: this frees its memory without the garbage collector. Idempotent.
         """
@@ -346,7 +352,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._abandoned = True
         self._on_timer = self._on_timer_cancelled = _nobody
         self._tasks = []
-        context = contextvars.copy_context()
+        context = contextvars.copy_context() if context is None else context
         self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
         if tasks:
             self.run_until_idle()

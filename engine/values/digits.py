@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -21,6 +21,8 @@ _MAY_NOT_BE_HELD = re.compile(rb"[0-9][0-9.]{15}|[0-9][eE]\+?[0-9]|[eE]-[0-9]{3}
 """More digits than a double always keeps, large exponents, and the integer -0. A match in a text only costs a slower parse."""
 _MOST_DIGITS = 1100
 """No double has more decimal digits."""
+_READING = Context(traps=[InvalidOperation])
+"""For constructors, so that what they refuse does not depend on the decimal context of the caller."""
 
 
 class Spot(NamedTuple):
@@ -51,11 +53,11 @@ def _integer(digits: str) -> int | Decimal:
 
 def _real(digits: str) -> float | Decimal:
     try:
-        number, exact = float(digits), Decimal(digits)
+        number, exact = float(digits), Decimal(digits, _READING)
     except InvalidOperation:
         raise ValueError(f"the number {digits[:40]} has an exponent that no number can have") from None
     # An int field reads a double from 2**53 on with all its digits, so there the double must be exactly the number.
-    is_held = exact == Decimal(repr(number)) and (abs(number) < 2**53 or exact == Decimal(number))
+    is_held = exact == Decimal(repr(number)) and (abs(number) < 2**53 or exact == Decimal(number, _READING))
     return number if is_held else exact
 
 

@@ -140,7 +140,7 @@ class Running:
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed
                 self.loop.call_soon_threadsafe(self._woken, run_id)
 
-        return Host(from_keyboard, wake, self._worker.settings.max_turns)
+        return Host(from_keyboard, wake, self._worker.settings.max_turns, self._watch.new_context)
 
     def _woken(self, run_id: str) -> None:
         live = self.live.get(run_id)
@@ -293,7 +293,7 @@ class Running:
         self._withdraw(live)
         if outcome.kind == "completed":
             try:
-                result = self._watch.run(live, lambda: live.workflow.encode_result(outcome.value))
+                result = self._watch.run(live, lambda: live.execution.inside(live.workflow.encode_result, outcome.value))
                 if len(result) > self._worker.settings.max_payload_bytes:
                     limit = self._worker.settings.max_payload_bytes
                     raise PayloadTooLarge(f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {limit:,}")
@@ -317,9 +317,9 @@ class Running:
         outcome = live.execution.outcome
         try:
             if outcome is not None and outcome.kind == "completed":
-                live.workflow.encode_result(outcome.value)
+                live.execution.inside(live.workflow.encode_result, outcome.value)
             elif outcome is not None and outcome.error is not None:
-                ErrorInfo.of(outcome.error)
+                live.execution.inside(ErrorInfo.of, outcome.error)
         except Exception:  # noqa: BLE001, S110  # the resumed run then fails, as any run would
             pass
 
@@ -344,7 +344,7 @@ class Running:
             )
 
     def _described(self, live: Live, error: BaseException) -> ErrorInfo:
-        return self._watch.run(live, lambda: ErrorInfo.of(error))
+        return self._watch.run(live, lambda: live.execution.inside(ErrorInfo.of, error))
 
     def _fail(self, run: RunState, info: ErrorInfo) -> None:
         self._emit(run, "failed", error=info.to_json())

@@ -24,6 +24,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
+from ..replay.contexts import contexts
 from ..replay.loop import source_of
 
 logger = logging.getLogger("stepfold.worker")
@@ -79,6 +80,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.what: Watched | None = None
+        self.new_context = contexts()  # for all code of users, so it is made when the worker is
         self.turn = 0
         self.armed = False  # an interruption is announced
         self.lines: tuple[str, ...] = ()  # source lines of the interrupted code
@@ -122,8 +124,8 @@ class Watch:
             raise
 
     def ask(self, named: Callable[[], tuple[str, dict[str, Any]]], call: Callable[[], T]) -> T:
-        """Call users' classes, also from within users' code. Raises Stuck as `run` does."""
-        return self.run(Asked(named), call)
+        """Call users' classes, also from within users' code, then in its context. Raises Stuck as `run` does."""
+        return self.run(Asked(named), call if self.what is not None else partial(self.new_context().run, call))
 
     def _settle(self) -> None:
         """The loop's thread is out of users' code: no interruption comes after this. Raises Stuck if one was sent."""

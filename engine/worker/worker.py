@@ -92,7 +92,7 @@ class Worker:
         self._held = False
         self._runner_due = False  # a task for the queue exists and has not started
         self._running = 0
-        self._context = contextvars.copy_context()
+        self._new_context = self.watch.new_context
         self._alone: deque[Attempt | Suspects] = deque()  # the first one has the turn
         if threads is None:
             threads = Inline if getattr(asyncio.get_running_loop(), "virtual", False) else StepThreads
@@ -429,7 +429,7 @@ class Worker:
                 attempt.since = loop.time()
                 self._running += 1
                 try:
-                    waited = await in_context(self._context.copy(), self._attempt(attempt), self._go_on, self.watch, attempt)
+                    waited = await in_context(self._new_context(), self._attempt(attempt), self._go_on, self.watch, attempt)
                     if waited or (task is not None and task.cancelling()):  # this task belongs to its attempt now
                         break
                 finally:
@@ -454,7 +454,7 @@ class Worker:
         self._running += 1
         if attempt.call.timeout_ms is not None:
             attempt.timer = loop.call_later(attempt.call.timeout_ms / 1000, self._over_time, attempt)
-        self._threads.give(Job(self._call_plain, attempt, self._context.copy()))
+        self._threads.give(Job(self._call_plain, attempt, self._new_context()))
 
     def _over_time(self, attempt: Attempt) -> None:
         """Fail the attempt of a plain function whose time is over. Its thread goes on."""

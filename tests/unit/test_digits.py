@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from decimal import Decimal
+from decimal import Context as Decimals
+from decimal import Decimal, FloatOperation, Inexact, localcontext
 from typing import Any
 
 import orjson
@@ -18,7 +19,7 @@ from stepfold.authoring.workflow import Workflow
 from stepfold.errors import InputInvalid, ValueInvalid
 from stepfold.log import InboxRecord
 from stepfold.values.codec import Codec, Written, written
-from stepfold.values.digits import held, loads, raw
+from stepfold.values.digits import as_text, held, loads, raw
 from stepfold.worker.inbox import Refused, parse
 
 BIG = 2**70 + 1
@@ -63,6 +64,15 @@ def test_what_is_nested_too_deep_or_no_json_is_left_to_whoever_asked() -> None:
     for data in (b"1e400", b"NaN", b"{", b""):
         with pytest.raises(ValueError):  # noqa: PT011  # the parser's words
             loads(data)
+
+
+def test_a_decimal_context_of_the_program_changes_nothing() -> None:
+    text = b"[9007199254740993.0, 12345678901234567.89, 0.1]"
+    with localcontext(Decimals(prec=2, Emin=-1, Emax=1, traps=[FloatOperation, Inexact])):
+        assert loads(text) == [Decimal(9007199254740993), LONG, 0.1]
+        assert as_text(Decimal("1.23456789E+25")) == "12345678900000000000000000"
+        with pytest.raises(ValueError, match="has an exponent that no number can have"):
+            loads(b"[1E-9999999999999999999]")
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False) | st.integers() | st.floats(allow_nan=False, allow_infinity=False))
