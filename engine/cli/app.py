@@ -115,7 +115,7 @@ def _text_of(argument: str) -> str:
     try:
         return os.fsencode(argument).decode() if re.search("[\ud800-\udfff]", argument) else argument
     except UnicodeError:
-        raise Problem(f"'{argument}' is no text: neither UTF-8 nor {sys.getfilesystemencoding()}") from None
+        raise Problem(f"'{argument}' is not text: neither UTF-8 nor {sys.getfilesystemencoding()}") from None
 
 
 def _fault(error: Exception) -> str:
@@ -123,7 +123,10 @@ def _fault(error: Exception) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
     told = ErrorInfo.of(error)
-    return f"this is a fault of stepfold's: {told}{where}. Please report it, with what {TRACEBACK}=1 in the environment prints"
+    return (
+        f"this is a bug in stepfold: {told}{where}. "
+        f"Please report it with the traceback, which {TRACEBACK}=1 in the environment prints"
+    )
 
 
 def _unread() -> NoReturn:

@@ -21,27 +21,27 @@ One partition holds the whole history of each of its runs; key = run id, partiti
 A record counts only if every reader of the partition, in the order of offsets, accepts it:
 
 - `claim` (key `@claim`): its `prev` is the offset of the last accepted claim (-1: there is none). It is then the current one.
-  The memory of the partition is the `memory_ms` of its first claim, 24 hours where that does not say.
+  The memory of the partition is the `memory_ms` of its first claim, or 24 hours if that claim has none.
 - a record with a field `claim`: that is the offset of the current claim, and its precondition holds: the step has no result
   and its attempt is the next one, the sleep or wait is open, the run has not ended.
-- `started`: the run id is neither open nor was it until less than the memory ago, by the log's time.
+- `started`: no run with this id is open, and none has ended within the memory, by the log's time.
 - `signal-received`, `cancel-requested`: the run is open and no accepted record of it within the memory has this `request`. A
   signal that comes before its run is kept for it, for as long as the memory.
-- a request with `from`, a place in an inbox: it is above the highest that was seen of that inbox and partition.
+- a request with `from`, a place in an inbox: the place is above the highest one seen of that inbox and partition.
 - the run id is the key, and `v` is not above that of the current claim.
 
-Whatever else is there (duplicates, late records of a worker that lost its partition, garbage) changes nothing."""
+All other records (duplicates, late records of a worker that lost its partition, garbage) change nothing."""
 
 _INBOX = """\
-Requests from anyone, in any language: one JSON object per record, with any key, from any partitioner. Or a CloudEvent of
+Requests from anyone, in any language: one JSON object per record, with any key, from any partitioner; or a CloudEvent of
 version 1 in the Kafka binding, structured or binary, of type `stepfold.start`, `stepfold.signal` or `stepfold.cancel`, with that
-object (without its `type`) as JSON data. What cannot be served goes to the dead letters with the reason.
-One key, such as the run id, keeps the requests for a run in order. A signal that comes first is kept for its run for 24 hours."""
+object (without its `type`) as JSON data. A request that cannot be served goes to the dead letters with the reason.
+One key, such as the run id, keeps the requests for a run in order. A signal that comes before its run is kept for 24 hours."""
 
 _DEAD_LETTERS = """\
-Requests that could not be served: the original key, value and headers, and behind them the headers named here. What was refused
-only by the owner of the run has no key and no headers, and is written plainly.
-A record with only the header `stepfold-redriven` says that the one at that place was sent to the inbox again."""
+Requests that could not be served: the original key, value and headers, followed by the headers named here. A request that only
+the owner of the run refused has no key and no original headers; its value is written as plain JSON.
+A record with only the header `stepfold-redriven` says that the record at that place was sent to the inbox again."""
 
 
 def history_schema() -> dict[str, Any]:
@@ -72,15 +72,18 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
     }
     messages["dead-letter"] = {
         "name": "dead-letter",
-        "title": "A request that was refused, as it was",
+        "title": "A refused request, unchanged",
         "contentType": "application/octet-stream",
         "headers": {
             "type": "object",
             "required": ["stepfold-reason", "stepfold-origin"],
             "properties": {
-                "stepfold-reason": {"type": "string", "description": "Why it was refused."},
-                "stepfold-origin": {"type": "string", "description": "Where it had been: topic/partition/offset."},
-                "stepfold-omitted-bytes": {"type": "string", "description": "Its size, where it was too large to be kept."},
+                "stepfold-reason": {"type": "string", "description": "The reason of the refusal."},
+                "stepfold-origin": {"type": "string", "description": "The place of the request: topic/partition/offset."},
+                "stepfold-omitted-bytes": {
+                    "type": "string",
+                    "description": "The size of the request, if it was too large to be kept.",
+                },
             },
         },
         "payload": {"description": "The bytes of the request."},
@@ -92,7 +95,7 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
         "info": {
             "title": f"stepfold namespace {namespace.name}",
             "version": f"{FORMAT}.0.0",
-            "description": "Durable workflow runs. The history is the only state; through the inbox anyone asks for something.",
+            "description": "Durable workflow runs. The history is the only state; through the inbox any program makes requests.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
@@ -103,8 +106,8 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
             "dead-letters": _channel(namespace.dead_letters, _DEAD_LETTERS, ["dead-letter"]),
         },
         "operations": {
-            "record": _operation("send", "history", "What happened to each run, for any reader."),
-            "request": _operation("receive", "inbox", "Start a run, send one a signal, or cancel it."),
+            "record": _operation("send", "history", "The history of each run, for any reader."),
+            "request": _operation("receive", "inbox", "Start a run, send it a signal, or cancel it."),
             "refuse": _operation("send", "dead-letters", "Requests that could not be served."),
         },
         "components": {"messages": messages, "schemas": {**events, **requests, "cloud-event": _cloud_event(list(requests))}},
@@ -125,7 +128,7 @@ def _operation(action: str, channel: str, summary: str) -> dict[str, Any]:
 
 
 def _message(kind: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
-    key: dict[str, Any] = {"type": "string", "description": "Any; it does not matter."}
+    key: dict[str, Any] = {"type": "string", "description": "Any key."}
     if "claim" in schema["properties"] or "request" in schema["properties"]:
         key = {"type": "string", "description": "The run id."}
     elif kind == "claim":
@@ -181,7 +184,7 @@ _RUN_ID = {
 
 
 def _request_schemas() -> dict[str, dict[str, Any]]:
-    data: dict[str, Any] = {"description": "Any JSON value; null where it is left out."}
+    data: dict[str, Any] = {"description": "Any JSON value; null if it is left out."}
 
     def request(kind: str, description: str, required: list[str], **properties: Any) -> dict[str, Any]:
         return {
@@ -195,18 +198,23 @@ def _request_schemas() -> dict[str, dict[str, Any]]:
     return {
         "start": request(
             "start",
-            "Start a run. The same `run_id` again starts nothing. Without one it is made from the record's place or CloudEvent.",
+            "Start a run. A repeat of its `run_id` starts nothing. Without one, the record's place or CloudEvent gives it.",
             ["workflow"],
             workflow={**text, "description": "The workflow's id."},
-            version={**text, "description": "Of the workflow; without it the newest that the worker knows."},
+            version={**text, "description": "The workflow's version; without it the newest that the worker knows."},
             run_id=_RUN_ID,
             data={"description": "The workflow's input."},
         ),
         "signal": request(
-            "signal", "Send a run a signal.", ["run_id", "signal"], run_id=_RUN_ID, signal={**text, "maxLength": 200}, data=data
+            "signal",
+            "Send a signal to a run.",
+            ["run_id", "signal"],
+            run_id=_RUN_ID,
+            signal={**text, "maxLength": 200},
+            data=data,
         ),
         "cancel": request(
-            "cancel", "Ask a run to end.", ["run_id"], run_id=_RUN_ID, reason={**text, "description": "For people."}
+            "cancel", "Ask a run to end.", ["run_id"], run_id=_RUN_ID, reason={**text, "description": "A reason, for people."}
         ),
     }
 
@@ -214,7 +222,7 @@ def _request_schemas() -> dict[str, dict[str, Any]]:
 def _cloud_event(kinds: list[str]) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": "`source` and `id` together make a repeat harmless.",
+        "description": "A repeat with the same `source` and `id` has no effect.",
         "required": ["specversion", "type", "source", "id", "data"],
         "properties": {
             "specversion": {"type": "string", "pattern": "^1\\."},

@@ -20,12 +20,14 @@ from .problems import Exit, Problem
 from .target import AppOption, UrlOption, client_of, connected, load, run_async
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
-File = Annotated[str, typer.Argument(metavar="FILE", help="From [bold]run export[/]; - for stdin.", show_default=False)]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file that [bold]run export[/] wrote; - for stdin.", show_default=False)
+]
 
 
 def export(
     run_id: RunId,
-    file: Annotated[Path | None, typer.Option("--file", "-f", help="Where to write it; without it to stdout.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="The file to write; without it, stdout.")] = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
@@ -51,9 +53,9 @@ def export(
 
 
 def verify(file: File, output: OutputOption = Format.TABLE) -> None:
-    """Say whether an exported history is as it was written, and which line is not. Exits with 1 if one is not.
+    """Check that an exported history is as it was written, and name each line that is not. Exits with 1 if one is not.
 
-    Needs no log. A file that was forged as a whole has another head: compare it with one that was kept elsewhere.
+    Needs no log. A file that was forged as a whole has another head: compare it with a head that was kept elsewhere.
     """
     from stepfold.projections.audit import verify as verified
 
@@ -74,15 +76,17 @@ def verify(file: File, output: OutputOption = Format.TABLE) -> None:
     print_object(output, value, picture)
     if not found.ok:
         is_export = found.findings[0].problem != "unreadable"
-        raise Problem(f"{file} is not as it was exported" if is_export else f"{file} is no export", Exit.NO)
+        raise Problem(f"{file} was changed after it was exported" if is_export else f"{file} is not an export", Exit.NO)
 
 
 def replay(
     file: File,
-    app: Annotated[str, typer.Option("--app", "-a", metavar="APP", help="Whose workflows are run: [bold]module:client[/].")],
+    app: Annotated[
+        str, typer.Option("--app", "-a", metavar="APP", help="The client whose workflows are replayed: [bold]module:client[/].")
+    ],
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Run today's code over an exported history: does it still do the same? Exits with 1 if not, and says where.
+    """Run today's code over an exported history and check that it still does the same. Exits with 1 if not, and says where.
 
     Executes no step and writes nothing.
     """
@@ -112,7 +116,7 @@ def replay(
     if found.outcome == "unknown":
         raise Problem(f"{app} cannot replay {file}", Exit.NOT_FOUND)
     if found.outcome == "damaged":
-        raise Problem(f"{file} is no export, or not as it was exported: nothing was replayed", Exit.NO)
+        raise Problem(f"{file} is not an export, or was changed after it was exported: nothing was replayed", Exit.NO)
     if not found.ok:
         raise Problem(f"today's code does not agree with {file}", Exit.NO)
 

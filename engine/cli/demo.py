@@ -46,7 +46,7 @@ STEPS = ("reserve", "charge", "parcel/pack", "parcel/label", "parcel/invoice", "
 def demo(
     kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here (stepfold\\[broker]).")] = False,
 ) -> None:
-    """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all held."""
+    """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all checks passed."""
     end_as_with_ctrl_c()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepfold-demo-")))
@@ -62,7 +62,7 @@ def demo(
         finally:
             performance.clear_away()
         if not performance.review():
-            raise Problem("not everything held; see above", Exit.NO)
+            raise Problem("some checks failed; see above", Exit.NO)
 
 
 class Performance:
@@ -114,7 +114,7 @@ class Performance:
         while not (owners := await self.owners()):
             await asyncio.sleep(0.05)
         shares = ", ".join(f"{name} {owners.count(name)}" for name in sorted(set(owners)))
-        self.say(f"they have shared out its {self.client.log.partitions} partitions: {shares}")
+        self.say(f"they share its {self.client.log.partitions} partitions: {shares}")
         await self.start()
         await self.follow()
 
@@ -135,7 +135,7 @@ class Performance:
         """Start the run: by a plain Kafka record if there is an inbox, else by the client."""
         if not self.url.startswith("kafka://"):
             await self.client.start_workflow("order", self.order, run_id=RUN_ID)
-            self.say(f"started {RUN_ID}: from now on it will end, whatever happens to a worker")
+            self.say(f"started {RUN_ID}: from now on it will finish, whatever happens to a worker")
             return
         bootstrap, _, namespace = self.client.log.name.removeprefix("kafka://").partition("/")
         request = {"type": "start", "workflow": "order", "run_id": RUN_ID, "data": self.order}
@@ -145,14 +145,14 @@ class Performance:
         )
         if await producer.wait() != 0:
             raise Problem("the Kafka producer could not publish the start", Exit.LOG)
-        self.say(f"a plain Kafka producer, without stepfold, has put a start into {namespace}.inbox")
+        self.say(f"a plain Kafka producer, without stepfold, wrote a start to {namespace}.inbox")
 
     async def follow(self) -> None:
         """Read each event as it comes, and act at the scripted points."""
         async with aclosing(follow(self.client.log, RUN_ID, wait_for_start=True)) as all_news:
             async for event, self.run, owner, _ in all_news:
                 if owner != self.owner and self.killed and owner is not None:
-                    self.say(f"worker {self.name_of(owner)} has taken over: it reads the history and goes on from there")
+                    self.say(f"worker {self.name_of(owner)} has taken over: it reads the history and continues from there")
                 self.owner = owner
                 if event is None:
                     continue
@@ -236,7 +236,7 @@ class Performance:
     def last_words(self) -> str:
         """The end of the workers' logs."""
         lines = [line for log in self.logs.values() if log.exists() for line in log.read_text().splitlines()]
-        return f"the workers' last words: {' | '.join(lines[-4:])}" if lines else "the workers said nothing"
+        return f"the workers' last words: {' | '.join(lines[-4:])}" if lines else "the workers wrote nothing"
 
     # -- afterwards
 
@@ -245,7 +245,7 @@ class Performance:
         run = self.run
         assert run is not None
         show("", run_picture(run, story(run, self.events), None, now_ms=0))
-        show("", Text("The history, as anyone may read it", "bold underline"), history_table(self.events), "")
+        show("", Text("The history, as any program can read it", "bold underline"), history_table(self.events), "")
         checks = [*self.count_effects(run), *self.replay()]
         show("")
         for held, text in checks:
@@ -270,7 +270,7 @@ class Performance:
                 if count
             )
             made.add_row(step_id, str(began[step_id]), str(done[step_id]), str(step.attempts), Text(why, "dim"))
-        show(Text("What the steps did, counted in the file they write to", "bold underline"), made)
+        show(Text("How often each step ran, counted in the file that the steps write to", "bold underline"), made)
         before = self.done_before_kill
         packers = [effect["pid"] for effect in effects if effect["step"] == "parcel/pack"]
         return [
@@ -282,7 +282,7 @@ class Performance:
             ),
             (
                 all(began[step_id] <= in_history[step_id].attempts for step_id in STEPS),
-                "the history tells of every attempt that began, also of the one that died",
+                "the history records every attempt that began, including the one that died",
             ),
             (
                 len(set(packers)) == 2,

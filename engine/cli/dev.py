@@ -40,11 +40,11 @@ def dev(
         bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine (stepfold\\[broker]).")
     ] = False,
 ) -> None:
-    """Develop: a worker that starts again when a file that it imported changes, and the events of its runs as they happen.
+    """Run a worker that restarts when a file that it imported changes, and show the events of its runs as they happen.
 
     Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db.
 
-    With [bold]--kafka[/] on a broker of its own, whose data are gone afterwards.
+    With [bold]--kafka[/] it works on a broker of its own, whose data are deleted afterwards.
 
     A dashboard is not part of this version.
     """
@@ -59,7 +59,7 @@ def dev(
     elif client.log.name.startswith("sqlite://"):
         tell_of_two_logs(app, client)
     else:
-        remark(f"{app} is made for {client.log.name}; dev works on {DEFAULT_URL} instead (or on --url, or --kafka)")
+        remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
         client = Client(DEFAULT_URL)
     eventloop.run(_develop(app, client))
 
@@ -127,9 +127,11 @@ async def _keep_running(app: str, url: str) -> None:
                 while (changed := await asyncio.to_thread(code.changed, everything=ended)) is None:
                     if not ended and process.poll() is not None:
                         ended = True
-                        remark(f"the worker ended (exit code {process.returncode}); it starts again when a Python file changes")
+                        remark(
+                            f"the worker ended (exit code {process.returncode}); dev starts it again when a Python file changes"
+                        )
                     await asyncio.sleep(LOOK_S)
-                remark(f"{changed} changed: starting again")
+                remark(f"{changed} changed: the worker restarts")
             finally:
                 await asyncio.shield(asyncio.to_thread(stop_worker, process))
 

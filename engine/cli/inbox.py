@@ -16,17 +16,19 @@ from .topics import kafka_of
 if TYPE_CHECKING:
     from stepfold.drivers.kafka import DeadLetter
 
-app = typer.Typer(no_args_is_help=True, help="See how far the inbox was read and what was refused, and send it again (Kafka).")
+app = typer.Typer(
+    no_args_is_help=True, help="Show how far the workers have read the inbox, list refused requests, and send them again (Kafka)."
+)
 
 
 @app.command("dead-letters")
 def dead_letters(
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The last so many.")] = 100,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many of the newest to show.")] = 100,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """The requests that could not be served, each with the reason, the oldest first."""
+    """List the requests that could not be served, each with the reason, the oldest first."""
     log = kafka_of(app, url)
     letters = run_async(log.dead_letters(limit))
     made = table("place", f"time ({zone()})", "reason", "value")
@@ -40,7 +42,7 @@ def dead_letters(
 
 @app.command()
 def status(app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
-    """How far the workers have read each partition of the inbox, and which open transaction is in their way."""
+    """Show how far the workers have read each partition of the inbox, and which open transaction holds them up."""
     log = kafka_of(app, url)
     positions = run_async(log.inbox_positions())
     made = table(
@@ -59,12 +61,15 @@ def status(app: AppOption = None, url: UrlOption = None, output: OutputOption = 
 @app.command()
 def redrive(
     places: Annotated[
-        list[str] | None, typer.Argument(metavar="PLACE", help="Those at these places; without any, all not sent again yet.")
+        list[str] | None,
+        typer.Argument(
+            metavar="PLACE", help="The places of the requests to send; without any, all that were not sent again yet."
+        ),
     ] = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Send refused requests to the inbox again as they were, after what refused them has been mended. Prints how many."""
+    """Send refused requests to the inbox again, unchanged, after you have fixed the cause. Prints how many it sent."""
     log = kafka_of(app, url)
     try:
         say(f"{run_async(log.redrive(places or None))}")

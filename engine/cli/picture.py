@@ -254,7 +254,7 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
         if run.phase == "open" and owner is not None and not run.open and not run.awaits_worker:
             facts.add_row("", Text(_UNNAMED, "dim"))
         facts.add_row("last event", f"{beside(run.now, run.started_at)}, {took(max(now_ms - run.now, 0))} ago")
-        facts.add_row("owner", owner or Text("none: nobody owns its partition", "yellow"))
+        facts.add_row("owner", owner or Text("none: no worker owns its partition", "yellow"))
     error = None if run.error is None else ErrorInfo.from_json(run.error)
     if run.phase == "completed":
         facts.add_row("result", Text(short(run.result, 400), "green"))
@@ -281,9 +281,9 @@ def detail(event: Event) -> str:
     if isinstance(event, InputCompleted):
         return short(event.input)
     if isinstance(event, CodeSuspected):
-        return "workers have died, perhaps of this run's code, which is about to run alone"
+        return "workers have died, perhaps because of this run's code; it runs alone next"
     if isinstance(event, CodeCleared):
-        return "its code has run, and its worker is still there"
+        return "its code has run, and its worker survived"
     if isinstance(event, StepCompleted):
         return (f"attempt {event.attempt} " if event.attempt > 1 else "") + ("" if event.result is None else short(event.result))
     if isinstance(event, events.StepFailed):
@@ -294,7 +294,7 @@ def detail(event: Event) -> str:
     if isinstance(event, StepHeartbeat):
         return f"attempt {event.attempt} {short(event.details)}"
     if isinstance(event, AttemptLost):
-        return f"attempt {event.attempt} may have been under way when its worker died"
+        return f"attempt {event.attempt} may have been running when its worker died"
     if isinstance(event, SleepScheduled):
         return _until(event.wake_at, event.at)
     if isinstance(event, WaitStarted):

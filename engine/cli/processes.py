@@ -101,7 +101,7 @@ class _Processes:
                 backoff.reset()
             pause_s = backoff.next_s()
             how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-            logger.warning("%s %s; another one starts in %.1f s", name_of(number), how, pause_s)
+            logger.warning("%s %s; a new one starts in %.1f s", name_of(number), how, pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), pause_s)
 

@@ -30,7 +30,7 @@ from .worker import log_to_stderr
 if TYPE_CHECKING:
     from stepfold.projections import Lag, Projection, ProjectionRunner
 
-app = typer.Typer(no_args_is_help=True, help="Keep projections up to date, rebuild them, see how far they are.")
+app = typer.Typer(no_args_is_help=True, help="Keep projections up to date, rebuild them, show how far they are.")
 
 RUNS = "stepfold-runs"
 PATIENCE = "10s"
@@ -39,7 +39,9 @@ PATIENCE = "10s"
 DatabaseOption = Annotated[
     str | None,
     typer.Option(
-        "--database", metavar="URL", help="Where the projections are (SQLAlchemy URL). Without it: a SQLite file beside the log."
+        "--database",
+        metavar="URL",
+        help="The database of the projections (SQLAlchemy URL). Without it: a SQLite file beside the log.",
     ),
 ]
 
@@ -59,7 +61,7 @@ def projection_of(name: str) -> Projection:
         if isinstance(found, type) and issubclass(found, Projection):
             found = found()
     if not isinstance(found, Projection):
-        raise Problem(f"{name} is no stepfold.projections.Projection")
+        raise Problem(f"{name} is not a stepfold.projections.Projection")
     return found
 
 
@@ -84,7 +86,7 @@ async def running(
         try:
             await runner.__aenter__()
         except ConfigError as error:
-            hint = "" if database is not None else ". --database names another place"
+            hint = "" if database is not None else ". --database names another one"
             raise Problem(f"{error}{hint}", Exit.LOG) from None
         try:
             yield runner
@@ -134,7 +136,7 @@ def rebuild(
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Empty a projection's tables and apply the whole log anew."""
+    """Empty a projection's tables and apply the whole log again."""
     client = client_of(app, url)
     projections = [projection_of(name) for name in names or [RUNS]]
 
@@ -150,14 +152,14 @@ def rebuild(
 @app.command()
 def lag(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[PROJECTION]...", help="Only these. Yours: as module:Class.")
+        list[str] | None, typer.Argument(metavar="[PROJECTION]...", help="Show only these; yours as module:Class.")
     ] = None,
     database: DatabaseOption = None,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """How far the projections of this log are: position and end of each partition. Brings nothing up to date."""
+    """Show how far the projections of this log are: position and end of each partition. Updates nothing."""
     client = client_of(app, url)
     wanted = {projection_of(name).name if ":" in name else name for name in names or ()}
 
@@ -171,7 +173,7 @@ def lag(
     if unknown:
         built = ", ".join(sorted({one.projection for one in found})) or "none"
         raise Problem(
-            f"{', '.join(sorted(unknown))} of {client.log.name} has not been built in this database; what has: {built}",
+            f"{', '.join(sorted(unknown))} of {client.log.name} has not been built in this database, which has: {built}",
             Exit.NOT_FOUND,
         )
     lags = [one for one in found if not wanted or one.projection in wanted]

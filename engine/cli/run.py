@@ -59,12 +59,12 @@ from .target import AppOption, UrlOption, client_of, connected, run_async
 if TYPE_CHECKING:
     from stepfold.projections import RunRow
 
-app = typer.Typer(no_args_is_help=True, help="Start runs, look at them, signal and cancel them.")
+app = typer.Typer(no_args_is_help=True, help="Start runs, show them, signal and cancel them.")
 
 _DATA_BYTES = 16 * 1024 * 1024
 """Room for any white space in the JSON; a payload is far smaller."""
 STATES: tuple[str, ...] = get_args(State)
-_STATE_HELP = f"In one of these: {', '.join(STATES)}."
+_STATE_HELP = f"Only runs in one of these states: {', '.join(STATES)}."
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="JSON", help="JSON, or @file, or - for stdin. Without it: null.")
 ]
@@ -109,9 +109,9 @@ def start(
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Start a run; prints its id. It is durable then, whether or not a worker is there.
+    """Start a run and print its id. The run is durable then, whether or not a worker is there.
 
-    With [bold]--app[/] the data are checked against the workflow's model first; without it, when a worker takes the run.
+    With [bold]--app[/] the command checks the data against the workflow's model first; without it, the worker checks them.
     """
     value = json_of(data)
     client = client_of(app, url)
@@ -144,17 +144,21 @@ def start(
 
 @app.command("list")
 def list_(
-    workflow: Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Of this workflow.")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Only runs of this workflow.")] = None,
     state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help=_STATE_HELP)] = None,
-    search: Annotated[str | None, typer.Option("--search", metavar="TEXT", help="This is in id, input, result or error.")] = None,
-    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Started since: 2h, or 2030-01-31T12:00Z.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="The newest so many.")] = 50,
+    search: Annotated[
+        str | None, typer.Option("--search", metavar="TEXT", help="Only runs with this text in id, input, result or error.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="Only runs started since then: 2h, or 2030-01-31T12:00Z.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many of the newest to show.")] = 50,
     database: DatabaseOption = None,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """The runs, the newest first. Reads the projection [bold]stepfold-runs[/], which is brought up to date first."""
+    """List the runs, the newest first. Brings the projection [bold]stepfold-runs[/] up to date first, and reads it."""
     from stepfold.projections import RunFilter, RunsProjection, list_runs
 
     client = client_of(app, url)
@@ -220,14 +224,20 @@ def show(
     run_id: RunId,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, max=1_000_000, help=f"The last so many steps ({WINDOW}; JSON: all), and open ones."),
+        typer.Option(
+            "--limit",
+            "-n",
+            min=1,
+            max=1_000_000,
+            help=f"How many of the last steps to show ({WINDOW}; JSON: all); open ones always.",
+        ),
     ] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Only steps of which an attempt failed or was lost.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Only steps with a failed or lost attempt.")] = False,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Where a run stands: what it waits for, its steps with their attempts, how it ended."""
+    """Show the state of a run: what it waits for, its steps with their attempts, how it ended."""
     client = client_of(app, url)
 
     async def go() -> None:
@@ -245,7 +255,7 @@ def show(
 
 @app.command()
 def history(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
-    """All events of a run, in the order of the log."""
+    """Show all events of a run, in the order of the log."""
     client = client_of(app, url)
 
     async def go() -> None:
@@ -306,12 +316,12 @@ async def _watch(client: Client, run_id: str, output: Format | None = None) -> R
 @app.command()
 def signal(
     run_id: RunId,
-    name: Annotated[str, typer.Argument(metavar="SIGNAL", help="What the run waits for by this name.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="SIGNAL", help="The signal's name.", show_default=False)],
     data: Data = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Send a run a signal; kept until the run waits for it."""
+    """Send a signal to a run. The log keeps it until the run waits for it."""
     value = json_of(data)
     client = client_of(app, url)
 
@@ -329,7 +339,7 @@ def signal(
 @app.command()
 def cancel(
     run_id: RunId,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Kept in the history.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")] = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:

@@ -44,7 +44,7 @@ UrlOption = Annotated[
         "--url",
         "-u",
         metavar="URL",
-        help=f"The log. Without it: the client's of APP, else STEPFOLD_URL, else {DEFAULT_URL}.",
+        help=f"The log. Without it: the log of APP's client, else STEPFOLD_URL, else {DEFAULT_URL}.",
     ),
 ]
 
@@ -69,7 +69,7 @@ def tell_of_two_logs(app: str, client: Client) -> None:
     with contextlib.suppress(ConfigError):
         named = Client(named).log.name
     if named != client.log.name:
-        remark(f"{app} is made for {client.log.name}, and that is used; STEPFOLD_URL={named} is not (--url decides)")
+        remark(f"{app} names the log {client.log.name}, which is used; STEPFOLD_URL={named} is ignored (--url decides)")
 
 
 def load(app: str) -> Client:
@@ -79,7 +79,7 @@ def load(app: str) -> Client:
     module_name, colon, name = app.partition(":")
     if not colon or not name or module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
         guess = module_name.removesuffix(".py").strip("/.").replace("/", ".")
-        raise Problem(f"{app!r} is no APP: write module:client, such as {guess or 'orders'}:{name or 'client'}")
+        raise Problem(f"{app!r} is not an APP: write module:client, such as {guess or 'orders'}:{name or 'client'}")
     module = import_from_here(module_name)
     with users_code(f"looking for {app}"):
         found: Any = getattr(module, name, None)
@@ -92,10 +92,10 @@ def load(app: str) -> Client:
         if inspect.iscoroutine(found):
             found.close()
         clients = [key for key, value in vars(module).items() if isinstance(value, Client)]
-    has = f"it has {', '.join(f'{module_name}:{key}' for key in clients)}" if clients else "it makes no stepfold.Client"
+    has = f"it has {', '.join(f'{module_name}:{key}' for key in clients)}" if clients else "it has no stepfold.Client"
     if found is None and not app.endswith("()"):
         raise Problem(f"module {module_name!r} has no {name!r}; {has}")
-    raise Problem(f"{app} is of type {type(found).__name__}, no stepfold.Client; {has}")
+    raise Problem(f"{app} is of type {type(found).__name__}, not a stepfold.Client; {has}")
 
 
 def import_from_here(module_name: str) -> ModuleType:
@@ -183,7 +183,7 @@ def check_reachable(client: Client, *, may_create: bool) -> None:
         raise Problem(f"{name} lives inside one process, so the command line cannot reach it: use sqlite:// or kafka:// (--url)")
     path = name.removeprefix("sqlite:///")
     if path != name and not may_create and not Path(path).exists():
-        raise Problem(f"there is no file {path!r}, so no log: name another with --url, --app or STEPFOLD_URL", Exit.LOG)
+        raise Problem(f"there is no file {path!r}, so there is no log: name another with --url, --app or STEPFOLD_URL", Exit.LOG)
 
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:

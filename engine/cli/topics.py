@@ -31,15 +31,18 @@ def kafka_of(app: str | None, url: str | None) -> KafkaDriver:
 @app.command()
 def create(
     partitions: Annotated[
-        int, typer.Option("--partitions", "-p", min=1, max=1_000_000, help="Fixed for ever; in production 32 to 256.")
+        int,
+        typer.Option(
+            "--partitions", "-p", min=1, max=1_000_000, help="Partitions of the history. Fixed for ever; in production 32 to 256."
+        ),
     ],
     replication: Annotated[
-        int, typer.Option("--replication", "-r", min=1, max=1_000, help="Copies of everything; in production 3.")
+        int, typer.Option("--replication", "-r", min=1, max=1_000, help="Copies of each record; in production 3.")
     ],
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Make the topics that are missing. Nothing is made where one exists and is different."""
+    """Create the missing topics. Creates none if one exists with other settings."""
     log = kafka_of(app, url)
 
     async def go() -> None:
@@ -56,7 +59,7 @@ def create(
 
 @app.command()
 def check(app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
-    """Say what is wrong with the topics and how to mend it. Exits with 1 if workers would refuse to run."""
+    """Check the topics; print each problem and its fix. Exits with 1 if workers would refuse to run."""
     log = kafka_of(app, url)
     findings = run_async(log.check_topics())
     rows = [{"topic": f.topic, "problem": f.problem, "mend": f.mend, "fatal": f.fatal} for f in findings]
@@ -67,18 +70,20 @@ def check(app: AppOption = None, url: UrlOption = None, output: OutputOption = F
     print_rows(output, rows, Group(*picture), nothing=f"the topics of {log.name} are as they should be")
     wrong = sum(finding.fatal for finding in findings)
     if wrong:
-        raise Problem(f"{wrong} of the findings must be mended before a worker can run on {log.name}", Exit.NO)
+        raise Problem(f"{wrong} of the findings must be fixed before a worker can run on {log.name}", Exit.NO)
 
 
 @app.command()
 def describe(
     app: AppOption = None,
     url: UrlOption = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Instead: JSON Schema of the history. Needs no broker.")] = False,
-    asyncapi: Annotated[bool, typer.Option("--asyncapi", help="Instead: the AsyncAPI 3 document. Needs no broker.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the history instead. Needs no broker.")
+    ] = False,
+    asyncapi: Annotated[bool, typer.Option("--asyncapi", help="Print the AsyncAPI 3 document instead. Needs no broker.")] = False,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """The topics as they are; or the contract of what is in them, for those who read and write them without stepfold."""
+    """Show the topics as they are, or print the contract of their records, for programs that use them without stepfold."""
     if schema and asyncapi:
         raise Problem("--schema and --asyncapi: ask for one of them")
     if schema:
@@ -106,4 +111,4 @@ def describe(
         made.add_row(topic.name, str(topic.partitions), str(topic.replication), kept, topic.id)
     print_rows(output, rows, made, nothing=f"{log.name} has no topics yet: stepfold topics create")
     if output is Format.TABLE:
-        remark("what they hold: --schema (JSON Schema of the history), --asyncapi (all of it)")
+        remark("their contents: --schema (JSON Schema of the history), --asyncapi (all topics)")

@@ -32,19 +32,19 @@ LOOK_S = 0.4
 def worker(
     app: App,
     url: UrlOption = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Steps at a time.")] = 100,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="How many steps to run at a time.")] = 100,
     grace: Annotated[
-        str, typer.Option("--grace", metavar="DURATION", help="Told to stop, wait so long for running steps.")
+        str, typer.Option("--grace", metavar="DURATION", help="After a request to stop, wait this long for running steps.")
     ] = "10s",
-    processes: Annotated[int, typer.Option("--processes", min=1, help="Workers, each in a process of its own.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="How many workers to start, each in its own process.")] = 1,
     number: Annotated[int | None, typer.Option("--number", hidden=True, help="One of --processes.")] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
-    imports_to: Annotated[Path | None, typer.Option("--imports-to", hidden=True, help="Keep there what is imported.")] = None,
+    imports_to: Annotated[Path | None, typer.Option("--imports-to", hidden=True, help="Keep the imported modules there.")] = None,
 ) -> int:
     """Execute the workflows of APP until Ctrl-C or SIGTERM.
 
     Start as many as you like, on any machine that reaches the log: they share its partitions. One process keeps one core busy;
-    with [bold]--processes[/] this one starts so many, and others for those that die.
+    with [bold]--processes[/] this one starts that many, and replaces those that die.
     """
     if number is not None:
         multiprocessing.current_process().name = name_of(number)  # log records have it as `processName`

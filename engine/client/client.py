@@ -347,7 +347,7 @@ class Client:
             version = workflow.version
         if getattr(log, "needs_local_worker", False) and not self._workers:
             raise ConfigError(
-                f"{log.name} lives in this process only and no worker runs in it, so the run would wait forever; "
+                f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
                 f"start it inside `async with client.worker():`"
             )
         encoded = known.encode_input(data) if known is not None else written(data, f"the input of workflow {workflow_id!r}")

@@ -12,7 +12,7 @@ HELD = [
     "✔ the run completed",
     "✔ every step did its work once",
     "✔ none of the 4 steps that had finished before the kill ran again",
-    "✔ the history tells of every attempt that began, also of the one that died",
+    "✔ the history records every attempt that began, including the one that died",
     "✔ parcel/pack began in process",
     "✔ exported ",
     "✔ replaying the exported history gives the same steps and the same result",
@@ -41,7 +41,7 @@ def test_the_demo_holds_what_it_promises(stage: Shell) -> None:
     assert [line[: len(held)] for line, held in zip(verdicts, HELD, strict=False)] == HELD, done.stdout + done.stderr
     assert "records, chained by SHA-256" in verdicts[5]  # how many: each owner in between is one more
     assert sum("kill -9" in line for line in lines) == 1
-    history = lines[lines.index("The history, as anyone may read it") + 2 :][: len(EVENTS)]
+    history = lines[lines.index("The history, as any program can read it") + 2 :][: len(EVENTS)]
     assert [line.split()[3] for line in history] == EVENTS
     assert left_behind(stage) == []
 
@@ -49,7 +49,7 @@ def test_the_demo_holds_what_it_promises(stage: Shell) -> None:
 @pytest.mark.kafka
 def test_the_demo_on_kafka(stage: Shell) -> None:
     lines = stage("demo", "--kafka").stdout.splitlines()
-    assert any("a plain Kafka producer, without stepfold, has put a start into demo.inbox" in line for line in lines)
+    assert any("a plain Kafka producer, without stepfold, wrote a start to demo.inbox" in line for line in lines)
     assert not [line for line in lines if line.startswith("✗")]
     for held in HELD[:5]:
         assert any(line.startswith(held) for line in lines), held

@@ -226,7 +226,7 @@ def test_events_are_told_in_words_and_given_as_they_are_in_the_log() -> None:
     story.tell("code-suspected", v=2)
     story.tell("code-cleared", v=2)
     said = [event_line(event, 0).plain.split(maxsplit=3)[-1] for event in story.events[2:]]
-    assert said[0].endswith('{"n":2}') and "workers have died" in said[1] and "still there" in said[2]
+    assert said[0].endswith('{"n":2}') and "workers have died" in said[1] and "survived" in said[2]
     assert request.items() <= event_json(story.events[1]).items()
 
 

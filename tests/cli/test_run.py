@@ -244,7 +244,7 @@ def test_an_exported_run_is_verified_and_replayed(served: Shell) -> None:
     lines = export.read_text().splitlines(keepends=True)
     (served.folder / "altered.jsonl").write_text("".join([*lines[:3], lines[3].replace("parcel/", "pocket/"), *lines[4:]]))
     altered = served("run", "verify", "altered.jsonl", code=1)
-    assert "line 4 was altered" in altered.stdout and "not as it was exported" in altered.stderr
+    assert "line 4 was altered" in altered.stdout and "changed after it was exported" in altered.stderr
     assert "line 4" in served("run", "replay", "altered.jsonl", "--app", "shop:client", code=1).stdout
 
     shop = (served.folder / "shop.py").read_text()

@@ -82,15 +82,15 @@ def test_a_folder_that_is_gone_is_told(place: Shell) -> None:
 def test_a_database_that_cannot_be_written_names_the_option(place: Shell) -> None:
     (place.folder / "other.projections.db").mkdir()
     place("run", "start", "order", "--url", "sqlite:///other.db")
-    assert "--database names another place" in place("run", "list", "--url", "sqlite:///other.db", code=4).stderr
+    assert "--database names another one" in place("run", "list", "--url", "sqlite:///other.db", code=4).stderr
 
 
 def test_text_that_is_no_text_is_refused(place: Shell) -> None:
     argument = os.fsdecode(b"\xff\x1b[2J")
     code, _, err = ended(place, "run", "show", argument)
-    assert code == 2 and err == "stepfold: '\\udcff\\x1b[2J' is no text: neither UTF-8 nor utf-8\n"
+    assert code == 2 and err == "stepfold: '\\udcff\\x1b[2J' is not text: neither UTF-8 nor utf-8\n"
     code, _, err = ended(place, "run", "list", env={"STEPFOLD_URL": argument})
-    assert code == 2 and "is no text" in err
+    assert code == 2 and "is not text" in err
 
 
 def test_the_version_and_the_completion_of_the_shell(place: Shell) -> None:
@@ -109,7 +109,9 @@ def test_code_and_environment_that_name_two_logs_are_told_in_the_first_line(plac
         "async def w(ctx, step): return 1\n"
     )
     env = {"STEPFOLD_URL": "sqlite:///other.db"}
-    says = "fixed:client is made for sqlite:///fixed.db, and that is used; STEPFOLD_URL=sqlite:///other.db is not (--url decides)"
+    says = (
+        "fixed:client names the log sqlite:///fixed.db, which is used; STEPFOLD_URL=sqlite:///other.db is ignored (--url decides)"
+    )
     assert ended(place, "run", "start", "w", "-a", "fixed:client", env=env)[2].splitlines()[0] == says
     assert ended(place, "run", "start", "w", "-a", "fixed:create", env={"STEPFOLD_URL": "sqlite:///fixed.db"})[2] == ""
     assert ended(place, "run", "start", "w", "-a", "fixed:create", "-u", "sqlite:///other.db", env=env)[2] == ""

@@ -39,7 +39,7 @@ def test_topics_are_created_checked_and_described(shell: Shell, url: str) -> Non
     assert create in shell("worker", "shop:client", "--url", url, code=4).stderr
     missing = shell("topics", "check", "--url", url, code=1)
     assert missing.stdout.count("does not exist") == 4 and create in missing.stdout
-    assert "4 of the findings must be mended" in missing.stderr
+    assert "4 of the findings must be fixed" in missing.stderr
     assert shell.json("topics", "describe", "--url", url) == []
 
     options = ("--partitions", "3", "--replication", "1", "--url", url)

@@ -109,7 +109,7 @@ def test_dev_shows_what_runs_do_and_starts_again_when_a_file_changes(shell: Shel
     source = shell.folder / "shop.py"
     (shell.folder / "a_test.py").write_text("x = 1\n")  # first by name, but nothing that the worker imports
     source.write_text(source.read_text().replace('f"paid ', 'f"settled '))
-    lines_until(dev, lambda line: line == "shop.py changed: starting again\n")
+    lines_until(dev, lambda line: line == "shop.py changed: the worker restarts\n")
     lines_until(dev, lambda line: "partitions" in line)
     shell("run", "start", "order", "--run-id", "two", "-d", '{"order_id": "2"}', "--url", url)
     assert '"settled 2"' in lines_until(dev, lambda line: "two  completed" in line)[-1]
@@ -155,7 +155,7 @@ def test_dev_looks_at_what_is_imported_wherever_it_is(shell: Shell, tmp_path_fac
     # Until the worker has told what it imports, a change goes unseen: so it is made again and again.
     process = threading.Thread(target=lambda: until(lambda: change(elsewhere / "lent.py") or dev.poll() is not None), daemon=True)
     process.start()
-    lines_until(dev, lambda line: line == f"{elsewhere / 'lent.py'} changed: starting again\n")
+    lines_until(dev, lambda line: line == f"{elsewhere / 'lent.py'} changed: the worker restarts\n")
     dev.send_signal(signal.SIGTERM)
     assert dev.communicate() and dev.returncode == 130
     process.join()

@@ -68,7 +68,7 @@ async def replaced(shell: Shell, url: str) -> None:
             while (await run.status()).state != "waiting":
                 await asyncio.sleep(0.05)
         os.kill(pids["worker-1"], signal.SIGKILL)
-        lines_until(parent, lambda line: "worker-1 was killed by signal 9; another one starts in" in line)
+        lines_until(parent, lambda line: "worker-1 was killed by signal 9; a new one starts in" in line)
         name, pid = begun(parent)
         assert name == "worker-1" and pid not in pids.values()
         for run in runs:
@@ -159,7 +159,7 @@ def test_a_worker_that_cannot_start_is_tried_again_while_others_serve(shell: She
     parent, pids = start(shell)
     broken.touch()
     os.kill(pids["worker-2"], signal.SIGKILL)
-    lines_until(parent, lambda line: "worker-2 ended with exit code 2; another one starts in" in line)
+    lines_until(parent, lambda line: "worker-2 ended with exit code 2; a new one starts in" in line)
     broken.unlink()
     assert begun(parent)[0] == "worker-2"
     parent.send_signal(signal.SIGTERM)
