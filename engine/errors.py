@@ -121,11 +121,18 @@ def _described(error: BaseException, step_id: str | None) -> ErrorInfo:
 
 
 def _held(failed: BaseException) -> ErrorInfo | None:
-    """The root error of a StepFailed; None if a user's code has put something else there."""
+    """The root error of a StepFailed; None if a user's code has put something else there.
+
+    A user's code may also have made the ErrorInfo, so this cuts and escapes its texts like those of any other error.
+    """
     try:
         info: Any = cast(StepFailed, failed).error
         plain = type(info) is ErrorInfo and all(type(part) is str for part in (info.type, info.message, info.traceback))
-        return info if plain and type(info.step_id) in (str, type(None)) else None
+        if not plain or type(info.step_id) not in (str, type(None)):
+            return None
+        kind, message = (writable(text)[:MESSAGE_CHARS] for text in (info.type, info.message))
+        step_id = None if info.step_id is None else writable(info.step_id)[:MESSAGE_CHARS]
+        return ErrorInfo(kind, message, writable(info.traceback)[-TRACEBACK_CHARS:], step_id)
     except BaseException:  # noqa: BLE001  # the error may be of a user's class
         return None
 

@@ -99,6 +99,25 @@ def test_whatever_an_error_does_it_is_recorded(number: int) -> None:
     assert ErrorInfo.from_json(orjson.loads(orjson.dumps(info.to_json()))) == info
 
 
+def of_the_users_making(*texts: str) -> StepFailed:
+    return StepFailed("a", 1, ErrorInfo(*texts))
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (of_the_users_making("T", "m\ud800", "\ud800", "s\ud800"), "T: m\\ud800"),
+        (of_the_users_making(*["\x01" * 3_000_000] * 4), "\x01"),
+        (ExceptionGroup("two", [of_the_users_making("T", "\ud800", "", "\ud800")] * 2), "ExceptionGroup: 2 errors: T: \\ud800"),
+    ],
+)
+def test_a_root_error_of_the_users_making_is_cut_and_escaped(error: Exception, shown: str) -> None:
+    info = ErrorInfo.of(error, "step")
+    assert str(info).startswith(shown)
+    assert len(orjson.dumps(info.to_json())) <= 6 * (3 * 4000 + 8000) + 100
+    assert ErrorInfo.from_json(orjson.loads(orjson.dumps(info.to_json()))) == info
+
+
 def declined() -> StepFailed:
     return StepFailed("charge", 3, ErrorInfo("ValueError", "card declined", "its lines", "charge"))
 
