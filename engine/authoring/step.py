@@ -42,6 +42,8 @@ T = TypeVar("T")
 Ext = TypeVar("Ext", default=Any)
 Ts = TypeVarTuple("Ts")
 
+MAX_PATH_CHARS = 1000
+"""The limit for a step id with its scopes."""
 _DEFAULT_RETRY = Retry()
 _ONCE = Retry(1)
 
@@ -77,8 +79,8 @@ class Step(Generic[Ext]):
     """The durable operations of one run.
 
     A step id is a name within the workflow. A later operation may use the id again; stepfold then numbers it (`charge`,
-    `charge#2`). Two operations with one id at the same time need scopes. Every method may raise CancelledError when the run
-    is cancelled.
+    `charge#2`). Two operations with one id at the same time need scopes. An id has up to 200 characters, and up to 1,000 with
+    the names of its scopes. Every method may raise CancelledError when the run is cancelled.
     """
 
     __slots__ = ("_execution", "_ext", "_ports", "_scope")
@@ -244,10 +246,16 @@ class Step(Generic[Ext]):
 
     @asynccontextmanager
     async def scope(self, name: str) -> AsyncGenerator[Step[Ext]]:
-        """A `Step` whose ids begin with `name/`: `async with step.scope("payment") as step`."""
+        """A `Step` whose ids begin with `name/`: `async with step.scope("payment") as step`.
+
+        Raises ValueError for a bad name, and if the name and the scopes around it have more than 1,000 characters together.
+        """
         if type(name) is not str:
             raise _no_id(name)
-        yield Step(self._execution, self._ports, f"{self._scope}{_valid(name)}/")
+        path = f"{self._scope}{_valid(name)}/"
+        if len(path) > MAX_PATH_CHARS:
+            raise _too_long(path)
+        yield Step(self._execution, self._ports, path)
 
     @contextmanager
     def shield(self) -> Generator[None]:
@@ -269,7 +277,10 @@ class Step(Generic[Ext]):
             )
         if type(step_id) is not str:
             raise _no_id(step_id)
-        return self._wait(f"{self._scope}{_valid(step_id)}", call, source)
+        path = f"{self._scope}{_valid(step_id)}"
+        if len(path) > MAX_PATH_CHARS:
+            raise _too_long(path)
+        return self._wait(path, call, source)
 
     async def _wait(self, step_id: str, call: Call, source: Source) -> Any:
         op = self._execution.request(step_id, call, source)
@@ -308,6 +319,13 @@ def _source() -> Source:
 def _no_id(step_id: object) -> ValueError:
     """The error for an id of another type, such as a str enum or an object without a hash."""
     return ValueError(f"{shown(step_id)} ({type(step_id).__name__}) is not a step id: give a plain str")
+
+
+def _too_long(path: str) -> ValueError:
+    return ValueError(
+        f"a step id has at most {MAX_PATH_CHARS:,} characters, the names of its scopes included: nest fewer scopes, or give them "
+        f"shorter names than in {quoted(path)}"
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import math
@@ -631,6 +632,26 @@ async def test_what_is_no_id(client: Client, step_id: Any) -> None:
                 pass
 
     await outcome(client, body)
+
+
+async def test_an_id_with_its_scopes_has_a_limit(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(8):
+                step = await stack.enter_async_context(step.scope("x" * 99))
+            async with step.scope("y" * 199) as full:
+                with pytest.raises(ValueError, match=r"at most 1,000 characters.*x… \([0-9,]+ characters\)"):
+                    await full.sleep("a", 1)
+            with pytest.raises(ValueError, match="at most 1,000 characters"):
+                async with step.scope("y" * 200):
+                    pass
+            with pytest.raises(ValueError, match="at most 1,000 characters"):
+                async with step.scope("y" * 198) as scoped:
+                    await scoped.run("ab", lambda: 1)
+            async with step.scope("y" * 198) as scoped:
+                return await scoped.run("a", lambda: 1)
+
+    assert await outcome(client, body) == 1
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
