@@ -11,6 +11,8 @@ from ..events import PLAIN, encode
 from ..log import Entry
 from ..values.names import quoted, valid_name, valid_run_id
 
+MAX_REASON_CHARS = 10_000
+
 
 def started(
     run_id: str,
@@ -66,8 +68,8 @@ def signal_received(
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
     """A request to cancel a run. Raises ValueError if the reason is not a text of up to 10,000 characters."""
-    if reason is not None and (type(reason) is not str or len(reason) > 10_000 or not _utf8(reason)):
-        raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to 10,000 characters")
+    if reason is not None and (type(reason) is not str or len(reason) > MAX_REASON_CHARS or not _utf8(reason)):
+        raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
     event = {
         "type": "cancel-requested",
         "v": PLAIN,

@@ -82,6 +82,7 @@ class Owner:
             fold_one=self._fold_one,
         )
         self._told = Telling(log)
+        self._max_value_bytes = log.max_value_bytes
         self._outbox: list[Entry] = []
         self._appending_now = False
         self._drained = asyncio.Event()  # a waiting `_flushed` clears it; set when the append queue is empty
@@ -371,7 +372,7 @@ class Owner:
             return
         if live is None:
             if kind in _STANDS_STILL and run.cancel_requested and self._stands_still(run):
-                self.emit(run, "cancelled", reason=run.reason)
+                self.code.record_cancelled(run)
             elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
                 self._revive(run)
             for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
@@ -471,7 +472,7 @@ class Owner:
             run_id, _ = self._deferred.popitem(last=False)
             run = state.runs.get(run_id)
             if run is not None and run.phase == "open" and run_id not in self.live:
-                self._revive(run)
+                self._contained(run, self._revive)
         if self._deferred:
             self._bring_in_later(0)
 
@@ -489,7 +490,11 @@ class Owner:
     # -- writing the log
 
     def emit(self, run: RunState, kind: str, **fields: Any) -> None:
-        """Append a decision about a run. `fields` may contain another `at` than now."""
+        """Append a decision about a run. `fields` may contain another `at` than now.
+
+        Raises PayloadTooLarge for a record above the log's limit, and TypeError for what JSON cannot hold. Queued, such a record
+        would stop the whole partition; raised here, it concerns this run alone.
+        """
         if not self.active:
             return
         event: dict[str, Any] = {"type": kind, "v": PLAIN, "run_id": run.id, "at": self.log.now(), "claim": self.claim, **fields}
@@ -497,7 +502,14 @@ class Owner:
             live = self.live.get(run.id)
             if live is not None:
                 event["version"] = live.workflow.version
-        self._outbox.append(Entry(run.id, encode(event)))
+        value = encode(event)
+        if len(value) > self._max_value_bytes:
+            step = f", step {fields['step_id']!r}," if "step_id" in fields else ""
+            raise PayloadTooLarge(
+                f"the record {kind} of run {run.id!r}{step} has {len(value):,} bytes, and {self.log.name} takes "
+                f"{self._max_value_bytes:,}: store what is large elsewhere and keep a reference to it"
+            )
+        self._outbox.append(Entry(run.id, value))
         self._wake_append.set()
 
     async def _appending(self, reader: Reader) -> None:
@@ -586,9 +598,9 @@ class Owner:
             if run is None or op is None or run.phase != "open" or op.due_at != at:
                 continue
             if op.when_due is None:
-                self._retry(run, step_id)
+                self._contained(run, self._retry, step_id)
             else:
-                self.emit(run, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
+                self._contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
         self._set_timer()
 
     def _retry(self, run: RunState, step_id: str) -> None:
@@ -618,6 +630,13 @@ class Owner:
         self._suspects.open()
         self.caught_up.set()
 
+    def _contained(self, run: RunState, act: Callable[..., None], *args: Any, **fields: Any) -> None:
+        """Act on a run outside `_take`. Any error concerns only this run."""
+        try:
+            act(run, *args, **fields)
+        except Exception as error:  # noqa: BLE001  # as it says
+            self.code.contain(run, error)
+
     def _see_to(self, state: PartitionState, run_id: str) -> None:
         try:
             self._recover(state, run_id)
@@ -639,7 +658,7 @@ class Owner:
         if run_id in self.live:
             return
         if run.cancel_requested and self._stands_still(run):
-            self.emit(run, "cancelled", reason=run.reason)
+            self.code.record_cancelled(run)
             return
         if self._crashed and (not run.idle or self._may_have_retried(run)):
             self._orphans.add(run_id)
@@ -725,7 +744,7 @@ class Owner:
         for run_id in list(self.waiting):
             run = state.runs.get(run_id)
             if run is not None and self.worker.find(run.workflow, run.version) is not None:
-                self._revive(run)
+                self._contained(run, self._revive)
 
     async def _checkpointing(self, state: PartitionState) -> None:
         await self.caught_up.wait()

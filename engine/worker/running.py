@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import orjson
 
 from ..authoring.workflow import Workflow
+from ..client.requests import MAX_REASON_CHARS
 from ..core.state import RunState
 from ..errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted, disagreement, roots
 from ..events import FORMAT
@@ -124,13 +125,14 @@ class Running:
         if completed is None:
             return False
         limit = self._worker.settings.max_payload_bytes
-        if len(completed) > limit:
-            error = PayloadTooLarge(
-                f"the input of run {run.id!r} is {len(completed):,} bytes as its model makes it; the limit is {limit:,}"
-            )
-            self._fail(run, ErrorInfo.of(error))
-        else:
+        try:
+            if len(completed) > limit:
+                raise PayloadTooLarge(
+                    f"the input of run {run.id!r} is {len(completed):,} bytes as its model makes it; the limit is {limit:,}"
+                )
             self._emit(run, "input-completed", v=FORMAT, version=workflow.version, input=orjson.Fragment(completed))
+        except PayloadTooLarge as error:
+            self._fail(run, ErrorInfo.of(error))
         return True
 
     def host(self, run_id: str) -> Host:
@@ -269,7 +271,10 @@ class Running:
         attempt.op.recorded = True
         attempt.announced = True
         given = self._input(attempt) if attempt.call.record_input else {}
-        self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
+        try:
+            self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
+        except Exception as error:  # noqa: BLE001  # it may be another run that gives this one its turn
+            self.contain(attempt.run, error)
 
     def _input(self, attempt: Attempt) -> dict[str, Any]:
         """The recorded arguments, for people. Never fails the attempt, whatever the classes of the arguments raise."""
@@ -297,16 +302,15 @@ class Running:
                 if len(result) > self._worker.settings.max_payload_bytes:
                     limit = self._worker.settings.max_payload_bytes
                     raise PayloadTooLarge(f"the result of run {run.id!r} is {len(result):,} bytes; the limit is {limit:,}")
+                self._emit(run, "completed", result=orjson.Fragment(result))
             except Stuck:
                 raise
             except BaseException as error:  # anything that the user's types raise fails the run
                 if from_keyboard(error):
                     raise
                 self._fail(run, self._described(live, error))
-            else:
-                self._emit(run, "completed", result=orjson.Fragment(result))
         elif outcome.kind == "cancelled":
-            self._emit(run, "cancelled", reason=run.reason)
+            self.record_cancelled(run)
         else:
             assert outcome.error is not None
             self._fail(run, self._described(live, outcome.error))
@@ -345,6 +349,10 @@ class Running:
 
     def _described(self, live: Live, error: BaseException) -> ErrorInfo:
         return self._watch.run(live, lambda: live.execution.inside(ErrorInfo.of, error))
+
+    def record_cancelled(self, run: RunState) -> None:
+        """Record the end of a cancelled run. The request is a record of its own, so its reason may be too long for this one."""
+        self._emit(run, "cancelled", reason=None if run.reason is None else run.reason[:MAX_REASON_CHARS])
 
     def _fail(self, run: RunState, info: ErrorInfo) -> None:
         self._emit(run, "failed", error=info.to_json())
@@ -417,32 +425,50 @@ class Running:
     # -- reports of attempts
 
     def completed(self, attempt: Attempt, result: bytes) -> None:
-        """Record the success of an attempt; `result` is JSON."""
+        """Record the success of an attempt; `result` is JSON. An attempt whose success cannot be recorded has failed."""
         if self._expects(attempt):
-            self._emit(
-                attempt.run, "step-completed", step_id=attempt.op.id, attempt=attempt.number, result=orjson.Fragment(result)
-            )
+            number = attempt.number
+            try:
+                self._emit(attempt.run, "step-completed", step_id=attempt.op.id, attempt=number, result=orjson.Fragment(result))
+            except Exception as error:  # noqa: BLE001  # as it says
+                self.failed(attempt, error)
 
     def failed(self, attempt: Attempt, error: BaseException, info: ErrorInfo | None = None) -> None:
-        """Record the failure of an attempt. `info` describes the error if the thread has done that."""
+        """Record the failure of an attempt, or quarantine its run if that cannot be recorded: otherwise it would wait for ever.
+
+        `info` describes the error if the thread has done that.
+        """
         if self._expects(attempt):
             fresh = attempt.beats is not None and attempt.beats.fresh
             heartbeat = {"heartbeat": attempt.beats.details} if attempt.beats is not None and fresh else {}
             try:
-                info = info or self._watch.ask(attempt.named, lambda: ErrorInfo.of(error, attempt.op.id))
-                pause = self._watch.ask(attempt.named, lambda: self._pause(attempt, error))
-            except Stuck:
-                info, pause = info or ErrorInfo.unshown(error, attempt.op.id), None
-            self._failed(attempt, info, pause, **heartbeat)
+                try:
+                    info = info or self._watch.ask(attempt.named, lambda: ErrorInfo.of(error, attempt.op.id))
+                    pause = self._watch.ask(attempt.named, lambda: self._pause(attempt, error))
+                except Stuck:
+                    info, pause = info or ErrorInfo.unshown(error, attempt.op.id), None
+                self._record_failure(attempt, info, pause, **heartbeat)
+            except BaseException as odd:
+                if from_keyboard(odd):
+                    raise
+                self.contain(attempt.run, odd)
+            else:
+                self._tell_failure(attempt, info, pause)
 
-    def _failed(self, attempt: Attempt, info: ErrorInfo, pause: int | None, **heartbeat: Any) -> None:
-        run, step_id, number = attempt.run, attempt.op.id, attempt.number
+    def _failed(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:
+        self._record_failure(attempt, info, pause)
+        self._tell_failure(attempt, info, pause)
+
+    def _record_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None, **heartbeat: Any) -> None:
         now = self._clock.now()
         next_at = None if pause is None else within(now + pause)
         self._times_out(attempt.op, pause)
-        fields: dict[str, Any] = {"step_id": step_id, "attempt": number, "error": info.to_json(), "next_at": next_at}
+        fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
         attempt.op.recorded = True
-        self._emit(run, "step-failed", **fields, at=now, **heartbeat)
+        self._emit(attempt.run, "step-failed", **fields, next_at=next_at, at=now, **heartbeat)
+
+    def _tell_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:
+        run, step_id, number = attempt.run, attempt.op.id, attempt.number
         if pause is None:
             what = f"step {step_id} of run {run.id} of {run.workflow} failed (attempt {number}, the last)"
             tell_failure(what, run, info, step_id=step_id, attempt=number)
@@ -477,11 +503,15 @@ class Running:
             return None
 
     def heartbeat(self, attempt: Attempt, details: orjson.Fragment) -> None:
-        """Record the latest details of an attempt."""
+        """Record the latest details of an attempt. Quarantines the run if they cannot be recorded."""
         if self._expects(attempt):
             attempt.op.recorded = True
             at = attempt.heartbeat_at = within(max(self._log.now(), attempt.heartbeat_at + 1))
-            self._emit(attempt.run, "step-heartbeat", step_id=attempt.op.id, attempt=attempt.number, details=details, at=at)
+            fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "details": details}
+            try:
+                self._emit(attempt.run, "step-heartbeat", **fields, at=at)
+            except Exception as error:  # noqa: BLE001  # any error concerns only this run
+                self.contain(attempt.run, error)
 
     def ask(self, attempt: Attempt, call: Callable[[], bytes]) -> bytes:
         """Call code that may be the user's, under the watchdog. Raises Stuck if it does not come back."""

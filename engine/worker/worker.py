@@ -488,9 +488,10 @@ class Worker:
         attempt.task.add_done_callback(lambda _: self._end_plain(attempt))
 
     def _end_plain(self, attempt: Attempt) -> None:
-        """Free the place of a plain function."""
+        """Free the place of a plain function, unless its run was quarantined and has freed it."""
         over = attempt.over
-        assert over is not None
+        if over is None:
+            return
         self._leave_place(attempt)
         over.set_result(None)
         if attempt.beats is not None:

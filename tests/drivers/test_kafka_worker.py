@@ -19,11 +19,11 @@ from kafka_suite import connections_may_leak, delete_group, produce
 from pydantic import BaseModel, field_validator
 
 from stepfold import Client, Context, Step
-from stepfold.drivers import kafka_inbox
+from stepfold.drivers import kafka, kafka_inbox
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.drivers.kafka_cluster import Cluster
-from stepfold.errors import ConfigError, LogUnavailable, RunNotFound
+from stepfold.errors import ConfigError, LogUnavailable, RunNotFound, WorkflowFailed
 from stepfold.log import CLAIM_KEY, Entry
 
 pytestmark = pytest.mark.kafka
@@ -120,6 +120,22 @@ async def test_a_start_written_into_the_history_in_a_transaction_never_runs(shop
     assert shop.charged == ["direct"] * 8
     with pytest.raises(RunNotFound):
         await shop.client.run("foreign").status()
+
+
+async def test_a_record_that_is_too_large_fails_its_run_alone(kafka_namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka, "MAX_VALUE_BYTES", 20_000)  # no value comes near the limit unless it is lower
+    shop = Shop(kafka_namespace)
+
+    @shop.client.workflow("large")
+    async def large(ctx: Context, step: Step) -> str:
+        return await step.run("s", lambda: "x" * 20_000)
+
+    async with shop.client.worker():
+        run = await shop.client.start_workflow(large)
+        orders = [await shop.client.start_workflow(shop.order, "beside", run_id=f"beside-{number}") for number in range(8)]
+        with pytest.raises(WorkflowFailed, match="takes 20,000"):
+            await run.result()
+        assert [await order.result() for order in orders] == ["beside"] * 8
 
 
 async def test_strange_bytes_are_served_or_refused_and_the_next_start_runs(shop: Shop) -> None:

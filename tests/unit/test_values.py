@@ -108,7 +108,7 @@ def test_whatever_a_record_holds_is_an_error(data: Any) -> None:
 
 def test_the_error_of_a_failed_step_is_the_root() -> None:
     root = ErrorInfo("ValueError", "no", "trace", "charge")
-    assert ErrorInfo.of(StepFailed("charge", 3, root)) is root
+    assert ErrorInfo.of(StepFailed("charge", 3, root)) == root
     assert str(ErrorInfo("ValueError", "")) == "ValueError" and str(root) == "ValueError: no"
 
 
