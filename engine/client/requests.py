@@ -6,12 +6,11 @@ from typing import Any
 
 import orjson
 
+from ..core.lifecycle import MAX_REASON_CHARS
 from ..errors import ConfigError, PayloadTooLarge
 from ..events import PLAIN, encode
 from ..log import Entry
 from ..values.names import quoted, valid_name, valid_run_id
-
-MAX_REASON_CHARS = 10_000
 
 
 def started(

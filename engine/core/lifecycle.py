@@ -11,6 +11,9 @@ from ..operations import GIVES_BACK
 from .records import PASSED_OVER, Base, Decision, ErrorModel, Request, StepDecision
 from .state import RunState, deliver
 
+MAX_REASON_CHARS = 10_000
+"""The limit for the reason of a cancellation, as requests and `cancelled` carry it."""
+
 
 class Claim(Base):
     """`owner` owns the partition from this offset on, if `prev` is the offset of the claim that was current (-1: none).

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import orjson
 
 from ..authoring.workflow import Workflow
-from ..client.requests import MAX_REASON_CHARS
+from ..core.lifecycle import MAX_REASON_CHARS
 from ..core.state import RunState
 from ..errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted, disagreement, roots
 from ..events import FORMAT
