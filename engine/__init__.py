@@ -45,7 +45,7 @@ from .errors import (
     WorkflowUnknown,
 )
 from .events import Event
-from .logs import show_foreign_text
+from .logs import prepare_loggers
 from .values.retry import Retry
 from .worker.worker import Worker
 
@@ -86,4 +86,4 @@ __all__ = [
     "current_step",
 ]
 
-show_foreign_text()
+prepare_loggers()

@@ -378,9 +378,9 @@ class Running:
             live.finished = True
             self.close(live)
         if run.phase == "open":
+            self._emit(run, "quarantined", error=error)
             extra = {"run_id": run.id, "workflow": run.workflow, "error": error["message"]}
             logger.error("run %s of %s is quarantined: %s", run.id, run.workflow, error["message"], extra=extra)
-            self._emit(run, "quarantined", error=error)
 
     def close(self, live: Live) -> None:
         """Take a run's code out of memory."""

@@ -98,10 +98,11 @@ def _nothing() -> None:
 
 def end_process(status: int) -> NoReturn:
     """End the process at once, whatever other threads run. Flushes logs and output first."""
+    # a handler or a stream of the application may raise anything, and the process ends all the same
     for handler in (*logging.getLogger().handlers, *logging.getLogger("stepfold").handlers):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             handler.flush()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             stream.flush()
     os._exit(status)

@@ -150,6 +150,67 @@ async def test_a_run_fails_alone_and_one_line_says_so(new_log: NewLog, handler: 
         assert "Traceback" in fields["traceback"] and "Traceback" in record.getMessage()
 
 
+async def waits_for_nothing(ctx: Context, step: Step) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def leaves_a_branch_behind(ctx: Context, step: Step) -> None:
+    ctx.ext_task = asyncio.create_task(step.sleep("z", 100))  # type: ignore[attr-defined]  # kept from the collector
+    await asyncio.sleep(0.01)
+
+
+async def fails_at_last(ctx: Context, step: Step) -> None:
+    await step.run("s", raises, ValueError("no"), retry=Retry(2, backoff="1ms"))
+
+
+async def logs_itself(ctx: Context, step: Step) -> None:
+    ctx.log.info("in the workflow", extra=None)
+    await step.run("plain", lambda: current_step().log.info("in a step"), retry=Retry(1))
+
+
+UNTOLD = {
+    waits_for_nothing: "quarantined",
+    leaves_a_branch_behind: "completed",
+    fails_at_last: "failed",
+    logs_itself: "completed",
+}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+@pytest.mark.parametrize("handler", UNTOLD, ids=lambda handler: handler.__name__)
+async def test_a_log_handler_that_raises_stops_no_run(
+    client: Client, handler: Any, error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    hostile = client.workflow(id="hostile")(handler)
+    neighbour = neighbour_of(client)
+
+    class Refuses(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "run_id", None) == "r":
+                refused.append(record.getMessage())
+                raise error("the handler's")
+
+    refused = list[str]()
+    caplog.set_level(logging.INFO, "stepfold")
+    refuses = Refuses()
+    logging.getLogger("stepfold").addHandler(refuses)
+    try:
+        async with client.worker():
+            run = await client.start_workflow(hostile, run_id="r")
+            before = await client.start_workflow(neighbour, 1)
+
+            async def ended() -> bool:
+                return (await run.status()).state == UNTOLD[handler]
+
+            assert await eventually(ended)
+            after = await client.start_workflow(neighbour, 2)
+            assert await before.result(LIMIT_S) == 2 and await after.result(LIMIT_S) == 3
+    finally:
+        logging.getLogger("stepfold").removeHandler(refuses)
+    assert refused
+    assert "recovering" not in caplog.text and "Exception in callback" not in caplog.text
+
+
 def only_in_steps(value: int) -> int:
     try:
         current_step()

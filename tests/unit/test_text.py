@@ -120,8 +120,8 @@ class Odd(Exception):
         raise RuntimeError("no")
 
 
-def test_all_our_loggers_show_foreign_text() -> None:
-    stepfold.logs.show_foreign_text()  # again: it is idempotent
+def test_all_our_loggers_show_foreign_text_and_contain_errors() -> None:
+    stepfold.logs.prepare_loggers()  # again: it is idempotent
     names = {
         name
         for path in tracked("engine/*.py", "drivers/*.py", "projections/*.py")
@@ -130,3 +130,4 @@ def test_all_our_loggers_show_foreign_text() -> None:
     assert names <= set(stepfold.logs.NAMES), "a new logger is named in stepfold.logs too"
     for name in stepfold.logs.NAMES:
         assert len(logging.getLogger(name).filters) == 1
+        assert isinstance(logging.getLogger(name), stepfold.logs.Contains)
