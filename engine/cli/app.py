@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ..errors import ErrorInfo, StepfoldError
+from ..worker.stopping import end_process_soon
 from . import inbox, projection, run, topics
 from .demo import demo
 from .dev import dev
@@ -29,7 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Durable workflows on an append-only log: Kafka, SQLite or memory.",
-    epilog="Exit codes: 0 done; 1 done, and the answer is no; 2 not understood; 3 not found; 4 the log cannot be used.",
+    epilog="Exit codes: 0 done; 1 done, and the answer is no; 2 not understood; 3 not found; 4 the log cannot be used; "
+    "5 a step has ended the worker.",
 )
 
 
@@ -56,6 +58,18 @@ app.add_typer(projection.app, name="projection")
 
 
 def main() -> NoReturn:
+    """Run the command line and end the process, also if the user's code has left threads or exit handlers that never end."""
+    try:
+        command()
+    except SystemExit as end:
+        end_process_soon(end.code if isinstance(end.code, int) else int(end.code is not None))
+        raise
+    except BaseException:  # STEPFOLD_TRACEBACK
+        end_process_soon(Exit.NO)
+        raise
+
+
+def command() -> NoReturn:
     """Run the command line and exit."""
     _check_surroundings()
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

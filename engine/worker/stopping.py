@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any, NoReturn
@@ -25,6 +26,11 @@ logger = logging.getLogger("stepfold.worker")
 SIGNALLED_TWICE_S = 0.5
 """A signal that comes again within this time counts as the same signal."""
 LOOK_S = 0.5
+END_S = 5.0
+"""How long a process whose work is done waits for what users' code has left in it."""
+LAST_WORDS_S = 1.0
+
+_soon: list[int] = []  # the exit code of a process that ends soon
 
 
 @contextlib.contextmanager
@@ -60,7 +66,8 @@ def told_by_signals(
         end_if_held_up(number)
         now = time.monotonic()
         if not first:
-            threading.Thread(target=look_on, args=(number,), name="stepfold-stopping", daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # the system has no more threads
+                start_new_thread(look_on, (number,))  # `threading` may be patched, or without its `excepthook`
         elif now - first.get(number, now) >= SIGNALLED_TWICE_S:  # `timeout` and some supervisors signal a process and its group
             at_once()
             if number == signal.SIGINT:
@@ -106,3 +113,35 @@ def end_process(status: int) -> NoReturn:
         with contextlib.suppress(BaseException):
             stream.flush()
     os._exit(status)
+
+
+def end_process_soon(status: int) -> None:
+    """End the process with this exit code after `END_S`, unless it has ended by then.
+
+    Threads, tasks that go on after their cancellation and exit handlers of users would keep it for ever. A later call changes
+    the exit code only. Without a thread to wait in, the process ends at once.
+    """
+    begun = bool(_soon)
+    _soon[:] = [status]
+    if not begun:
+        try:
+            start_new_thread(_end_later, ())
+        except RuntimeError:
+            end_process(status)
+
+
+def _end_later() -> None:
+    time.sleep(END_S)
+    with contextlib.suppress(RuntimeError):
+        start_new_thread(_end_without_words, ())
+    main = threading.main_thread()
+    left = [thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon and thread.is_alive()]
+    what = "threads that are no daemons (" + ", ".join(map(repr, left)) + ")" if left else "an exit handler, or a task,"
+    logger.warning("%s kept the process for %g s after its work was done: it ends without waiting", what, END_S)
+    end_process(_soon[0])
+
+
+def _end_without_words() -> None:
+    """End the process even if a lock of `logging` is never released, or nobody reads the output."""
+    time.sleep(LAST_WORDS_S)
+    os._exit(_soon[0])

@@ -105,7 +105,7 @@ def typed(*arguments: str, stdin: bytes = b"") -> tuple[int, str, str]:
         patch.setattr(sys, "stderr", err)
         patch.delenv("STEPFOLD_URL", raising=False)
         with pytest.raises(SystemExit) as end:
-            stepfold.cli.app.main()
+            stepfold.cli.app.command()
     texts: list[str] = []
     for stream in (out, err):
         stream.flush()

@@ -1,0 +1,57 @@
+"""Tells a step that ends the worker's event loop, or cancels its tasks, from a caller that may do so."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
+from typing import Any
+
+from ..authoring.step import current_step_var
+from .interrupts import from_keyboard
+
+
+def is_exit(error: BaseException | None) -> bool:
+    """Whether asyncio lets an error of a task or callback end the loop."""
+    return isinstance(error, SystemExit | KeyboardInterrupt)
+
+
+def step_behind(error: BaseException) -> str | None:
+    """The step, in words, whose task or callback has raised an error out of asyncio's loop; None if that is not known."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        handle = trace.tb_frame.f_locals.get("self") if trace.tb_frame.f_code.co_name == "_run" else None
+        context = getattr(handle, "_context", None) if isinstance(handle, asyncio.Handle) else None
+        if isinstance(context, Context):
+            return _words(context)
+        trace = trace.tb_next
+    return None
+
+
+class Canary(asyncio.Task[None]):
+    """A task of the worker that tells when the code of a step cancels it, or ends the loop and so has it cancelled.
+
+    Steps, their tasks and their callbacks have the context of the step. Others who cancel tasks (`asyncio.run` at its end or on
+    Ctrl-C, a shutdown routine of the application) have not.
+    """
+
+    def __init__(self, work: Coroutine[Any, Any, None], tell: Callable[[str], None], name: str) -> None:
+        self._tell = tell
+        super().__init__(work, name=name)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the task as any other."""
+        who = _words(None)
+        error = sys.exception()
+        if who is None and error is not None and is_exit(error) and not from_keyboard(error):
+            who = step_behind(error)
+        if who is not None:
+            self._tell(who)
+        return super().cancel(msg)
+
+
+def _words(context: Context | None) -> str | None:
+    step = current_step_var.get() if context is None else context.get(current_step_var)
+    return None if step is None else f"step {step.step_id} of run {step.run_id} (attempt {step.attempt})"
