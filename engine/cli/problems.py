@@ -7,6 +7,7 @@ Exit codes, the same for every command (docs/cli.md):
     2  the command cannot be understood: an option, JSON, APP, a URL
     3  the run, workflow or dead letter does not exist
     4  the log, or a file, cannot be used: no answer, no such file, topics missing, no room
+    5  code of a step has ended the worker
     70  a fault of stepfold's own
     130  interrupted (Ctrl-C, and SIGTERM in commands that must stop child processes)
     141  the reader of the output has gone
@@ -36,6 +37,7 @@ class Exit(IntEnum):
     USAGE = 2
     NOT_FOUND = 3
     LOG = 4
+    KILLED = 5
     FAULT = 70
     INTERRUPTED = 130
     UNREAD = 141

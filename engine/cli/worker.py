@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,10 @@ from ..errors import ConfigError
 from ..values.duration import duration_ms
 from ..values.text import shown
 from ..worker import eventloop
-from .output import remark
+from ..worker.serving import LoopEnded, serve
+from ..worker.stopping import end_process, end_process_soon
+from ..worker.worker import Worker
+from .output import complain, remark
 from .problems import Exit, Problem
 from .processes import keep_running, name_of
 from .target import App, UrlOption, check_reachable, client_of, run_async
@@ -67,11 +71,38 @@ def worker(
     log_to_stderr("" if number is None else "%(processName)s: ")
     who = "worker" if number is None else name_of(number)
     remark(f"{who} {os.getpid()} on {client.log.name} ({eventloop.name()}): {workflows_of(client)}")
+    return _serve(client, concurrency, grace, tell_parent if number is not None else lambda: None)
+
+
+def _serve(client: Client, concurrency: int, grace: str, on_start: Callable[[], None]) -> Exit:
+    """Serve until told to stop. From its end on the process ends soon, whatever the user's code has left behind."""
+    code = Exit.OK
+
+    def on_lost(message: str) -> None:
+        nonlocal code
+        code = Exit.KILLED
+        with contextlib.suppress(OSError):  # nobody reads it
+            complain(f"stepfold: {message}")
+        end_process_soon(code)
+
+    def on_end(worker: Worker | None) -> None:
+        if worker is not None and worker.abandoned:
+            end_process(code)
+        end_process_soon(code if worker is not None or code else Exit.LOG)
+
     try:
-        client.run_worker(concurrency=concurrency, grace=grace, on_start=tell_parent if number is not None else lambda: None)
+        serve(
+            client.log.name,
+            client.worker(concurrency=concurrency, grace=grace),
+            on_start=on_start,
+            on_lost=on_lost,
+            on_end=on_end,
+        )
+    except LoopEnded:
+        pass
     except ConfigError as error:
         raise Problem(str(error), Exit.LOG) from None
-    return Exit.OK
+    return code
 
 
 def workflows_of(client: Client) -> str:

@@ -44,9 +44,9 @@ from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, describe, written
 from ..values.duration import Duration, duration_ms
 from ..values.times import said, utc
-from ..worker import eventloop
 from ..worker.host import MAX_PAYLOAD_BYTES, Settings
-from ..worker.stopping import end_process, told_by_signals
+from ..worker.serving import LoopEnded, serve
+from ..worker.stopping import end_process
 from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
@@ -476,23 +476,20 @@ class Client:
                 "`async with client.worker():` in it, or call run_worker() in a thread"
             )
 
-        async def serve() -> None:
-            stop = asyncio.Event()
-            serving: list[Worker] = []
-            with told_by_signals(lambda _: stop.set(), lambda: serving[0].watch.held_up() if serving else None):
-                async with self.worker(concurrency=concurrency, grace=grace) as worker:
-                    serving.append(worker)
-                    on_start()
-                    waits: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())]
-                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                    for task in waits:
-                        task.cancel()
-                    await asyncio.gather(*waits, return_exceptions=True)
-            if worker.abandoned and threading.current_thread() is threading.main_thread():
+        def on_end(worker: Worker | None) -> None:
+            if worker is not None and worker.abandoned and threading.current_thread() is threading.main_thread():
                 end_process(0)  # things that abandoned steps started, such as threads, might never end
 
-        logger.info("%s: serving on %s", self.log.name, eventloop.name())
-        eventloop.run(serve())
+        try:
+            serve(
+                self.log.name,
+                self.worker(concurrency=concurrency, grace=grace),
+                on_start=on_start,
+                on_lost=logger.error,
+                on_end=on_end,
+            )
+        except LoopEnded as end:
+            raise end.__cause__ or end from None
 
 
 def _open(url: str) -> Log:

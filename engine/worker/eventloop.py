@@ -17,10 +17,15 @@ def name() -> str:
     return _found()[0]
 
 
+def runner() -> asyncio.Runner:
+    """A runner for the loop."""
+    return asyncio.Runner(loop_factory=_found()[1])
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Like `asyncio.run`."""
-    with asyncio.Runner(loop_factory=_found()[1]) as runner:
-        return runner.run(main)
+    with runner() as one:
+        return one.run(main)
 
 
 def _found() -> tuple[str, Callable[[], asyncio.AbstractEventLoop]]:

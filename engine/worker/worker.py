@@ -34,6 +34,7 @@ from ..values.backoff import Backoff
 from ..values.duration import words
 from ..values.pace import ON_LOOP
 from .attempt import Attempt
+from .ends import Canary
 from .host import HAND_OVER_S, Settings
 from .interrupts import from_keyboard
 from .owner import Owner
@@ -104,6 +105,9 @@ class Worker:
         self.abandoned = 0  # steps that ran on after the grace
         self._stopped = asyncio.Event()
         self.failure: BaseException | None = None
+        self._cut = False  # code of a step has ended the loop: the claims are kept
+        self._cut_said = False
+        self.cut_by: str | None = None  # the step, in words
 
     # -- its life
 
@@ -112,7 +116,7 @@ class Worker:
         self._membership = await self.log.join(self.name)
         self.watch.start()
         self.registry.on_change.append(self._workflows_changed)
-        self._tasks = [asyncio.create_task(self._guard(self._owning, self._membership), name="stepfold-assignments")]
+        self._tasks = [Canary(self._guard(self._owning, self._membership), self._cancelled_by, "stepfold-assignments")]
         inbox = self.log.inbox()
         if inbox is not None:
             from .router import Router
@@ -128,15 +132,21 @@ class Worker:
         membership, self._membership = self._membership, None
         if membership is None:
             return
-        steps = f": waiting up to {grace_s:g} s for {self._running} step{'s' * (self._running != 1)}" if self._running else ""
-        logger.info("%s: stopping%s", self.log.name, steps)
+        if self._cut and not self._cut_said:
+            logger.error("%s has cancelled the tasks of its worker, or ended the loop: the worker keeps its claims", self.cut_by)
+        elif not self._cut:
+            steps = f": waiting up to {grace_s:g} s for {self._running} step{'s' * (self._running != 1)}" if self._running else ""
+            logger.info("%s: stopping%s", self.log.name, steps)
         self.registry.on_change.remove(self._workflows_changed)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for partition in list(self._serving):
-            self._give_up(partition, grace_s)
-        await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
+        if self._cut:
+            await self._keep_claims()
+        else:
+            for partition in list(self._serving):
+                self._give_up(partition, grace_s)
+            await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
         try:
             await self._let_go()
             await membership.leave()
@@ -151,6 +161,30 @@ class Worker:
             await membership.retire()
         except Exception as error:  # the other workers then get assignments only after this worker has left
             logger.warning("%s: retiring: %s", self.log.name, error, exc_info=not isinstance(error, StepfoldError))
+
+    def cut_off(self) -> None:
+        """The code of a step has ended the loop: from now on `stop` keeps the claims, as the death of the process would.
+
+        The next owners then look for lost attempts, and put the run aside if it happens again and again.
+        """
+        self._cut = self._cut_said = True
+
+    def _cancelled_by(self, who: str) -> None:
+        if self._membership is not None and not self._cut:
+            self._cut = True
+            self.cut_by = who
+
+    async def _keep_claims(self) -> None:
+        tasks = [*self._serving.values(), *self._handing_over.values()]
+        self._serving.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the worker has stopped, or cannot go on."""
+        return self._stopped.is_set()
 
     async def wait(self) -> None:
         """Wait until the worker stops. Raises the error that stopped it."""

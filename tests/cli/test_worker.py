@@ -236,3 +236,91 @@ def test_sigterm_ends_a_worker_whose_loop_is_held_up(shell: Shell, code: str) ->
     assert worker.returncode in (128 + signal.SIGTERM, -signal.SIGTERM)
     if worker.returncode > 0:
         assert "the code of run one of w, at " in said and "shop.py:" in said and "ends without waiting" in said
+
+
+LEAVES = """
+import asyncio
+import atexit
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import stepfold.worker.stopping
+from stepfold import Client, Context, Step
+
+stepfold.worker.stopping.END_S = 0.1
+client = Client()
+pool = ThreadPoolExecutor(1)
+tasks = []
+
+
+async def swallows() -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            pass
+
+
+def refuses(*arguments: object, **others: object) -> None:
+    raise RuntimeError("no thread")
+
+
+async def leaves() -> None:
+    {code}
+    print("begun", flush=True)
+
+
+@client.workflow(id="w")
+async def w(ctx: Context[None], step: Step) -> None:
+    await step.run("s", leaves)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("pool.submit(time.sleep, 3600)", "threads that are no daemons ('ThreadPoolExecutor-"),
+        ("threading.Thread(target=time.sleep, args=(3600,), name='mine').start()", "threads that are no daemons ('mine')"),
+        ("atexit.register(time.sleep, 3600)", "an exit handler"),
+        ("asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)", "'asyncio_0'"),
+        ("tasks.append(asyncio.create_task(swallows())); await asyncio.sleep(0)", "a task"),
+        ("threading.Thread.start = refuses", "stopped"),
+        ("threading.excepthook = None", "stopped"),
+    ],
+    ids=["pool", "thread", "exit handler", "executor", "task", "no thread", "no hook"],
+)
+def test_sigterm_ends_a_worker_whatever_the_code_of_steps_has_left_behind(shell: Shell, code: str, said: str) -> None:
+    (shell.folder / "shop.py").write_text(LEAVES.replace("{code}", code))
+    worker = shell.start("worker", "shop:client")
+    shell("run", "start", "w", "--run-id", "one")
+    lines_until(worker, lambda line: line == "begun\n")
+    worker.send_signal(signal.SIGTERM)
+    assert said in worker.communicate(timeout=DEADLINE_S)[0]
+    assert worker.returncode == 0
+
+
+def test_a_worker_whose_app_starts_a_thread_and_fails_ends(shell: Shell) -> None:
+    starts = "threading.Thread(target=time.sleep, args=(3600,), name='mine').start()\nimport nowhere\n"
+    (shell.folder / "shop.py").write_text(LEAVES.replace("{code}", "pass") + starts)
+    done = shell("worker", "shop:client", code=2)
+    assert "No module named 'nowhere'" in done.stderr and "threads that are no daemons ('mine')" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("[task.cancel() for task in asyncio.all_tasks()]", "step s of run one (attempt 1) has cancelled the tasks"),
+        ("asyncio.get_running_loop().stop()", "has stopped the worker's event loop"),
+        ("asyncio.get_running_loop().call_soon(exit, 0)", "has raised SystemExit (0) in a task or callback"),
+    ],
+    ids=["cancels", "stops", "exits"],
+)
+def test_a_worker_whose_loop_a_step_has_ended_says_so_in_one_line(shell: Shell, code: str, said: str) -> None:
+    (shell.folder / "shop.py").write_text(LEAVES.replace("{code}", f"{code}; await asyncio.sleep(0.001)"))
+    worker = shell.start("worker", "shop:client")
+    shell("run", "start", "w", "--run-id", "one")
+    lines = worker.communicate(timeout=DEADLINE_S)[0].splitlines()
+    assert worker.returncode == 5
+    assert [line for line in lines if line.startswith("stepfold: ")] == [line for line in lines if said in line] != []
+    assert not any("Traceback" in line for line in lines)
