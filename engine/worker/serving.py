@@ -94,7 +94,8 @@ def serve(
                 if not over and is_exit(error):
                     if serving and serving[0].cut_by is None:
                         serving[0].cut_by = step_behind(error)
-                    lose(f"raised {type(error).__name__} ({message_of(error)}) in a task or callback")
+                    said = message_of(error)
+                    lose(f"raised {type(error).__name__}{said and f' ({said})'} in a task or callback")
                 elif not over:
                     lose("stopped the worker's event loop")
                 raise
