@@ -16,9 +16,11 @@ from one_run import LIMIT_S
 from pydantic import BaseModel, Field
 
 from stepfold import Client, Context, Retry, Run, Step, StepFailed, WorkflowCancelled, WorkflowFailed, current_step
+from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver, SQLiteDriver, _local
-from stepfold.errors import ErrorInfo
+from stepfold.errors import ErrorInfo, PayloadTooLarge
 from stepfold.log import Entry, Log, partition_of
+from stepfold.worker.owner import Owner
 
 NEIGHBOURS = 6
 """Enough for each partition."""
@@ -237,6 +239,30 @@ async def test_the_reason_of_a_cancellation_always_fits(new_log: NewLog) -> None
         await log.append(partition_of(run.id, log.partitions), [Entry(run.id, orjson.dumps(request))])
         with pytest.raises(WorkflowCancelled):
             await run.result(LIMIT_S)
+
+
+async def test_a_record_too_large_when_a_timer_is_due_stops_no_other_timer(
+    new_log: NewLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emit = Owner.emit
+
+    def emits(owner: Owner, run: RunState, kind: str, **fields: Any) -> None:
+        if kind == "sleep-completed" and run.workflow == "hostile":
+            raise PayloadTooLarge("the record sleep-completed")
+        emit(owner, run, kind, **fields)
+
+    monkeypatch.setattr(Owner, "emit", emits)
+    client = Client(driver=new_log())
+
+    async def sleeps(ctx: Context, step: Step) -> None:
+        await step.sleep("s", 0.1)
+
+    workflows = [client.workflow(id=name)(sleeps) for name in ("hostile", "polite")]
+    async with client.worker():
+        pairs = [[await client.start_workflow(workflow) for workflow in workflows] for _ in range(NEIGHBOURS)]
+        for hostile, polite in pairs:
+            assert await polite.result(LIMIT_S) is None
+            assert "the record sleep-completed" in await is_quarantined(hostile)
 
 
 def test_the_largest_record_of_an_error_fits() -> None:
