@@ -38,18 +38,30 @@ def export(
 
     async def go() -> None:
         async with connected(client):
-            # A terminal gets invisible characters escaped: another spelling of the same JSON, with other hashes.
-            seen = io.BytesIO() if file is None and sys.stdout.isatty() else None
-            written = await export_run(client.log, checked_run_id(run_id), file or seen or sys.stdout.buffer)
-        if seen is not None:
-            sys.stdout.write(shown_json(seen.getvalue().decode()))
-        sys.stdout.flush()
+            written = await export_run(client.log, checked_run_id(run_id), file or seen)
+        if file is None:
+            _to_stdout(seen.getvalue())
         remark(f"{written.records} records of {run_id}; the head of the chain is {written.head}")
 
+    seen = io.BytesIO()
     try:
         run_async(go())
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise Problem(f"{file} cannot be written: {error.strerror or error}") from None
+        raise Problem(f"{file or 'the standard output'} cannot be written: {error.strerror or error}", Exit.LOG) from None
+
+
+def _to_stdout(lines: bytes) -> None:
+    """Write an export to stdout.
+
+    A terminal gets invisible characters escaped: another spelling of the same JSON, with other hashes.
+    """
+    if sys.stdout.isatty():
+        sys.stdout.write(shown_json(lines.decode()))
+    else:
+        sys.stdout.buffer.write(lines)
+    sys.stdout.flush()
 
 
 def verify(file: File, output: OutputOption = Format.TABLE) -> None:

@@ -68,6 +68,10 @@ def test_closed_streams_are_no_mistake(place: Shell, script: str) -> None:
 def test_a_full_disk_under_the_output_is_told(place: Shell) -> None:
     code, _, err = ended(place, "run", "history", "ö-1", "-o", "json", script='exec "$@" >/dev/full')
     assert code == 4 and "No space left" in err
+    code, _, err = ended(place, "run", "export", "ö-1", script='exec "$@" >/dev/full')
+    assert (code, err.rstrip()) == (4, "stepfold: the standard output cannot be written: No space left on device")
+    code, _, err = ended(place, "run", "export", "ö-1", "-f", "/dev/full")
+    assert (code, err.rstrip()) == (4, "stepfold: /dev/full cannot be written: No space left on device")
     assert ended(place, "run", "show", "nobody", script='exec "$@" >/dev/full 2>/dev/full')[0] == 3
 
 
