@@ -11,7 +11,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from functools import lru_cache
 from math import isfinite
@@ -33,7 +34,7 @@ from .annotations import by_function, return_annotation, said
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
-from .same import Change, difference, in_words, place_of, shown
+from .same import Change, attributes_of, difference, in_words, place_of, shown
 from .text import shown as one_line
 
 T = TypeVar("T")
@@ -166,6 +167,9 @@ class Codec:
             except Exception as error:  # noqa: BLE001  # the user's types may raise anything
                 problem = problem or error
         if isinstance(problem, Change):
+            half = _half_within(problem.was, 1, set())
+            if half is not None:  # pydantic replaces it in keys
+                raise ValueInvalid(f"{problem.place}: {half[-1]}" if problem.path else half[-1])
             raise ValueInvalid(in_words(problem))
         assert problem is not None
         raise ValueInvalid(_unwritable(problem, value)) from problem
@@ -201,7 +205,7 @@ def _scalar(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError as error:
-        raise ValueInvalid(_unwritable(error, value)) from error
+        raise ValueInvalid(_half(value) if type(value) is str else _unwritable(error, value)) from error
 
 
 def own(value: Any) -> Any:
@@ -269,7 +273,7 @@ def _foreign(value: Any, depth: int) -> list[Any] | None:
     if kind is int:
         return None if -(2**63) <= value < 2**64 else ["an integer of more than 64 bits; give it as a text"]
     if kind is str:
-        return None if value.isascii() or _utf8(value) else [f"{shown(value)} holds half of a surrogate pair"]
+        return None if value.isascii() or _utf8(value) else [_half(value)]
     if kind in _SCALARS:
         return None
     if kind is not dict and kind is not list:
@@ -281,6 +285,8 @@ def _foreign(value: Any, depth: int) -> list[Any] | None:
             return [
                 f"the key {shown(place)} is not text, and JSON has only text as keys. Annotate dict[{type(place).__name__}, …]"
             ]
+        if type(place) is str and not _utf8(place):
+            return [f"the key {_half(place)}"]
         found = _foreign(one, depth - 1)
         if found is not None:
             return found if found == [_TOO_DEEP] else [*found[:-1], place, found[-1]]
@@ -298,13 +304,58 @@ def _utf8(text: str) -> bool:
     return True
 
 
+def _half(text: str) -> str:
+    return (
+        f"{shown(text)} is not valid text: it holds a lone surrogate, half of a pair (in a file name, a byte that is not UTF-8; "
+        f"`os.fsencode` makes bytes of it)"
+    )
+
+
+def _half_within(value: Any, depth: int, seen: set[int]) -> list[Any] | None:
+    """The first text in a value that holds half of a surrogate pair, as [*path, message]: the path to it from the inside out.
+
+    Looks into containers, models and dataclasses, each once. Calls no method that a user's class could override.
+    """
+    kind = cast("type[Any]", type(value))
+    if issubclass(kind, str):
+        text = str.__str__(value)
+        return None if _utf8(text) else [_half(text)]
+    if depth == 0 or id(value) in seen:
+        return None
+    seen.add(id(value))
+    held: Iterable[tuple[Any, Any]] = ()
+    if issubclass(kind, dict):
+        texts = (str.__str__(key) for key in dict[Any, Any].keys(value) if issubclass(type(key), str))
+        wrong = next((text for text in texts if not _utf8(text)), None)
+        if wrong is not None:
+            return [f"the key {_half(wrong)}"]
+        held = dict[Any, Any].items(value)
+    elif issubclass(kind, _COLLECTIONS):
+        base = next(one for one in _COLLECTIONS if issubclass(kind, one))
+        held = enumerate(cast(Iterable[Any], base.__iter__(value)))
+    elif issubclass(kind, BaseModel) or is_dataclass(kind):
+        held = attributes_of(value).items()
+    for place, one in held:
+        found = _half_within(one, depth - 1, seen)
+        if found is not None:
+            return [*found[:-1], place, found[-1]]
+    return None
+
+
+_COLLECTIONS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
+
+
 def _unwritable(error: Exception, value: Any) -> str:
     """A message: why a value cannot be written or read back, and what to do."""
     if isinstance(error, ValidationError):
         how = _ALIAS if _has_two_names(value) else "; the type must be able to validate what it writes"
         return f"{shown(value)} cannot be read back: {describe(error)}{how}"
     text = next(iter(message_of(error).splitlines()), "") or type(error).__name__
-    if "utf-8" in text or isinstance(error, UnicodeDecodeError):
+    if "utf-8" in text.lower() or isinstance(error, UnicodeError):
+        half = _half_within(value, MAX_DEPTH, set())
+        if half is not None:
+            place = place_of(reversed(half[:-1]))
+            return f"{place}: {half[-1]}" if place else half[-1]
         return (
             f"{shown(value)}: bytes that are not text; give the model "
             f'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64") ({text})'

@@ -230,6 +230,13 @@ def _attributes(was: Any, came: Any, left_out: frozenset[str]) -> Change | None:
     return _mappings(ours, theirs)
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes in which an object of a Python class keeps its state: slots, `__dict__`, and the extra fields of a model."""
+    slots = {name: getattr(value, name) for base in type(value).__mro__ for name in _slots(base) if hasattr(value, name)}
+    more: dict[str, Any] = slots.pop("__pydantic_extra__", None) or {}
+    return {**slots, **(getattr(value, "__dict__", None) or {}), **more}
+
+
 def _of_fields(names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
     known = left_out.union(names)
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
 from typing import Annotated, Any, NoReturn
@@ -210,13 +211,37 @@ class Parted(BaseModel):
     named: dict[str, int]
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value"),
-    [(dict[str, int], {"\ud800": 1}), (Parted, Parted(named={"a\udfffb": 1})), (dict[str, dict[str, Any]], {"a": {"\udc80": 1}})],
-)
-def test_half_a_surrogate_pair_in_a_key_is_refused(annotation: Any, value: Any) -> None:
-    with pytest.raises(ValueInvalid):
+class Named(BaseModel):
+    name: str
+    tags: list[str] = []
+
+
+@dataclass(slots=True)
+class Titled:
+    title: str
+
+
+HALF = "\ud800"
+HALVES: list[tuple[Any, Any, str]] = [
+    (str, HALF, "'"),
+    (list[str], ["a", HALF], "[1]: '"),
+    (Named, Named.model_construct(name="ok", tags=["a", HALF]), "tags[1]: '"),
+    (Titled, Titled(HALF), "title: '"),
+    (dict[str, set[str]], {"a": {HALF}}, "a[0]: '"),
+    (dict[str, Any], {"a": [HALF]}, "a[0]: '"),
+    (Any, {"a": [HALF]}, "a[0]: '"),
+    (Any, {"a": {HALF: 1}}, "a: the key '"),
+    (dict[str, int], {HALF: 1}, "['\\ud800']: '"),
+    (Parted, Parted(named={"a\udfffb": 1}), "named"),
+    (dict[str, dict[str, Any]], {"a": {"\udc80": 1}}, "a"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "place"), HALVES)
+def test_half_a_surrogate_pair_is_refused_by_its_place(annotation: Any, value: Any, place: str) -> None:
+    with pytest.raises(ValueInvalid, match="it holds a lone surrogate") as caught:
         Codec(annotation, "a value").encode(value)
+    assert str(caught.value).startswith(place)
 
 
 def test_the_mark_of_what_was_replaced_is_a_text_as_any_other() -> None:
