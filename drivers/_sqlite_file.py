@@ -166,10 +166,10 @@ def _check_same(file: os.stat_result, path: Path) -> None:
     try:
         same = os.path.samestat(file, path.stat())
     except FileNotFoundError:
-        says = f"{path} was removed while it was open; put it back, or restart everything that uses it, which makes a new one"
+        says = f"{path} was removed while it was open; put it back, or restart everything that uses it, which creates a new one"
         raise LogUnavailable(says) from None
     if not same:
-        raise ConfigError(f"{path} was replaced while it was open; restart everything that uses it: what is there now counts")
+        raise ConfigError(f"{path} was replaced while it was open; restart everything that uses it; the present file counts")
 
 
 class Writer:
@@ -229,10 +229,12 @@ class Writer:
         application, version = self._one("PRAGMA application_id"), self._one("PRAGMA user_version")
         if application == APPLICATION_ID:
             if version != FORMAT:
-                raise ConfigError(f"{self._path} has format {version} and this stepfold reads {FORMAT}; use a version that fits")
+                raise ConfigError(
+                    f"{self._path} has format {version} and this version of stepfold reads {FORMAT}; use a matching version"
+                )
             return True
         if application or version or self._one("SELECT count(*) FROM sqlite_master"):
-            raise ConfigError(f"{self._path} is an SQLite database of something else; choose another path")
+            raise ConfigError(f"{self._path} is an SQLite database of another program; choose another path")
         return False
 
     def _create(self, partitions: int) -> None:
@@ -323,7 +325,9 @@ class Writer:
         self._unindexed = sum(self.ends) - int(self._one("SELECT sum(end) FROM indexed"))
         self._version = version
         if put_back:
-            raise PutBack(f"{self._path} was put back to an older copy while it was open: what was read of it must be read anew")
+            raise PutBack(
+                f"{self._path} was restored from an older copy while it was open; what was read of it must be read again"
+            )
 
     def _row(self, partition: int, which: str, *parameters: int) -> _Stands | None:
         query = f"SELECT offset, timestamp, key, length(value) FROM records_{partition} {which}"

@@ -196,10 +196,10 @@ class KafkaDriver:
         for address in bootstrap.split(","):
             host, _, port = address.rpartition(":")
             if not host or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
-                raise ConfigError(f"{address!r} is no address of a Kafka broker: host:port, such as localhost:9092")
+                raise ConfigError(f"{address!r} is not the address of a Kafka broker: host:port, such as localhost:9092")
         for name, seconds in ("session_timeout_s", session_timeout_s), ("patience_s", patience_s):
             if not 0 < seconds <= _LONGEST_S:  # excludes NaN, too
-                raise ConfigError(f"{name} is a number of seconds above 0 and up to {_LONGEST_S:,}, not {seconds}")
+                raise ConfigError(f"{name} must be a number of seconds above 0 and up to {_LONGEST_S:,}, not {seconds}")
         self.bootstrap = bootstrap
         self.namespace = Namespace(namespace)
         self.max_value_bytes = MAX_VALUE_BYTES
@@ -227,15 +227,15 @@ class KafkaDriver:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise ConfigError(f"{url!r} is no URL: {error}") from None
+            raise ConfigError(f"{url!r} is not a URL: {error}") from None
         namespace = parts.path.strip("/")
         if parts.scheme != "kafka" or not parts.netloc or not namespace or "@" in parts.netloc:
             told = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}") if "@" in parts.netloc else url
-            raise ConfigError(f"{told!r} is no Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
+            raise ConfigError(f"{told!r} is not a Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
         given: KafkaOptions = {}
         for name, values in parse_qs(parts.query, keep_blank_values=True).items():
             if name not in ("session_timeout_s", "patience_s"):
-                raise ConfigError(f"{url!r}: unknown option {name!r}; there are session_timeout_s and patience_s")
+                raise ConfigError(f"{url!r}: unknown option {name!r}; the options are session_timeout_s and patience_s")
             try:
                 given[name] = float(values[-1])
             except ValueError:
@@ -391,8 +391,8 @@ class KafkaDriver:
         """The error for readers if another record, or none, stands at an offset that was read."""
         self._finders.pop(partition, None)  # its index covers records that are gone
         return LogUnavailable(
-            f"{self.name} partition {partition}: at offset {offset} stands another record than before, or none: it has lost "
-            f"its end (by an unclean leader election, say) or was put back to an older copy, and must be read anew"
+            f"{self.name} partition {partition}: offset {offset} holds another record than before, or none: it has lost its end "
+            "(by an unclean leader election, say) or was restored from an older copy, and must be read again"
         )
 
     async def check_identity(self) -> None:
@@ -401,9 +401,9 @@ class KafkaDriver:
         found = await describe(self._opened(), [history], self._patience_s)
         if history in found and found[history].id != self._id:
             self._replaced = (
-                f"{self.name}: the topic {history} was deleted and made again while it was in use (its id was {self._id} and "
-                f"is {found[history].id}): what it held is gone. Start everything that uses it "
-                f"anew: what is in the topic now counts"
+                f"{self.name}: the topic {history} was deleted and recreated while it was in use (its id was {self._id} and "
+                f"is {found[history].id}): its records are gone. Restart everything that uses it; the present records of the "
+                "topic count"
             )
             raise ConfigError(self._replaced)
 
@@ -526,7 +526,7 @@ class KafkaDriver:
         if partitions is None:
             found = await describe(cluster, [topic], self._patience_s)
             if topic not in found:
-                raise ConfigError(f"topic {topic!r} does not exist at {self.bootstrap}: make it, or name another")
+                raise ConfigError(f"topic {topic!r} does not exist at {self.bootstrap}: create it, or name another")
             partitions = self._foreign_topics[topic] = len(found[topic].replicas)
             await cluster.start([topic])
         partition = (murmur2(spread_by if key is None else key) & 0x7FFF_FFFF) % partitions

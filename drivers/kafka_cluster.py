@@ -246,7 +246,9 @@ class Cluster:
                 first, last = speaks[key]
                 wrong.append(f"{name} is there in versions {first} to {last}, not {oldest} to {newest}")
         if wrong:
-            raise ConfigError(f"Kafka at {self.bootstrap} does not speak what is needed: {'; '.join(wrong)}. {_WORKS_WITH}")
+            raise ConfigError(
+                f"Kafka at {self.bootstrap} does not support what stepfold needs: {'; '.join(wrong)}. {_WORKS_WITH}"
+            )
 
     async def _refresh(self) -> None:
         _QUIET.set(True)  # in this task only
@@ -322,16 +324,18 @@ class Cluster:
                 return str(error)
             except KafkaError:
                 speaks = self._options.get("security_protocol", "PLAINTEXT")
-                return f"what listens there does not answer to {speaks}. Is it Kafka, and is that its security_protocol?"
+                return (
+                    f"the program that listens there does not answer to {speaks}. Is it Kafka, and is that its security_protocol?"
+                )
             connection.close()
-        return "it takes connections, and does not say what brokers there are"
+        return "it accepts connections, but does not name its brokers"
 
     def report(self, place: TopicPartition, damaged: Raw) -> None:
         """Warn once that a record does not count, so that its producer can be corrected."""
         where = place, damaged.offset
         if where not in self._reported and len(self._reported) < _MOST_REPORTED:
             self._reported.add(where)
-            log.warning("%s at %d: %s; it counts for nothing", name_of(place), damaged.offset, damaged.damage)
+            log.warning("%s at %d: %s; the record is ignored", name_of(place), damaged.offset, damaged.damage)
 
     @property
     def controller(self) -> int | None:
@@ -383,8 +387,8 @@ def in_words(error: KafkaError) -> str:
     """An error of Kafka in words, with its meaning if a right is missing."""
     missing: dict[type[KafkaError], str] = {
         ClusterAuthorizationFailedError: ": this user may write to no topic",  # this right is needed for a producer id
-        GroupAuthorizationFailedError: ": this user has not the right to read in the group",
-        TopicAuthorizationFailedError: ": this user has not the right to do that with the topic",
+        GroupAuthorizationFailedError: ": this user lacks the right to read in the group",
+        TopicAuthorizationFailedError: ": this user lacks the right to do that with the topic",
     }
     return f"{error!r}{missing.get(type(error), '')}"
 

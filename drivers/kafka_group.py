@@ -278,7 +278,7 @@ def _said(encoded: bytes, history: str) -> tuple[bool, Collection[int]]:
         old = json.loads(metadata.user_data or b"[]")
         return history in metadata.subscription, {one for one in old if type(one) is int}
     except Exception as error:  # noqa: BLE001 - the metadata may hold anything
-        log.warning("a member of the group of %s is none of ours, and gets no share: %r", history, error)
+        log.warning("a member of the group of %s is not a stepfold worker, and gets no partitions: %r", history, error)
         return False, ()
 
 

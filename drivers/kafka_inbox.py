@@ -131,7 +131,7 @@ class KafkaInbox:
                 if end > earliest:
                     await self._say_lost(place, end - earliest)
             elif start > end:
-                log.warning("%s/%d ends at %d, and was read up to %d: it was made again or cut off", *place, end, start)
+                log.warning("%s/%d ends at %d, and was read up to %d: it was recreated or truncated", *place, end, start)
                 start = earliest
             elif start < earliest:
                 log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
@@ -149,7 +149,8 @@ class KafkaInbox:
         if end:
             log.warning(
                 "%s: group %s has no position there: no worker ran for longer than offsets.retention.minutes, or the group was "
-                "deleted or is new. All %d requests are read again; those that were served are known by their place, and void",
+                "deleted or is new. All %d requests are read again; those that were served are recognised by their place, and "
+                "void",
                 name_of(place),
                 self._namespace.group,
                 count,
@@ -186,8 +187,9 @@ class KafkaInbox:
             problem = f"{inbox} does not exist any more, so no request comes in; run `stepfold topics create`"
         elif history in topics and len(topics[history].replicas) > self._history_partitions:
             problem = (
-                f"{history} was given {len(topics[history].replicas)} partitions, and {self._history_partitions} are used: who "
-                f"opens it from now on refuses it. The number says where each run is and is fixed when the topic is made"
+                f"{history} was given {len(topics[history].replicas)} partitions, and {self._history_partitions} are in use: a "
+                "worker that opens it from now on refuses it. The number decides the partition of each run and is fixed when the "
+                "topic is created"
             )
         if problem != self._told:
             self._told = problem
@@ -211,7 +213,7 @@ class KafkaInbox:
         try:
             await self._member.commit(self._namespace.inbox, positions)
         except KafkaError as error:
-            log.debug("positions of %s not committed, the next time they are: %r", self._namespace.inbox, error)
+            log.debug("positions of %s were not committed; the next commit includes them: %r", self._namespace.inbox, error)
         else:
             self._done = {partition: offset for partition, offset in self._done.items() if positions.get(partition) != offset}
 

@@ -216,7 +216,7 @@ class Tail(Generic[P]):
         self.was_cut_off = True
         if isinstance(error, OffsetOutOfRangeError):
             where = f"{name_of(self.place)} has no offset {self.offset}"
-            self._fail(_Gone(f"{where}: records were deleted or the topic was made again; see `stepfold topics check`"))
+            self._fail(_Gone(f"{where}: records were deleted or the topic was recreated; see `stepfold topics check`"))
             return False
         if isinstance(error, Damaged) and self.committed:
             self._damaged_tries += 1
@@ -459,7 +459,7 @@ async def scan(
         if start > before:
             since = time.monotonic()
         elif time.monotonic() - since > patience_s:
-            raise LogUnavailable(f"{name_of(place)} has nothing at {start}, and said that it ends at {end}: was it cut off?")
+            raise LogUnavailable(f"{name_of(place)} has nothing at {start}, but reported its end as {end}: was it truncated?")
         else:
             await asyncio.sleep(BACKOFF_S)
         yield [one for one in found if one is not None]

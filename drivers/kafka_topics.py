@@ -70,7 +70,7 @@ class Namespace:
     def __init__(self, name: str) -> None:
         if not re.fullmatch(r"[a-zA-Z0-9._-]{1,200}", name) or not name.strip("."):
             raise ConfigError(
-                f"{name!r} is no Kafka namespace: 1 to 200 letters, digits, dots, hyphens and underscores, and not dots alone"
+                f"{name!r} is not a Kafka namespace: 1 to 200 letters, digits, dots, hyphens and underscores, and not dots alone"
             )
         self.name = name
         self.history = f"{name}.history"
@@ -118,13 +118,14 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
         if found is not None and found.partitions != partitions:
             wrong.append(_resized(url, namespace, name, f"has {found.partitions} partitions, not {partitions}"))
     if wrong:
-        raise ConfigError(f"topics exist and are different. {in_words(wrong)}")
+        raise ConfigError(f"topics exist with other settings. {in_words(wrong)}")
     like = {_alike(name): name for name in namespace.topics}
     for name in await names(cluster, patience_s):
         ours = like.get(_alike(name))
         if ours is not None and ours != name:
             raise ConfigError(
-                f"topic {ours} cannot be made beside {name}: Kafka takes a dot and an underscore for the same in topics' names. "
+                f"topic {ours} cannot be created beside {name}: Kafka takes a dot and an underscore for the same in topics' "
+                "names. "
                 "Name the namespace differently"
             )
     counts = {namespace.dead_letters: 1}  # dead letters are few, and read as one list
@@ -143,7 +144,7 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
             if error is NotControllerError:
                 raise NotControllerError
             if error not in (NoError, TopicAlreadyExistsError):
-                raise ConfigError(f"topic {name} could not be made: {message or error.__name__}")
+                raise ConfigError(f"topic {name} could not be created: {message or error.__name__}")
 
     await patiently(cluster, ask, "making topics", patience_s)
     try:
@@ -154,7 +155,9 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
                     return
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise LogUnavailable(f"the topics of {namespace.name} were made but have no leaders after {_READY_TIMEOUT_S} s") from None
+        raise LogUnavailable(
+            f"the topics of {namespace.name} were created but have no leaders after {_READY_TIMEOUT_S} s"
+        ) from None
 
 
 def _alike(topic: str) -> str:
@@ -219,8 +222,8 @@ async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Fin
         return []
     kept = "for ever" if retention_ms < 0 else f"for {retention_ms / 86_400_000:g} days"
     problem = (
-        f"requests are kept {kept}, the workers' positions among them for {kept_ms / 86_400_000:g} ({_POSITIONS_KEPT}): after so "
-        "long without a worker all that is kept is read again. Nothing runs twice, but it takes its time"
+        f"requests are kept {kept}, the workers' positions among them for {kept_ms / 86_400_000:g} ({_POSITIONS_KEPT}): after "
+        "that time without a worker, workers read all kept requests again. Nothing runs twice, but it takes time"
     )
     mend = f"{_alter(cluster, inbox, 'retention.ms', str(kept_ms))}, or raise {_POSITIONS_KEPT} of the brokers"
     return [Finding(inbox.name, problem, mend, fatal=False)]
@@ -273,8 +276,8 @@ def _alter(cluster: Cluster, topic: TopicDescription, key: str, value: str) -> s
 def _resized(url: str, namespace: Namespace, name: str, problem: str) -> Finding:
     other = url.replace(namespace.name, f"{namespace.name}-2")
     mend = (
-        "The partitions of a history are fixed when it is made, since they say where each run is. Start a new namespace "
-        f"(stepfold topics create --url {other} --partitions N --replication R), or, if only {namespace.checkpoints} was made "
-        "differently, delete it and create it again: it is rebuilt from the history"
+        "The partitions of a history are fixed when it is created, since they decide where each run is. Start a new namespace "
+        f"(stepfold topics create --url {other} --partitions N --replication R), or, if only {namespace.checkpoints} has other "
+        "settings, delete it and create it again: it is rebuilt from the history"
     )
     return Finding(name, problem, mend, fatal=True)

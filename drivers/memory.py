@@ -76,7 +76,7 @@ class MemoryDriver:
         """Parses `memory://` or `memory://name`. Raises ConfigError."""
         name = url.removeprefix("memory://")
         if name == url or any(mark in name for mark in "/?#"):
-            raise ConfigError(f"{url!r} is no memory log: memory://, or memory://name for one that is shared in the process")
+            raise ConfigError(f"{url!r} is not a memory log: memory://, or memory://name for one that is shared in the process")
         return cls(name)
 
     @property

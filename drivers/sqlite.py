@@ -49,9 +49,9 @@ class SQLiteDriver:
         if path == ":memory:" or not Path(path).name or "\0" in path:
             raise ConfigError(f"{self.name} names no file; give a path such as sqlite:///orders.db, or use memory://")
         if durability not in ("full", "normal"):
-            raise ConfigError(f'{self.name}: durability is "full" or "normal", not {durability!r}')
+            raise ConfigError(f'{self.name}: durability must be "full" or "normal", not {durability!r}')
         if partitions is not None and not 1 <= partitions <= MAX_PARTITIONS:
-            raise ConfigError(f"{self.name}: partitions is a number from 1 to {MAX_PARTITIONS}, not {partitions}")
+            raise ConfigError(f"{self.name}: partitions must be a number from 1 to {MAX_PARTITIONS}, not {partitions}")
         self._path = Path(os.path.realpath(path))
         self._durability = durability
         self._wanted_partitions = partitions
@@ -66,14 +66,14 @@ class SQLiteDriver:
         try:
             parts = urlsplit(url)
         except ValueError as error:
-            raise ConfigError(f"{url!r} is no URL: {error}") from None
+            raise ConfigError(f"{url!r} is not a URL: {error}") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         durability, partitions = options.pop("durability", "full"), options.pop("partitions", None)
         if parts.scheme != "sqlite" or parts.netloc or parts.fragment or options:
             wrong = f"unknown option {next(iter(options))!r}" if options else "a path follows three slashes"
             raise ConfigError(f"{url!r}: {wrong}; expected sqlite:///orders.db[?durability=normal&partitions=4]")
         if partitions is not None and (not partitions.isdecimal() or len(partitions) > 9):
-            raise ConfigError(f"{url!r}: partitions is a number, not {partitions!r}")
+            raise ConfigError(f"{url!r}: partitions must be a number, not {partitions!r}")
         return cls(
             unquote(parts.path[1:]),
             durability=cast(Literal["full", "normal"], durability),

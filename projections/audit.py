@@ -233,7 +233,7 @@ def _read(file: FilePath | BinaryIO) -> _History:
         history.find(0, "unreadable", f"the file cannot be read: {error}")
         return history
     if raw is None:
-        history.find(1, "unreadable", "this is no export of a run: no line begins as the lines of one do")
+        history.find(1, "unreadable", "this is not an export of a run: no line begins like a line of an export")
         return history
     lines = [_line(place, text + b"\n") for place, text in enumerate(raw[:-1], 1)]
     if raw[-1]:
@@ -269,7 +269,7 @@ def _raw_lines(file: BinaryIO) -> list[bytes] | None:
             if not is_export:
                 return None
         if len(rest) > _LONGEST_LINE_BYTES:
-            raise ValueError(f"line {len(lines)} is longer than {_LONGEST_LINE_BYTES:,} bytes, and so than any of an export")
+            raise ValueError(f"line {len(lines)} is longer than {_LONGEST_LINE_BYTES:,} bytes, and so than any line of an export")
     lines[-1] = bytes(rest)
     return lines if is_export or size == 0 or any(map(_LINE.match, lines)) else None
 
@@ -309,7 +309,7 @@ def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
                     place - 1, "altered", f"line {place - 1} was altered together with its hash: line {place} follows another"
                 )
             elif line.n == 1 and line.prev != _BEGINNING:
-                history.find(place, "altered", f"line {place} is no beginning of an export")
+                history.find(place, "altered", f"line {place} does not begin an export")
             expected = line.n + 1
         before = line
 
@@ -332,7 +332,7 @@ def _check_frame(history: _History, lines: Sequence[_Line | None]) -> None:
             break
         record = _record(line.fields)
         if record is None:
-            history.find(line.place, "altered", f"line {line.place} is intact, but no record of an export")
+            history.find(line.place, "altered", f"line {line.place} is intact, but is not a record of an export")
         else:
             history.records.append(_Record(line.place, line.hash, record))
     if closing is None:

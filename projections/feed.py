@@ -183,7 +183,7 @@ class Feed:
             row = self._row(connection)
             if row is not None and row.build == self._build:
                 logger.warning(
-                    "projection %s: its tables were made from other records than %s partition %d holds now: %s. Making them anew",
+                    "projection %s: its tables were made from other records than %s partition %d holds now: %s. Rebuilding them",
                     *(projection.name, database.log.name, self.partition, why),
                 )
                 database.wipe_in(connection, projection)
@@ -209,7 +209,7 @@ class Feed:
         if row.log_id != database.log.id and not database.is_default:
             raise ConfigError(
                 f"projection {projection.name!r}: its tables in {database.name} were made from another log than "
-                f"{database.log.name} as it is now (which may have been deleted and made again). {REBUILD}, or use another "
+                f"{database.log.name} as it is now (which may have been deleted and recreated). {REBUILD}, or use another "
                 f"database"
             )
 
@@ -250,7 +250,7 @@ class Feed:
                     raise
                 raise self._failure(batch, f"raised {type(error).__name__}: {error}") from error
             if state.offset != behind:
-                raise self._failure(batch, "returned before it had taken all changes")
+                raise self._failure(batch, "returned before it had applied all changes")
             self._check_format(state)
             if self._since_snapshot >= SNAPSHOT_RECORDS:
                 self._kept.save(connection, state, self._latest)
@@ -287,8 +287,8 @@ class Feed:
         kind = type(self.projection)
         method = "apply" if kind.apply_all is Projection.apply_all else "apply_all"
         return self.failed(
-            f"{kind.__name__}.{method}{event} {what}. Offsets below {self.position} are applied. Mend it and start again; where "
-            f"rows are wrong already, raise its version, which rebuilds it",
+            f"{kind.__name__}.{method}{event} {what}. Offsets below {self.position} are applied. Fix it and start again; if rows "
+            "are wrong already, raise its version, which rebuilds it",
             batch.current,
         )
 
@@ -353,7 +353,7 @@ def _engine(database: str | sa.URL) -> sa.Engine:
         else:
             engine = sa.create_engine(url, connect_args={"timeout": 10})
     except ArgumentError as error:
-        raise ConfigError(f"{database!s} is no database URL: {error}; expected one of SQLAlchemy's") from error
+        raise ConfigError(f"{database!s} is not a database URL: {error}; expected one of SQLAlchemy's") from error
     except ImportError as error:
         raise ConfigError(f"{database!s}: {error}; install the package that this database needs") from error
     event.listen(engine, "connect", _set_up_sqlite)

@@ -79,9 +79,9 @@ async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark]
     """In words, how the log differs from the records applied below `position`; None if it does not differ."""
     _, end = bounds
     offset = await moved(log, partition, marks, *bounds)
-    restored = "it was restored from an older copy, made again, or has lost its end"
+    restored = "it was restored from an older copy, was recreated, or has lost its end"
     if offset is not None and offset < end:
-        return f"at offset {offset} stands another one ({restored})"
+        return f"offset {offset} holds another one ({restored})"
     if offset is not None or position > end:
         return f"it ends at offset {end}, and they go up to {position} ({restored})"
     return None
@@ -194,9 +194,7 @@ class ProjectionRunner:
         why = await differs(self.log, row.partition, row.position, marks_in(row), (start, end))
         if row.log_id != self.log.id:
             why = (
-                "it was made again"
-                if self._database.is_default
-                else f"they are of another log, or {self.log.name} was made again"
+                "it was recreated" if self._database.is_default else f"they are of another log, or {self.log.name} was recreated"
             )
         if why is not None:
             stopped = f"its rows were made from other records than the log holds now: {why}. {REBUILD}"
@@ -287,7 +285,7 @@ class ProjectionRunner:
         if needed < start:
             raise feed.failed(
                 f"the log holds offsets {start} to {end}, and those from {needed} on are needed: its beginning is gone. "
-                f"Put a copy in its place that has it, or use a new namespace",
+                f"Replace it with a copy that has it, or use a new namespace",
                 feed.position,
             )
         reader = follower.reader = self.log.reader(feed.partition, needed)
@@ -341,7 +339,7 @@ class ProjectionRunner:
         if waited_s >= self._patience_s:
             feed = follower.feed
             raise LogUnavailable(
-                f"projection {feed.projection.name!r} has not come on in partition {feed.partition} for {waited_s:.0f} s: "
+                f"projection {feed.projection.name!r} has made no progress in partition {feed.partition} for {waited_s:.0f} s: "
                 f"{follower.trouble}"
             )
 

@@ -97,7 +97,7 @@ class Attempt:
     def timed_out(self) -> TimeoutError:
         """The error of an attempt that exceeded its time-out, or that went on after a cancellation."""
         limit_ms = self.call.timeout_ms
-        how = "was cancelled, and went on" if limit_ms is None else f"took longer than {limit_ms / 1000:g} s"
+        how = "was cancelled, but is still running" if limit_ms is None else f"took longer than {limit_ms / 1000:g} s"
         return TimeoutError(f"attempt {self.number} of step {self.op.id!r} {how}")
 
     def end_dropped(self) -> None:

@@ -102,9 +102,12 @@ class Checkpoint:
         except Misfit as error:
             state, why = None, f"its checkpoint is of another log: {error}"
             remedy = (
-                "Put a copy in its place that has its beginning, or the checkpoints that belong to it, or use a new namespace"
+                "Replace it with a copy that has its beginning, or restore the checkpoints that belong to it, or use a new "
+                "namespace"
             )
-            logger.warning("%s partition %d: %s. What is there now counts; folding it from the start", log.name, partition, why)
+            logger.warning(
+                "%s partition %d: %s. The present records count; folding them from the start", log.name, partition, why
+            )
         except StepfoldError:
             raise
         except Exception as error:  # noqa: BLE001 - a damaged checkpoint may raise anything
@@ -150,7 +153,7 @@ class Checkpoint:
         except Misfit as error:
             name = self._log.name
             logger.warning(
-                "%s partition %d: what was folded is of another log: %s; reading it anew", name, self._partition, error
+                "%s partition %d: the folded state is of another log: %s; reading the log again", name, self._partition, error
             )
             return False
         return True
@@ -160,7 +163,7 @@ class Checkpoint:
         start, end = await self._log.bounds(self._partition)
         offset = await moved(self._log, self._partition, marks, start, end)
         if offset is not None and offset < end:
-            raise Misfit(f"at offset {offset} stands another record: it was restored from an older copy, or has lost its end")
+            raise Misfit(f"offset {offset} holds another record: it was restored from an older copy, or has lost its end")
         if offset is not None or state.offset > end:
             went_to = f"the log ends at offset {end} and went up to {state.offset}"
             raise Misfit(f"{went_to}: it was restored from an older copy, or has lost its end")
@@ -459,7 +462,7 @@ class Found:
         if marker.pop("sum") != _sum_of(marker):
             raise ValueError("the marker is damaged")
         if marker["log"] != log.id:
-            raise Misfit(f"its id is {log.id}, and was {marker['log']}, so it was deleted and made again, or copied")
+            raise Misfit(f"its id is {log.id}, and was {marker['log']}, so it was deleted and recreated, or copied")
         self.told = marker["offset"]
         self.marks = marks_from(marker["stood"])
         begin_at(state, marker)
@@ -469,7 +472,7 @@ class Found:
         if self._last_start >= state.offset or (len(state.runs), f"{state.open_mark:032x}") != wanted:
             self._drop_others()
         if (len(state.runs), f"{state.open_mark:032x}") != wanted:
-            raise ValueError(f"{len(state.runs)} open runs found, {marker['runs']} expected, or others")
+            raise ValueError(f"{len(state.runs)} open runs found, {marker['runs']} expected, or their ids differ")
         return state
 
     def beyond(self, offset: int) -> list[Mark]:
@@ -498,7 +501,7 @@ class Found:
             head, _, piece = self._large[key].partition(b"\n")
             fields = orjson.loads(head)
             if fields[3] > len(self._large):
-                raise ValueError(f"of {fields[3]} pieces of {key!r} not all are there")
+                raise ValueError(f"some of the {fields[3]} pieces of {key!r} are missing")
             further = [f"{key}\n{number}" for number in range(1, fields[3])]
             claim, rest = _parts(key)
             run_id = rest[2:]

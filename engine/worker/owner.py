@@ -694,9 +694,9 @@ class Owner:
 
     def _put_aside(self, run: RunState) -> None:
         message = (
-            f"the code of workflow {run.workflow!r} ran when its worker died, {run.suspected} times in a row: it may be what "
-            f"kills it (out of memory, a loop that never ends, a crash in an extension). Cancel the run, mend the code, and "
-            f"start it again under another run id"
+            f"the code of workflow {run.workflow!r} ran when its worker died, {run.suspected} times in a row: it may be the "
+            "cause (out of memory, a loop that never ends, a crash in an extension). Cancel the run, fix the code, and start it "
+            "again under another run id"
         )
         self.code.put_aside(run, ErrorInfo("WorkflowInterrupted", message).to_json())
 
@@ -773,7 +773,7 @@ class Owner:
         try:
             await self._checkpoint.commit()
         except PayloadTooLarge as error:
-            logger.warning("%s partition %d: no checkpoint: %s", self.log.name, self.partition, error)
+            logger.warning("%s partition %d: no checkpoint was written: %s", self.log.name, self.partition, error)
 
 
 def _kept_until(state: PartitionState, run: RunState) -> int:

@@ -70,8 +70,8 @@ class Router:
                 lambda: (f"the check of inbox record {record.place}", {}), partial(self._check, request, record)
             )
         except Stuck:
-            at = ", ".join(self._watch.lines) or "a place that cannot be told"
-            raise Refused(f"checking it did not come back: a validator of the input blocks, or spins (at {at})") from None
+            at = ", ".join(self._watch.lines) or "an unknown place"
+            raise Refused(f"the check did not return: a validator of the input blocks, or spins (at {at})") from None
         if len(entry.value) > self._log.max_value_bytes:  # all its fields together, not only the data
             raise Refused(f"it would be {len(entry.value):,} bytes in the history; the limit is {self._log.max_value_bytes:,}")
         return entry
@@ -86,7 +86,7 @@ class Router:
         except BaseException as error:  # a model's validator may raise anything: the router refuses this record
             if from_keyboard(error):
                 raise
-            raise Refused(f"checking it failed: {ErrorInfo.of(error)}") from error
+            raise Refused(f"the check failed: {ErrorInfo.of(error)}") from error
 
     def _checked(self, request: Request, place: dict[str, Any] | None, at: int) -> Entry:
         data = raw(request.data)

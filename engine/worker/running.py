@@ -128,7 +128,8 @@ class Running:
         try:
             if len(completed) > limit:
                 raise PayloadTooLarge(
-                    f"the input of run {run.id!r} is {len(completed):,} bytes as its model makes it; the limit is {limit:,}"
+                    f"the input of run {run.id!r} is {len(completed):,} bytes after its model has validated it; "
+                    f"the limit is {limit:,}"
                 )
             self._emit(run, "input-completed", v=FORMAT, version=workflow.version, input=orjson.Fragment(completed))
         except PayloadTooLarge as error:
@@ -224,8 +225,8 @@ class Running:
         lost = step.lost if step is not None else 0
         if lost + 1 >= LOST_LIMIT:
             message = (
-                f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be what kills it. "
-                f"Cancel the run, mend the step, and start it again under another run id"
+                f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be the cause. Cancel the run, fix "
+                "the step, and start it again under another run id"
             )
             self.put_aside(live.run, ErrorInfo("StepInterrupted", message, step_id=op.id).to_json())
             return
@@ -337,10 +338,10 @@ class Running:
             if op.recorded:
                 self._emit(run, "step-cancelled", step_id=op.id)
         if outcome.kind == "completed":
-            named = [str(op) if op.timer is None else "a timer of asyncio's" for op in left]
+            named = [str(op) if op.timer is None else "an asyncio timer" for op in left]
             logger.warning(
-                "run %s of %s completed while branches of its code still waited for %s: that is dropped, steps that run "
-                "are cancelled; await the tasks of such branches before the end (asyncio.TaskGroup does)",
+                "run %s of %s completed while branches of its code still waited for %s: these waits are dropped and running "
+                "steps are cancelled; await the tasks of such branches before the workflow returns (asyncio.TaskGroup does so)",
                 run.id,
                 run.workflow,
                 ", ".join(named[:10]) + (f" and {len(named) - 10} more" if len(named) > 10 else ""),
@@ -368,7 +369,7 @@ class Running:
     def contain(self, run: RunState, error: BaseException) -> None:
         """Quarantine a run for an error that was raised while the owner handled it; other runs go on."""
         info = ErrorInfo.of(error)
-        shown = {"type": "NonDeterminism", "message": f"run {run.id!r} cannot go on: {info}", "found": str(info)}
+        shown = {"type": "NonDeterminism", "message": f"run {run.id!r} cannot continue: {info}", "found": str(info)}
         self.put_aside(run, {**info.to_json(), **shown})
 
     def put_aside(self, run: RunState, error: dict[str, Any]) -> None:
@@ -494,7 +495,7 @@ class Running:
             if from_keyboard(odd):
                 raise
             logger.warning(
-                "step %s of run %s: whether to try again cannot be told, so it is not: %s",
+                "step %s of run %s: its retry rule failed, so there is no further attempt: %s",
                 attempt.op.id,
                 attempt.run.id,
                 ErrorInfo.of(odd),
@@ -530,9 +531,9 @@ def named(run: RunState) -> tuple[str, dict[str, Any]]:
 def stuck(run: RunState, watch: Watch) -> NonDeterminism:
     """The error for code that the watchdog interrupted."""
     return NonDeterminism(
-        f"the code of run {run.id!r} did not come back within {watchdog.STOP_S:g} s: it blocks, or it spins; what takes "
-        f"long goes into `await step.run(...)` (at {', '.join(watch.lines) or 'a place that cannot be told'})",
-        found="code that does not come back",
+        f"the code of run {run.id!r} did not return within {watchdog.STOP_S:g} s: it blocks, or it spins; move what takes long "
+        f"into `await step.run(...)` (at {', '.join(watch.lines) or 'an unknown place'})",
+        found="code that does not return",
         source=watch.lines,
     )
 

@@ -55,7 +55,7 @@ def told_by_signals(
     def end_if_held_up(number: int) -> None:
         held = held_up()
         if held is not None and held[1] >= watchdog.WARN_S:
-            logger.error("%s has held the worker's loop up for %.1f s: the process ends without waiting", *held)
+            logger.error("%s has blocked the worker's loop for %.1f s: the process ends without waiting", *held)
             end_process(128 + number)
 
     def look_on(number: int) -> None:

@@ -67,7 +67,7 @@ class Telling:
                 try:
                     await self._log.dead_letter(as_found(event), reason)
                 except LogUnavailable as error:
-                    logger.warning("%s: what was refused could not be put into the dead letters: %s", self._log.name, error)
+                    logger.warning("%s: refused requests could not be written to the dead letters: %s", self._log.name, error)
                     return False
                 self._waiting.popleft()
         return True

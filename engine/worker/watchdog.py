@@ -190,8 +190,8 @@ class Watchdog(Watch):
             if self._busy_s >= WARN_S and said is None:
                 said = what.named()
                 logger.warning(
-                    "%s keeps the worker's loop busy for %.1f s now, at %s: everything else waits; what takes long or blocks "
-                    "goes into `await step.run(...)` with a plain function",
+                    "%s has kept the worker's loop busy for %.1f s, at %s: everything else waits; move what takes long or blocks "
+                    "into `await step.run(...)` with a plain function",
                     said[0],
                     self._busy_s,
                     _said(self._where()),
@@ -206,7 +206,7 @@ class Watchdog(Watch):
                     asked += 1
                     name, extra = what.named()
                     logger.error(
-                        "%s does not give the worker's loop back and cannot be interrupted, at %s; end the process to go on",
+                        "%s does not release the worker's loop and cannot be interrupted, at %s; end the process to continue",
                         name,
                         _said(self._where()),
                         extra=extra,
@@ -250,7 +250,7 @@ class Watchdog(Watch):
 
 
 def _said(lines: tuple[str, ...]) -> str:
-    return ", ".join(lines) or "a place that cannot be told"
+    return ", ".join(lines) or "an unknown place"
 
 
 def _function(argument: Any) -> Callable[[int, Any], None]:

@@ -203,7 +203,7 @@ class Worker:
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
             self.failure = error
-            logger.error("the worker cannot go on: %s", error, exc_info=not isinstance(error, StepfoldError))
+            logger.error("the worker cannot continue: %s", error, exc_info=not isinstance(error, StepfoldError))
         self._stopped.set()
 
     async def _owning(self, membership: Membership) -> None:
@@ -212,7 +212,7 @@ class Worker:
             try:
                 assigned = await membership.assigned()
             except LogUnavailable as error:  # owned partitions stay owned until another worker claims them
-                logger.warning("%s: no member any more: %s", self.log.name, error)
+                logger.warning("%s: no longer a member: %s", self.log.name, error)
                 membership = await self._join_again(membership)
                 continue
             logger.info("%s: partitions %s", self.log.name, sorted(assigned))
@@ -285,8 +285,8 @@ class Worker:
             return
         self._clocks_told = now
         logger.warning(
-            "%s: its time is %s %s this worker's clock. What shall last so long does; but `ctx.now()` and what is shown of "
-            "runs is the log's time, and `sleep_until` waits for this clock. See that the clocks are synchronised",
+            "%s: its time is %s %s this worker's clock. Durations are not affected; but `ctx.now()` and the times shown of runs "
+            "are the log's, and `sleep_until` waits for this clock. Synchronise the clocks",
             self.log.name,
             words(abs(ahead_ms)),
             "ahead of" if ahead_ms > 0 else "behind",
@@ -402,7 +402,7 @@ class Worker:
             attempt.dropped = True
             attempt.task.cancel()
             name, extra = attempt.named()
-            logger.warning("%s goes on though it was cancelled: its code gets no more turns", name, extra=extra)
+            logger.warning("%s is still running although it was cancelled: its code gets no more turns", name, extra=extra)
 
     async def _let_go(self) -> None:
         """Drop cancelled tasks that do not end: they would keep the caller's loop from closing."""
@@ -626,7 +626,7 @@ def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[
     except BaseException as error:
         if from_keyboard(error):
             raise
-        why = "its type does not come back when it is asked" if issubclass(type(error), Stuck) else message_of(error)
+        why = "a method of its type does not return" if issubclass(type(error), Stuck) else message_of(error)
         raise ValueInvalid(f"the result of step {step_id!r} cannot be recorded as JSON: {why}") from error
     if len(data) > limit:
         raise PayloadTooLarge(

@@ -33,8 +33,8 @@ MISTAKES = {
     "a URL that is none": (2, ["run", "list", "--url", "orders.db"], "'orders.db' names no log"),
     "a URL with an unknown option": (2, ["run", "list", "--url", "sqlite:///a.db?fast=1"], "unknown option 'fast'"),
     "a URL that names a folder": (2, ["run", "list", "--url", "sqlite:///."], "sqlite:///. names no file"),
-    "a port that is none": (2, ["run", "list", "--url", "kafka://localhost:kafka/shop"], "'localhost:kafka' is no address"),
-    "a port that is not there": (2, ["run", "list", "--url", "kafka://localhost/shop"], "'localhost' is no address"),
+    "a port that is none": (2, ["run", "list", "--url", "kafka://localhost:kafka/shop"], "'localhost:kafka' is not the address"),
+    "a port that is not there": (2, ["run", "list", "--url", "kafka://localhost/shop"], "'localhost' is not the address"),
     "a limit beyond all bounds": (2, ["run", "list", "--limit", "9" * 20], "--limit"),
     "copies beyond all bounds": (2, ["topics", "create", "-p", "4", "-r", "40000"], "--replication"),
     "data that the model rejects": (2, ["run", "start", "order", "--app", "shop:client", "-d", "7"], "is not valid"),
@@ -66,9 +66,9 @@ MISTAKES = {
     "a session of no length": (
         2,
         ["run", "list", "--url", "kafka://h:1/shop?session_timeout_s=nan"],
-        "session_timeout_s is a number",
+        "session_timeout_s must be a number",
     ),
-    "a password in a URL": (2, ["run", "list", "--url", "kafka://me:secret@h:1/shop"], "'kafka://…@h:1/shop' is no Kafka URL"),
+    "a password in a URL": (2, ["run", "list", "--url", "kafka://me:secret@h:1/shop"], "'kafka://…@h:1/shop' is not a Kafka URL"),
     "a search beyond all bounds": (
         4,
         ["run", "list", "--search", "x" * 60_000, "--database", "sqlite://", "--url", "sqlite:///empty.db"],

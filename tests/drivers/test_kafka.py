@@ -228,7 +228,7 @@ async def test_making_topics_twice_is_once(kafka_namespace: str) -> None:
 
 async def test_more_replicas_than_brokers_is_an_error_that_says_so(kafka_bootstrap: str) -> None:
     driver = KafkaDriver(kafka_bootstrap, "too-many-replicas")
-    with pytest.raises(ConfigError, match=r"too-many-replicas\.history could not be made: .* only 1 broker"):
+    with pytest.raises(ConfigError, match=r"too-many-replicas\.history could not be created: .* only 1 broker"):
         await driver.create_topics(1, 7)
 
 
@@ -306,7 +306,7 @@ async def test_records_of_topics_that_are_gone_are_not_found(kafka_namespace: st
     other = KafkaDriver.from_url(kafka_namespace)
     await delete(admin, driver.namespace.topics)
     await other.create_topics(4, 1)
-    with pytest.raises(ConfigError, match="was deleted and made again while it was in use"):
+    with pytest.raises(ConfigError, match="was deleted and recreated while it was in use"):
         await driver.find(0, ["run"])
     await driver.close()
 
@@ -315,7 +315,7 @@ async def test_names_that_kafka_takes_for_the_same_are_refused_before_anything_i
     name = f"a.b-{uuid4().hex[:8]}"
     await KafkaDriver(kafka_bootstrap, name).create_topics(1, 1)
     other = KafkaDriver(kafka_bootstrap, name.replace(".", "_"))
-    with pytest.raises(ConfigError, match=r"cannot be made beside a\.b-.*a dot and an underscore for the same"):
+    with pytest.raises(ConfigError, match=r"cannot be created beside a\.b-.*a dot and an underscore for the same"):
         await other.create_topics(1, 1)
     assert await other.describe() == []
     await KafkaDriver(kafka_bootstrap, name).create_topics(1, 1)
@@ -323,7 +323,7 @@ async def test_names_that_kafka_takes_for_the_same_are_refused_before_anything_i
 
 @pytest.mark.parametrize("name", [".", "..", "...", "", "a b", "a/b", "ä", "a" * 201, "a\n"])
 def test_namespaces_that_are_none(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no Kafka namespace"):
+    with pytest.raises(ConfigError, match="is not a Kafka namespace"):
         KafkaDriver("host:9092", name)
 
 

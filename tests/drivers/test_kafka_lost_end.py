@@ -80,7 +80,7 @@ async def test_a_partition_that_lost_its_end(tmp_path: Path, since: int) -> None
                 try:
                     await reader.read(100, 1)
                 except LogUnavailable as error:
-                    return "stands another record than before" in str(error)
+                    return "holds another record than before" in str(error)
                 return False
 
             await eventually(is_told)

@@ -87,7 +87,7 @@ async def test_topics_members_and_an_inbox(old_broker: Broker, monkeypatch: pyte
 
 
 async def test_replicas_that_there_are_no_brokers_for(old_broker: Broker) -> None:
-    with pytest.raises(ConfigError, match=r"could not be made: .* broker"):
+    with pytest.raises(ConfigError, match=r"could not be created: .* broker"):
         await KafkaDriver(old_broker.bootstrap, "too-many").create_topics(1, 7)
 
 

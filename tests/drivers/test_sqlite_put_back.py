@@ -59,12 +59,12 @@ async def test_whoever_has_read_beyond_is_told(tmp_path: Path, since: int, finds
 
         await asyncio.to_thread(put_back)
         if waits is not None:
-            with pytest.raises(LogUnavailable, match="put back to an older copy while it was open"):
+            with pytest.raises(LogUnavailable, match="restored from an older copy while it was open"):
                 await waits
         else:
-            with pytest.raises(LogUnavailable, match="put back to an older copy while it was open"):
+            with pytest.raises(LogUnavailable, match="restored from an older copy while it was open"):
                 await log.append(0, entries(0, 1))
-        with pytest.raises(LogUnavailable, match="must be read anew"):
+        with pytest.raises(LogUnavailable, match="must be read again"):
             await reader.read(100)
         [ack] = await log.append(0, entries(99, 100))
         assert ack.offset == 5 + since
@@ -132,7 +132,7 @@ async def test_a_checkpoint_that_lands_on_the_copy_is_taken_for_none_of_it(
         await run.signal("first", "of the lost log")
         await eventually(lambda: asyncio.sleep(0, log.late))
         await asyncio.to_thread(copy, backup, path)
-        await eventually(lambda: asyncio.sleep(0, "was put back to an older copy" in caplog.text))
+        await eventually(lambda: asyncio.sleep(0, "was restored from an older copy" in caplog.text))
         log.held.set()
         await asyncio.gather(*log.late)
         await run.signal("first", "of the copy")

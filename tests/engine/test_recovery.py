@@ -684,7 +684,7 @@ async def test_a_log_that_was_made_again_under_old_checkpoints_is_served_as_it_i
     async with second.worker():
         run = await second.start_workflow("w2")
         await run.result(LIMIT_S)
-    assert "deleted and made again" in caplog.text
+    assert "deleted and recreated" in caplog.text
     await old.close()
 
 

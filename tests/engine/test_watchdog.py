@@ -99,13 +99,13 @@ async def test_code_that_holds_the_loop_is_put_aside_and_its_neighbours_go_on(
         assert await before.result(LIMIT_S) == 2 and await after.result(LIMIT_S) == 3
         status = await eventually(lambda: quarantined(hog))
         assert status is not None and status.error is not None
-        assert "did not come back" in status.error.message and source in status.error.message
+        assert "did not return" in status.error.message and source in status.error.message
         assert "step.run" in status.error.message
         later = await client.start_workflow(neighbour, 3)
         assert await later.result(LIMIT_S) == 4
         await hog.cancel("enough")
         await eventually(lambda: cancelled(hog))
-    told = said(caplog, "keeps the worker's loop busy", "hog-1")
+    told = said(caplog, "has kept the worker's loop busy", "hog-1")
     assert told and all(source in record.getMessage() for record in told)
 
 
@@ -134,7 +134,7 @@ async def test_a_step_that_blocks_the_loop_is_named_and_nothing_else(new_log: Ne
         assert await run.result(LIMIT_S) == "slept"
 
         await eventually(lambda: asyncio.sleep(0, said(caplog, "kept the worker's loop busy for", "r")))
-    warned = said(caplog, "keeps the worker's loop busy", "r")[0]
+    warned = said(caplog, "has kept the worker's loop busy", "r")[0]
     assert "step naps of run r" in warned.getMessage() and "test_watchdog.py:" in warned.getMessage()
     assert warned.levelno == logging.WARNING and warned.__dict__["step_id"] == "naps"
 
@@ -216,7 +216,7 @@ async def test_an_input_that_is_never_checked_stops_its_run_alone(new_log: NewLo
         assert await beside.result(LIMIT_S) == 2
         status = await eventually(lambda: quarantined(run))
         assert status is not None and status.error is not None
-        assert "did not come back" in status.error.message and "test_watchdog.py:" in status.error.message
+        assert "did not return" in status.error.message and "test_watchdog.py:" in status.error.message
 
 
 async def gives_back_what_cannot_be_written(ctx: Context, step: Step) -> Endless:
@@ -254,4 +254,4 @@ async def test_a_replay_of_code_that_does_not_come_back_says_so(new_log: NewLog)
     other = Client("memory://")
     other.workflow(id="w")(swallows_all)
     found = replay(io.BytesIO(file.getvalue()), other)
-    assert found.outcome == "diverges" and "did not come back" in found.message and "neighbours.py:" in found.source[0]
+    assert found.outcome == "diverges" and "did not return" in found.message and "neighbours.py:" in found.source[0]

@@ -66,7 +66,7 @@ async def test_topics_made_again_under_a_running_worker(tmp_path: Path, kafka_na
 
         await make_again(kafka_namespace, names.topics if and_checkpoints else [names.history])
         await fleet.gives_up(worker)
-        assert "was deleted and made again while it was in use" in fleet.said(worker)
+        assert "was deleted and recreated while it was in use" in fleet.said(worker)
 
         again = fleet.worker()
         async with Client(kafka_namespace) as client:
@@ -116,7 +116,7 @@ async def test_projections_over_topics_made_again_and_emptied(
         if count == 5:
             await make_again(kafka_namespace, names.topics)
             async with Client(kafka_namespace) as client, ProjectionRunner(client, []) as runner:
-                assert all("it was made again" in (lag.stopped or "") for lag in await runner.lag())
+                assert all("it was recreated" in (lag.stopped or "") for lag in await runner.lag())
 
     driver = KafkaDriver.from_url(kafka_namespace)
     await driver.open()

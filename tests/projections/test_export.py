@@ -511,7 +511,9 @@ async def test_what_the_driver_adds_needs_a_connection() -> None:
 
 
 def test_findings_are_plain_values() -> None:
-    assert check(b"x").findings == [Finding(1, "unreadable", "this is no export of a run: no line begins as the lines of one do")]
+    assert check(b"x").findings == [
+        Finding(1, "unreadable", "this is not an export of a run: no line begins like a line of an export")
+    ]
     assert check(b'{"n":1,"prev":"' + b"0" * 64 + b'","x":1}\n').findings[0] == Finding(
         1, "altered", "line 1 was altered: its bytes are not those that its hash was made of"
     )
@@ -520,7 +522,7 @@ def test_findings_are_plain_values() -> None:
 def test_a_file_that_is_no_export_is_not_called_altered(order: bytes) -> None:
     for data in (b'{"a": 1}\n' * 50, b"\x00\n\n", order.replace(b'{"n":', b'{ "n": ')):
         [finding] = check(data).findings
-        assert finding.problem == "unreadable" and "no export" in finding.message
+        assert finding.problem == "unreadable" and "not an export" in finding.message
     assert check(b"").findings[0].message == "the file is empty"
 
 

@@ -382,7 +382,7 @@ class Hasty(Projection):
 async def test_a_batch_must_be_taken_to_its_end(log: Log, database: str) -> None:
     await some_runs(log, 8)
     async with ProjectionRunner(log, [Hasty()], database=database) as runner:
-        with pytest.raises(ProjectionFailed, match=r"apply_all .*returned before it had taken all changes"):
+        with pytest.raises(ProjectionFailed, match=r"apply_all .*returned before it had applied all changes"):
             await runner.catch_up()
 
 
@@ -527,8 +527,8 @@ async def test_where_projections_are_kept(tmp_path: Path, monkeypatch: pytest.Mo
     ("database", "complaint"),
     [
         ("sqlite:////nowhere/at/all.db", "cannot be used: unable to open database file"),
-        ("no url", "is no database URL"),
-        ("oracle+nothing://x", "is no database URL"),
+        ("no url", "is not a database URL"),
+        ("oracle+nothing://x", "is not a database URL"),
         ("mysql+pymysql://x/y", "install the package"),
     ],
 )

@@ -138,7 +138,7 @@ async def test_a_log_made_again_under_its_projections_is_told_by_lag(tmp_path: P
         await brought_up_to_date(log, None)
     path.unlink()
     async with opened(path) as log, ProjectionRunner(log, []) as runner:
-        assert all("made again" in (lag.stopped or "") for lag in await runner.lag())
+        assert all("recreated" in (lag.stopped or "") for lag in await runner.lag())
 
 
 async def test_a_log_made_again_is_told_by_lag_in_a_database_of_ones_own_too(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ async def test_whoever_has_a_patience_is_told_why_the_log_cannot_be_read(tmp_pat
     with contextlib.closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
         connection.execute("DELETE FROM records_0 WHERE offset = 2")
     async with opened(tmp_path / "runs.db") as log, ProjectionRunner(log, [Recorder()], patience=0) as runner:
-        with pytest.raises(LogUnavailable, match=r"'recorder' has not come on .* no longer has all records"):
+        with pytest.raises(LogUnavailable, match=r"'recorder' has made no progress .* no longer has all records"):
             await runner.catch_up()
         with pytest.raises(LogUnavailable, match="no longer has all records"):
             await runner.rebuild()

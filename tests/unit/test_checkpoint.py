@@ -274,7 +274,7 @@ async def test_a_checkpoint_of_another_log_is_not_used(how: str, caplog: pytest.
     log = await another_log(await kept(ledger_of("a", "ghost")), how)
     keeper = Keeper(log)
     assert (await keeper.load()).offset == 0
-    assert "its checkpoint is of another log" in caplog.text and "folding it from the start" in caplog.text
+    assert "its checkpoint is of another log" in caplog.text and "folding them from the start" in caplog.text
     keeper.fold(await log.reader(0, 0).read())
     await keeper.save()
     assert (await Keeper(log).load()).pack() == keeper.state.pack(), "a checkpoint of the log as it is now took its place"
@@ -348,7 +348,7 @@ async def test_a_log_without_its_beginning_and_with_checkpoints_of_another_is_re
     log = await another_log(await kept(ledger_of("a", "ghost")), how, 1)
     with pytest.raises(ConfigError, match="are gone and its checkpoint is of another log") as refusal:
         await Keeper(log).load()
-    assert "Put a copy in its place that has its beginning" in str(refusal.value)
+    assert "Replace it with a copy that has its beginning" in str(refusal.value)
     assert "from a backup" not in str(refusal.value)
 
 
@@ -359,7 +359,7 @@ async def test_what_was_folded_is_held_against_the_log(how: str | None, caplog: 
     log = keeper.log if how is None else await another_log(keeper, how)
     keeper.checkpoint._log = log  # pyright: ignore[reportPrivateUsage] # the log under it is another one from now on
     assert await keeper.checkpoint.fits(keeper.state) is (how is None)
-    assert ("what was folded is of another log" in caplog.text) is (how is not None)
+    assert ("the folded state is of another log" in caplog.text) is (how is not None)
 
 
 async def test_a_log_that_lost_what_follows_on_a_checkpoint_is_refused() -> None:
