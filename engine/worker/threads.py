@@ -27,6 +27,7 @@ from weakref import WeakSet
 
 from ..errors import ErrorInfo
 from .attempt import Attempt
+from .forks import end_child, end_in_child
 from .watchdog import send_to
 
 logger = logging.getLogger("stepfold.worker")
@@ -132,6 +133,12 @@ class StepThreads:
         self._threads: WeakSet[threading.Thread] = WeakSet()
         self._idle: list[threading.Lock] = []  # the locks of idle threads, one each
         self._closed = False
+        self._is_copy = False  # this is the child of a fork
+        end_in_child(self)
+
+    def is_copy(self) -> None:
+        """End the process when the function that has forked returns."""
+        self._is_copy = True
 
     def give(self, job: Job) -> None:
         """Run a job in a thread and report it on the loop."""
@@ -211,6 +218,8 @@ class StepThreads:
             job.run()
         except BaseException as error:  # noqa: BLE001  # the attempt reports it
             job.outcome = Failure(error, None)
+        if self._is_copy:
+            end_child()
         self._done.append(job)
         if not self._told:
             self._told = True

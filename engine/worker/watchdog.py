@@ -26,6 +26,7 @@ from typing import Any, Protocol, TypeVar
 
 from ..replay.contexts import contexts
 from ..replay.loop import source_of
+from .forks import end_child, end_in_child
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -87,9 +88,14 @@ class Watch:
         self._sending = False  # the watchdog is deciding whether to send
         self._sent = False
         self._kind: Any = Stuck
+        end_in_child(self)
 
     def start(self) -> None:
         """Begin to look. Call it in the thread of the loop."""
+
+    def is_copy(self) -> None:
+        """End the process when the code that runs now gives control back."""
+        object.__setattr__(self, "__class__", _Copy)  # costs nothing where nobody forks
 
     def stop(self) -> None:
         """Stop looking."""
@@ -138,6 +144,13 @@ class Watch:
             raise Stuck
 
     def _take_back(self) -> None: ...
+
+
+class _Copy(Watch):
+    """The notes in the child of a fork: the first one ends the child."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        end_child()
 
 
 class Watchdog(Watch):

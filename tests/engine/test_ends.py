@@ -107,6 +107,41 @@ def test_a_step_that_ends_the_loop_is_put_aside_alone(tmp_path: Path, code: str,
     assert done.stderr.count("this worker ends") == LOSSES and done.returncode == 0
 
 
+FORKS = """
+import asyncio, os, sys
+from stepfold import Client, Context, Step
+
+client = Client(sys.argv[1])
+pids = []
+
+def forks() -> int:
+    pids.append(os.fork())
+    return os.getpid()
+
+async def forks_on_the_loop() -> int:
+    return forks()
+
+@client.workflow(id="w")
+async def w(ctx: Context, step: Step) -> bool:
+    return await step.run("forks", {forks}) == await step.run("here", os.getpid)
+
+async def main():
+    async with client.worker():
+        print(await (await client.start_workflow(w)).result(60), flush=True)
+
+asyncio.run(main())
+print(os.WEXITSTATUS(os.waitpid(pids[0], 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("forks", ["forks", "forks_on_the_loop"])
+def test_the_child_of_a_step_that_forks_is_no_worker(tmp_path: Path, forks: str) -> None:
+    command = [sys.executable, "-c", FORKS.replace("{forks}", forks), f"sqlite:///{tmp_path}/log.db"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout, done.returncode) == ("True\n1\n", 0), done.stderr
+    assert "the child of a fork has come back" in done.stderr
+
+
 # `async with client.worker()`: the loop is the caller's, who may cancel and end it as they like.
 
 
