@@ -140,7 +140,7 @@ def test_dev_does_not_work_on_somebody_elses_kafka(shell: Shell) -> None:
     source.write_text(source.read_text().replace("Client()", 'Client("kafka://production:9092/shop")'))
     dev = shell.start("dev", "shop:client")
     lines = lines_until(dev, lambda line: "partitions" in line)
-    assert "dev works on sqlite:///stepfold.db instead" in lines[0]
+    assert "dev uses sqlite:///stepfold.db instead" in lines[0]
     dev.send_signal(signal.SIGTERM)
     assert dev.wait() == 130
 
