@@ -16,6 +16,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, lru_cache
+from types import FunctionType
 from typing import Any
 from uuid import UUID
 
@@ -175,6 +176,12 @@ def _equals(was: Any, came: Any) -> Change | None:
     return None if was is came or bool(was == came) else Change(was, came)
 
 
+def _enums(was: Any, came: Any) -> Change | None:
+    if was is came or (was._name_ == came._name_ and difference(was._value_, came._value_) is None):
+        return None
+    return Change(was, came)
+
+
 _BASES: dict[type, Comparer] = {
     float: _floats,
     complex: _complexes,
@@ -190,22 +197,47 @@ _BASES: dict[type, Comparer] = {
     **dict.fromkeys(ATOMS | {bytearray}, _equals),
 }
 
+_AS_BASE: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__pos__,
+    complex: complex.__pos__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    bytearray: lambda value: bytearray.__getitem__(value, slice(None)),
+    UUID: lambda value: UUID(int=vars(UUID)["int"].__get__(value)),
+    date: lambda value: date.fromordinal(date.toordinal(value)),
+    datetime: lambda value: datetime.combine(datetime.date(value), datetime.timetz(value)),
+    time: lambda value: datetime.combine(date.min, value).timetz(),
+    timedelta: timedelta.__pos__,
+    Decimal: Decimal,
+    list: lambda value: [*list[Any].__iter__(value)],
+    tuple: lambda value: (*tuple[Any, ...].__iter__(value),),
+    dict: lambda value: dict(iter(dict[Any, Any].items(value))),
+    set: lambda value: {*set[Any].__iter__(value)},
+    frozenset: lambda value: frozenset(frozenset[Any].__iter__(value)),
+    deque: lambda value: deque(deque[Any].__iter__(value), vars(deque)["maxlen"].__get__(value)),
+}
+"""Make a value of exactly this type from an instance of a subclass, by what it holds. Call no overridden method."""
+_CONTAINERS: frozenset[type] = frozenset({list, tuple, dict, set, frozenset, deque})
+_ASKED = frozenset({"__eq__", "__len__", "__iter__", "__contains__", "__getitem__", "__getattribute__", "get", "items", "maxlen"})
+"""The methods by which containers are compared."""
+
 
 @lru_cache(maxsize=1000)
 def _comparer(kind: type[Any]) -> Comparer:
     if kind in _BASES:
         return _BASES[kind]
     if issubclass(kind, Enum):
-        return _equals
+        return _enums
     if issubclass(kind, BaseModel):
         return _of_models(kind)
     if dataclasses.is_dataclass(kind):
         return _of_fields(tuple(field.name for field in dataclasses.fields(kind)), _leaving_out(kind))
     for base in kind.__mro__:
         if base in _BASES:  # a NamedTuple, an OrderedDict, a user's class
-            return _of_a_subclass(_BASES[base], getattr(kind, "_fields", ()), _leaving_out(kind))
+            return _of_a_subclass(kind, base)
     if kind.__eq__ is not object.__eq__:
-        return _equals
+        return _of_an_equality(_leaving_out(kind))
     slots = tuple(name for base in kind.__mro__ for name in _slots(base))
     return _of_fields(slots, _leaving_out(kind)) if slots or kind.__dictoffset__ else _equals
 
@@ -213,13 +245,26 @@ def _comparer(kind: type[Any]) -> Comparer:
 def _slots(kind: type[Any]) -> tuple[str, ...]:
     found: Any = kind.__dict__.get("__slots__", ())
     names: tuple[str, ...] = (found,) if isinstance(found, str) else tuple(found)
-    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+    return tuple(_mangled(name, kind) for name in names if name not in ("__dict__", "__weakref__"))
+
+
+def _mangled(name: str, kind: type[Any]) -> str:
+    return f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
 
 
 def _leaving_out(kind: type[Any]) -> frozenset[str]:
-    """Attributes that are not state: values that a cached_property keeps, and the parameters of a generic class."""
-    remembered = [name for base in kind.__mro__ for name, value in vars(base).items() if isinstance(value, cached_property)]
+    """Attributes that are not state: values that a cached_property or its like keeps, and the parameters of a generic class."""
+    remembered = [name for base in kind.__mro__ for name, value in vars(base).items() if _remembers(value)]
     return frozenset([*remembered, "__orig_class__"])
+
+
+def _remembers(value: object) -> bool:
+    """Whether it is a descriptor that Python asks only while the object has no attribute of its name, and is not a method."""
+    kind = type(value)
+    if issubclass(kind, cached_property):
+        return True
+    is_descriptor = hasattr(kind, "__get__") and not hasattr(kind, "__set__") and not hasattr(kind, "__delete__")
+    return is_descriptor and not isinstance(value, FunctionType | classmethod | staticmethod)
 
 
 def _attributes(was: Any, came: Any, left_out: frozenset[str]) -> Change | None:
@@ -250,16 +295,65 @@ def _of_fields(names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
     return compare
 
 
-def _of_a_subclass(compare_base: Comparer, names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
+def _of_a_subclass(kind: type[Any], base: type) -> Comparer:
+    """Compares as the subclass sees itself, then what it holds as its base, then its attributes.
+
+    The subclass alone could call different values equal; the base alone does not see what the subclass adds.
+    """
+    compare_base, as_base = _BASES[base], _AS_BASE[base]
+    own = kind.__mro__[: kind.__mro__.index(base)]
+    strict = base not in _CONTAINERS or any(name in _ASKED for one in own for name in vars(one))
+    slots = tuple(name for one in own for name in _slots(one))
+    names: tuple[str, ...] = getattr(kind, "_fields", ())
+    left_out = _leaving_out(kind)
+
     def compare(was: Any, came: Any) -> Change | None:
         change = compare_base(was, came)
-        if change is None:
-            return _attributes(was, came, left_out)
-        if names and change.path and type(change.path[-1]) is int:
-            change.path[-1] = names[change.path[-1]]
-        return change
+        if change is None and strict:
+            change = compare_base(as_base(was), as_base(came))
+            if change is not None and not change.path:
+                change = Change(was, came)
+        if change is not None:
+            if names and change.path and type(change.path[-1]) is int:
+                change.path[-1] = names[change.path[-1]]
+            return change
+        for name in slots:
+            change = difference(getattr(was, name, MISSING), getattr(came, name, MISSING))
+            if change is not None:
+                return change.below(name)
+        return _attributes(was, came, left_out)
 
     return compare
+
+
+def _of_an_equality(left_out: frozenset[str]) -> Comparer:
+    """Compares by the `__eq__` of the class, then by public attributes: an `__eq__` may look at some of them only.
+
+    Private ones are often caches, which differ between equal objects.
+    """
+
+    def public(value: Any) -> dict[str, Any]:
+        found = attributes_of(value).items()
+        return {name: held for name, held in found if not name.startswith("_") and name not in left_out}
+
+    def compare(was: Any, came: Any) -> Change | None:
+        if was is came:
+            return None
+        if not bool(was == came):
+            return Change(was, came)
+        pair = id(was), id(came)
+        if pair in _under_way:  # an object that leads back to itself
+            return None
+        _under_way.add(pair)
+        try:
+            return _mappings(public(was), public(came))
+        finally:
+            _under_way.discard(pair)
+
+    return compare
+
+
+_under_way: set[tuple[int, int]] = set()
 
 
 def _of_models(kind: type[BaseModel]) -> Comparer:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from functools import cached_property
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from ipaddress import IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Generic, NamedTuple, TypeVar
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -53,6 +58,20 @@ class Plain:
         self.n = n
 
 
+class Reified:
+    """Keeps what its function says in the object, as cached properties of web frameworks do."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        found = instance.__dict__[self.name] = self.function(instance)
+        return found
+
+
 class Strange:
     def __eq__(self, other: object) -> bool:
         raise RuntimeError("no")
@@ -69,6 +88,119 @@ def looked_at() -> Shape:
     return shape
 
 
+class Sloppy:
+    """Equal to all of its class."""
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    __hash__ = None  # type: ignore[assignment]  # as of anything that defines __eq__ alone
+
+
+def sloppy(base: type[Any], *given: Any, **more: Any) -> Any:
+    """An instance of a subclass of `base` that calls all of its instances equal and the same in number."""
+    kind = _sloppy(base)
+    made = kind(*given)
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+@lru_cache
+def _sloppy(base: type[Any]) -> type[Any]:
+    def never_hashed(self: object) -> int:
+        return 1
+
+    return type(f"Sloppy{base.__name__}", (Sloppy, base), {"__hash__": never_hashed})
+
+
+class Marked(str):
+    __slots__ = ("mark",)
+    mark: int
+
+
+class Empty(list[Any]):
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+class Hidden:
+    __slots__ = ("__n",)
+
+    def __init__(self, n: int) -> None:
+        self.__n = n
+
+
+class Entity:
+    """Equal by its number alone."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        self.name = name
+        self._cache = object()
+        self.itself = self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Entity) and self.number == other.number
+
+    __hash__ = None  # type: ignore[assignment]  # as of anything that defines __eq__ alone
+
+    @cached_property
+    def size(self) -> int:
+        return len(self.name)
+
+    @Reified
+    def width(self) -> int:
+        return len(self.name)
+
+
+class Loud(StrEnum):
+    UP = "A"
+    DOWN = "a"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loud)
+
+    __hash__ = str.__hash__
+
+
+def used() -> Entity:
+    entity = Entity(1, "a")
+    assert entity.size == entity.width == 1
+    assert {"size", "width"} <= vars(entity).keys()
+    return entity
+
+
+def marked(text: str, mark: int) -> Marked:
+    made = Marked(text)
+    made.mark = mark
+    return made
+
+
+OF_BASES: list[tuple[type[Any], tuple[Any, ...], tuple[Any, ...]]] = [
+    (str, ("ABC",), ("abc",)),
+    (int, (1,), (2,)),
+    (float, (1.0,), (2.0,)),
+    (complex, (1j,), (2j,)),
+    (bytes, (b"A",), (b"a",)),
+    (bytearray, (b"A",), (b"a",)),
+    (UUID, ("0" * 32,), ("1" * 32,)),
+    (date, (2026, 1, 1), (2026, 1, 2)),
+    (datetime, (2026, 1, 1), (2026, 1, 1, 1)),
+    (time, (1, 0), (1, 1)),
+    (timedelta, (1,), (2,)),
+    (Decimal, ("1.0",), ("1.00",)),
+    (list, ([1, 2, 3, 4],), ([1, 2, 3, 5],)),
+    (tuple, ([1, 2, 3, 4],), ([1, 2, 3, 5],)),
+    (dict, ({"a": 1, "b": 2, "c": 3, "d": 4},), ({"a": 1, "b": 2, "c": 3, "d": 5},)),
+    (set, ({1, 2, 3, 4},), ({1, 2, 3, 5},)),
+    (frozenset, ({1, 2, 3, 4},), ({1, 2, 3, 5},)),
+    (deque, ([1, 2, 3, 4], 5), ([1, 2, 3, 5], 5)),
+]
+
 SAME: list[tuple[Any, Any]] = [
     (float("nan"), float("nan")),
     ([1, 2, 3, 4, float("nan")], [1, 2, 3, 4, float("nan")]),
@@ -82,6 +214,15 @@ SAME: list[tuple[Any, Any]] = [
     (datetime(2026, 7, 1, tzinfo=UTC), datetime(2026, 7, 1, tzinfo=timezone(timedelta(0)))),
     (OrderedDict(a=1), OrderedDict(a=1)),
     ({(1, 2), "a"}, {"a", (1, 2)}),
+    *((sloppy(base, *given), sloppy(base, *given)) for base, given, _ in OF_BASES),
+    (sloppy(float, "nan"), sloppy(float, "nan")),
+    (Counter("abcd"), Counter("abcd")),
+    (defaultdict(list, a=[1]), defaultdict(list, a=[1])),
+    (marked("a", 1), marked("a", 1)),
+    (used(), Entity(1, "a")),
+    (Path("a") / "b", Path("a/b")),
+    (IPv4Network("10.0.0.0/8"), IPv4Network("10.0.0.0/8")),
+    (Loud.UP, Loud.UP),
 ]
 
 
@@ -116,6 +257,19 @@ CHANGED: list[tuple[Any, Any, str]] = [
     (Model(n=1), Model(n=2), "n: 1"),
     (Model(n=(1,)), Model(n=[1]), "n: (1,)"),
     (object(), object(), "another object"),
+    *((sloppy(base, *given), sloppy(base, *others), "would come back as") for base, given, others in OF_BASES),
+    (sloppy(float, 0.0), sloppy(float, -0.0), "0.0 would come back as -0.0"),
+    (sloppy(str, "a", more=1), sloppy(str, "a", more=2), "more: 1"),
+    (Counter(a=0, b=0, c=0, d=0), Counter(e=0, f=0, g=0, h=0), "a"),
+    (marked("a", 1), marked("a", 2), "mark: 1"),
+    (Empty([1]), Empty([2]), "[0]: 1 would come back as 2"),
+    ({sloppy(str, "A"): 1}, {sloppy(str, "a"): 1}, "'A'"),
+    ({sloppy(str, "A")}, {sloppy(str, "a")}, "'A'"),
+    (Hidden(1), Hidden(2), "_Hidden__n: 1"),
+    (Entity(1, "a"), Entity(1, "b"), "name: 'a' would come back as 'b'"),
+    (Entity(1, "a"), Entity(2, "a"), "would come back as"),
+    (Loud.UP, Loud.DOWN, "would come back as"),
+    (SimpleNamespace(n=1), SimpleNamespace(n=True), "n: 1 (int)"),
 ]
 
 
