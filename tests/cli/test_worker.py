@@ -283,7 +283,7 @@ async def w(ctx: Context[None], step: Step) -> None:
         ("pool.submit(time.sleep, 3600)", "threads that are no daemons ('ThreadPoolExecutor-"),
         ("threading.Thread(target=time.sleep, args=(3600,), name='mine').start()", "threads that are no daemons ('mine')"),
         ("atexit.register(time.sleep, 3600)", "an exit handler"),
-        ("asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)", "'asyncio_0'"),
+        ("asyncio.get_running_loop().run_in_executor(None, time.sleep, 3600)", "threads that are no daemons"),
         ("tasks.append(asyncio.create_task(swallows())); await asyncio.sleep(0)", "a task"),
         ("threading.Thread.start = refuses", "stopped"),
         ("threading.excepthook = None", "stopped"),
