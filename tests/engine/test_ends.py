@@ -30,7 +30,7 @@ async def interrupts():
     raise KeyboardInterrupt
 
 async def ends():
-    await asyncio.wait_for(interrupts(), 60)
+    await asyncio.create_task(interrupts())
 """
 CALLS_BACK = """
 async def ends():
