@@ -162,6 +162,7 @@ class Step(Generic[Ext]):
         """
         if unexpected or not callable(fn):
             raise _misused(step_id, fn, unexpected)
+        at_most_once, record_input = bool(at_most_once), bool(record_input)  # here, where it may run long
         if retry is None:
             retry = _ONCE if at_most_once else _DEFAULT_RETRY
         codec = result_codec(fn)

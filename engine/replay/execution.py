@@ -10,6 +10,7 @@ come back only through the journal.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine, Iterable
 from types import CodeType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -175,9 +176,17 @@ class Execution:
         self.loop.leave()
 
     def close(self) -> None:
-        """Drop the code at its current await. Its `finally` blocks run, but have no effect outside."""
+        """Drop the code at its current await. Its `finally` blocks run, but have no effect outside.
+
+        Drops all objects of the code, too: a `__del__` of their classes then runs here, not where the execution is dropped.
+        """
         self.ops.clear()
         self.loop.abandon(self._context.copy())
+        self._main = self._last = self.outcome = None
+        self._context = contextvars.Context()
+        self._told.clear()
+        self._gone.clear()
+        self.left, self._requested, self._dropped = [], [], []
 
     def inside(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call users' classes about a value of the run, in the context of its code."""
@@ -344,7 +353,7 @@ class Execution:
         if op.timer is not None:
             self.loop.fire(op.timer)
             return
-        future = op.future
+        future, op.future = op.future, None  # an error refers to the frame that waited, and so to `op`: no cycle
         assert future is not None
         try:
             settled = self._context.run(settle, op.call, step_id, value)

@@ -51,7 +51,7 @@ _forget_waiter: Callable[[asyncio.Future[Any], asyncio.Task[Any]], None] = (
     vars(asyncio.futures)["future_discard_from_awaited_by"] if sys.version_info >= (3, 14) else lambda future, task: None
 )
 
-_ENGINE = str(Path(__file__).parents[1]) + os.sep
+ENGINE = str(Path(__file__).parents[1]) + os.sep
 _STDLIB = str(Path(os.__file__).parent) + os.sep
 _PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
@@ -356,6 +356,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
         if tasks:
             self.run_until_idle()
+        self._new_timers, self._cancelled_timers, self.unhandled, self.violations = [], [], [], []
         self.host = HOST  # code that never stops stays in memory, and must not keep the worker there
 
     @property
@@ -697,7 +698,7 @@ def source_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
     for frame in frames:
         file = frame.f_code.co_filename
         installed = any(part in file for part in _PACKAGES)
-        if file.startswith((_ENGINE, "<frozen", "<string>")) or (file.startswith(_STDLIB) and not installed):
+        if file.startswith((ENGINE, "<frozen", "<string>")) or (file.startswith(_STDLIB) and not installed):
             continue
         if not lines or not installed:
             lines.append(f"{file}:{frame.f_lineno}")

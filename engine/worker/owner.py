@@ -359,6 +359,7 @@ class Owner:
             attempt = live.attempts.pop(event["step_id"], None)
             if attempt is not None and attempt.alone:
                 self.worker.settled(attempt)
+            attempt = None  # its arguments are freed where the code runs, under the watchdog
             self.code.advance(live)
             return
         if run.ended:
@@ -391,6 +392,7 @@ class Owner:
             op = live.execution.ops.get(step_id)
             if kind == "attempt-lost" and op is not None:
                 self.code.dispatch(live, op)
+            attempt = op = None  # as above
         elif kind == "quarantined":
             self.code.close(live)
             return

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import orjson
 
@@ -156,30 +156,44 @@ class Running:
         `crashed`: the last owner of the run died, so attempts without a result may be lost.
         """
         try:
-            execution = live.execution
-            self._watch.run(live, execution.advance)
-            for op in execution.take_dropped():
-                attempt = live.attempts.pop(op.id, None)
-                if attempt is not None:
-                    self._worker.withdraw(attempt)
-                if op.recorded and execution.outcome is None:
-                    self._emit(live.run, "step-cancelled", step_id=op.id)
-            for op in execution.take_requested():
-                self._begin(live, op, crashed)
-                if self.live.get(live.run.id) is not live:
-                    return
-            if execution.outcome is not None and not live.finished:
-                live.finished = True
-                self._finish(live, execution.outcome)
-        except Stuck:
-            live.execution.interrupted()
-            self._quarantine(live.run, stuck(live.run, self._watch))
-        except NonDeterminism as error:
-            self._quarantine(live.run, error)
+            self._advance(live, crashed)
         except BaseException as error:
             if from_keyboard(error):
                 raise
+            raised = [error]
+        else:
+            return
+        self._raised(live, raised)
+
+    def _advance(self, live: Live, crashed: bool) -> None:
+        execution = live.execution
+        self._watch.run(live, execution.advance)
+        for op in execution.take_dropped():
+            attempt = live.attempts.pop(op.id, None)
+            if attempt is not None:
+                self._worker.withdraw(attempt)
+            if op.recorded and execution.outcome is None:
+                self._emit(live.run, "step-cancelled", step_id=op.id)
+        for op in execution.take_requested():
+            self._begin(live, op, crashed)
+            if self.live.get(live.run.id) is not live:
+                return
+        if execution.outcome is not None and not live.finished:
+            live.finished = True
+            self._finish(live, execution.outcome)
+
+    def _raised(self, live: Live, raised: list[BaseException]) -> None:
+        """Quarantine a run for an error. Then free the error: it holds the frames of the run's code, and the objects in them."""
+        error = raised[0]
+        if issubclass(type(error), Stuck):
+            live.execution.interrupted()
+            self._quarantine(live.run, stuck(live.run, self._watch))
+        elif issubclass(type(error), NonDeterminism):
+            self._quarantine(live.run, cast(NonDeterminism, error))
+        else:
             self.contain(live.run, error)
+        del error
+        self._watch.free(live, raised)
 
     def _begin(self, live: Live, op: Op, crashed: bool) -> None:
         """Start an operation that the code requested. `op.recorded`: the log has a record of it.
@@ -398,9 +412,18 @@ class Running:
         except BaseException as error:  # the code is the user's, even while it closes
             if from_keyboard(error):
                 raise
-            live.execution.interrupted()
-            extra = {"run_id": live.run.id, "workflow": live.run.workflow}
-            logger.warning("run %s: its code could not be closed: %s", live.run.id, ErrorInfo.of(error), extra=extra)
+            raised = [error]
+        else:
+            return
+        live.execution.interrupted()
+        error = raised[0]
+        why = stuck(live.run, self._watch) if issubclass(type(error), Stuck) else ErrorInfo.of(error)
+        extra = {"run_id": live.run.id, "workflow": live.run.workflow}
+        logger.warning("run %s: its code could not be closed: %s", live.run.id, why, extra=extra)
+        del error
+        self._watch.free(live, raised)
+        with contextlib.suppress(Exception, Stuck):
+            self._watch.run(live, live.execution.close)  # what is left of it
 
     def _withdraw(self, live: Live) -> None:
         attempts, live.attempts = live.attempts, {}

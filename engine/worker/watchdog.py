@@ -7,6 +7,9 @@ again at each instruction where Python checks, also outside every `try`, until t
 Python's instructions cannot be interrupted: the watchdog says so and goes on looking. It does not interrupt code that a debugger
 traces.
 
+While nothing is noted, the watchdog asks the loop for a sign of life at each look, so it also names code that runs where nobody
+expects it: a `__del__` that the garbage collector calls, code of the program on the same loop. It does not interrupt such code.
+
 The exception cannot reach the engine. The watchdog sets `armed`, then checks that the loop's thread is still inside the same
 code (`what`, `turn`), and only then sends. The loop's thread first notes that it is out, then looks at `armed`. If that is set,
 it waits until the watchdog has decided, and takes back an exception that has not arrived.
@@ -14,6 +17,8 @@ it waits until the watchdog has decided, and takes back an exception that has no
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ctypes
 import logging
 import sys
@@ -21,11 +26,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import takewhile
 from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from ..replay.contexts import contexts
-from ..replay.loop import source_of
+from ..replay.loop import ENGINE, source_of
 from .forks import end_child, end_in_child
 
 logger = logging.getLogger("stepfold.worker")
@@ -133,6 +139,11 @@ class Watch:
         """Call users' classes, also from within users' code, then in its context. Raises Stuck as `run` does."""
         return self.run(Asked(named), call if self.what is not None else partial(self.new_context().run, call))
 
+    def free(self, what: Watched, objects: list[Any]) -> None:
+        """Drop the last references to objects of users: a `__del__` of their classes is code, too."""
+        with contextlib.suppress(Stuck):
+            self.run(what, objects.clear)
+
     def _settle(self) -> None:
         """The loop's thread is out of users' code: no interruption comes after this. Raises Stuck if one was sent."""
         while self._sending:
@@ -164,10 +175,14 @@ class Watchdog(Watch):
         self._seen: tuple[Any, ...] = ()
         self._busy_s = 0.0
         self._is_traced = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signs = 0
 
     def start(self) -> None:
         self._thread_id = threading.get_ident()
         self._is_traced = sys.gettrace() is not None
+        with contextlib.suppress(RuntimeError):  # no loop runs
+            self._loop = asyncio.get_running_loop()
         self._looked_at = time.monotonic()
         threading.Thread(target=self._look_on, name="stepfold-watchdog", daemon=True).start()
 
@@ -176,11 +191,12 @@ class Watchdog(Watch):
 
     def held_up(self) -> tuple[str, float] | None:
         what = self.what
-        if what is None:
+        lines = self._where(what)
+        if what is None and (not lines or self._stopped.is_set()):
             return None
         now = time.monotonic()
         busy_s = now - self._looked_at + (self._busy_s if self._mark(what) == self._seen else 0.0)
-        return f"{what.named()[0]}, at {_said(self._where())}", busy_s
+        return f"{_named(what)[0]}, at {_said(lines)}", busy_s
 
     # -- in the thread
 
@@ -194,23 +210,25 @@ class Watchdog(Watch):
             self._looked_at = now
             what = self.what
             mark = self._mark(what)
-            if what is None or mark != self._seen:
+            if mark != self._seen or (what is None and self._loop is None):
                 if said is not None:
                     logger.warning("%s kept the worker's loop busy for %.1f s", said[0], self._busy_s, extra=said[1])
                 self._seen, self._busy_s, said, asked = mark, 0.0, None, 0
+                if what is None:
+                    self._ask_for_a_sign()
                 continue
             self._busy_s += passed_s
-            if self._busy_s >= WARN_S and said is None:
-                said = what.named()
+            if self._busy_s >= WARN_S and said is None and ((lines := self._where(what)) or what is not None):
+                said = _named(what)
                 logger.warning(
                     "%s has kept the worker's loop busy for %.1f s, at %s: everything else waits; move what takes long or blocks "
                     "into `await step.run(...)` with a plain function",
                     said[0],
                     self._busy_s,
-                    _said(self._where()),
+                    _said(lines),
                     extra=said[1],
                 )
-            if self._busy_s >= what.stop_s and not self._traced():
+            if what is not None and self._busy_s >= what.stop_s and not self._traced():
                 over_s = self._busy_s - what.stop_s
                 if asked == 0 or (asked == 1 and over_s >= INSIST_S):
                     asked += 1
@@ -221,19 +239,28 @@ class Watchdog(Watch):
                     logger.error(
                         "%s does not release the worker's loop and cannot be interrupted, at %s; end the process to continue",
                         name,
-                        _said(self._where()),
+                        _said(self._where(what)),
                         extra=extra,
                     )
 
     def _mark(self, what: Watched | None) -> tuple[Any, ...]:
-        return (self.turn, what, what.progress() if what is not None else 0)
+        return (self.turn, what, what.progress() if what is not None else self._signs)
+
+    def _ask_for_a_sign(self) -> None:
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._sign)
+
+    def _sign(self) -> None:
+        self._signs += 1
 
     def _traced(self) -> bool:
         """Whether a debugger or a coverage tool traces the code: code at a breakpoint must not be interrupted."""
         return self._is_traced or any(frame.f_trace is not None for frame in self._frames())
 
-    def _where(self) -> tuple[str, ...]:
-        return source_of(self._frames())
+    def _where(self, what: Watched | None) -> tuple[str, ...]:
+        """The lines of the watched code; of other code only if it runs now, above the engine and the loop."""
+        return source_of(self._frames() if what is not None else takewhile(_is_users, self._frames()))
 
     def _frames(self) -> Iterator[FrameType]:
         """The frames of the watched code, innermost first."""
@@ -247,7 +274,7 @@ class Watchdog(Watch):
         if insist:
             # runs no Python instruction, so the next exception arrives only after this one
             kind.__init__ = staticmethod(partial(send_to, self._thread_id, kind))
-        self.lines = self._where()
+        self.lines = self._where(self.what)
         self._sending = True
         self.armed = True
         try:
@@ -260,6 +287,17 @@ class Watchdog(Watch):
 
     def _take_back(self) -> None:
         _take_back_from(self._thread_id, None)
+
+
+def _named(what: Watched | None) -> tuple[str, dict[str, Any]]:
+    return ("code outside runs and steps", {}) if what is None else what.named()
+
+
+def _is_users(frame: FrameType) -> bool:
+    return frame.f_code not in _LOOPS and not frame.f_code.co_filename.startswith(ENGINE)
+
+
+_LOOPS = (asyncio.BaseEventLoop.run_forever.__code__, asyncio.Handle._run.__code__)
 
 
 def _said(lines: tuple[str, ...]) -> str:

@@ -40,7 +40,7 @@ from .interrupts import from_keyboard
 from .owner import Owner
 from .suspects import Suspects
 from .threads import Failure, Inline, Job, Outcome, Pending, Report, StepThreads, Threads
-from .watchdog import Stuck, Watch
+from .watchdog import Asked, Stuck, Watch
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -498,17 +498,20 @@ class Worker:
     def _came_back(self, job: Job) -> None:
         """A plain function has returned, or its attempt gave its place up before the thread began."""
         attempt = job.attempt
-        outcome = job.outcome
-        if attempt.over is None or outcome is None:
-            return
-        if type(outcome) is Pending:
-            self._see_through(attempt, outcome.awaitable, job.context)
-            return
+        outcome, job.outcome = job.outcome, None
         if type(outcome) is Failure:
-            attempt.owner.failed(attempt, outcome.error, outcome.info)
+            if attempt.over is not None:
+                attempt.owner.failed(attempt, outcome.error, outcome.info)
+                self._end_plain(attempt)
+            outcome = [outcome]  # the error holds the frames of the function, and the objects in them
+            self.watch.free(Asked(attempt.named), outcome)
+        elif attempt.over is None or outcome is None:
+            return
+        elif type(outcome) is Pending:
+            self._see_through(attempt, outcome.awaitable, job.context)
         else:
             attempt.owner.completed(attempt, cast(bytes, outcome))
-        self._end_plain(attempt)
+            self._end_plain(attempt)
 
     def _see_through(self, attempt: Attempt, awaitable: Awaitable[Any], context: contextvars.Context) -> None:
         """Await what a plain function returned. That takes a task; the attempt keeps its place."""
