@@ -254,8 +254,7 @@ def _raw_lines(file: BinaryIO) -> list[bytes] | None:
     is_export = False
     size, rest = 0, bytearray()  # the last line so far
     while portion := file.read(_PORTION_BYTES):
-        # pyright: ignore[reportUnnecessaryIsInstance] - a caller may have opened the file as text
-        if not isinstance(portion, bytes):
+        if not isinstance(portion, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # a caller may have opened it as text
             raise ValueError("it was opened as a text; open it as bytes")
         size += len(portion)
         first, *others = portion.split(b"\n")
