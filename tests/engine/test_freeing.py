@@ -24,19 +24,24 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 LINGERS_S = 20.0
 """For ever, but that a failing test ends."""
 
+came_back: list[object] = []
+"""What lingered to its end: nobody has taken it out."""
+
 kept: ContextVar[Any] = ContextVar("kept")
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    came_back.clear()
     for name, value in {"LOOK_S": 0.02, "WARN_S": 0.1, "STOP_S": 0.4, "INSIST_S": 0.1, "GIVE_UP_S": 0.3}.items():
         monkeypatch.setattr(stepfold.worker.watchdog, name, value)
 
 
-def linger(_: object) -> bool:
+def linger(one: object) -> bool:
     until = time.monotonic() + LINGERS_S
     while time.monotonic() < until:
         pass
+    came_back.append(one)
     return True
 
 
@@ -148,6 +153,7 @@ async def test_what_lingers_is_named_and_taken_out_and_the_neighbours_go_on(
         beside = await client.start_workflow(neighbour, 1)
         assert await beside.result(LIMIT_S) == 2
         await eventually(lambda: asyncio.sleep(0, said(caplog, "kept the worker's loop busy for", "hog-1")))
+    assert not came_back
     told = said(caplog, "has kept the worker's loop busy", "hog-1")
     assert told and all("test_freeing.py:" in record.getMessage() for record in told)
 
