@@ -8,7 +8,7 @@ Exit codes, the same for every command (docs/cli.md):
     3  the run, workflow or dead letter does not exist
     4  the log, or a file, cannot be used: no answer, no such file, topics missing, no room
     5  code of a step has ended the worker
-    70  a fault of stepfold's own
+    70  a bug in stepfold
     130  interrupted (Ctrl-C, and SIGTERM in commands that must stop child processes)
     141  the reader of the output has gone
 """
