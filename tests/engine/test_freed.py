@@ -11,6 +11,7 @@ import gc
 import logging
 import multiprocessing
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eventually import eventually
+from eventually import DEADLINE_S, eventually
 from neighbours import swallows_all
 from one_run import LIMIT_S, Body
 
@@ -37,6 +38,7 @@ OF_RUNS = (
     "stepfold.core.state.RunState",
     "stepfold.authoring.step.Running",
 )
+OF_WORKERS = ("stepfold.worker.worker.", "stepfold.worker.owner.", "stepfold.worker.running.", "stepfold.core.fold.")
 OF_THE_LOG = ("stepfold.log.Record", "stepfold.drivers.memory._Store")
 """A log in memory is there as long as its process."""
 MADE_LATE = "stepfold.core.packing."
@@ -163,6 +165,14 @@ def there() -> Counter[str]:
     return Counter(kind for kind in kinds if kind.startswith(OURS) and not kind.startswith((*OF_THE_LOG, MADE_LATE)))
 
 
+def in_the_end(look: Callable[[], Counter[str]]) -> Counter[str]:
+    """What is left when nothing more goes: a thread that ends holds its worker until it has ended."""
+    until = time.monotonic() + DEADLINE_S
+    while (left := look()) and time.monotonic() < until:
+        time.sleep(0.01)
+    return left
+
+
 async def nothing_more(before: Counter[str]) -> None:
     """Until all that is there was there before, and nothing of runs."""
     left = Counter[str]()
@@ -200,7 +210,7 @@ def live(url: str) -> Counter[str]:
     asyncio.run(serve(url, "first", 1))  # what is made once is made now
     before = there()
     asyncio.run(serve(url, "second", ROUNDS))
-    return there() - before
+    return in_the_end(lambda: there() - before)
 
 
 async def never_stops(ctx: Context[Any], step: Step) -> None:
@@ -224,7 +234,14 @@ def kept(url: str) -> Counter[str]:
     """What is there of a worker that had code which is kept for ever."""
     logging.disable()
     asyncio.run(serve_what_never_stops(url))
+    in_the_end(lambda: of_workers(there()))
     return there()
+
+
+def of_workers(objects: Counter[str]) -> Counter[str]:
+    return Counter(
+        {kind: number for kind, number in objects.items() if kind.startswith(OF_WORKERS) or kind.endswith("SelectorEventLoop")}
+    )
 
 
 def in_a_process_of_its_own(work: Callable[[str], Counter[str]], url: str) -> Counter[str]:
@@ -246,5 +263,4 @@ def test_nothing_is_left_of_a_worker_on_kafka(kafka_namespace: str) -> None:
 def test_code_that_never_stops_keeps_its_own_run_alone() -> None:
     left = in_a_process_of_its_own(kept, "memory://kept")
     assert left["stepfold.replay.loop.DeterministicLoop"] == 1
-    of_workers = ("stepfold.worker.worker.", "stepfold.worker.owner.", "stepfold.worker.running.", "stepfold.core.fold.")
-    assert not [kind for kind in left if kind.startswith(of_workers) or kind.endswith("SelectorEventLoop")]
+    assert not of_workers(left)
