@@ -127,7 +127,7 @@ def test_a_log_that_is_put_back_tells_whoever_had_read_further() -> None:
         log.put_back([1, 0])
         with pytest.raises(LogUnavailable):
             await under_way
-        with pytest.raises(LogUnavailable, match="put back"):
+        with pytest.raises(LogUnavailable, match="restored from an older copy"):
             await waiting
         assert await driver.bounds(0) == (0, 1)
         [ack] = await driver.append(0, [Entry("run", b"3")])

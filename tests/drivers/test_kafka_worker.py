@@ -241,7 +241,7 @@ async def test_partitions_that_the_inbox_is_given_while_workers_run_are_read(
         await shop.ended(*(f"in {partition}" for partition in range(6)))
         assert sorted(shop.charged) == [f"in {partition}" for partition in range(6)]
         async with asyncio.timeout(60):
-            while f"{names.history} was given 8 partitions, and 4 are used" not in caplog.text:
+            while f"{names.history} was given 8 partitions, and 4 are in use" not in caplog.text:
                 await asyncio.sleep(0.05)
 
 

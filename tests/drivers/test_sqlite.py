@@ -205,7 +205,7 @@ async def test_a_file_that_is_no_database(path: Path) -> None:
 async def test_a_database_of_something_else(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE customers (id)")
-    await refused(path, "of something else")
+    await refused(path, "of another program")
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("customers",)]
 
