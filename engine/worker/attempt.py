@@ -49,6 +49,7 @@ class Attempt:
         "failures",
         "heartbeat",
         "heartbeat_at",
+        "lost",
         "number",
         "op",
         "over",
@@ -77,11 +78,13 @@ class Attempt:
         if known is None:
             self.number = 1
             self.failures = 0
+            self.lost = 0  # attempts before this one that were lost in a row
             self.heartbeat: Any = None
             self.heartbeat_at = 0
         else:
             self.number = known.attempts + 1
             self.failures = known.failures
+            self.lost = known.lost
             self.heartbeat = known.heartbeat
             self.heartbeat_at = known.heartbeat_at
 

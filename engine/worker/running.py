@@ -38,8 +38,8 @@ from .watchdog import Stuck, Watch
 logger = logging.getLogger("stepfold.worker")
 run_logger = logging.getLogger("stepfold.run")
 
-LOST_LIMIT = 5
-"""A run is quarantined when one of its steps was lost with its worker this often in a row."""
+LOST_LIMIT = 8
+"""A run is quarantined when one of its steps was lost with its worker this often in a row. A kill from outside looks the same."""
 SUSPECT_AFTER = 2
 """A step that was lost this often in a row may be the step that kills workers, or a bystander. From then on its attempts are
 announced before they run, one at a time. An attempt that was not announced was then not lost, so only the culprit is counted.

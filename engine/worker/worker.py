@@ -94,7 +94,8 @@ class Worker:
         self._runner_due = False  # a task for the queue exists and has not started
         self._running = 0
         self._new_context = self.watch.new_context
-        self._alone: deque[Attempt | Suspects] = deque()  # the first one has the turn
+        self._alone: deque[Attempt | Suspects] = deque()  # they wait for their turn
+        self._turn: Attempt | Suspects | None = None
         if threads is None:
             threads = Inline if getattr(asyncio.get_running_loop(), "virtual", False) else StepThreads
         self._threads = threads(self._came_back)
@@ -333,12 +334,13 @@ class Worker:
     # -- steps
 
     def hold(self) -> None:
-        """Keep dispatched attempts in the queue until `release`, which starts them together."""
+        """Keep dispatched attempts in the queue, and give no turn, until `release`, which starts them together."""
         self._held = True
 
     def release(self) -> None:
         """Run the queued attempts; the first starts at once if this Python has eager tasks."""
         self._held = False
+        self._next_turn()
         self._go_on(_start_at_once)
 
     def dispatch(self, attempt: Attempt) -> None:
@@ -348,24 +350,35 @@ class Worker:
             self._go_on()
 
     def dispatch_alone(self, attempt: Attempt) -> None:
-        """Run an attempt that may end this process; at most one such attempt of this worker is announced or runs."""
+        """Run an attempt that may end this process; at most one such attempt of this worker is announced or runs.
+
+        Those that were lost less often go first: a harmless step then is not the one that dies with its worker each time.
+        """
         attempt.alone = True
         self.wait_alone(attempt)
 
     def wait_alone(self, one: Attempt | Suspects) -> None:
         """Let `one` announce when its turn comes: nothing else is then announced that may end this process."""
-        self._alone.append(one)
-        if len(self._alone) == 1:
-            one.announce()
+        place = len(self._alone)
+        while place and isinstance(one, Attempt) and _lost(self._alone[place - 1]) > one.lost:
+            place -= 1
+        self._alone.insert(place, one)
+        self._next_turn()
 
     def settled(self, one: Attempt | Suspects) -> None:
         """The isolated attempt, or the suspect, is recorded or irrelevant: the next one announces."""
         if isinstance(one, Attempt):
             one.alone = False
-        had_its_turn = self._alone[0] is one
-        self._alone.remove(one)
-        if had_its_turn and self._alone:
-            self._alone[0].announce()
+        if self._turn is one:
+            self._turn = None
+            self._next_turn()
+        else:
+            self._alone.remove(one)
+
+    def _next_turn(self) -> None:
+        if self._alone and self._turn is None and not self._held:
+            self._turn = self._alone.popleft()
+            self._turn.announce()
 
     def withdraw(self, attempt: Attempt) -> None:
         """Nobody needs the attempt's result: cancel it or take it out of the queue."""
@@ -590,6 +603,11 @@ def _goes_on(task: asyncio.Task[None] | None) -> bool:
         return asyncio.current_task() is task
     except RuntimeError:  # no loop runs
         return False
+
+
+def _lost(one: Attempt | Suspects) -> int:
+    """How often an attempt's step was lost in a row; 0 for suspects, whom nothing overtakes."""
+    return one.lost if isinstance(one, Attempt) else 0
 
 
 def _plain_call(limit: int, attempt: Attempt) -> Outcome:

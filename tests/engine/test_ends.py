@@ -14,7 +14,7 @@ import pytest
 
 from stepfold import Client, Context, Step
 
-LOSSES = 5
+LOSSES = 8
 """Documented: so many losses in a row quarantine a run."""
 
 EXITS = """

@@ -111,7 +111,7 @@ async def test_a_run_whose_step_is_lost_again_and_again_is_quarantined(new_log: 
             if await state(run) == "quarantined":
                 status = await run.status()
                 assert status.error is not None and status.error.type == "StepInterrupted"
-                assert "'killer' was lost with its worker 5 times in a row" in status.error.message
+                assert "'killer' was lost with its worker 8 times in a row" in status.error.message
                 assert await (await client.start_workflow(other)).result(LIMIT_S) == "fine", "the partition goes on"
                 await run.cancel("enough")
                 with pytest.raises(WorkflowCancelled, match="enough"):
@@ -119,7 +119,44 @@ async def test_a_run_whose_step_is_lost_again_and_again_is_quarantined(new_log: 
                 break
         deaths += 1
         assert deaths < 10
-    assert deaths == 5
+    assert deaths == 8
+
+
+async def test_the_step_that_was_lost_less_often_is_tried_first(new_log: NewLog) -> None:
+    begun: list[tuple[str, int]] = []
+
+    async def hang() -> None:
+        step = current_step()
+        begun.append((step.step_id, step.attempt))
+        await asyncio.Event().wait()
+
+    async def body(ctx: Context, step: Step) -> None:
+        async def later() -> None:
+            await step.wait_for_signal("wait", signal="go")
+            await step.run("later", hang)
+
+        await asyncio.gather(step.run("first", hang), later())
+
+    async def live(*awaited: tuple[str, int], sends: bool = False) -> None:
+        client = Client(driver=new_log())
+        workflow = client.workflow(id="w")(body)
+        async with crashing(client):
+            run = await client.start_workflow(workflow, run_id="r")
+
+            async def has_begun(attempt: tuple[str, int]) -> bool:
+                return attempt in begun
+
+            for attempt in awaited:
+                await eventually(lambda attempt=attempt: has_begun(attempt))
+            if sends:
+                await run.signal("go")
+                await eventually(lambda: has_begun(("later", 1)))
+
+    await live(("first", 1))
+    await live(("first", 2), sends=True)
+    await live(("first", 3), ("later", 2))
+    await live(("later", 3))
+    assert ("first", 4) not in begun, "it waits for its turn"
 
 
 async def happened(run: Run[Any], running: asyncio.Event) -> bool:

@@ -98,9 +98,9 @@ class Fleet:
             self.suicides += 1
             self.worker()
 
-    def pids(self) -> set[int]:
-        """Of the workers that were neither killed nor told to leave, nor are paused."""
-        return {worker.pid for worker in self._workers}
+    def workers(self) -> list[subprocess.Popen[bytes]]:
+        """The workers that were neither killed nor told to leave, nor are paused."""
+        return [*self._workers]
 
     def kill(self, worker: subprocess.Popen[bytes] | None = None) -> None:
         """SIGKILL one, a random one unless said; it must have been alive, if a rogue has not been quicker."""

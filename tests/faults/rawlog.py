@@ -175,6 +175,10 @@ class Result(NamedTuple):
     timestamp: int
 
 
+DEATHS = ("WorkflowInterrupted", "StepInterrupted")
+"""The types of errors for which a run is quarantined because workers died in it."""
+
+
 class Audit:
     """Judges records as they come; `violations` are promises broken, in words."""
 
@@ -219,8 +223,8 @@ class Audit:
 
     @staticmethod
     def _kills(run: Run) -> bool:
-        """Whether code of this run may end its worker."""
-        return run.workflow == ROGUE or (run.workflow == "journey" and run.input.get("poison") == "in the code")
+        """Whether this run may end its worker, by its code or by a step."""
+        return run.workflow == ROGUE or (run.workflow == "journey" and run.input.get("poison") is not None)
 
     def _note(self, record: Raw, run: Run, event: Json) -> None:
         """Count what was accepted, and hold it against the clock."""
@@ -244,7 +248,7 @@ class Audit:
             self.counts.signals += 1
         elif kind in ENDS:
             (self.counts.rogues if run.workflow == ROGUE else self.counts.ends)[kind] += 1
-        elif kind == "quarantined" and not self._kills(run) and event["error"]["type"] == "WorkflowInterrupted":
+        elif kind == "quarantined" and not self._kills(run) and event["error"]["type"] in DEATHS:
             self._broken(record, "a run is put aside for what others have done")
         if record.timestamp < run.due - CLOCKS_MS:
             self._broken(record, f"it was due at {run.due}, and the log says {record.timestamp}")

@@ -12,11 +12,11 @@ from rawlog import Audit, SQLiteHistory
 from stepfold import Client
 from stepfold.worker.suspects import CAREFUL_AFTER, KILLS_LIMIT
 
-LOSSES = 5
+LOSSES = 8
 """Documented: so many losses in a row put a run aside."""
 
 
-@pytest.mark.parametrize(("poison", "attempts"), [("at once", [1, 2, 3, 4, 5]), ("when tried again", [1, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize(("poison", "attempts"), [("at once", [*range(1, 9)]), ("when tried again", [*range(1, 10)])])
 async def test_a_poisonous_run_is_put_aside_alone(tmp_path: Path, poison: str, attempts: list[int]) -> None:
     """Its neighbours in the same partition die with it each time, and are not put aside with it."""
     deaths, reason, fleet = await put_aside(tmp_path, poison, 40)

@@ -24,7 +24,7 @@ from stepfold.errors import StepFailed
 from stepfold.log import Record
 from stepfold.worker.checkpoint import Checkpoint, Found
 
-LOST_IN_A_ROW = 4
+LOST_IN_A_ROW = 7
 """How often a step may be lost with its worker before its run is quarantined instead."""
 SUSPECT_AFTER = 2
 UNTRIED = "h-unwritable"

@@ -307,7 +307,7 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (4, "gives up after failure 1", lambda: begun().fail(1)),
     (4, "pause shall be between 50 and 100", lambda: begun().fail(1, 1001)),
     (4, "nothing counted that", lambda: begun().runs().owned("w2").runs(worker="w2")),
-    (4, "lost 5 times in a row", lambda: lost(5)),
+    (4, "lost 8 times in a row", lambda: lost(8)),
     (4, "no step of it was lost too often", lambda: quarantined(PROGRAM, "StepInterrupted")),
     (4, "had come to .*, and the log says None", lambda: begun().runs().beats("half way").fail(1, 1080)),
     (

@@ -744,7 +744,8 @@ class World(Watch):
             worker = life.worker
             if worker is None:
                 continue
-            busy = worker._running + len(worker._queue) + len(worker._alone)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
+            isolated = len(worker._alone) + (worker._turn is not None)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
+            busy = worker._running + len(worker._queue) + isolated  # pyright: ignore[reportPrivateUsage]  # nor here
             live = [run_id for owner in worker.owners.values() for run_id in owner.live]
             if busy or live:
                 raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")
