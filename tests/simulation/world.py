@@ -745,7 +745,7 @@ class World(Watch):
             if worker is None:
                 continue
             isolated = len(worker._alone) + (worker._turn is not None)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
-            busy = worker._running + len(worker._queue) + isolated  # pyright: ignore[reportPrivateUsage]  # nor here
+            busy = worker._running + len(worker._queue) + isolated  # pyright: ignore[reportPrivateUsage]  # as one line above
             live = [run_id for owner in worker.owners.values() for run_id in owner.live]
             if busy or live:
                 raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")
