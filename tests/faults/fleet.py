@@ -22,6 +22,8 @@ MAX_FAILURES = {"flaky": 2}
 """Of the programs' steps: how often they may fail, where that is not the default."""
 DEADLINE_S = 120.0
 """Only a failing test waits this long."""
+FINISH_S = 300.0
+"""Nor does any other wait this long for all runs to end: those that kill workers take many, one after the other."""
 
 
 class Fleet:
@@ -148,7 +150,7 @@ class Fleet:
             self.replace_the_dead()
             return not audit.unfinished(self.acknowledged()) and client.poll() is not None
 
-        await until(is_over, history, audit)
+        await until(is_over, history, audit, FINISH_S)
         assert client.returncode == 0
         self.replace_the_dead()
         audit.check_runs(self.acknowledged(), self.outcomes(), MAX_FAILURES)

@@ -16,8 +16,8 @@ from rawlog import Audit, Counts, History, Raw
 
 WORKERS = 3
 KILLS_TO_RESTART = 50
-KILLS_TO_OWNER = 3
-"""Every third kill hits a worker that owns partitions. On a slow machine most of the others die before they own any."""
+KILLS_TO_OWNER = 5
+"""Every fifth kill hits a worker that owns partitions. On a slow machine most of the others die before they own any."""
 
 
 class Weather(NamedTuple):

@@ -14,19 +14,19 @@ import pytest
 from ci_policy import STRICT
 from fleet import Fleet
 from rawlog import Counts, History, KafkaHistory, SQLiteHistory
-from storm import ON_KAFKA, ON_SQLITE, Weather, storm
+from storm import KILLS_TO_OWNER, ON_KAFKA, ON_SQLITE, Weather, storm
 
 KILLS = int(os.environ.get("STEPFOLD_KILLS", "50" if STRICT else "10"))
 SEED = int(os.environ.get("STEPFOLD_SEED", random.randrange(1_000_000)))
 
-pytestmark = pytest.mark.timeout(240 + 4 * KILLS)
+pytestmark = pytest.mark.timeout(600 + 6 * KILLS)
 
 
 async def survives(fleet: Fleet, history: History, weather: Weather) -> Counts:
     counts = await storm(fleet, history, weather, lambda: fleet.kills >= KILLS)
     print(f"seed {SEED}, {fleet.kills} kills, {fleet.pauses} pauses: {counts}")
     assert counts.ends.keys() == {"completed"}
-    assert counts.takeovers > KILLS / 5  # on a busy machine, many die before they own anything
+    assert counts.takeovers >= KILLS // KILLS_TO_OWNER  # on a busy machine, many of the others die before they own anything
     assert counts.lost > 0 and counts.signals > 0 and counts.failures > 0
     return counts
 
