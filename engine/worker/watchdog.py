@@ -9,6 +9,7 @@ traces.
 
 While nothing is noted, the watchdog asks the loop for a sign of life at each look, so it also names code that runs where nobody
 expects it: a `__del__` that the garbage collector calls, code of the program on the same loop. It does not interrupt such code.
+A call that holds the interpreter holds the watchdog up, too, in whatever thread it runs: the watchdog says so afterwards.
 
 The exception cannot reach the engine. The watchdog sets `armed`, then checks that the loop's thread is still inside the same
 code (`what`, `turn`), and only then sends. The loop's thread first notes that it is out, then looks at `armed`. If that is set,
@@ -172,6 +173,7 @@ class Watchdog(Watch):
         self._thread_id = 0
         self._stopped = threading.Event()
         self._looked_at = 0.0
+        self._computed_at = 0.0
         self._seen: tuple[Any, ...] = ()
         self._busy_s = 0.0
         self._is_traced = False
@@ -184,6 +186,7 @@ class Watchdog(Watch):
         with contextlib.suppress(RuntimeError):  # no loop runs
             self._loop = asyncio.get_running_loop()
         self._looked_at = time.monotonic()
+        self._computed_at = time.process_time()
         threading.Thread(target=self._look_on, name="stepfold-watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -207,6 +210,7 @@ class Watchdog(Watch):
             now = time.monotonic()
             # a longer pause: the process was stopped, or a C call held all threads
             passed_s = min(now - self._looked_at, 2 * LOOK_S)
+            self._say_if_late(now - self._looked_at)
             self._looked_at = now
             what = self.what
             mark = self._mark(what)
@@ -243,6 +247,24 @@ class Watchdog(Watch):
                         extra=extra,
                     )
 
+    def _say_if_late(self, passed_s: float) -> None:
+        """Warn if the process computed all the while and let no other thread run. A process that was stopped did not compute."""
+        before_s, self._computed_at = self._computed_at, time.process_time()
+        if passed_s < WARN_S + LOOK_S or self._computed_at - before_s < passed_s / 2:
+            return
+        me = threading.get_ident()
+        running = [
+            _said(lines)
+            for thread_id, frame in sys._current_frames().items()  # pyright: ignore[reportPrivateUsage]  # documented for this
+            if thread_id != me and (lines := source_of(takewhile(_is_users, _outwards(frame))))
+        ]
+        logger.warning(
+            "a call held the interpreter for %.1f s, so nothing else in this process could run; these lines run now: %s. Move "
+            "such work into another process",
+            passed_s,
+            "; ".join(running) or "none of yours",
+        )
+
     def _mark(self, what: Watched | None) -> tuple[Any, ...]:
         return (self.turn, what, what.progress() if what is not None else self._signs)
 
@@ -265,9 +287,7 @@ class Watchdog(Watch):
     def _frames(self) -> Iterator[FrameType]:
         """The frames of the watched code, innermost first."""
         frame = sys._current_frames().get(self._thread_id)  # pyright: ignore[reportPrivateUsage]  # documented for this
-        while frame is not None and frame.f_code is not Watch.run.__code__:
-            yield frame
-            frame = frame.f_back
+        return takewhile(lambda frame: frame.f_code is not Watch.run.__code__, _outwards(frame))
 
     def _send(self, mark: tuple[Any, ...], *, insist: bool) -> None:
         kind: Any = type("Stuck", (Stuck,), {})
@@ -291,6 +311,12 @@ class Watchdog(Watch):
 
 def _named(what: Watched | None) -> tuple[str, dict[str, Any]]:
     return ("code outside runs and steps", {}) if what is None else what.named()
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _is_users(frame: FrameType) -> bool:

@@ -166,6 +166,24 @@ class Unread(BaseModel):
             pass
 
 
+def holds_the_interpreter() -> int:
+    return sum((7**1_500_000).bit_count() for _ in range(3))
+
+
+async def test_a_plain_step_that_holds_the_interpreter_is_named_afterwards(
+    new_log: NewLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(driver=new_log())
+
+    @client.workflow(id="w")
+    async def w(ctx: Context[None], step: Step) -> int:
+        return await step.run("holds", holds_the_interpreter)
+
+    async with client.worker():
+        await (await client.start_workflow(w)).result(LIMIT_S)
+    assert [one for one in caplog.messages if "a call held the interpreter for" in one and "test_watchdog.py:" in one]
+
+
 async def fails_in_silence() -> None:
     raise Silent
 
