@@ -73,6 +73,7 @@ def parse(record: InboxRecord) -> Request:
     if content_type.lower().startswith(_STRUCTURED):
         event = _structured(_json(record.value, "the record"), content_type)
     elif "ce_type" in headers or "ce_specversion" in headers:
+        _check_attributes(record)
         event = _binary(headers, record.value, content_type)
     else:
         fields = _object(_json(record.value, "the record"), "the record")
@@ -168,6 +169,16 @@ def _binary(headers: dict[str, str], value: bytes | None, content_type: str) -> 
     if content_type and not _is_json(content_type):
         raise Refused(f"the CloudEvent's content-type must be JSON; it is {content_type!r}")
     return _cloud_event(attributes, None if value is None else _json(value, "the CloudEvent's data"))
+
+
+def _check_attributes(record: InboxRecord) -> None:
+    """Refuse attributes that are not text: read with replacement characters, two ids could become one."""
+    for name, value in record.headers:
+        try:
+            if name.lower().startswith("ce_"):
+                (value or b"").decode()
+        except UnicodeDecodeError:
+            raise Refused(f"the CloudEvent's header {quoted(name.lower())} is not UTF-8: {quoted(value)}") from None
 
 
 def _cloud_event(attributes: dict[str, Any], data: Any) -> _CloudEvent:

@@ -193,6 +193,20 @@ def test_what_is_refused_of_cloud_events_says_why(value: Any, headers: dict[str,
     assert reason in str(refusal.value)
 
 
+@pytest.mark.parametrize("attribute", ["ce_id", "CE_Source", "ce_type", "ce_subject"])
+def test_an_attribute_that_is_not_utf8_is_refused(attribute: str) -> None:
+    """Two ids of such bytes were the same id, with replacement characters, and so were their requests."""
+    headers = {name: text.encode() for name, text in binary("stepfold.start").items()} | {attribute: b"caf\xe9"}
+    given_record = InboxRecord(PLACE, 1, None, b'{"workflow":"w"}', tuple(headers.items()))
+    with pytest.raises(Refused, match=f"header '{attribute.lower()}' is not UTF-8: b'caf"):
+        parse(given_record)
+
+
+def test_other_headers_may_be_any_bytes() -> None:
+    headers = (("trace", b"\xff"), *((name, text.encode()) for name, text in binary("stepfold.start").items()))
+    assert parse(InboxRecord(PLACE, 1, None, b'{"workflow":"w"}', headers)).workflow == "w"
+
+
 # Total.
 
 HEADER_NAMES = st.sampled_from(["content-type", "Content-Type", "ce_specversion", "ce_type", "ce_source", "ce_id"]) | st.text()
