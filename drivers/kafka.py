@@ -195,7 +195,7 @@ class KafkaDriver:
     ) -> None:
         for address in bootstrap.split(","):
             host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
+            if not _is_host(host) or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
                 raise ConfigError(f"{address!r} is not the address of a Kafka broker: host:port, such as localhost:9092")
         for name, seconds in ("session_timeout_s", session_timeout_s), ("patience_s", patience_s):
             if not 0 < seconds <= _LONGEST_S:  # excludes NaN, too
@@ -229,8 +229,8 @@ class KafkaDriver:
         except ValueError as error:
             raise ConfigError(f"{url!r} is not a URL: {error}") from None
         namespace = parts.path.strip("/")
-        if parts.scheme != "kafka" or not parts.netloc or not namespace or "@" in parts.netloc:
-            told = url.replace(parts.netloc, f"…@{parts.netloc.rpartition('@')[2]}") if "@" in parts.netloc else url
+        if parts.scheme != "kafka" or not parts.netloc or not namespace or parts.fragment or "@" in url:
+            told = f"kafka://…@{url.rpartition('@')[2]}" if "@" in url else url
             raise ConfigError(f"{told!r} is not a Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
         given: KafkaOptions = {}
         for name, values in parse_qs(parts.query, keep_blank_values=True).items():
@@ -241,7 +241,10 @@ class KafkaDriver:
             except ValueError:
                 raise ConfigError(f"{url!r}: {name} must be a number of seconds") from None
         given.update(options)
-        return cls(parts.netloc, namespace, **given)
+        try:
+            return cls(parts.netloc, namespace, **given)
+        except ConfigError as error:
+            raise ConfigError(f"{url!r}: {error}") from None
 
     @property
     def name(self) -> str:
@@ -716,6 +719,14 @@ def _record(record: Any) -> Record:
     """A record of the history. Total: a record from a foreign producer becomes a Record as well, and the fold rejects it."""
     key: bytes | None = record.key
     return Record(record.offset, record.timestamp, _text(key) if key else "", record.value or b"")
+
+
+def _is_host(name: str) -> bool:
+    """Whether a name can be looked up: of no more than 63 letters between two dots, and of one at least."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _bytes(value: str | bytes) -> bytes:

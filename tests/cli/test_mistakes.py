@@ -68,6 +68,11 @@ MISTAKES = {
         ["run", "list", "--url", "kafka://h:1/shop?session_timeout_s=nan"],
         "session_timeout_s must be a number",
     ),
+    "a host that cannot be": (
+        2,
+        ["run", "list", "--url", "kafka://a..b:9092/x"],
+        "'kafka://a..b:9092/x': 'a..b:9092' is not the address",
+    ),
     "a password in a URL": (2, ["run", "list", "--url", "kafka://me:secret@h:1/shop"], "'kafka://…@h:1/shop' is not a Kafka URL"),
     "a search beyond all bounds": (
         4,

@@ -45,6 +45,10 @@ def test_a_url_names_a_driver(url: str, kind: type, name: str) -> None:
         ("sqlite:///orders.db?partitions=many", "partitions must be a number"),
         ("sqlite:///orders.db?partitions=0", "from 1 to 256"),
         ("kafka://localhost:9092", "kafka://host:port"),
+        ("kafka://localhost:9092/shop#1", "is not a Kafka URL"),
+        ("kafka://a..b:9092/shop", "'a..b:9092' is not the address of a Kafka broker"),
+        (f"kafka://ok:1,{'a' * 64}:9092/shop", "'a{64}:9092' is not the address of a Kafka broker"),
+        ("kafka://localhost:port/shop", "'localhost:port' is not the address of a Kafka broker"),
     ],
 )
 def test_a_bad_url_says_what_is_expected(url: str, says: str) -> None:
