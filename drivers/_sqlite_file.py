@@ -153,6 +153,12 @@ def connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
 
 
+def _end(connection: sqlite3.Connection) -> None:
+    """Give up a transaction that has read only, or has failed. After some failures, as on a full disk, SQLite has done so."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
 class PutBack(LogUnavailable):
     """The file was replaced by an older copy of itself, which may have got other records since."""
 
@@ -205,7 +211,7 @@ class Writer:
         try:
             ours = self._is_ours()
         finally:
-            self._connection.execute("ROLLBACK")
+            _end(self._connection)
         self._one("PRAGMA journal_mode = WAL")
         self._connection.execute(f"PRAGMA synchronous = {synchronous}")
         if synchronous == "full":  # on macOS fsync alone leaves data in the disk's cache; elsewhere this changes nothing
@@ -271,8 +277,7 @@ class Writer:
             yield
             self._connection.execute("COMMIT")
         except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
+            _end(self._connection)
             raise
 
     def look(self) -> None:
@@ -462,7 +467,7 @@ class Queries:
                         if rows:
                             found += _records(rows)[0]
             finally:
-                connection.execute("COMMIT")
+                _end(connection)
             return sorted(found)
 
         return self._ask(ask)

@@ -381,6 +381,22 @@ async def test_a_disk_that_is_full(path: Path) -> None:
         assert [record.value for record in await everything(log)] == [b"{}", b"{}"]
 
 
+async def test_a_disk_that_is_full_when_the_file_is_opened(path: Path) -> None:
+    """There is no room for the files beside it."""
+    async with opened(path) as log:
+        await log.append(0, ONE)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(LogUnavailable, match=r"orders\.db could not be written or read .*see whether its disk is full"):
+            async with opened(path):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    async with opened(path) as log:
+        assert len(await everything(log)) == 1
+
+
 async def test_close_leaves_no_thread_behind(path: Path) -> None:
     before = threading.active_count()
     async with opened(path) as log:
