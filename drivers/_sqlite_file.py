@@ -61,10 +61,14 @@ LOCKED_S = 10.0
 
 _WRITABLE = "it and its directory must be writable for this user"
 
+CHECKPOINTS = """
+CREATE TABLE IF NOT EXISTS checkpoints (
+    partition INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (partition, key)
+)"""
 SCHEMA = f"""
 CREATE TABLE record_keys (partition INTEGER, key TEXT, offset INTEGER, PRIMARY KEY (partition, key, offset)) WITHOUT ROWID;
 CREATE TABLE indexed (partition INTEGER PRIMARY KEY, end INTEGER NOT NULL);
-CREATE TABLE checkpoints (partition INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (partition, key));
+{CHECKPOINTS};
 CREATE TABLE meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {FORMAT};
@@ -83,7 +87,7 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
             says = f"{path} was locked by other processes for {LOCKED_S:g} s; end what keeps a transaction open on it"
         elif code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
             says = f"{path} could not be written or read ({error}); see whether its disk is full or failing"
-        elif code == sqlite3.SQLITE_CORRUPT:
+        elif code == sqlite3.SQLITE_CORRUPT or _lacks_table(error):
             says = f"{path} is damaged ({error}); restore it from a backup"
         elif code == sqlite3.SQLITE_NOTADB:
             kind, says = ConfigError, f"{path} is not an SQLite database; choose another path"
@@ -130,6 +134,10 @@ def _text(data: bytes) -> str | bytes:
 
 def _code(error: sqlite3.Error) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _lacks_table(error: sqlite3.Error, name: str = "") -> bool:
+    return str(error).startswith(f"no such table: {name}")
 
 
 def patiently(call: Callable[[], T]) -> T:
@@ -380,6 +388,7 @@ class Writer:
         self._unindexed = 0
 
     def _checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
+        self._connection.execute(CHECKPOINTS)  # a lost table comes back: workers make checkpoints anew
         self._connection.executemany(
             "INSERT INTO checkpoints VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
             [(partition, key, value) for key, value in items.items() if value is not None],
@@ -479,7 +488,13 @@ class Queries:
             query, after = query.replace("key >", "key >="), ""
 
         def ask(connection: sqlite3.Connection) -> dict[str, bytes]:
-            rows = connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall()
+            try:
+                rows = connection.execute(query, (partition, after, CHECKPOINTS_PER_QUERY)).fetchall()
+            except sqlite3.OperationalError as error:
+                if not _lacks_table(error, "checkpoints"):
+                    raise
+                logger.warning("%s has lost its checkpoints; they are made anew from the log", self._path)
+                return {}
             # A foreign value counts as a damaged piece, which costs a fold from the start.
             return {key: value if type(value) is bytes else b"" for key, value in rows if type(key) is str}
 

@@ -344,6 +344,38 @@ async def test_checkpoints_of_other_types_are_damaged_pieces(path: Path) -> None
         assert loaded == {"a": b"1", "b": b""}
 
 
+@pytest.mark.parametrize("when", ["open", "closed"])
+async def test_lost_checkpoints_are_made_anew(path: Path, when: str, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(path, partitions=1) as log:
+        await log.checkpoint_put(0, {"a": b"1"})
+        if when == "open":
+            drop(path, "checkpoints")
+            assert [portion async for portion in log.checkpoint_load(0)] == []
+    if when == "closed":
+        drop(path, "checkpoints")
+    async with opened(path) as log:
+        assert [portion async for portion in log.checkpoint_load(0)] == []
+        await log.checkpoint_put(0, {"b": b"2"})
+        assert [portion async for portion in log.checkpoint_load(0)] == [{"b": b"2"}]
+    assert set(caplog.messages) == {f"{path} has lost its checkpoints; they are made anew from the log"}
+
+
+@pytest.mark.parametrize("table", ["meta", "indexed", "record_keys", "records_0"])
+async def test_a_file_that_lost_another_table_is_damaged(path: Path, table: str) -> None:
+    says = rf"orders\.db is damaged \(no such table: {table}\); restore it from a backup"
+    async with opened(path, partitions=1) as log:
+        await log.append(0, ONE)
+    drop(path, table)
+    with pytest.raises(LogUnavailable, match=says):
+        async with opened(path) as log:
+            await log.find(0, ["run"])
+
+
+def drop(path: Path, table: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute(f"DROP TABLE {table}")
+
+
 async def test_a_file_that_stays_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path) as log:
         monkeypatch.setattr("stepfold.drivers._sqlite_file.LOCKED_S", 0.05)
