@@ -692,11 +692,13 @@ class KafkaStep:
         `value` is bytes, a str, or a value that pydantic can write as JSON. The header `stepfold-id` is the step's idempotency
         key, the same in every attempt, so that a consumer can recognise a repeat. Encodes the arguments at the call; later
         changes to them have no effect. Raises InputInvalid for a value that cannot be written or would lose something (NaN, a
-        model's secret).
+        model's secret), TypeError or ValueError for a topic, key or header that cannot be written.
         """
-        data = _bytes(value) if isinstance(value, str | bytes) else _json(topic, value)
-        key_bytes = None if key is None else _bytes(key)
-        sent = [(name, _bytes(text)) for name, text in (headers or {}).items()]
+        if not isinstance(cast(object, topic), str):
+            raise TypeError(f"the topic must be a str, not {_type(topic)}")
+        data = _value(topic, value)
+        key_bytes = None if key is None else _bytes(key, f"the key for topic {topic!r}")
+        sent = [] if headers is None else _headers(topic, headers)
 
         async def produce() -> None:
             from stepfold import current_step
@@ -729,12 +731,44 @@ def _is_host(name: str) -> bool:
         return False
 
 
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def _bytes(value: object, what: str) -> bytes:
+    """Raises TypeError and ValueError."""
+    if isinstance(value, bytes):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str or bytes, not {_type(value)}")
+    try:
+        return value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{what} is not text that can be written: {error}") from None
 
 
-def _json(topic: str, value: object) -> bytes:
+def _headers(topic: str, headers: object) -> list[tuple[str, bytes]]:
+    """Raises TypeError and ValueError."""
+    what = f"for topic {topic!r}"
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"the headers {what} must be a mapping of names to values, not {_type(headers)}")
+    sent: list[tuple[str, bytes]] = []
+    for name, value in cast(Mapping[object, object], headers).items():
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a header {what} must be a str, not {_type(name)}")
+        _bytes(name, f"the name {name!r} of a header {what}")
+        sent.append((str(name), _bytes(value, f"the header {name!r} {what}")))
+    return sent
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def _value(topic: str, value: object) -> bytes:
+    """Raises InputInvalid."""
     what = f"the value for topic {topic!r}"
+    if isinstance(value, str | bytes):
+        try:
+            return _bytes(value, what)
+        except ValueError as error:
+            raise InputInvalid(str(error), [{"msg": str(error)}]) from None
     try:
         data = to_json(value, inf_nan_mode="constants")
         orjson.loads(data)

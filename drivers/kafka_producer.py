@@ -54,6 +54,20 @@ class _Call:
         self.sent = 0
         self.acks: list[Ack] = []
 
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+            self.done.exception()  # marks the error as retrieved: a cancelled caller does not
+
+
+class _Unwritable(Exception):
+    """A call has a message that no batch can hold: a value of another type, say."""
+
+    def __init__(self, call: _Call, error: Exception) -> None:
+        super().__init__(error)
+        self.call = call
+        self.error = error
+
 
 class _Batch(NamedTuple):
     data: bytes
@@ -108,7 +122,10 @@ class Producer:
         return self._failure is not None
 
     def send(self, place: TopicPartition, messages: Sequence[Message]) -> asyncio.Future[list[Ack]]:
-        """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable."""
+        """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable.
+
+        For a message that cannot be written it raises that error; other calls go on.
+        """
         done: asyncio.Future[list[Ack]] = self._loop.create_future()
         if self._failure is not None:
             done.set_exception(copy_of(self._failure))
@@ -153,6 +170,8 @@ class Producer:
                 self._run(self._request, node, queues)
         except LogUnavailable as error:
             self._fail(error)
+        except Exception as error:  # noqa: BLE001 - a session that dies here in silence would hang all its callers
+            self._broke(error)
 
     def _run(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         task = self._loop.create_task(self._guard(part, *args))
@@ -166,8 +185,11 @@ class Producer:
         except LogUnavailable as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - a background task must not die silently
-            log.exception("the producer failed")
-            self._fail(LogUnavailable(f"the producer failed: {error!r}"))
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        log.exception("the producer failed")
+        self._fail(LogUnavailable(f"the producer failed: {error!r}"))
 
     async def _introduce(self) -> None:
         """Get a producer id, for at most `patience_s`."""
@@ -191,7 +213,7 @@ class Producer:
     def _next_requests(self) -> dict[int, list[_Queue]]:
         requests: dict[int, list[_Queue]] = {}
         leaderless = False
-        for queue in self._active.values():
+        for queue in list(self._active.values()):
             if queue.sending:
                 continue
             node = self._cluster.leader(queue.place)
@@ -200,7 +222,9 @@ class Producer:
                 leaderless = True
             elif self._under_way[node] < REQUESTS_PER_NODE:
                 if queue.batch is None:
-                    queue.batch = self._batch(queue)
+                    queue.batch = self._next_batch(queue)
+                    if queue.batch is None:
+                        continue
                 queue.sending = True
                 requests.setdefault(node, []).append(queue)
         if leaderless:
@@ -212,33 +236,48 @@ class Producer:
         await asyncio.sleep(BACKOFF_S)
         self._schedule()
 
+    def _next_batch(self, queue: _Queue) -> _Batch | None:
+        """The next batch of a queue, or None if no call is left. A call with a message that cannot be written fails alone."""
+        while queue.calls:
+            try:
+                return self._batch(queue)
+            except _Unwritable as unwritable:
+                queue.calls.remove(unwritable.call)
+                unwritable.call.fail(unwritable.error)
+        self._rest(queue)
+        return None
+
     def _batch(self, queue: _Queue) -> _Batch:
+        """Take messages out of a queue, as many as fit. Raises _Unwritable, and has then taken none."""
         timestamp = int(time.time() * 1000)
         builder = DefaultRecordBatchBuilder(2, 0, 0, self._id, self._epoch, queue.sequence, MAX_BATCH_BYTES)
         append = builder.append
         count = 0
         alone = b""
         parts: list[tuple[_Call, int]] = []
-        calls = queue.calls
-        while calls and not alone:
-            call = calls[0]
+        for call in queue.calls:
             taken = 0
-            for key, value, headers in call.messages[call.sent :] if call.sent else call.messages:
-                if headers and not is_plain(headers):
-                    if not count:  # in a batch of its own
-                        alone = encode(timestamp, key, value, headers, self._id, self._epoch, queue.sequence)
-                        count = taken = 1
-                    break
-                if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # the batch is full
-                    break
-                count += 1
-                taken += 1
+            try:
+                for key, value, headers in call.messages[call.sent :] if call.sent else call.messages:
+                    if headers and not is_plain(headers):
+                        if not count:  # in a batch of its own
+                            alone = encode(timestamp, key, value, headers, self._id, self._epoch, queue.sequence)
+                            count = taken = 1
+                        break
+                    if append(count, timestamp, key, value, list(headers) if headers else _NO_HEADERS) is None:  # it is full
+                        break
+                    count += 1
+                    taken += 1
+            except Exception as error:  # noqa: BLE001 - whatever it is, it concerns this call alone
+                raise _Unwritable(call, error) from None
             if taken:
-                call.sent += taken
                 parts.append((call, taken))
-            if call.sent < len(call.messages):
+            if alone or call.sent + taken < len(call.messages):
                 break
-            calls.popleft()
+        for call, taken in parts:
+            call.sent += taken
+            if call.sent == len(call.messages):
+                queue.calls.popleft()
         queue.sequence = (queue.sequence + count) & 0x7FFF_FFFF
         return _Batch(alone or bytes(builder.build()), parts, timestamp, queue.waiting_since)
 
@@ -285,6 +324,10 @@ class Producer:
                 offset += count
             if len(call.acks) == len(call.messages) and not call.done.done():
                 call.done.set_result(call.acks)
+        self._rest(queue)
+
+    def _rest(self, queue: _Queue) -> None:
+        """A queue has no batch: its next calls wait from now on, if there are any."""
         if queue.calls:
             queue.waiting_since = time.monotonic()
         else:
@@ -306,9 +349,7 @@ class Producer:
             waiting = {id(call): call for call, _ in (queue.batch.parts if queue.batch else ())}
             waiting.update((id(call), call) for call in queue.calls)
             for call in waiting.values():
-                if not call.done.done():
-                    call.done.set_exception(copy_of(error))
-                    call.done.exception()  # marks the error as retrieved: a cancelled caller does not
+                call.fail(copy_of(error))
         self._active.clear()
         self._idle.set()
         current = asyncio.current_task()

@@ -1,0 +1,120 @@
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# The admin client is aiokafka's, which ships no types.
+"""A record that cannot be published fails its publisher alone: everybody else's records go on, on a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from stepfold import Client, Context, InputInvalid, Step
+from stepfold.drivers.kafka import KafkaDriver
+from stepfold.errors import WorkflowFailed
+from stepfold.log import InboxRecord
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+async def driver(kafka_namespace: str) -> AsyncIterator[KafkaDriver]:
+    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
+    await driver.open()
+    yield driver
+    await driver.close()
+
+
+@pytest.fixture
+async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    yield admin
+    await admin.close()
+
+
+async def made(admin: AIOKafkaAdminClient, topic: str, **settings: str) -> str:
+    configs = {name.replace("_", "."): value for name, value in settings.items()}
+    await admin.create_topics([NewTopic(topic, 1, 1, topic_configs=configs)])
+    while topic not in await admin.list_topics():
+        pass
+    return topic
+
+
+async def publish(driver: KafkaDriver, topic: str, value: bytes, *headers: Any) -> int:
+    """The offset of a record of any kind, past the checks of `step.ext.publish`."""
+    _, offset = await driver.publish(topic, value, None, headers, b"")
+    return offset
+
+
+class Steps:
+    """A Step that runs nothing: the arguments are refused at the call."""
+
+    async def run(self, id: str, fn: Any, /) -> None:
+        raise AssertionError("no step runs")
+
+
+REFUSED: list[Any] = [
+    ({"topic": 5, "value": 1}, TypeError, "the topic must be a str, not int"),
+    ({"key": 5}, TypeError, "the key for topic 't' must be a str or bytes, not int"),
+    ({"key": "\ud800"}, ValueError, "the key for topic 't' is not text"),
+    ({"headers": [("a", "b")]}, TypeError, "the headers for topic 't' must be a mapping of names to values, not list"),
+    ({"headers": {"a": 5}}, TypeError, "the header 'a' for topic 't' must be a str or bytes, not int"),
+    ({"headers": {"a": None}}, TypeError, "the header 'a' for topic 't' must be a str or bytes, not NoneType"),
+    ({"headers": {"a": "\ud800"}}, ValueError, "the header 'a' for topic 't' is not text"),
+    ({"headers": {5: "x"}}, TypeError, "the name of a header for topic 't' must be a str, not int"),
+    ({"headers": {"\ud800": "x"}}, ValueError, "the name '.ud800' of a header for topic 't' is not text"),
+    ({"value": "\ud800"}, InputInvalid, "the value for topic 't' is not text"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "why"), REFUSED)
+def test_what_cannot_be_published_is_refused_at_the_call(given: dict[str, Any], kind: type[Exception], why: str) -> None:
+    step = KafkaDriver("127.0.0.1:1", "shop").step_ext(Steps())
+    arguments: dict[str, Any] = {"topic": "t", "value": "x", **given}
+    with pytest.raises(kind, match=why):
+        step.publish(**arguments).close()
+
+
+async def test_a_bad_header_fails_its_run_alone(kafka_namespace: str, admin: AIOKafkaAdminClient) -> None:
+    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
+    topic = await made(admin, f"{driver.namespace.name}.orders")
+    client = Client(driver=driver)
+
+    @client.workflow(id="hostile")
+    async def hostile(ctx: Context, step: Step) -> None:
+        await step.ext.publish(topic, "x", headers={"a": 5})
+
+    @client.workflow(id="polite")
+    async def polite(ctx: Context, step: Step) -> None:
+        await step.ext.publish(topic, "x", headers={"a": "5"})
+
+    async with client.worker():
+        run = await client.start_workflow(hostile)
+        with pytest.raises(WorkflowFailed, match="TypeError: the header 'a'"):
+            await run.result("20s")
+        await (await client.start_workflow(polite)).result("20s")
+
+
+@pytest.mark.parametrize("header", [("\ud800", b"x"), ("a", 5), (5, b"x"), "a"], ids=str)
+async def test_a_message_that_no_batch_can_hold_fails_alone(driver: KafkaDriver, admin: AIOKafkaAdminClient, header: Any) -> None:
+    """Past the checks: the session of the producer goes on, with all that others put into the same batch."""
+    topic = await made(admin, f"{driver.namespace.name}.orders")
+    record = InboxRecord(f"{driver.namespace.inbox}/0/7", 1, None, b"junk", ())
+    async with asyncio.timeout(20):
+        assert await publish(driver, topic, b"first") == 0
+        *published, refused, _, last = await asyncio.gather(
+            *(publish(driver, topic, b"before") for _ in range(3)),
+            publish(driver, topic, b"bad", header),
+            driver.dead_letter(record, "junk"),
+            publish(driver, topic, b"behind"),
+            return_exceptions=True,
+        )
+        assert [*published, last] == [1, 2, 3, 4]
+        assert isinstance(refused, TypeError | ValueError | AttributeError)
+        with pytest.raises((TypeError, ValueError, AttributeError)):
+            await publish(driver, topic, b"alone", header)
+        assert await publish(driver, topic, b"next") == 5
+    assert [letter.value for letter in await driver.dead_letters()] == [b"junk"]
