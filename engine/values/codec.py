@@ -160,6 +160,8 @@ class Codec:
                 data = adapter.serializer.to_json(value, warnings=False, by_alias=by_alias, round_trip=round_trip)
                 if _LONG_NUMBER.search(data):
                     json.loads(data, parse_int=_of_64_bits)
+                if b"NaN" in data or b"Infinity" in data:  # perhaps in a text
+                    _read_as_records_are(data)
                 found = difference(value, adapter.validator.validate_json(data))
                 if found is None:
                     return limited(data)
@@ -172,6 +174,8 @@ class Codec:
                 raise ValueInvalid(f"{problem.place}: {half[-1]}" if problem.path else half[-1])
             raise ValueInvalid(in_words(problem))
         assert problem is not None
+        if type(problem) is ValueInvalid:
+            raise problem
         raise ValueInvalid(_unwritable(problem, value)) from problem
 
     def encode_for_people(self, value: Any) -> bytes:
@@ -380,6 +384,32 @@ def limited(data: bytes) -> bytes:
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH and is_deeper(data, orjson.loads(data)):
         raise ValueInvalid(_TOO_DEEP)
     return data
+
+
+def _read_as_records_are(data: bytes) -> None:
+    """Raise ValueInvalid if a model has written NaN or an infinity as numbers: pydantic reads them, the readers of records do not."""
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        found = _constant_within(json.loads(data)) or ["NaN"]
+        place = place_of(reversed(found[:-1]))
+        raise ValueInvalid(
+            f"{f'{place}: ' if place else ''}JSON has no {found[-1]}; "
+            f'give the model ConfigDict(ser_json_inf_nan="strings"), or annotate float'
+        ) from error
+
+
+def _constant_within(parsed: Any) -> list[Any] | None:
+    """The first NaN or infinity in parsed JSON, as [*path, number]: the path to it from the inside out; None if there is none."""
+    if type(parsed) is float:
+        return None if isfinite(parsed) else [parsed]
+    if type(parsed) is not dict and type(parsed) is not list:
+        return None
+    for place, one in parsed.items() if type(parsed) is dict else enumerate(parsed):
+        found = _constant_within(one)
+        if found is not None:
+            return [*found[:-1], place, found[-1]]
+    return None
 
 
 def _of_64_bits(digits: str) -> int:

@@ -17,10 +17,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from eventually import eventually
 from one_run import LIMIT_S, outcome
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from typing_extensions import TypedDict
 
-from stepfold import Client, Context, Retry, Run, Step, StepFailed, WorkflowFailed
+from stepfold import Client, Context, InputInvalid, Retry, Run, Step, StepFailed, WorkflowFailed
 
 QUICK = Retry(3, backoff="1ms", jitter=False)
 
@@ -247,6 +247,15 @@ def give_nan_in_model() -> Reading:
     return Reading(value=math.nan)
 
 
+class Gauge(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    level: float
+
+
+def give_constant() -> Gauge:
+    return Gauge(level=math.nan)
+
+
 class Document(BaseModel):
     pdf: bytes
 
@@ -303,6 +312,7 @@ REFUSED: dict[Callable[[], Any], str] = {
     give_subclass_in_list: "[0]: Express(",
     give_nan: "JSON has no nan",
     give_nan_in_model: "value: nan (float) would come back as None (NoneType); give the model ConfigDict(ser_json_inf_nan=",
+    give_constant: "level: JSON has no nan; give the model ConfigDict(ser_json_inf_nan=",
     give_bytes_in_model: 'ser_json_bytes="base64"',
     give_tuple_plain: "a: JSON has no tuple ((1, 2)). Annotate its type",
     give_keys: "b: the key 1 is not text, and JSON has only text as keys",
@@ -344,6 +354,29 @@ async def test_a_workflow_s_result_that_cannot_be_recorded_fails_the_run(client:
 
     with pytest.raises(WorkflowFailed):
         await outcome(client, body)
+
+
+async def test_numbers_that_no_reader_of_records_knows_are_refused_before_the_record(client: Client) -> None:
+    """As input, as data of signals from outside and from a step, and as a workflow's result; pydantic itself would read them."""
+    wrong = Gauge(level=math.inf)
+
+    @client.workflow(id="w")
+    async def w(ctx: Context[Gauge], step: Step) -> Gauge:
+        with pytest.raises(InputInvalid, match="level: JSON has no inf"):
+            await step.send_signal("tell", signal="s", data=wrong, run_id="another")
+        await step.wait_for_signal("s", signal="s", schema=Gauge)
+        return wrong
+
+    async with client.worker():
+        for workflow in (w, "elsewhere"):
+            with pytest.raises(InputInvalid, match="level: JSON has no inf"):
+                await client.start_workflow(workflow, wrong)
+        run = await client.start_workflow(w, Gauge(level=1))
+        with pytest.raises(InputInvalid, match="level: JSON has no inf"):
+            await run.signal("s", wrong)
+        await run.signal("s", Gauge(level=1))
+        with pytest.raises(WorkflowFailed, match="result of workflow 'w'.*level: JSON has no inf"):
+            await run.result(LIMIT_S)
 
 
 async def test_an_annotation_that_pydantic_does_not_know_is_named(client: Client) -> None:

@@ -16,7 +16,8 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, SecretBytes, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretBytes, ValidationError, computed_field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from stepfold.errors import ConfigError, ErrorInfo, NonRetryable, PayloadTooLarge, RetryAfter, StepFailed, ValueInvalid
 from stepfold.events import decode
@@ -242,6 +243,60 @@ def test_half_a_surrogate_pair_is_refused_by_its_place(annotation: Any, value: A
     with pytest.raises(ValueInvalid, match="it holds a lone surrogate") as caught:
         Codec(annotation, "a value").encode(value)
     assert str(caught.value).startswith(place)
+
+
+CONSTANTS = ConfigDict(ser_json_inf_nan="constants")
+
+
+class Measured(BaseModel):
+    model_config = CONSTANTS
+    value: float
+    note: str = ""
+
+
+class Holding(BaseModel):
+    held: Any
+
+
+@pydantic_dataclass(config=CONSTANTS)
+class Gauge:
+    level: float
+
+
+class Twice(Measured):
+    @computed_field(alias="value")
+    def again(self) -> float:
+        return 1.0
+
+
+NO_JSON: list[tuple[Any, Any, str]] = [
+    (Measured, Measured(value=math.nan), "value: JSON has no nan"),
+    (list[Measured], [Measured(value=1), Measured(value=-math.inf)], "[1].value: JSON has no -inf"),
+    (Holding, Holding(held=Measured(value=math.inf)), "held.value: JSON has no inf"),
+    (Gauge, Gauge(math.nan), "level: JSON has no nan"),
+    (dict[str, Gauge], {"NaN": Gauge(math.inf)}, "NaN.level: JSON has no inf"),
+    (Twice, Twice(value=math.nan), "JSON has no NaN"),
+]
+
+
+@pytest.mark.parametrize(("annotation", "value", "told"), NO_JSON)
+def test_numbers_that_pydantic_reads_and_readers_of_records_do_not_are_refused(annotation: Any, value: Any, told: str) -> None:
+    with pytest.raises(ValueInvalid) as caught:
+        Codec(annotation, "a value").encode(value)
+    assert str(caught.value).startswith(told) and 'ser_json_inf_nan="strings"' in str(caught.value)
+
+
+def test_the_names_of_such_numbers_are_texts_as_any_others() -> None:
+    for value in (Measured(value=1, note="NaN, -Infinity"), Measured(value=1e300)):
+        assert decoded(Measured, value) == value
+    with pytest.raises(ValueInvalid, match="nested more than 200 deep"):
+        Codec(Holding, "a value").encode(Holding(held=nested(["NaN"], 220)))
+
+
+def nested(value: Any, depth: int) -> Any:
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 def test_the_mark_of_what_was_replaced_is_a_text_as_any_other() -> None:
