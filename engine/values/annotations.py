@@ -10,7 +10,7 @@ import sys
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from functools import wraps
-from types import CellType, CodeType, FrameType, MethodType
+from types import CellType, CodeType, FrameType, FunctionType, MethodType
 from typing import Annotated, Any, ForwardRef, Literal, TypeVar, cast, get_args, get_origin
 from weakref import WeakKeyDictionary
 
@@ -38,6 +38,26 @@ def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callabl
     return look_up
 
 
+def unwrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that decorators have wrapped, by `__wrapped__`.
+
+    Unlike `inspect.unwrap` it asks no `__getattr__`: a proxy or a mock may answer with another of its kind, for ever.
+    """
+    seen = {id(fn)}
+    while True:
+        held: Any = fn.__func__ if isinstance(fn, MethodType) else fn
+        if type(held) is FunctionType:  # a tenth of the time
+            has_more = "__wrapped__" in held.__dict__
+        else:
+            has_more = inspect.getattr_static(held, "__wrapped__", None) is not None
+        if not has_more:
+            return fn
+        fn = held.__wrapped__
+        if id(fn) in seen:
+            return fn
+        seen.add(id(fn))
+
+
 def return_annotation(fn: Callable[..., Any]) -> Any:
     """The type of the result of `fn`, after awaiting; Any without an annotation. Raises ConfigError."""
     if not inspect.isroutine(fn) and not isinstance(fn, type):  # a partial or an object with __call__ annotates its fields
@@ -52,7 +72,8 @@ def return_annotation(fn: Callable[..., Any]) -> Any:
 def annotations_of(fn: Callable[..., Any], *names: str) -> dict[str, Any]:
     """The annotations of these names, evaluated where the function was defined; names without an annotation are left out.
 
-    Raises ConfigError if an annotation cannot be evaluated, for example for a name that does not exist at run time.
+    A mock or a proxy, which answers with anything, has no annotations. Raises ConfigError if an annotation cannot be evaluated,
+    for example for a name that does not exist at run time.
     """
     try:
         raw = _raw(fn)
@@ -80,14 +101,19 @@ if sys.version_info >= (3, 14):
     import annotationlib
 
     def _raw(fn: Callable[..., Any]) -> dict[str, Any]:
-        if getattr(fn, "__annotate__", None) is None:
-            return cast(dict[str, Any], getattr(fn, "__annotations__", {}))
+        if not inspect.isroutine(getattr(fn, "__annotate__", None)):
+            return _held(fn)
         return annotationlib.get_annotations(fn, format=annotationlib.Format.FORWARDREF)
 
 else:
 
     def _raw(fn: Callable[..., Any]) -> dict[str, Any]:
-        return cast(dict[str, Any], getattr(fn, "__annotations__", {}))
+        return _held(fn)
+
+
+def _held(fn: Callable[..., Any]) -> dict[str, Any]:
+    found: Any = getattr(fn, "__annotations__", None)
+    return cast(dict[str, Any], found) if isinstance(found, dict) else {}
 
 
 def said(fn: Callable[..., Any]) -> str:
@@ -150,7 +176,7 @@ def _locals_of(fn: Callable[..., Any], outer: str) -> frozenset[str]:
     found: Any = fn.__globals__ if hasattr(fn, "__globals__") else {}
     for number, name in enumerate(top.split(".")):
         found = found.get(name) if number == 0 else getattr(found, name, None)
-    code: Any = getattr(inspect.unwrap(found) if callable(found) else None, "__code__", None)
+    code: Any = getattr(unwrapped(found) if callable(found) else None, "__code__", None)
     for name in inner:
         inside = code.co_consts if isinstance(code, CodeType) else ()
         code = next((one for one in inside if isinstance(one, CodeType) and one.co_name == name), None)

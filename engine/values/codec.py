@@ -30,11 +30,11 @@ from pydantic import (
 )
 
 from ..errors import ConfigError, InputInvalid, ValueInvalid, message_of
-from .annotations import by_function, return_annotation, said
+from .annotations import by_function, return_annotation, said, unwrapped
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
-from .same import Change, attributes_of, difference, in_words, place_of, shown
+from .same import Change, attributes_of, difference, gives_the_same, in_words, place_of, shown
 from .text import shown as one_line
 
 T = TypeVar("T")
@@ -387,7 +387,7 @@ def limited(data: bytes) -> bytes:
 
 
 def _read_as_records_are(data: bytes) -> None:
-    """Raise ValueInvalid if a model has written NaN or an infinity as numbers: pydantic reads them, the readers of records do not."""
+    """Raise ValueInvalid if a model has written NaN or an infinity as a bare word: pydantic reads it, orjson does not."""
     try:
         orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -403,9 +403,12 @@ def _constant_within(parsed: Any) -> list[Any] | None:
     """The first NaN or infinity in parsed JSON, as [*path, number]: the path to it from the inside out; None if there is none."""
     if type(parsed) is float:
         return None if isfinite(parsed) else [parsed]
-    if type(parsed) is not dict and type(parsed) is not list:
-        return None
-    for place, one in parsed.items() if type(parsed) is dict else enumerate(parsed):
+    held: Iterable[tuple[Any, Any]] = ()
+    if isinstance(parsed, dict):
+        held = cast(dict[str, Any], parsed).items()
+    elif isinstance(parsed, list):
+        held = enumerate(cast(list[Any], parsed))
+    for place, one in held:
         found = _constant_within(one)
         if found is not None:
             return [*found[:-1], place, found[-1]]
@@ -443,13 +446,12 @@ def makes_anew(schema: Any) -> bool:
             if str(node.get("type")).startswith("function-") and not _of_pydantic(node["function"].get("function")):
                 return True
             factory = node.get("default_factory")
-            if factory is not None and factory not in _SAME_EACH_TIME:
+            if factory is not None and not gives_the_same(factory):
                 return True
             todo.extend(inner for name, inner in node.items() if name not in _NO_SCHEMA)
     return False
 
 
-_SAME_EACH_TIME: tuple[Any, ...] = (list, dict, set, frozenset, tuple, str, int, float, bool, bytes)
 _NO_SCHEMA = frozenset({"metadata", "serialization", "default", "config", "cls", "expected"})
 """Keys of a core schema that hold no schema for validation."""
 
@@ -481,7 +483,7 @@ ANY = Codec(Any, "Any")
 @by_function
 def result_codec(fn: Callable[..., Any]) -> Codec:
     """The codec for the results of a function, by its return annotation. Raises ConfigError."""
-    target = inspect.unwrap(fn)
+    target = unwrapped(fn)
     annotation = return_annotation(target)
     return ANY if annotation is Any else Codec(annotation, said(target))
 

@@ -32,11 +32,16 @@ def pace_of(fn: Callable[..., Any]) -> Pace:
     """The pace of a function. Functions with the same code share one, because each run may make its lambda anew."""
     while isinstance(fn, partial):
         fn = cast(Callable[..., Any], fn.func)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004  # the method itself is wanted
+    if _is_async(fn) or _is_async(getattr(fn, "__call__", None)):  # noqa: B004  # the method itself is wanted
         return ON_LOOP
     if inspect.isroutine(fn):
         return _pace_of_code(getattr(fn, "__code__", fn))
     return _pace_of_code(fn if isinstance(fn, type) else type(fn))
+
+
+def _is_async(fn: Any) -> bool:
+    flags: Any = getattr(getattr(fn, "__code__", None), "co_flags", 0)
+    return inspect.iscoroutinefunction(fn) and isinstance(flags, int)  # a Mock(spec=function) has any flag, but no numbers
 
 
 @by_function

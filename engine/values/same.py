@@ -10,23 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from functools import cached_property, lru_cache
 from types import FunctionType
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
 
 ATOMS: frozenset[type] = frozenset({str, int, bool, type(None), bytes, UUID, date, timedelta})
 """Types for which `==` between instances of the same type is enough."""
 _QUICK = ATOMS | {float}
 _MANY = 3
 MISSING: Any = object()
+ANEW: Any = object()
+"""Stands for a value that did not come back, but was made again."""
 
 
 class Change:
@@ -232,7 +235,8 @@ def _comparer(kind: type[Any]) -> Comparer:
     if issubclass(kind, BaseModel):
         return _of_models(kind)
     if dataclasses.is_dataclass(kind):
-        return _of_fields(tuple(field.name for field in dataclasses.fields(kind)), _leaving_out(kind))
+        names = tuple(field.name for field in dataclasses.fields(kind))
+        return _of_fields(names, _leaving_out(kind), _made_anew(kind))
     for base in kind.__mro__:
         if base in _BASES:  # a NamedTuple, an OrderedDict, a user's class
             return _of_a_subclass(kind, base)
@@ -282,10 +286,47 @@ def attributes_of(value: Any) -> dict[str, Any]:
     return {**slots, **(getattr(value, "__dict__", None) or {}), **more}
 
 
-def _of_fields(names: tuple[str, ...], left_out: frozenset[str]) -> Comparer:
+def gives_the_same(factory: Any) -> bool:
+    """Whether a default factory is a builtin type such as `list` or `list[int]`, which gives the same value each time."""
+    return (get_origin(factory) or factory) in _SAME_EACH_TIME
+
+
+_SAME_EACH_TIME: tuple[Any, ...] = (
+    *(list, dict, set, frozenset, tuple, deque, OrderedDict, Counter),
+    *(str, int, float, bool, bytes, bytearray),
+)
+
+
+def _made_anew(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a dataclass that are not written, or not read, and whose factory may make another value each time."""
+    infos: dict[str, FieldInfo] = getattr(kind, "__pydantic_fields__", None) or _noted(kind)
+    found: list[str] = []
+    for field in dataclasses.fields(kind):
+        info = infos.get(field.name)
+        factory = field.default_factory if info is None or info.default_factory is None else info.default_factory
+        passed_over = not field.init or (info is not None and (info.exclude or info.init is False))
+        if passed_over and factory not in (None, dataclasses.MISSING) and not gives_the_same(factory):
+            found.append(field.name)
+    return tuple(found)
+
+
+def _noted(kind: type[Any]) -> dict[str, FieldInfo]:
+    """The `Field(...)` in the annotations of a plain dataclass."""
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except Exception:  # noqa: BLE001  # a name may be local to a function, or exist for type checkers only
+        return {}
+    noted = {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return {name: one for name, more in noted.items() for one in more if isinstance(one, FieldInfo)}
+
+
+def _of_fields(names: tuple[str, ...], left_out: frozenset[str], made_anew: tuple[str, ...] = ()) -> Comparer:
     known = left_out.union(names)
 
     def compare(was: Any, came: Any) -> Change | None:
+        for name in made_anew:
+            if hasattr(was, name):
+                return Change(getattr(was, name), ANEW, name)
         for name in names:
             change = difference(getattr(was, name, MISSING), getattr(came, name, MISSING))
             if change is not None:
@@ -358,9 +399,21 @@ _under_way: set[tuple[int, int]] = set()
 
 def _of_models(kind: type[BaseModel]) -> Comparer:
     names = tuple(kind.model_fields)
+    made = [name for name, one in kind.model_fields.items() if one.default_factory and not gives_the_same(one.default_factory)]
+    private = [
+        name
+        for name, one in kind.__private_attributes__.items()
+        if one.default_factory and not gives_the_same(one.default_factory)
+    ]
 
     def compare(was: Any, came: Any) -> Change | None:
         ours, theirs = was.__dict__, came.__dict__
+        for name in made:
+            if name in ours and name not in came.__pydantic_fields_set__:  # the JSON had no such field
+                return Change(ours[name], ANEW, name)
+        for name in private:
+            if name in (was.__pydantic_private__ or {}):
+                return Change(was.__pydantic_private__[name], ANEW, name)
         for name in names:
             one, other = ours.get(name, MISSING), theirs.get(name, MISSING)
             if type(one) is type(other) and type(one) in ATOMS and one == other:
@@ -387,6 +440,8 @@ def in_words(change: Change) -> str:
     kind, other = type(was), type(came)
     if came is MISSING:
         return f"{place}{shown(was)} would be lost{_advice(change)}"
+    if came is ANEW:
+        return f"{place}{shown(was)} is not written, and its default factory would make it anew at each reading{_advice(change)}"
     if kind is other:
         seen, back = shown(was), shown(came)
         return f"{place}{seen} would come back as {'another ' + kind.__name__ if seen == back else back}{_advice(change)}"
@@ -409,7 +464,9 @@ def _advice(change: Change) -> str:
         )
     if isinstance(was, float) and not math.isfinite(was):
         return '; give the model ConfigDict(ser_json_inf_nan="strings"), or annotate float'
-    if came is MISSING:
+    if came is ANEW and not str(change.path[0]).startswith("_"):
+        return "; let it be written (without exclude or init=False), give it a default in place of the factory, or compute it"
+    if came is MISSING or came is ANEW:
         if name.startswith("_"):
             return "; a private attribute is not written: make it a field"
         return "; it is not a field of the type, or is excluded when the value is written"

@@ -375,7 +375,7 @@ async def test_numbers_that_no_reader_of_records_knows_are_refused_before_the_re
         with pytest.raises(InputInvalid, match="level: JSON has no inf"):
             await run.signal("s", wrong)
         await run.signal("s", Gauge(level=1))
-        with pytest.raises(WorkflowFailed, match="result of workflow 'w'.*level: JSON has no inf"):
+        with pytest.raises(WorkflowFailed, match=r"result of workflow 'w'.*level: JSON has no inf"):
             await run.result(LIMIT_S)
 
 

@@ -17,6 +17,7 @@ from enum import StrEnum
 from functools import partial
 from random import Random
 from typing import Any, NoReturn
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from eventually import eventually
@@ -48,6 +49,18 @@ class Custom(Exception):
 
 
 # Functions of all kinds.
+
+
+async def test_a_mock_is_a_step_function_as_in_tests_of_users(client: Client) -> None:
+    charge, ship = AsyncMock(side_effect=[ConnectionError, {"paid": 5}]), MagicMock(return_value="shipped")
+
+    async def body(ctx: Context, step: Step) -> Any:
+        paid = await step.run("charge", charge, 5, retry=QUICK)
+        return [paid, await step.run("ship", ship, paid, record_input=True)]
+
+    assert await outcome(client, body) == [{"paid": 5}, "shipped"]
+    assert charge.await_count == 2
+    ship.assert_called_once_with({"paid": 5})
 
 
 async def test_async_and_plain_functions_lambdas_methods_and_partials(client: Client) -> None:

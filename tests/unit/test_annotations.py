@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from unittest.mock import AsyncMock, MagicMock, Mock, create_autospec
 
 import pytest
 from pydantic import BaseModel
@@ -12,8 +14,9 @@ from pydantic import BaseModel
 from stepfold.authoring.context import Context
 from stepfold.authoring.workflow import Workflow
 from stepfold.errors import ConfigError
-from stepfold.values.annotations import annotations_of, return_annotation
+from stepfold.values.annotations import annotations_of, return_annotation, unwrapped
 from stepfold.values.codec import result_codec
+from stepfold.values.pace import ON_LOOP, pace_of
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -150,3 +153,53 @@ def test_annotations_that_cannot_be_asked_for_are_a_mistake_too() -> None:
     with pytest.raises(ConfigError, match=r"lazy cannot be evaluated: NameError"):
         annotations_of(Lazy(), "return")
     assert result_codec(Lazy()).annotation is int
+
+
+class Proxy:
+    """It answers everything, with another of its kind."""
+
+    def __getattr__(self, name: str) -> Any:
+        return Proxy()
+
+    def __call__(self) -> int:
+        return 1
+
+
+class Echo(Proxy):
+    """As a proxy, with itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+
+MOCKS: list[Any] = [
+    *(Mock(), MagicMock(), AsyncMock(), MagicMock().charge, Proxy(), Echo()),
+    *(MagicMock(spec=refund), AsyncMock(spec=refund), partial(AsyncMock(), 1), partial(Proxy())),
+]
+
+
+@pytest.mark.parametrize("mock", MOCKS, ids=range(len(MOCKS)))
+def test_who_answers_everything_has_no_annotations(mock: Any) -> None:
+    assert result_codec(mock).annotation is Any and annotations_of(mock, "return") == {}
+
+
+@pytest.mark.parametrize(
+    ("mock", "is_async"),
+    [(AsyncMock(), True), (Mock(), False), (MagicMock(spec=refund), False), (Echo(), False), (partial(AsyncMock()), True)],
+    ids=range(5),
+)
+def test_a_mock_runs_where_it_says(mock: Any, is_async: bool) -> None:
+    assert (pace_of(mock) is ON_LOOP) == is_async
+
+
+def test_a_wrapper_has_the_annotations_of_what_it_wraps() -> None:
+    @wraps(charge)
+    def once(*args: Any) -> Any: ...
+
+    @wraps(once)
+    def twice(*args: Any) -> Any: ...
+
+    assert result_codec(twice).annotation is str and result_codec(lru_cache(charge)).annotation is str
+    assert result_codec(create_autospec(charge)).annotation in (str, Any)
+    once.__wrapped__ = twice  # pyright: ignore[reportAttributeAccessIssue]  # a loop, which nothing goes round for ever
+    assert unwrapped(twice) in (once, twice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -13,11 +14,12 @@ from uuid import UUID, uuid4
 
 import orjson
 import pytest
-from pydantic import AfterValidator, BaseModel, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, PrivateAttr, model_serializer
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from stepfold.authoring.context import Context
 from stepfold.authoring.workflow import Workflow
-from stepfold.errors import InputInvalid
+from stepfold.errors import InputInvalid, ValueInvalid
 from stepfold.values.codec import Codec
 
 
@@ -74,6 +76,78 @@ def test_a_type_that_gives_the_same_each_time(annotation: Any) -> None:
 )
 def test_a_type_that_may_not(annotation: Any) -> None:
     assert Codec(annotation, "x").makes_anew
+
+
+class Excluding(BaseModel):
+    amount: int = 1
+    made: int = Field(default_factory=lambda: 5, exclude=True)
+
+
+class ExcludingSome(BaseModel):
+    made: int = Field(default_factory=lambda: 5, exclude_if=lambda number: number == 5)
+
+
+class Omitting(BaseModel):
+    amount: int = 1
+    made: int = Field(default_factory=lambda: 5)
+
+    @model_serializer
+    def write(self) -> dict[str, int]:
+        return {"amount": self.amount}
+
+
+class Private(BaseModel):
+    amount: int = 1
+    _made: int = PrivateAttr(default_factory=lambda: 5)
+
+
+@dataclass
+class Unread:
+    amount: int = 1
+    made: int = field(default_factory=lambda: 5, init=False)
+
+
+@dataclass
+class Noted:
+    amount: int = 1
+    made: Annotated[int, Field(exclude=True)] = field(default_factory=lambda: 5)
+
+
+@pydantic_dataclass
+class Checked:
+    amount: int = 1
+    made: int = Field(default_factory=lambda: 5, exclude=True)
+
+
+class Emptied(BaseModel):
+    tags: list[str] = Field(default_factory=list, exclude=True)
+    _seen: dict[str, int] = PrivateAttr(default_factory=dict[str, int])
+    _last: deque[int] = PrivateAttr(default_factory=deque[int])
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "advice"),
+    [
+        (Excluding(), "made", "let it be written"),
+        (ExcludingSome(), "made", "let it be written"),
+        (Omitting(), "made", "let it be written"),
+        (Private(), "_made", "make it a field"),
+        (Unread(), "made", "let it be written"),
+        (Noted(), "made", "let it be written"),
+        (Checked(), "made", "let it be written"),
+    ],
+)
+def test_a_field_that_would_be_made_anew_is_refused_even_if_it_is_the_same_now(value: Any, place: str, advice: str) -> None:
+    codec = Codec(list[type(value)], "x")
+    with pytest.raises(ValueInvalid) as caught:
+        codec.encode([value])
+    assert str(caught.value).startswith(f"[0].{place}: 5 is not written") and advice in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [ExcludingSome(made=6), Emptied(), Anew(amount=1), Defaulted()])
+def test_a_field_that_is_written_or_always_empty_is_not_refused(value: Any) -> None:
+    codec = Codec(type(value), "x")
+    assert codec.decode(orjson.loads(codec.encode(value))) == value
 
 
 def workflow_of(annotation: Any) -> Workflow[Any, Any]:
