@@ -45,14 +45,14 @@ def unwrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     seen = {id(fn)}
     while True:
-        held: Any = fn.__func__ if isinstance(fn, MethodType) else fn
+        held = fn.__func__ if isinstance(fn, MethodType) else fn
         if type(held) is FunctionType:  # a tenth of the time
             has_more = "__wrapped__" in held.__dict__
         else:
             has_more = inspect.getattr_static(held, "__wrapped__", None) is not None
         if not has_more:
             return fn
-        fn = held.__wrapped__
+        fn = cast(Any, held).__wrapped__
         if id(fn) in seen:
             return fn
         seen.add(id(fn))

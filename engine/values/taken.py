@@ -1,19 +1,20 @@
 """Arguments by value: each attempt of a step gets the arguments as they were at the call, even if code changes them meanwhile.
 
-Data are copied at every level: lists, dicts, sets, tuples of these, dataclasses, pydantic and attrs models, buffers, and
-objects with `__deepcopy__` (arrays, data frames). Immutable values need no copy. Everything else (clients, locks,
+Data are copied at every level: lists, dicts, sets, tuples of these, the wrappers of `collections` (`UserList`, `UserDict`,
+`ChainMap`), dataclasses, pydantic and attrs models, buffers and views of them, and objects with `__deepcopy__` (arrays, data frames). Immutable values need no copy. Everything else (clients, locks,
 connections, functions, objects of plain classes) is passed as it is, also inside data.
 """
 
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import itertools
 import marshal
 import types
 from array import array
-from collections import deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -36,7 +37,11 @@ Given = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
 """Makes the function and the arguments of a step anew for each attempt."""
 
 _NONE: dict[Any, Any] = {}
-_EMPTY: tuple[Any, ...] = ([], (), _NONE, _NONE.values(), _NONE.items(), set[Any](), "", b"", range(0))
+_REVERSIBLE: tuple[Any, ...] = ([], _NONE, _NONE.values(), _NONE.items(), deque[Any](), OrderedDict[Any, Any]())
+_EMPTY: tuple[Any, ...] = (
+    *(*_REVERSIBLE, (), set[Any](), "", "é", b"", bytearray(), range(0), range(2**70)),
+    *(array("b"), memoryview(b""), OrderedDict[Any, Any]().values(), OrderedDict[Any, Any]().items()),
+)
 
 # fmt: off
 FIXED: frozenset[type] = frozenset({
@@ -47,7 +52,8 @@ FIXED: frozenset[type] = frozenset({
 """Types whose instances do not change, or are never copied."""
 _ONCE: list[Any] = [
     types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType, map, filter, zip, enumerate, reversed,
-    *(type(iter(one)) for one in _EMPTY),
+    *(type(iter(one)) for one in _EMPTY), *(type(reversed(one)) for one in _REVERSIBLE), type(iter(int, 1)),
+    type(csv.reader(())), csv.DictReader,
     *(one for one in vars(itertools).values() if isinstance(one, type)),
 ]
 """Types whose instances can be iterated only once: a second attempt would find nothing."""
@@ -168,11 +174,16 @@ def _copier(kind: type[Any]) -> Copier | None:
     if issubclass(kind, BaseModel):
         return _model
     if dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__"):
-        return _fields_of(kind)
+        return _fields_of(kind, _shallow_or_same)
+    if issubclass(kind, _WRAPPERS):
+        return _fields_of(kind, _with_its_attributes)
     for base in kind.__mro__:
         if base in _REFILLED:
             return _subclass(_REFILLED[base])
     return _named_tuple if issubclass(kind, tuple) else None
+
+
+_WRAPPERS: tuple[type[Any], ...] = (UserList, UserDict, ChainMap)
 
 
 def _refuse(value: object, memo: Memo) -> Any:
@@ -247,6 +258,19 @@ def _as_it_says(value: Any, memo: Memo) -> Any:
         return value
 
 
+def _memoryview(value: memoryview, memo: Memo) -> memoryview:
+    """A view of a copy of what it shows; the same view if that cannot change."""
+    try:
+        if type(value.obj) is bytes:
+            return value
+        data = value.tobytes()
+        flat = memoryview(data if value.readonly else bytearray(data))
+        new: memoryview = cast(Any, flat).cast(value.format, value.shape)
+    except (ValueError, TypeError):  # released, or of a format that no other view can have: it is passed as it is
+        return value
+    return memo.setdefault(id(value), new)
+
+
 def _proxy(value: types.MappingProxyType[Any, Any], memo: Memo) -> types.MappingProxyType[Any, Any]:
     return memo.setdefault(id(value), types.MappingProxyType(_dict(dict(value), memo)))
 
@@ -259,6 +283,7 @@ _COPIERS: dict[type, Copier] = {
     partial: _partial,
     **dict.fromkeys((set, bytearray, array, BytesIO, StringIO), _shallow),
     types.MappingProxyType: _proxy,
+    memoryview: _memoryview,
     type(_NONE.keys()): lambda value, memo: dict.fromkeys(value).keys(),
     type(_NONE.values()): lambda value, memo: {number: _taken(one, memo) for number, one in enumerate(value)}.values(),
     type(_NONE.items()): lambda value, memo: {key: _taken(one, memo) for key, one in value}.items(),
@@ -279,7 +304,18 @@ def _shallow_or_same(value: Any, memo: Memo) -> Any:
         return value
 
 
-def _fields_of(kind: type[Any]) -> Copier:
+def _with_its_attributes(value: Any, memo: Memo) -> Any:
+    """A new object with the attributes of `value`. A `copy` of ChainMap or UserList would call the subclass's constructor."""
+    try:
+        new = object.__new__(cast("type[Any]", type(value)))
+    except TypeError:  # it also derives from a class that is not written in Python: it is passed as it is
+        return value
+    memo[id(value)] = new
+    new.__dict__.update(value.__dict__)
+    return new
+
+
+def _fields_of(kind: type[Any], make: Copier) -> Copier:
     slots = tuple(
         name
         for base in kind.__mro__
@@ -288,12 +324,12 @@ def _fields_of(kind: type[Any]) -> Copier:
     )
 
     def copier(value: Any, memo: Memo) -> Any:
-        new = _shallow_or_same(value, memo)
+        new = make(value, memo)
         if new is not value:
             _namespace(new, memo)
             for name in slots:
-                if hasattr(new, name):
-                    object.__setattr__(new, name, _taken(getattr(new, name), memo))
+                if hasattr(value, name):
+                    object.__setattr__(new, name, _taken(getattr(value, name), memo))
         return new
 
     return copier

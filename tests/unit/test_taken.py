@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 import threading
 from array import array
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from collections.abc import Callable
 from copy import deepcopy
+from ctypes import c_uint16
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from io import BytesIO, StringIO
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -76,6 +79,21 @@ def lines_of(*items: Any) -> Lines:
     return lines
 
 
+class NamedMap(ChainMap[str, Any]):
+    """Its constructor does not take what ChainMap's takes."""
+
+    __slots__ = ("seen",)
+
+    def __init__(self, name: str, *maps: dict[str, Any]) -> None:
+        super().__init__(*maps)
+        self.name = name
+        self.seen = [name]
+
+
+def named_map(name: str, data: dict[str, Any]) -> NamedMap:
+    return NamedMap(name, data)
+
+
 CHANGES: list[tuple[Any, Callable[[Any], object]]] = [
     ([1, 2], lambda value: value.pop()),
     ([[1], {"a": [2]}], lambda value: value[1]["a"].append(3)),
@@ -101,6 +119,12 @@ CHANGES: list[tuple[Any, Callable[[Any], object]]] = [
     (lines_of(), lambda value: value.note.append("b")),
     (Array(), lambda value: value.cells.append(3)),
     (SimpleNamespace(a=[1]), lambda value: value.a.append(2)),
+    (UserList([[1]]), lambda value: value[0].append(2)),
+    (UserDict({"a": [1]}), lambda value: value.update(b=2)),
+    (UserDict({"a": [1]}), lambda value: value["a"].append(2)),
+    (ChainMap({"a": [1]}, {"b": [1]}), lambda value: value["b"].append(2)),
+    (ChainMap({"a": [1]}, {"b": [1]}), lambda value: value.update(b=[2])),
+    (named_map("a", {"b": [1]}), lambda value: value["b"].append(2)),
     ([Cart([1]), {"o": Order(lines=[])}], lambda value: value[1]["o"].lines.append({})),
 ]
 
@@ -186,6 +210,33 @@ def test_a_buffer_is_read_from_where_it_stood() -> None:
         assert taken(pristine).read() == rest and taken(pristine).read() == rest and buffer.read() == rest
 
 
+def test_a_view_of_a_buffer_shows_what_it_showed() -> None:
+    source, numbers = bytearray(b"abcdefgh"), array("i", [1, 2, 3])
+    views = [memoryview(source), memoryview(source)[::2], memoryview(source).toreadonly(), memoryview(numbers)]
+    views += [memoryview(source).cast("B", (2, 4)), memoryview(b"fixed")]
+    before = [(view.tolist(), view.format, view.readonly) for view in views]
+    given = by_value(print, (views[0], views[1:]))
+    assert given is not None
+    source[0] = numbers[0] = 99
+    for _ in range(2):
+        first, others = given()[1]
+        assert [(view.tolist(), view.format, view.readonly) for view in (first, *others)] == before
+        first[1] = others[2][2] = 77
+    assert source == b"cbcdefgh" and numbers.tolist() == [99, 2, 3]
+
+
+class Rows(UserDict[str, Any], ValueError):
+    """No object of Python alone."""
+
+
+def test_a_view_that_cannot_be_copied_or_cannot_change_is_passed_as_it_is() -> None:
+    released = memoryview(b"a")
+    released.release()
+    odd = memoryview((c_uint16.__ctype_be__ * 2)(1, 2))
+    for view in (released, odd, memoryview(b"a"), Rows({"a": 1})):
+        assert taken(view) is view
+
+
 def test_views_show_what_they_showed() -> None:
     source = {"a": [1]}
     views = taken((source.keys(), source.values(), source.items(), MappingProxyType(source)))
@@ -241,7 +292,21 @@ def test_what_a_partial_holds_is_taken_too() -> None:
     assert pristine.args == ([1],) and pristine.keywords["key"].keywords == {"tags": [1]} and pristine.func is sorted
 
 
-@pytest.mark.parametrize("once", [(n for n in [1]), map(str, [1]), zip([1], [2], strict=True), iter([1]), iter({1: 2}.items())])
+ONCE: list[Any] = [
+    *((n for n in [1]), map(str, [1]), zip([1], [2], strict=True), iter([1]), iter({1: 2}.items())),
+    *(reversed([1]), reversed({1: 2}), reversed({1: 2}.values()), iter(deque([1])), reversed(deque([1])), iter("é")),
+    *(
+        csv.reader(["a"]),
+        csv.DictReader(["a", "b"]),
+        iter(bytearray(b"a")),
+        iter(array("b", [1])),
+        iter(cast(Any, memoryview(b"a"))),
+    ),
+    *(iter(cast(Any, OrderedDict(a=1).items())), iter(range(2**70)), iter(int, 1), re.finditer("a", "a")),
+]
+
+
+@pytest.mark.parametrize("once", ONCE)
 def test_what_can_be_gone_through_once_is_refused(once: Any) -> None:
     for value in (once, [once], {"a": (once,)}):
         with pytest.raises(TypeError, match=r"iterated once.*pass a list"):
