@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 
 from ..errors import ConfigError, InputInvalid, ValueInvalid
 from ..replay.execution import Execution
-from ..values.annotations import annotations_of
+from ..values.annotations import annotations_of, name_of
 from ..values.codec import Codec, Written, describe, dumps, limited
 from ..values.digits import loads
 from ..values.names import quoted, valid_name
@@ -55,7 +55,7 @@ class Workflow(Generic[In, Out]):
             _input_annotation(handler, annotations.get(first, Any)) if input_schema is None else input_schema,
             f"the input of workflow {id!r}",
         )
-        self.output = Codec(annotations.get("return", Any), f"the result of workflow {id!r}")
+        self.output = Codec(annotations.get("return", Any), f"the result of workflow {id!r}", name_of(handler))
 
     def __repr__(self) -> str:
         return f"<Workflow {self.id!r} version {self.version!r}>"

@@ -118,7 +118,12 @@ def _held(fn: Callable[..., Any]) -> dict[str, Any]:
 
 def said(fn: Callable[..., Any]) -> str:
     """How error messages name the annotations of a function."""
-    return f"the annotations of {getattr(fn, '__qualname__', repr(fn))}"
+    return f"the annotations of {name_of(fn)}"
+
+
+def name_of(fn: Callable[..., Any]) -> str:
+    """How error messages name a function."""
+    return str(getattr(fn, "__qualname__", repr(fn)))
 
 
 def _is_open(annotation: Any) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any, NamedTuple, Never, NoReturn, TypeVar, cast
+from typing import Any, NamedTuple, Never, NoReturn, TypeVar, cast, get_origin
 
 import orjson
 from pydantic import (
@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError, InputInvalid, ValueInvalid, message_of
-from .annotations import by_function, return_annotation, said, unwrapped
+from .annotations import by_function, name_of, return_annotation, said, unwrapped
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
@@ -51,12 +51,14 @@ class Codec:
     """Encodes values of one annotation as JSON, and decodes them.
 
     The constructor raises ConfigError for an annotation that pydantic cannot validate; `what` names its place in the message.
+    `returned_by`: the name of the function that returns the values.
     """
 
-    __slots__ = ("_exact", "_look", "adapter", "annotation", "makes_anew")
+    __slots__ = ("_exact", "_look", "_returned_by", "adapter", "annotation", "makes_anew")
 
-    def __init__(self, annotation: Any, what: str) -> None:
+    def __init__(self, annotation: Any, what: str, returned_by: str | None = None) -> None:
         self.annotation = annotation
+        self._returned_by = returned_by
         self.makes_anew = False  # decoding the same JSON twice may give different values
         self.adapter: TypeAdapter[Any] | None = None  # None for plain JSON
         self._exact: type | None = None
@@ -168,15 +170,31 @@ class Codec:
                 problem = problem or found
             except Exception as error:  # noqa: BLE001  # the user's types may raise anything
                 problem = problem or error
+        assert problem is not None
+        unfinished = _unfinished(value)
+        if unfinished is not None:
+            raise ValueInvalid(unfinished)
         if isinstance(problem, Change):
             half = _half_within(problem.was, 1, set())
             if half is not None:  # pydantic replaces it in keys
                 raise ValueInvalid(f"{problem.place}: {half[-1]}" if problem.path else half[-1])
             raise ValueInvalid(in_words(problem))
-        assert problem is not None
         if type(problem) is ValueInvalid:
             raise problem
-        raise ValueInvalid(_unwritable(problem, value)) from problem
+        raise ValueInvalid(self._misfit(value) or _unwritable(problem, value)) from problem
+
+    def _misfit(self, value: Any) -> str | None:
+        """A message about a result that is not of the annotated type; None for other values."""
+        if self._returned_by is None:
+            return None
+        try:
+            cast("TypeAdapter[Any]", self.adapter).validate_python(value)
+        except ValidationError as error:
+            said = f"{self._returned_by} returned {shown(value)}, but its annotation says {_annotated(self.annotation)}"
+            return f"{said}: {describe(error)}" if error.errors(include_url=False)[0]["loc"] else said
+        except Exception:  # noqa: BLE001  # the user's validators may raise anything
+            return None
+        return None
 
     def encode_for_people(self, value: Any) -> bytes:
         """JSON to show to people, which nothing decodes; secrets are asterisks. Raises any error that the user's types raise."""
@@ -189,8 +207,11 @@ class Codec:
         return data
 
 
-def dumps(value: Any) -> bytes:
-    """Plain JSON bytes. Raises ValueInvalid, which names the first part that JSON does not hold as it is."""
+def dumps(value: Any, *, typed: bool = True) -> bytes:
+    """Plain JSON bytes. Raises ValueInvalid, which names the first part that JSON does not hold as it is, and what to do.
+
+    `typed`: the user can annotate the value.
+    """
     try:
         data = orjson.dumps(value, option=STRICT)
         if type(value) in _SCALARS:
@@ -198,8 +219,8 @@ def dumps(value: Any) -> bytes:
         if holds_exactly(value, data):
             return limited(data)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueInvalid(_not_json(value) or _unwritable(error, value)) from error
-    raise ValueInvalid(_not_json(value) or f"JSON has no {shown(value)}")
+        raise ValueInvalid(_not_json(value, typed) or _unwritable(error, value)) from error
+    raise ValueInvalid(_not_json(value, typed) or f"JSON has no {shown(value)}")
 
 
 _SCALARS: frozenset[type] = frozenset({str, int, bool, type(None)})
@@ -245,35 +266,62 @@ def _plain(data: Any) -> bytes:
             return codec_for(type(data)).encode(data)
         except ConfigError as error:
             raise ValueInvalid(str(error)) from error
-    return dumps(data)
+    return dumps(data, typed=False)
 
 
-def _not_json(value: Any) -> str | None:
+def _not_json(value: Any, typed: bool) -> str | None:
     """A message about the first part of a value that JSON does not hold: its place, and what to do; None if there is none."""
-    found = _foreign(value, MAX_DEPTH)
+    found = _foreign(value, MAX_DEPTH, typed)
     if found is None:
         return None
     place, what = place_of(reversed(found[:-1])), found[-1]
     where = f"{place}: " if place else ""
     if isinstance(what, str):
         return where + what
+    unfinished = _unfinished(what[0])
+    if unfinished is not None:
+        return where + unfinished
     kind = type(cast(object, what[0]))
-    return (
-        f"{where}JSON has no {kind.__name__} ({shown(what[0])}). Annotate its type (of a step: what its function returns, "
-        f"`-> {_written(kind)}`; of an input or a signal: Context[…], schema=…), or convert it to what JSON has"
-    )
+    told = f"{where}JSON has no {kind.__name__} ({shown(what[0])}). "
+    if typed:
+        return (
+            f"{told}Annotate its type (of a step: what its function returns, `-> {_written(kind)}`; "
+            f"of an input: Context[{_written(kind)}]), or convert it to what JSON has"
+        )
+    if issubclass(kind, BaseModel):
+        return f'{told}Give what its `model_dump(mode="json")` returns'
+    if is_dataclass(kind):
+        return f'{told}Give what `pydantic.TypeAdapter({kind.__name__}).dump_python(value, mode="json")` returns'
+    return f"{told}Convert it to what JSON has"
+
+
+def _unfinished(value: object) -> str | None:
+    """A message about a value that is still to be awaited or gone through; None for others."""
+    if inspect.isasyncgen(value):
+        return f"{shown(value)} is an async generator; give a list of what it yields: `[one async for one in …]`"
+    if inspect.isgenerator(value):
+        return f"{shown(value)} is a generator; give a list of what it yields: `list(…)`"
+    if not inspect.iscoroutine(value) and not callable(getattr(cast("type[Any]", type(value)), "__await__", None)):
+        return None
+    return f"{shown(value)} was not awaited; write `await` in front of the call, as in `return await step.run(…)`"
+
+
+def _annotated(annotation: Any) -> str:
+    is_class = isinstance(annotation, type) and get_origin(annotation) is None
+    return annotation.__name__ if is_class else one_line(str(annotation).replace("typing.", ""))
 
 
 def _written(kind: type) -> str:
     return {"tuple": "tuple[…]", "set": "set[…]", "frozenset": "frozenset[…]"}.get(kind.__name__, kind.__name__)
 
 
-def _foreign(value: Any, depth: int) -> list[Any] | None:
+def _foreign(value: Any, depth: int, typed: bool) -> list[Any] | None:
     """The first part that is not JSON, as [*path, what]: the path to it from the inside out, then a message or a tuple of the
     part itself; None if there is none."""
     kind = type(value)  # pyright: ignore[reportUnknownVariableType]  # this finds out the type of an Any
     if kind is float:
-        return None if isfinite(value) else [f"JSON has no {value!r}. Annotate float, or give None or a text"]
+        remedy = "Annotate float, or give None or a text" if typed else "Give None or a text"
+        return None if isfinite(value) else [f"JSON has no {value!r}. {remedy}"]
     if kind is int:
         return None if -(2**63) <= value < 2**64 else ["an integer of more than 64 bits; give it as a text"]
     if kind is str:
@@ -286,12 +334,11 @@ def _foreign(value: Any, depth: int) -> list[Any] | None:
         return [_TOO_DEEP]
     for place, one in value.items() if kind is dict else enumerate(value):
         if kind is dict and type(place) is not str:
-            return [
-                f"the key {shown(place)} is not text, and JSON has only text as keys. Annotate dict[{type(place).__name__}, …]"
-            ]
+            remedy = f"Annotate dict[{type(place).__name__}, …]" if typed else "Make texts of the keys"
+            return [f"the key {shown(place)} is not text, and JSON has only text as keys. {remedy}"]
         if type(place) is str and not _utf8(place):
             return [f"the key {_half(place)}"]
-        found = _foreign(one, depth - 1)
+        found = _foreign(one, depth - 1, typed)
         if found is not None:
             return found if found == [_TOO_DEEP] else [*found[:-1], place, found[-1]]
     return None
@@ -485,7 +532,7 @@ def result_codec(fn: Callable[..., Any]) -> Codec:
     """The codec for the results of a function, by its return annotation. Raises ConfigError."""
     target = unwrapped(fn)
     annotation = return_annotation(target)
-    return ANY if annotation is Any else Codec(annotation, said(target))
+    return ANY if annotation is Any else Codec(annotation, said(target), name_of(target))
 
 
 @lru_cache(maxsize=1000)

@@ -1,8 +1,9 @@
 """Arguments by value: each attempt of a step gets the arguments as they were at the call, even if code changes them meanwhile.
 
 Data are copied at every level: lists, dicts, sets, tuples of these, the wrappers of `collections` (`UserList`, `UserDict`,
-`ChainMap`), dataclasses, pydantic and attrs models, buffers and views of them, and objects with `__deepcopy__` (arrays, data frames). Immutable values need no copy. Everything else (clients, locks,
-connections, functions, objects of plain classes) is passed as it is, also inside data.
+`ChainMap`), dataclasses, pydantic and attrs models, buffers and views of them, and objects with `__deepcopy__` (arrays, data
+frames). Immutable values need no copy. Everything else (clients, locks, connections, functions, objects of plain classes) is
+passed as it is, also inside data.
 """
 
 from __future__ import annotations

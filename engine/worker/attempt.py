@@ -137,7 +137,7 @@ class Attempt:
     def beat(self, details: Any) -> None:
         """Record a heartbeat of the step function, also from its thread. Raises ValueInvalid and PayloadTooLarge."""
         try:
-            data = dumps(details)
+            data = dumps(details, typed=False)
         except ValueInvalid as error:
             raise ValueInvalid(f"the heartbeat of step {self.op.id!r} cannot be recorded as JSON: {error}") from error
         size = len(data)

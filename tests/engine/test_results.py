@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -20,7 +21,7 @@ from one_run import LIMIT_S, outcome
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from typing_extensions import TypedDict
 
-from stepfold import Client, Context, InputInvalid, Retry, Run, Step, StepFailed, WorkflowFailed
+from stepfold import Client, Context, InputInvalid, Retry, Run, Step, StepFailed, WorkflowFailed, current_step
 
 QUICK = Retry(3, backoff="1ms", jitter=False)
 
@@ -183,6 +184,46 @@ def give_wrong_type() -> int:
     return cast(int, "not a number")
 
 
+def give_none_for_int() -> int:
+    return cast(int, None)
+
+
+def give_number() -> str | None:
+    return cast(str, 5)
+
+
+def give_wrong_items() -> list[int]:
+    return cast(list[int], [1, 2.5])
+
+
+def give_object_for_model() -> Login:
+    return cast(Login, object())
+
+
+def give_generator() -> Any:
+    return (n for n in [1])
+
+
+def give_generator_typed() -> list[int]:
+    return cast(list[int], give_generator())
+
+
+async def yields() -> AsyncIterator[int]:
+    yield 1
+
+
+def give_async_generator() -> Any:
+    return yields()
+
+
+async def give_future() -> Any:
+    return [asyncio.get_running_loop().create_future()]
+
+
+async def give_future_typed() -> int:
+    return cast(int, asyncio.get_running_loop().create_future())
+
+
 def give_object() -> Any:
     return object()
 
@@ -301,7 +342,16 @@ def give_fold() -> datetime:
 
 
 REFUSED: dict[Callable[[], Any], str] = {
-    give_wrong_type: "'not a number'",
+    give_wrong_type: "give_wrong_type returned 'not a number', but its annotation says int",
+    give_none_for_int: "give_none_for_int returned None, but its annotation says int",
+    give_number: "give_number returned 5, but its annotation says str | None",
+    give_wrong_items: "give_wrong_items returned [1, 2.5], but its annotation says list[int]: 1: Input should be",
+    give_object_for_model: "but its annotation says Login",
+    give_generator: "is a generator; give a list of what it yields",
+    give_generator_typed: "is a generator; give a list of what it yields",
+    give_async_generator: "is an async generator; give a list of what it yields",
+    give_future: "[0]: <Future pending> was not awaited; write `await`",
+    give_future_typed: "<Future pending> was not awaited; write `await`",
     give_object: "JSON has no object",
     give_lossy: "left_out",
     give_long_integer: "64 bits",
@@ -354,6 +404,56 @@ async def test_a_workflow_s_result_that_cannot_be_recorded_fails_the_run(client:
 
     with pytest.raises(WorkflowFailed):
         await outcome(client, body)
+
+
+@pytest.mark.parametrize("annotation", [Any, int])
+async def test_a_step_that_a_workflow_returns_without_an_await_is_named(client: Client, annotation: Any) -> None:
+    forgotten: list[Any] = []
+
+    async def body(ctx: Context, step: Step) -> Any:
+        forgotten.append(step.run("give", give_point))
+        return forgotten[-1]
+
+    body.__annotations__["return"] = annotation
+    with pytest.raises(WorkflowFailed, match=r"<coroutine.*> was not awaited; write `await` in front of the call"):
+        await outcome(client, body)
+    for one in forgotten:
+        one.close()
+
+
+async def test_a_workflow_that_returns_another_type_is_named(client: Client) -> None:
+    async def body(ctx: Context, step: Step) -> int:
+        return cast(int, None)
+
+    with pytest.raises(WorkflowFailed, match=r"body returned None, but its annotation says int"):
+        await outcome(client, body)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ([Login(password=SecretStr("x"))], r'\[0\]: JSON has no Login.*`model_dump\(mode="json"\)`'),
+        ({"at": Point(1, 2)}, r'at: JSON has no Point.*`pydantic.TypeAdapter\(Point\).dump_python\(value, mode="json"\)`'),
+        ((1, 2), r"JSON has no tuple.*Convert it"),
+        ({1: 2}, r"the key 1 is not text.*Make texts"),
+        (math.nan, r"JSON has no nan. Give None or a text"),
+    ],
+    ids=range(5),
+)
+async def test_where_nothing_can_be_annotated_the_message_says_what_else_to_do(client: Client, data: Any, told: str) -> None:
+    """In the data of signals and in heartbeats."""
+
+    async def beat() -> None:
+        current_step().heartbeat(data)
+
+    async def body(ctx: Context, step: Step) -> Any:
+        with pytest.raises(InputInvalid, match=told) as refused:
+            await step.send_signal("tell", signal="s", data=data, run_id="another")
+        with pytest.raises(StepFailed, match=told) as failed:
+            await step.run("beat", beat)
+        return [str(refused.value), str(failed.value)]
+
+    assert not any(word in text for text in await outcome(client, body) for word in ("Annotate", "schema=", "Context["))
 
 
 async def test_numbers_that_no_reader_of_records_knows_are_refused_before_the_record(client: Client) -> None:
