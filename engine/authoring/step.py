@@ -21,13 +21,13 @@ from pydantic import ValidationError
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 from ..errors import InputInvalid
-from ..operations.call import Call
+from ..operations.call import Call, MadeAnew
 from ..operations.signal import WaitCall
 from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
 from ..replay.execution import Execution, Source
 from ..replay.loop import DeterministicTask
-from ..values.codec import ANY, Written, codec_for, describe, own, result_codec, written
+from ..values.codec import ANY, Codec, Written, codec_for, describe, own, result_codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.names import quoted, valid_name
 from ..values.pace import pace_of
@@ -218,15 +218,19 @@ class Step(Generic[Ext]):
     ) -> Coroutine[Any, Any, Signal[Any] | None]:
         """The oldest signal of this name that no wait of the run has taken yet; None after `timeout`.
 
-        `schema`: a type that pydantic validates. Raises InputInvalid for data that do not fit; the signal is then taken.
+        `schema`: a type that pydantic validates. Raises InputInvalid for data that do not fit; the signal is then taken. If the
+        schema makes a value that the data do not give, another at each replay (`default_factory=uuid4`), the run is quarantined.
         """
         codec = ANY if schema is None else codec_for(schema)
 
         def make(name: str, data: Any) -> Signal[Any]:
             try:
-                return Signal(codec.decode(data), name)
+                made = codec.decode(data)
             except ValidationError as error:
                 raise InputInvalid(f"signal {name!r}: {describe(error)}", error.errors()) from error
+            if codec.makes_anew:
+                _check_same(codec, name, data, made)
+            return Signal(made, name)
 
         timeout_ms = None if timeout is None else duration_ms(timeout)
         return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), _source())
@@ -291,6 +295,19 @@ class Step(Generic[Ext]):
         except asyncio.CancelledError:
             self._execution.drop(op)
             raise
+
+
+def _check_same(codec: Codec, signal: str, data: Any, made: Any) -> None:
+    """Raise MadeAnew if a replay would make another value of the data."""
+    try:
+        place = codec.differs_anew(data, made)
+    except Exception:  # noqa: BLE001  # the user's types may raise anything; values that cannot be compared count as the same
+        return
+    if place is not None:
+        raise MadeAnew(
+            f"the data of signal {signal!r} do not fix `{place}`: the schema makes it itself, another one at each replay. Let "
+            "the sender give it, or take it out of the schema and make it in the workflow: in a step, or by ctx.uuid4()"
+        )
 
 
 def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 from ..core.state import Open
 
 Settle = Callable[[Any, str, Any], Any]
-"""Takes the call, the operation's id and the recorded value; returns what the code gets. Raises Differs. Any other error comes
-from the user's types and means that the value does not fit its type today."""
+"""Takes the call, the operation's id and the recorded value; returns what the code gets. Raises Differs and MadeAnew. Any other
+error comes from the user's types and means that the value does not fit its type today."""
 
 
 class Raise(NamedTuple):
@@ -26,6 +26,10 @@ class Differs(Exception):
         super().__init__(found, asked)
         self.found = found
         self.asked = asked
+
+
+class MadeAnew(Exception):
+    """A replay would make another value of what the log holds; the message says where, and what to do."""
 
 
 class Call:

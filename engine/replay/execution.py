@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ..core.state import Delivery, RunState
 from ..errors import ErrorInfo, InputInvalid, NonDeterminism, roots
 from ..operations import CALLS, GIVES_BACK, SETTLED_BY
-from ..operations.call import Call, Differs, Raise
+from ..operations.call import Call, Differs, MadeAnew, Raise
 from ..operations.sleep import SleepCall
 from ..values.codec import describe
 from ..values.duration import timer_ms
@@ -361,6 +361,13 @@ class Execution:
             future.set_exception(error)
         except Differs as error:
             raise self._not_the_same(op, error) from None
+        except MadeAnew as error:
+            raise NonDeterminism(
+                f"run {self.run.id!r}: {op}: {error}",
+                expected=f"a value of {op} that is the same at each replay",
+                found=str(error),
+                source=_places((op,)),
+            ) from None
         except BaseException as error:  # the user's types may raise anything
             if self.loop.host.from_keyboard(error):
                 raise

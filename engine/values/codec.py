@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError, InputInvalid, ValueInvalid, message_of
+from .anew import made_alone
 from .annotations import by_function, name_of, return_annotation, said, unwrapped
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
@@ -107,6 +108,21 @@ class Codec:
         if self.adapter is None:
             return own(value) if kind is dict or kind is list else value
         return self.adapter.validator.validate_json(orjson.dumps(value))
+
+    def differs_anew(self, value: object, made: Any) -> str | None:
+        """The place where decoding `value`, which gave `made`, again gives another value; None if the two are the same.
+
+        Compares the JSON of the two. Raises any error that the user's types raise.
+        """
+        if not self.makes_anew or self.adapter is None:
+            return None
+        alone = made_alone(made)
+        if alone is not None:
+            return alone
+        write = self.adapter.serializer.to_json
+        first, again = write(made, warnings=False), write(self.decode(value), warnings=False)
+        change = None if first == again else difference(orjson.loads(first), orjson.loads(again))
+        return None if change is None else change.place
 
     def accept(self, value: Any) -> bytes:
         """JSON bytes for a value from a caller: an instance, or data that validates.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 from eventually import eventually
+from local_logs import NewLog
 from one_run import LIMIT_S, history, outcome, virtual_outcome
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from virtually import virtually
 
 from stepfold import Client, Context, InputInvalid, PayloadTooLarge, RunNotFound, Signal, Step, WorkflowFailed
+from stepfold.client.client import RunStatus
 from stepfold.client.requests import signal_received
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
 from stepfold.log import Ack, Entry, Log, partition_of
 from stepfold.testing import run_virtual, virtual_clock
+from stepfold.values.codec import codec_for
 
 
 class Approval(BaseModel):
@@ -340,3 +345,92 @@ def test_the_time_limit_of_a_wait_that_is_over_is_not_kept_until_it_comes() -> N
             return sum(len(vars(owner)["_alarms"]) for owner in worker.owners.values())
 
     assert virtually(main) <= 4
+
+
+# Schemas that make a value by themselves.
+
+
+class Order(BaseModel):
+    amount: int
+    reference: UUID = Field(default_factory=uuid4)
+    tags: list[str] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=lambda: ["a"])
+
+
+class Dated(BaseModel):
+    on: date = Field(default_factory=date.today)  # the same all day
+
+
+@dataclass
+class Stamped:
+    x: int
+    id: UUID = field(default_factory=uuid4)
+
+
+class Fixed(BaseModel):
+    amount: int
+    reference: UUID | None = None
+
+
+def taking(client: Client, schema: Any) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> Any:
+        got = await step.wait_for_signal("order", signal="order", schema=schema)
+        await step.wait_for_signal("go", signal="go")
+        return repr(got.data)
+
+
+@pytest.mark.parametrize(
+    ("schema", "data", "place"),
+    [
+        (Order, {"amount": 1}, "reference"),
+        (list[Order], [{"amount": 1}], "[0].reference"),
+        (Dated, {}, "on"),
+        (Stamped, {"x": 1}, "id"),
+    ],
+)
+async def test_data_that_the_schema_completes_with_something_new_put_the_run_aside(
+    new_log: NewLog, schema: Any, data: Any, place: str
+) -> None:
+    """The code would see another value at each replay. Nothing is lost: with a mended schema the run goes on."""
+    for turn in range(2):
+        client = Client(driver=new_log())
+        taking(client, schema)
+        async with client.worker():
+            if turn == 0:
+                await (await client.start_workflow("w", run_id="r")).signal("order", data)
+            status = await eventually(lambda client=client: quarantined(client))
+            assert status.error is not None and f"do not fix `{place}`" in status.error.message, status.error
+            assert "ctx.uuid4()" in status.error.message and "test_signals.py:" in status.error.message
+
+    client = Client(driver=new_log())
+    taking(client, Any)
+    async with client.worker():
+        await client.run("r").signal("go")
+        assert await client.run("r").result(LIMIT_S) == repr(data)
+
+
+async def quarantined(client: Client) -> RunStatus | None:
+    status = await client.run("r").status()
+    assert status.state in ("pending", "running", "waiting", "quarantined"), status
+    return status if status.state == "quarantined" else None
+
+
+@pytest.mark.parametrize(
+    ("schema", "data"),
+    [(Order, {"amount": 1, "reference": str(UUID(int=7))}), (Stamped, {"x": 1, "id": str(UUID(int=7))}), (Fixed, {"amount": 1})],
+)
+async def test_data_that_give_all_that_a_schema_would_make_are_the_same_at_each_replay(
+    new_log: NewLog, schema: Any, data: Any
+) -> None:
+    for turn in range(2):
+        client = Client(driver=new_log())
+        taking(client, schema)
+        async with client.worker():
+            if turn == 0:
+                run = await client.start_workflow("w", run_id="r")
+                await run.signal("order", data)
+                await eventually(lambda client=client: waits_for(client, "r", "signal 'go' (step 'go')"))
+            else:
+                await client.run("r").signal("go")
+                assert await client.run("r").result(LIMIT_S) == repr(codec_for(schema).decode(data))

@@ -1,0 +1,62 @@
+"""Finds what a type made by itself when it decoded JSON, and would make anew at the next decoding: a new id, the time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any, cast
+
+from pydantic import BaseModel
+
+from .same import attributes_of, gives_the_same, place_of
+
+_CONTAINERS = (dict, list, tuple, set, frozenset)
+_FIXED: tuple[Any, ...] = (Decimal, complex)
+
+
+def made_alone(value: Any) -> str | None:
+    """The place of the first field that the JSON did not give and that a factory filled with a single value, or None.
+
+    A fixed value needs no factory, so the next call gives another one: an id, a time, a setting of the process. A factory that
+    makes a container or a model may give an equal one each time; here it counts as the same.
+    """
+    seen: set[int] = set()
+    todo: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    while todo:
+        path, one = todo.pop()
+        kind = cast("type[Any]", type(one))
+        if not (issubclass(kind, (BaseModel, *_CONTAINERS)) or dataclasses.is_dataclass(kind)) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, BaseModel):
+            for name in _made(one):
+                found: Any = getattr(one, name, None)
+                if not (isinstance(found, (BaseModel, *_CONTAINERS)) or dataclasses.is_dataclass(cast(object, found))):
+                    return place_of((*path, name))
+        todo.extend(((*path, place), inner) for place, inner in reversed(list(_held(one))))
+    return None
+
+
+def _made(model: BaseModel) -> Iterable[str]:
+    """The fields that a factory has filled."""
+    given = model.__pydantic_fields_set__
+    for name, field in type(model).__pydantic_fields__.items():
+        factory = field.default_factory
+        if (
+            name in given
+            or factory is None
+            or factory in _FIXED
+            or gives_the_same(factory)
+            or field.default_factory_takes_validated_data
+        ):
+            continue
+        yield name
+
+
+def _held(one: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(one, dict):
+        return cast("dict[Any, Any]", one).items()
+    if isinstance(one, _CONTAINERS):
+        return enumerate(cast("Iterable[Any]", one))
+    return attributes_of(one).items()
