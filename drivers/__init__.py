@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepfold.errors import ConfigError
 from stepfold.log import Log
@@ -50,7 +50,8 @@ def open_driver(url: str) -> Log:
         ?durability=normal&partitions=8                        see SQLiteDriver
     kafka://host:port[,host:port]/namespace                    see KafkaDriver.from_url
     """
-    scheme, mark, _ = url.partition("://")
+    text = cast(object, url)  # a caller without types may give anything
+    scheme, mark, _ = text.partition("://") if isinstance(text, str) else ("", "", "")
     if not mark or scheme not in _SCHEMES:
         raise ConfigError(
             f"{url!r} names no log; expected memory://, memory://name, sqlite:///path/to/file.db or kafka://host:port/namespace"

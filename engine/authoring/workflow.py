@@ -39,9 +39,9 @@ class Workflow(Generic[In, Out]):
         name = getattr(handler, "__qualname__", repr(handler))
         if not inspect.iscoroutinefunction(handler):
             raise ConfigError(f"workflow {id!r}: {name} is not an async function; write `async def {name}(ctx, step)`")
-        if len(inspect.signature(handler).parameters) != 2:
+        if not _takes_two(handler):
             raise ConfigError(
-                f"workflow {id!r}: {name} must take two arguments: `async def {name}(ctx: Context[...], step: Step)`"
+                f"workflow {id!r}: {name} must take two arguments by position: `async def {name}(ctx: Context[...], step: Step)`"
             )
         for what, value in (("id", id), ("version", version)):
             if not valid_name(value):
@@ -135,6 +135,15 @@ class Workflow(Generic[In, Out]):
         data = self.decode_input(execution.run.input)
         context: Context[Any] = Context(execution, data, ctx_ext(execution.run.id))
         return await self.handler(context, Step(execution, ports))
+
+
+def _takes_two(handler: Callable[..., Any]) -> bool:
+    signature = inspect.signature(handler)
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return len(signature.parameters) == 2
 
 
 def _input_annotation(handler: Callable[..., Any], annotation: Any) -> Any:

@@ -9,6 +9,7 @@ from types import UnionType
 
 from ..errors import NonRetryable, PayloadTooLarge, RetryAfter, ValueInvalid
 from .duration import Duration, duration_ms
+from .options import flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,7 @@ class Retry:
     """Up to `max_attempts` attempts. The pause between them grows from `backoff` by `factor`, up to `max_backoff`.
 
     `jitter` shortens each pause by a random part of up to a half. Only exceptions of `retry_on` are retried. The constructor
-    raises ValueError for values that cannot work.
+    raises ValueError for values that cannot work, and TypeError for a `jitter` that is neither True nor False.
     """
 
     max_attempts: int = 3
@@ -34,6 +35,7 @@ class Retry:
         kinds = self.retry_on if isinstance(self.retry_on, tuple) else (self.retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             raise ValueError(f"Retry(retry_on={self.retry_on!r}): it must be an exception class, or a tuple of them")
+        flag(self.jitter, "Retry(jitter)")
         duration_ms(self.backoff)
         duration_ms(self.max_backoff)
 

@@ -135,7 +135,13 @@ class Attempt:
         return self.owner.ask(self, call)
 
     def beat(self, details: Any) -> None:
-        """Record a heartbeat of the step function, also from its thread. Raises ValueInvalid and PayloadTooLarge."""
+        """Record a heartbeat of the step function, also from its thread. Raises ValueInvalid, PayloadTooLarge, and RuntimeError
+        after the end."""
+        if self.begun and self.over is None:
+            raise RuntimeError(
+                f"attempt {self.number} of step {self.op.id!r} of run {self.run.id!r} has ended, and takes no more heartbeats: "
+                "end the threads and tasks that it started before its function returns"
+            )
         try:
             data = dumps(details, typed=False)
         except ValueInvalid as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,3 +83,9 @@ def test_where_files_cannot_be_locked_it_is_said_what_to_do() -> None:
     """As on Windows, which has no such module."""
     done = subprocess.run([sys.executable, "-c", WITHOUT_FCNTL], capture_output=True, text=True, check=False, timeout=60)
     assert "on Windows run it in WSL" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("url", [5, Path("x.db"), b"memory://"])
+def test_a_url_is_a_text(url: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(repr(url))} names no log; expected memory://"):
+        open_driver(url)

@@ -67,6 +67,12 @@ def test_a_pause_is_within_its_bounds(failures: int, factor: float, backoff_s: i
     assert jittered is not None and exact // 2 <= jittered <= exact
 
 
+@pytest.mark.parametrize("jitter", ["no", 0, None])
+def test_jitter_is_true_or_false(jitter: Any) -> None:
+    with pytest.raises(TypeError, match=r"Retry\(jitter\)=.*: it must be True or False"):
+        Retry(jitter=jitter)
+
+
 def test_when_there_is_no_next_attempt() -> None:
     retry, random = Retry(3, retry_on=(OSError, ExceptionGroup)), Random(0)
     assert retry.pause_ms(ConnectionError(), 2, random) is not None
