@@ -27,9 +27,10 @@ from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
 from ..replay.execution import Execution, Source
 from ..replay.loop import DeterministicTask
-from ..values.codec import ANY, Codec, Written, codec_for, describe, own, result_codec, written
+from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written
 from ..values.duration import Duration, duration_ms
-from ..values.names import quoted, valid_name
+from ..values.names import quoted, valid_name, valid_run_id
+from ..values.options import flag
 from ..values.pace import pace_of
 from ..values.retry import Retry
 from ..values.same import shown
@@ -69,7 +70,7 @@ class StepPorts:
     __slots__ = ("ext", "send_signal")
 
     def __init__(
-        self, ext: Callable[[Step[Any]], object], send_signal: Callable[[str, str, Any, str], Coroutine[Any, Any, None]]
+        self, ext: Callable[[Step[Any]], object], send_signal: Callable[[str, str, bytes, str], Coroutine[Any, Any, None]]
     ) -> None:
         self.ext = ext
         self.send_signal = send_signal
@@ -157,14 +158,18 @@ class Step(Generic[Ext]):
         records each attempt before it runs, with up to 4 KiB of its arguments as JSON, for people.
 
         Raises StepFailed after the last attempt. A result that the return annotation of `fn` would not read back as it was
-        fails the step at once (ValueInvalid). Raises ValueError for a bad id or duration, TypeError if `fn` is not a function
-        or an argument can be iterated only once, and ConfigError for an annotation that pydantic cannot handle.
+        fails the step at once (ValueInvalid). Raises ValueError for a bad id or duration, TypeError if `fn` is not a function,
+        an argument can be iterated only once or an option is of another type, and ConfigError for an annotation that pydantic
+        cannot handle.
         """
         if unexpected or not callable(fn):
             raise _misused(step_id, fn, unexpected)
-        at_most_once, record_input = bool(at_most_once), bool(record_input)  # here, where it may run long
+        flag(at_most_once, "at_most_once")
+        flag(record_input, "record_input")
         if retry is None:
             retry = _ONCE if at_most_once else _DEFAULT_RETRY
+        elif not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise _no_retry(step_id, retry)
         codec = result_codec(fn)
         given = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._given(step_id, fn, args)
         timeout_ms = None if timeout is None else duration_ms(timeout)
@@ -238,14 +243,18 @@ class Step(Generic[Ext]):
     def send_signal(self, step_id: str, *, signal: str, data: Any = None, run_id: str) -> Coroutine[Any, Any, None]:
         """Send a signal to another run, exactly once. The data are written now, a model or dataclass by its own class.
 
-        Raises StepFailed (RunNotFound) if no open run has this id, and InputInvalid for data that JSON cannot hold as they are.
+        Raises StepFailed (RunNotFound) if no open run has this id, ValueError for a bad name, run id or step id, and InputInvalid
+        for data that JSON cannot hold as they are.
         """
         send = self._ports.send_signal
-        if not self._execution.is_known(f"{self._scope}{step_id}"):
-            data = Written(written(data, f"the data of signal {signal!r}"))
+        _named(signal, "a signal")
+        if not valid_run_id(run_id):
+            raise ValueError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
+        done = self._execution.is_known(f"{self._scope}{step_id}")
+        json = b"null" if done else written(data, f"the data of signal {signal!r}")
 
         async def deliver() -> None:
-            await send(run_id, _named(signal, "a signal"), data, current_step().idempotency_key)
+            await send(run_id, signal, json, current_step().idempotency_key)
 
         return self._ask(step_id, StepCall(deliver, (), _DEFAULT_RETRY, None, False, ANY), _source())
 
@@ -295,6 +304,11 @@ class Step(Generic[Ext]):
         except asyncio.CancelledError:
             self._execution.drop(op)
             raise
+
+
+def _no_retry(step_id: object, retry: object) -> TypeError:
+    write = f"Retry({retry})" if type(retry) is int else "Retry()" if retry is Retry else "Retry(5)"
+    return TypeError(f"step.run({shown(step_id)}, retry={shown(retry)}): write retry={write}")
 
 
 def _check_same(codec: Codec, signal: str, data: Any, made: Any) -> None:
@@ -421,8 +435,9 @@ class RunningStep:
         """Record the progress of this attempt (JSON). If the attempt fails or is lost, the next one reads it in `last_heartbeat`.
 
         The details are copied now. Frequent calls are cheap: the worker records the latest details about once a second. May be
-        called from the step's thread. Raises ValueInvalid for details that JSON cannot hold as they are, and PayloadTooLarge
-        above 100 kB.
+        called from the step's thread. Raises ValueInvalid for details that JSON cannot hold as they are, PayloadTooLarge above
+        100 kB, and RuntimeError once the attempt has ended: a thread or task that it left behind, such as one that went on after
+        its `timeout`, learns so that nobody waits for it.
         """
         self._attempt.beat(details)
 

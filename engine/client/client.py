@@ -7,6 +7,7 @@ record. So the client learns exactly whether a run id was free, even without a w
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import threading
@@ -43,6 +44,8 @@ from ..log import Log, partition_of
 from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, describe, written
 from ..values.duration import Duration, duration_ms
+from ..values.options import whole
+from ..values.same import same_json, shown
 from ..values.times import said, utc
 from ..worker.host import MAX_PAYLOAD_BYTES, Settings
 from ..worker.serving import LoopEnded, serve
@@ -51,7 +54,7 @@ from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from .patience import Patience
-from .requests import cancel_requested, check_size, checked_run_id, signal_received, started
+from .requests import Taken, cancel_requested, check_size, checked_run_id, signal_received, started, taken, untaken
 from .tail import RunViews, Tail, Watch, read_run
 
 In = TypeVar("In", default=Any)
@@ -62,7 +65,17 @@ logger = logging.getLogger("stepfold.worker")
 _running_loop = asyncio.events._get_running_loop
 
 DEFAULT_URL = "sqlite:///stepfold.db"
+_IF_EXISTS = ("return", "reject")
 State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
+
+
+Call = TypeVar("Call")
+
+
+def _coroutine_function(call: Call) -> Call:
+    """Mark a plain function that returns a coroutine, for `inspect.iscoroutinefunction`; Python 3.11 knows no such mark."""
+    mark: Callable[[Call], Call] | None = getattr(inspect, "markcoroutinefunction", None)
+    return call if mark is None else mark(call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +166,20 @@ class Run(Generic[Out]):
             raise RunNotFound(self.id, log.name, kept=view.kept)
         return view.events
 
-    async def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> None:
-        """Send the run a signal, which is kept until the run waits for it. Raises RunNotFound, RunEnded and LogUnavailable."""
+    @_coroutine_function
+    def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, None]:
+        """Send the run a signal, which is kept until the run waits for it.
+
+        The data are written at the call: a later change does not reach them. All errors come at the `await`: RunNotFound,
+        RunEnded, InputInvalid for data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
+        """
+        return self._signal(name, taken(lambda: written(data, _of_signal(name))), timeout)
+
+    async def _signal(self, name: str, data: Taken, timeout: Duration | None) -> None:
         client = self._client
+        client.connected()
         async with client.patience(timeout):
-            await client.signal_run(self.id, name, data, client.ids())
+            await client.signal_run(self.id, name, untaken(data), client.ids())
 
     async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
         """Ask the run to end. Its code gets CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
@@ -188,6 +210,14 @@ class Client:
     ) -> None:
         if driver is not None and url is not None:
             raise ConfigError("Client(url, driver=...): give one of them")
+        if driver is not None and not hasattr(driver, "append"):
+            raise ConfigError(
+                f"Client(driver={shown(driver)}): a driver is a log that you made, such as MemoryDriver(); give a URL first"
+            )
+        if not isinstance(random, Random | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise TypeError(f"Client(random={shown(random)}): it must be a random.Random")
+        if ids is not None and not callable(ids):
+            raise TypeError(f"Client(ids={shown(ids)}): it must be a function that returns a new text at each call")
         self.log: Log = (
             driver if driver is not None else _open(os.environ.get("STEPFOLD_URL") or DEFAULT_URL if url is None else url)
         )
@@ -294,7 +324,7 @@ class Client:
     # -- runs
 
     @overload
-    async def start_workflow(
+    def start_workflow(
         self,
         workflow: Workflow[In, Out],
         data: In | dict[str, Any] = ...,
@@ -302,10 +332,10 @@ class Client:
         run_id: str | None = None,
         if_exists: Literal["return", "reject"] = "return",
         timeout: Duration | None = None,
-    ) -> Run[Out]: ...
+    ) -> Coroutine[Any, Any, Run[Out]]: ...
 
     @overload
-    async def start_workflow(
+    def start_workflow(
         self,
         workflow: str,
         data: Any = None,
@@ -314,9 +344,10 @@ class Client:
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
         timeout: Duration | None = None,
-    ) -> Run[Any]: ...
+    ) -> Coroutine[Any, Any, Run[Any]]: ...
 
-    async def start_workflow(
+    @_coroutine_function
+    def start_workflow(
         self,
         workflow: Workflow[Any, Any] | str,
         data: Any = None,
@@ -325,8 +356,10 @@ class Client:
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
         timeout: Duration | None = None,
-    ) -> Run[Any]:
-        """Start a run and return its handle. The run is durable when this returns.
+    ) -> Coroutine[Any, Any, Run[Any]]:
+        """Start a run and return its handle. The run is durable when the `await` returns.
+
+        The input is validated and written at the call: a later change does not reach it. All errors come at the `await`.
 
         The same `run_id` again returns the existing run, or raises RunAlreadyExists with `if_exists="reject"`. It always
         raises RunAlreadyExists if the workflow or the input differ. If the workflow is registered here, it validates the input
@@ -335,22 +368,41 @@ class Client:
         `timeout`: how long to wait for the log, as in all calls. After it the run may have started all the same; with your own
         `run_id` a repeat is harmless.
         """
+        known = self.registry.find(workflow, version) if isinstance(workflow, str) else workflow
+
+        def encode() -> bytes:
+            if isinstance(known, Workflow):
+                return known.encode_input(data)
+            return written(data, f"the input of workflow {workflow!r}")
+
+        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout)
+
+    async def _start_workflow(
+        self,
+        workflow: Workflow[Any, Any] | str,
+        known: Workflow[Any, Any] | None,
+        version: str | None,
+        data: Taken,
+        run_id: str | None,
+        if_exists: str,
+        timeout: Duration | None,
+    ) -> Run[Any]:
         log = self.connected()
         if isinstance(workflow, str):
-            known = self.registry.find(workflow, version)
             workflow_id = workflow
         elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             raise ConfigError(f"{workflow!r} is not a workflow; pass a registered one, or the id of one that a worker knows")
         else:
-            known = workflow
             workflow_id = workflow.id
             version = workflow.version
+        if if_exists not in _IF_EXISTS:
+            raise ValueError(f"if_exists={shown(if_exists)}: it must be {' or '.join(map(repr, _IF_EXISTS))}")
         if getattr(log, "needs_local_worker", False) and not self._workers:
             raise ConfigError(
                 f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
                 f"start it inside `async with client.worker():`"
             )
-        encoded = known.encode_input(data) if known is not None else written(data, f"the input of workflow {workflow_id!r}")
+        encoded = untaken(data)
         if known is not None and version is None:
             version = known.version
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
@@ -384,7 +436,7 @@ class Client:
                 return Run(self, run_id, codec, start=existing.start)
         if existing is None:
             raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
-        if existing.workflow != workflow_id or existing.given != orjson.loads(encoded):
+        if existing.workflow != workflow_id or not same_json(existing.given, orjson.loads(encoded)):
             raise RunAlreadyExists(
                 f"run {run_id!r} exists already, of workflow {existing.workflow!r} and with another input; choose another run id"
             )
@@ -401,12 +453,11 @@ class Client:
         known = self.registry.find(run.workflow, run.version)
         return known.output if known is not None else ANY
 
-    async def signal_run(self, run_id: str, name: str, data: Any, request: str) -> None:
-        """Append a signal for a run, once for each `request`. Raises RunNotFound, RunEnded and PayloadTooLarge."""
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str) -> None:
+        """Append a signal for a run, once for each `request`; `data`: JSON. Raises RunNotFound, RunEnded and PayloadTooLarge."""
         log = self.connected()
-        encoded = written(data, f"the data of signal {name!r}")
-        check_size(encoded, MAX_PAYLOAD_BYTES, f"the data of signal {name!r}")
-        entry = signal_received(run_id, name, encoded, request=request, at=log.now())
+        check_size(data, MAX_PAYLOAD_BYTES, _of_signal(name))
+        entry = signal_received(run_id, name, data, request=request, at=log.now())
         run = (await self.views.read(run_id)).run
         if run is not None and request in run.requests:
             return
@@ -435,10 +486,11 @@ class Client:
         steps.
 
         `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory. Raises ValueError for a
-        `concurrency` below 1, ConfigError and LogUnavailable.
+        number that is too low, TypeError for one that is not whole, ConfigError and LogUnavailable.
         """
-        if concurrency < 1:
-            raise ValueError(f"concurrency={concurrency}: it must be at least 1")
+        whole(concurrency, "concurrency", 1)
+        whole(live_runs, "live_runs", 0)
+        whole(checkpoint_records, "checkpoint_records", 1)
         grace_s = duration_ms(grace) / 1000
         settings = Settings(concurrency=concurrency, grace_s=grace_s, live_runs=live_runs, checkpoint_records=checkpoint_records)
         async with self:
@@ -496,6 +548,10 @@ def _open(url: str) -> Log:
     from stepfold.drivers import open_driver  # the only place where the engine asks for a driver, by its URL
 
     return open_driver(url)
+
+
+def _of_signal(name: str) -> str:
+    return f"the data of signal {name!r}"
 
 
 def _must_be_open(log: Log, run_id: str, run: RunState | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -94,6 +95,25 @@ def checked_run_id(run_id: str) -> str:
     if type(run_id) is not str or not valid_run_id(run_id):
         raise ConfigError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
     return run_id
+
+
+Taken = bytes | Exception
+"""Data as JSON, written when the caller gave them; or the error of that, to raise when the caller awaits."""
+
+
+def taken(encode: Callable[[], bytes]) -> Taken:
+    """Write data now. Raises nothing: a caller may hold coroutines that it has not awaited yet."""
+    try:
+        return encode()
+    except Exception as error:  # noqa: BLE001  # the user's types may raise anything; `untaken` raises it
+        return error
+
+
+def untaken(data: Taken) -> bytes:
+    """The JSON. Raises the error of writing it."""
+    if isinstance(data, Exception):
+        raise data
+    return data
 
 
 def check_size(data: bytes, limit_bytes: int, what: str) -> None:

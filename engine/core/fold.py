@@ -37,6 +37,7 @@ from ..log import CLAIM_KEY, Record, partition_of
 from ..operations import EARLY
 from ..operations import RULES as OF_OPERATIONS
 from ..values.names import valid_run_id
+from ..values.same import same_json
 from .ended import REMEMBER_MS, Ended, fingerprint
 from .lifecycle import ENDS, OF_THE_OWNER
 from .lifecycle import RULES as OF_RUNS
@@ -320,7 +321,7 @@ def _is_of(run: RunState, started: dict[str, Any]) -> bool:
     """Whether `started` asks for the run's workflow and input. A run that no inbox started has no digest: compare its input."""
     if run.digest:
         return run.digest == digest_of(started)
-    return run.workflow == started["workflow"] and run.given == started["input"]
+    return run.workflow == started["workflow"] and same_json(run.given, started["input"])
 
 
 def _belongs(state: PartitionState, run_id: str) -> bool:

@@ -8,13 +8,14 @@ line separators and lone surrogates are not.
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 
 _MOST_QUOTED = 250
 
 
-def valid_name(name: object) -> bool:
+def valid_name(name: object) -> TypeGuard[str]:
     """Whether `name` is a text of 1 to 200 printable characters."""
     return type(name) is str and _NAME.fullmatch(name) is not None
 
@@ -25,7 +26,7 @@ def quoted(name: object) -> str:
     return text if len(text) <= _MOST_QUOTED else f"{text[:_MOST_QUOTED]}… ({len(text):,} characters)"
 
 
-def valid_run_id(run_id: str) -> bool:
+def valid_run_id(run_id: object) -> TypeGuard[str]:
     """Whether `run_id` is a valid name that does not begin with "@"."""
     return valid_name(run_id) and run_id[0] != "@"
 

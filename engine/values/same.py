@@ -20,6 +20,7 @@ from types import FunctionType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from uuid import UUID
 
+import orjson
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
 
@@ -81,6 +82,11 @@ def difference(was: object, came: object) -> Change | None:
     if kind in ATOMS:
         return None if was == came else Change(was, came)
     return _comparer(kind)(was, came)
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values of parsed JSON are the same JSON. For `==`, true equals 1, 1 equals 1.0, and 0.0 equals -0.0."""
+    return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
 Comparer = Callable[[Any, Any], Change | None]

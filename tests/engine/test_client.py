@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import subprocess
 import sys
 import threading
@@ -10,15 +12,16 @@ import warnings
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from eventually import eventually
 from local_logs import NewLog
 from one_run import LIMIT_S
+from pydantic import BaseModel
 from virtually import virtually
 
-from stepfold import Client, ConfigError, Context, LogUnavailable, Run, RunEnded, RunNotFound, Step
+from stepfold import Client, ConfigError, Context, InputInvalid, LogUnavailable, Run, RunEnded, RunNotFound, Step
 from stepfold.drivers import MemoryDriver
 from stepfold.log import Ack, Entry, Record
 from stepfold.testing import run_virtual, virtual_clock
@@ -379,3 +382,106 @@ def _waiting(client: Client) -> None:
 
 async def _is(run: Run[Any], state: str) -> bool:
     return (await run.status()).state == state
+
+
+# Data are written at the call.
+
+
+class Counted(BaseModel):
+    n: int
+
+
+async def test_a_change_after_the_call_does_not_reach_a_signal(client: Client) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> Any:
+        return [(await step.wait_for_signal("next", signal="item")).data for _ in range(3)]
+
+    async with client.worker():
+        run = await client.start_workflow(w)
+        data: dict[str, int] = {}
+        tasks: list[asyncio.Task[None]] = []
+        for number in range(3):
+            data["n"] = number
+            tasks.append(asyncio.create_task(run.signal("item", data)))
+        await asyncio.gather(*tasks)
+        assert await run.result(LIMIT_S) == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+async def test_a_change_after_the_call_does_not_reach_an_input(client: Client, by_name: bool) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context[Counted], step: Step) -> int:
+        return ctx.input.data.n
+
+    async with client.worker():
+        data = Counted(n=0)
+        starts: list[Coroutine[Any, Any, Run[Any]]] = []
+        for number in range(3):
+            data.n = number
+            starts.append(client.start_workflow("w", data) if by_name else client.start_workflow(w, data))
+        runs = await asyncio.gather(*starts)
+        assert [await run.result(LIMIT_S) for run in runs] == [0, 1, 2]
+
+
+async def test_errors_of_the_data_come_at_the_await(client: Client) -> None:
+    """A caller that makes several coroutines before it awaits one would leave the others behind."""
+
+    @client.workflow(id="w")
+    async def w(ctx: Context[Counted], step: Step) -> None: ...
+
+    async with client.worker():
+        run = await client.start_workflow(w, Counted(n=1))
+        wrong: list[tuple[Coroutine[Any, Any, Any], type[Exception]]] = [
+            (client.start_workflow(w, {"n": "x"}), InputInvalid),
+            (client.start_workflow("other", {1, 2}), InputInvalid),
+            (run.signal("x", {1, 2}), InputInvalid),
+            (client.start_workflow(cast(Any, 5)), ConfigError),
+            (run.signal(cast(Any, 5), 1), ValueError),
+        ]
+        for call, kind in wrong:
+            with pytest.raises(kind):
+                await call
+
+
+async def test_a_call_that_nobody_awaits_still_warns(client: Client) -> None:
+    async with client:
+        calls: dict[str, Callable[[], Any]] = {
+            "signal": lambda: client.run("r").signal("x"),
+            "start_workflow": lambda: client.start_workflow("w"),
+        }
+        for name, call in calls.items():
+            with pytest.warns(RuntimeWarning, match=f"{name}' was never awaited"):
+                forget(call)
+
+
+def forget(call: Callable[[], Any]) -> None:
+    call()
+    gc.collect()
+
+
+async def test_a_step_may_call_the_client_by_its_methods(client: Client) -> None:
+    @client.workflow(id="w")
+    async def w(ctx: Context, step: Step) -> Any:
+        await step.run("tell", client.run(ctx.run_id).signal, "item", 7)
+        return (await step.wait_for_signal("item", signal="item")).data
+
+    async with client.worker():
+        assert await (await client.start_workflow(w)).result(LIMIT_S) == 7
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 has no such mark")
+def test_the_calls_are_known_as_coroutine_functions() -> None:
+    assert inspect.iscoroutinefunction(Run.signal) and inspect.iscoroutinefunction(Client.start_workflow)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"driver": "sqlite:///x.db"}, ConfigError, "give a URL first"),
+        ({"driver": MemoryDriver(), "random": 5}, TypeError, r"random=5\): it must be"),
+        ({"driver": MemoryDriver(), "ids": "x"}, TypeError, r"ids='x'\): it must be"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Client(**options)

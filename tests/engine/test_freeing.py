@@ -55,7 +55,7 @@ class LingersAsText(str):
 
 
 class Undecided:
-    __bool__ = linger
+    __repr__ = cast(Any, linger)
 
 
 def error_with_lingering() -> Exception:

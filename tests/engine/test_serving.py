@@ -62,6 +62,14 @@ async def test_a_worker_that_may_do_nothing_is_refused(client: Client, concurren
             pass
 
 
+@pytest.mark.parametrize("option", ["concurrency", "live_runs", "checkpoint_records"])
+@pytest.mark.parametrize("number", [2.5, "5", True, None])
+async def test_a_worker_takes_whole_numbers(client: Client, option: str, number: Any) -> None:
+    with pytest.raises(TypeError, match=f"{option}=.*: it must be a whole number"):
+        async with client.worker(**{option: number}):
+            pass
+
+
 async def test_a_worker_may_be_entered_again(client: Client) -> None:
     @client.workflow(id="w")
     async def w(ctx: Context, step: Step) -> str:

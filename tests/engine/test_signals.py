@@ -347,6 +347,15 @@ def test_the_time_limit_of_a_wait_that_is_over_is_not_kept_until_it_comes() -> N
     assert virtually(main) <= 4
 
 
+@pytest.mark.parametrize(("signal", "run_id"), [("go", 5), ("go", None), ("go", "@x"), ("", "r"), (5, "r")])
+async def test_a_signal_to_nobody_is_refused_at_the_call(client: Client, signal: Any, run_id: Any) -> None:
+    async def body(ctx: Context, step: Step) -> None:
+        with pytest.raises(ValueError, match=r"is not a run id|is not the name of a signal"):
+            await step.send_signal("tell", signal=signal, run_id=run_id)
+
+    assert await outcome(client, body) is None
+
+
 # Schemas that make a value by themselves.
 
 
@@ -400,7 +409,8 @@ async def test_data_that_the_schema_completes_with_something_new_put_the_run_asi
             if turn == 0:
                 await (await client.start_workflow("w", run_id="r")).signal("order", data)
             status = await eventually(lambda client=client: quarantined(client))
-            assert status.error is not None and f"do not fix `{place}`" in status.error.message, status.error
+            assert status is not None and status.error is not None
+            assert f"do not fix `{place}`" in status.error.message
             assert "ctx.uuid4()" in status.error.message and "test_signals.py:" in status.error.message
 
     client = Client(driver=new_log())

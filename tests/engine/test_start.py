@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -206,6 +206,30 @@ async def test_the_same_id_with_another_input_or_workflow_is_refused(
             await client.start_workflow("other", {"order_id": "1", "amount": 1}, run_id="order-1", if_exists=if_exists)
 
 
+@pytest.mark.parametrize(("first", "other"), [({"n": 1}, {"n": True}), (True, 1), (1, 1.0), (True, 1.0), (0.0, -0.0)])
+async def test_inputs_that_only_python_takes_for_equal_are_other_inputs(client: Client, first: Any, other: Any) -> None:
+    async with client, client.worker():
+        await client.start_workflow("w", first, run_id="r")
+        assert (await client.start_workflow("w", first, run_id="r")).id == "r"
+        with pytest.raises(RunAlreadyExists, match="another input"):
+            await client.start_workflow("w", other, run_id="r")
+
+
+async def test_the_order_of_keys_makes_no_other_input(client: Client) -> None:
+    async with client, client.worker():
+        await client.start_workflow("w", {"a": 1, "b": 2}, run_id="r")
+        assert (await client.start_workflow("w", {"b": 2, "a": 1}, run_id="r")).id == "r"
+
+
+@pytest.mark.parametrize("run_id", [None, "r"])
+async def test_a_choice_that_does_not_exist_is_refused(client: Client, run_id: str | None) -> None:
+    async with client, client.worker():
+        with pytest.raises(ValueError, match="if_exists='rejct': it must be 'return' or 'reject'"):
+            await client.start_workflow("w", run_id=run_id, if_exists=cast(Any, "rejct"))
+        with pytest.raises(RunNotFound):
+            await client.run("r").status()
+
+
 async def test_of_many_that_start_the_same_id_at_once_one_starts_it(new_log: NewLog) -> None:
     clients = [Client(driver=new_log()) for _ in range(3)]
     echo = echo_on(clients[0])
@@ -337,6 +361,8 @@ async def test_a_run_that_is_not_there(client: Client) -> None:
 async def test_what_cannot_be_a_workflow(client: Client) -> None:
     def plain(ctx: Context, step: Step) -> None: ...
     async def one_argument(ctx: Context) -> None: ...
+    async def only_by_name(*, ctx: Context, step: Step) -> None: ...
+    async def any_names(ctx: Context, **rest: Any) -> None: ...
     async def no_context(ctx: int, step: Step) -> None: ...
     async def no_model(ctx: Context[Client], step: Step) -> None: ...
 
@@ -345,6 +371,8 @@ async def test_what_cannot_be_a_workflow(client: Client) -> None:
     for handler, words in (
         (plain, "is not an async function"),
         (one_argument, "must take two arguments"),
+        (only_by_name, "must take two arguments by position"),
+        (any_names, "must take two arguments by position"),
         (no_context, "Context"),
         (no_model, "pydantic cannot validate"),
     ):

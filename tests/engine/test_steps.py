@@ -37,6 +37,7 @@ from stepfold import (
     current_step,
     events,
 )
+from stepfold.authoring.step import RunningStep
 from stepfold.drivers import MemoryDriver
 from stepfold.events import StepCompleted, StepHeartbeat
 from stepfold.testing import run_virtual, virtual_clock
@@ -716,3 +717,48 @@ async def test_arguments_that_are_nested_too_deep_are_refused_by_the_name_of_the
             await step.run("a", len, deep)
 
     await outcome(client, body)
+
+
+# Options of another type.
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"retry": 5}, r"retry=5.*: write retry=Retry\(5\)"),
+        ({"retry": Retry}, r"write retry=Retry\(\)"),
+        ({"retry": "x"}, r"retry='x'.*: write retry=Retry\(5\)"),
+        ({"retry": {}}, r"write retry=Retry\(5\)"),
+        ({"retry": False}, r"write retry=Retry\(5\)"),
+        ({"at_most_once": "no"}, "at_most_once='no': it must be True or False"),
+        ({"record_input": 1}, "record_input=1: it must be True or False"),
+    ],
+)
+async def test_an_option_of_another_type_is_refused_at_the_call(client: Client, options: dict[str, Any], says: str) -> None:
+    async def body(ctx: Context, step: Step) -> None:
+        with pytest.raises(TypeError, match=says):
+            await step.run("a", str, **options)
+
+    assert await outcome(client, body) is None
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_a_heartbeat_after_the_end_is_refused(client: Client, kind: str) -> None:
+    """The thread or task that sends it learns that nobody waits for it."""
+    running: list[RunningStep] = []
+
+    def plain() -> None:
+        running.append(current_step())
+        current_step().heartbeat(1)
+
+    async def as_task() -> None:
+        plain()
+
+    async def body(ctx: Context, step: Step) -> None:
+        await step.run("a", plain if kind == "plain" else as_task)
+        await step.run("b", str)
+        with pytest.raises(RuntimeError, match="attempt 1 of step 'a' of run 'r' has ended"):
+            running[0].heartbeat(2)
+
+    assert await outcome(client, body) is None
+    assert all(event.step_id == "a" and event.details == 1 for event in await history(client) if isinstance(event, StepHeartbeat))

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import programs
 import pytest
 from check import Checker
@@ -116,7 +117,7 @@ async def goes_on(old: list[tuple[Record, str]], checker: Checker) -> None:
                     for op in list(run.open.values()):
                         if op.kind == "wait" and run.quarantined is None:
                             number += 1
-                            await client.signal_run(run.id, op.signal, number, f"signal-{number}")
+                            await client.signal_run(run.id, op.signal, orjson.dumps(number), f"signal-{number}")
             await asyncio.sleep(1)
             log.tell()
             for partition, owner in worker.owners.items():

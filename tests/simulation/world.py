@@ -551,7 +551,7 @@ class World(Watch):
         elif intent.kind == "signal":
             run.signals.add((intent.name, intent.data))
             try:
-                await client.signal_run(run.id, intent.name, intent.data, intent.request)
+                await client.signal_run(run.id, intent.name, dumps(intent.data), intent.request)
             except RunNotFound:
                 if not await self._has_ended(client, run):
                     await asyncio.sleep(0.5)

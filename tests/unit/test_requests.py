@@ -419,6 +419,9 @@ def test_a_start_of_a_taken_id_is_refused_where_it_asks_for_something_else() -> 
     for offset, other in enumerate([{"workflow": "process-order", "input": {"n": 2}}, {"workflow": "other", "input": {"n": 1}}]):
         assert ledger.write(ledger.event("started", **other, **place(2 + offset)), key=RUN) is None
         assert "with another input" in refused(ledger)[0]
+    for offset, data in enumerate([{"n": True}, {"n": 1.0}]):
+        assert ledger.write(ledger.event("started", workflow="process-order", input=data, **place(4 + offset)), key=RUN) is None
+        assert "with another input" in refused(ledger)[0], "for Python, not for JSON, 1 equals both"
     ledger.rejects("started", workflow="other", input=1)
     assert ledger.state.refused == [], "a client reads back what became of its start"
 
