@@ -580,7 +580,8 @@ class KafkaDriver:
             for place, (stable, end) in ends.items():
                 one = await kafka_transactions.open_at(cluster, place, stable) if stable < end else None
                 first, _ = await offsets(cluster, place, self._patience_s)
-                position = done.get(place.partition)
+                last = done.get(place.partition)
+                position = None if last is None or not last.counts_in(topics[place.topic].id) else last.offset
                 waiting = end - max(first, first if position is None else position)
                 found.append(InboxPosition(place.partition, position, end, max(waiting, 0), one.problem if one else ""))
             return found

@@ -4,8 +4,9 @@
 
 The group only assigns history partitions. This module speaks Kafka's classic group protocol itself: aiokafka's consumer
 fetches its partitions, revokes before it reassigns, and has no sticky assignor that is even per topic. During a rebalance the old
-assignment stays valid: claims, not the group, keep two owners apart. Only positions in the inbox are committed as offsets. The
-owner of history partition p reads the inbox partitions congruent to p.
+assignment stays valid: claims, not the group, keep two owners apart. Only positions in the inbox are committed as offsets, each
+with the id of the topic as its metadata: in a topic that was made again it counts for nothing. The owner of history partition p
+reads the inbox partitions congruent to p.
 
 Members subscribe to the inbox too: a broker forgets the positions in a topic to which no member subscribes, after
 `offsets.retention.minutes` without a commit. A member that subscribes to nothing has retired: it is in the group without a share.
@@ -18,7 +19,7 @@ import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
@@ -47,6 +48,7 @@ from .kafka_topics import Namespace
 HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""
 LIVE_PATIENCE_S: Final = 10.0
+_OF_TOPIC: Final = "topic-id="
 _PROTOCOL: Final = "stepfold-sticky"
 _NOT_STATIC: Final[Any] = None  # aiokafka's annotations do not allow None
 _MOST_REASON: Final = 10_000
@@ -79,6 +81,16 @@ def share(partitions: int, members: Mapping[str, Collection[int]]) -> dict[str, 
             shares[member].append(left.pop())
         shares[member].sort()
     return shares
+
+
+class Position(NamedTuple):
+    """A committed position, and the id of the topic in which it was; "" if a tool or an older version has committed it."""
+
+    offset: int
+    topic_id: str
+
+    def counts_in(self, topic_id: str) -> bool:
+        return self.topic_id in ("", topic_id)
 
 
 class GroupMember:
@@ -251,19 +263,19 @@ class GroupMember:
             beat = await self._ask(HeartbeatRequest(self._namespace.group, self._generation, self._member_id))
             _raise_for(beat.error_code)
 
-    async def committed(self, topic: str, partitions: Sequence[int], patience_s: float) -> dict[int, int]:
-        """The committed offset of each partition that has one."""
+    async def committed(self, topic: str, partitions: Sequence[int], patience_s: float) -> dict[int, Position]:
+        """The committed position of each partition that has one."""
 
-        async def ask() -> dict[int, int]:
+        async def ask() -> dict[int, Position]:
             return _positions(
                 await self._ask(OffsetFetchRequest(self._namespace.group, [(topic, list(partitions))]), _QUICK_LANE)
             )
 
         return await patiently(self._cluster, ask, f"committed positions of {topic}", patience_s)
 
-    async def commit(self, topic: str, positions: Mapping[int, int]) -> None:
+    async def commit(self, topic: str, topic_id: str, positions: Mapping[int, int]) -> None:
         """Commit positions. Raises KafkaError, during a rebalance for instance."""
-        places = [(partition, offset, "") for partition, offset in positions.items()]
+        places = [(partition, offset, f"{_OF_TOPIC}{topic_id}") for partition, offset in positions.items()]
         request = OffsetCommitRequest(self._namespace.group, self._generation, self._member_id, -1, [(topic, places)])
         answer = await self._ask(request, _QUICK_LANE)
         for _topic, codes in answer.topics:
@@ -282,10 +294,10 @@ def _said(encoded: bytes, history: str) -> tuple[bool, Collection[int]]:
         return False, ()
 
 
-async def committed(cluster: Cluster, namespace: Namespace, partitions: int, patience_s: float) -> dict[int, int]:
+async def committed(cluster: Cluster, namespace: Namespace, partitions: int, patience_s: float) -> dict[int, Position]:
     """How far the group has read the inbox, for a caller that is not a member."""
 
-    async def ask() -> dict[int, int]:
+    async def ask() -> dict[int, Position]:
         found = await cluster.ask(None, FindCoordinatorRequest(namespace.group, 0))
         _raise_for(found.error_code)
         request = OffsetFetchRequest(namespace.group, [(namespace.inbox, list(range(partitions)))])
@@ -294,13 +306,14 @@ async def committed(cluster: Cluster, namespace: Namespace, partitions: int, pat
     return await patiently(cluster, ask, f"committed positions of {namespace.inbox}", patience_s)
 
 
-def _positions(answer: Any) -> dict[int, int]:
-    found: dict[int, int] = {}
+def _positions(answer: Any) -> dict[int, Position]:
+    found: dict[int, Position] = {}
     for _topic, places in answer.topics:
-        for partition, offset, _metadata, code in places:
+        for partition, offset, metadata, code in places:
             _raise_for(code)
             if offset >= 0:
-                found[partition] = offset
+                is_ours = (metadata or "").startswith(_OF_TOPIC)
+                found[partition] = Position(offset, metadata.removeprefix(_OF_TOPIC) if is_ours else "")
     return found
 
 

@@ -2,6 +2,9 @@
 
 Anyone may write there, so no record stops the reading: an unreadable record is returned as damaged, and the router refuses it.
 Records after an open transaction cannot be read before it ends; a warning names a transaction that hangs.
+
+An inbox may be deleted and made again while it is read. Its offsets begin anew then, and those of the old topic would skip
+requests. So the topic's id is compared whenever a fetch has failed, at every look, and with that of a committed position.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from stepfold.errors import LogUnavailable
 from stepfold.log import InboxRecord
 
 from . import kafka_transactions
-from .kafka_cluster import Cluster, describe, log, name_of
+from .kafka_cluster import Cluster, Topic, describe, log, name_of
 from .kafka_group import GroupMember
 from .kafka_producer import Message, Producer
 from .kafka_records import Raw, raw
@@ -59,6 +62,7 @@ class KafkaInbox:
         self._tails: dict[int, Tail[Raw]] = {}
         self._received: Sequence[InboxRecord] = ()
         self._topic_id = ""
+        self._is_suspect = False  # the inbox may be another topic by now
         self._done: dict[int, int] = {}
         self._news = asyncio.Event()
         self._closed = False
@@ -83,6 +87,7 @@ class KafkaInbox:
         while True:
             self._check_open()
             self._news.clear()
+            await self._check_identity()
             await self._follow_assignment()
             if self._received:
                 return self._received
@@ -112,21 +117,58 @@ class KafkaInbox:
         self._received = [record for record in self._received if _place_of(record)[0] in mine]
         return mine
 
+    async def _check_identity(self) -> None:
+        """Begin anew if the inbox may be another topic by now, and is."""
+        cut_off = [tail for tail in self._tails.values() if tail.was_cut_off]
+        if not cut_off and not self._is_suspect:
+            return
+        for tail in cut_off:
+            tail.was_cut_off = False  # before the question: a fetch may fail while it is answered
+        try:
+            topics = await describe(self._cluster, [self._namespace.inbox], self._patience_s)
+        except LogUnavailable:
+            self._is_suspect = True
+            raise
+        self._is_suspect = self._namespace.inbox not in topics
+        if not self._is_suspect:
+            self._identify(topics[self._namespace.inbox])
+
+    def _identify(self, topic: Topic) -> None:
+        """Note which topic the inbox is. If it is not the one that was read, drop all that is known of places in that one, except
+        records that were received: these are served.
+        """
+        before, self._topic_id = self._topic_id, topic.id
+        if before in ("", topic.id):
+            return
+        log.warning(
+            "%s was deleted and made again: the new topic is read from its beginning. "
+            "Requests that no worker had read are gone with the old one",
+            self._namespace.inbox,
+        )
+        for tail in self._tails.values():
+            tail.close()
+        self._tails.clear()
+        self._done.clear()
+        self._inbox_partitions = len(topic.replicas)
+
     async def _follow_assignment(self) -> None:
-        mine = self._let_go()
-        new = sorted(mine - self._tails.keys())
-        if not new:
+        if not self._let_go() - self._tails.keys():
             return
         topics = await describe(self._cluster, [self._namespace.inbox], self._patience_s)
         if self._namespace.inbox not in topics:
             raise LogUnavailable(f"{self._namespace.inbox} does not exist; see `stepfold topics check`")
-        self._topic_id = topics[self._namespace.inbox].id  # another id if the topic was made again meanwhile
+        self._identify(topics[self._namespace.inbox])
+        new = sorted(self._let_go() - self._tails.keys())
         committed = await self._member.committed(self._namespace.inbox, new, self._patience_s)
         for partition in new:
             place = TopicPartition(self._namespace.inbox, partition)
             earliest, end = await offsets(self._cluster, place, self._patience_s)
-            start = committed.get(partition)
-            if start is None:
+            position = committed.get(partition)
+            start = None if position is None else position.offset
+            if position is not None and not position.counts_in(self._topic_id):
+                log.warning("%s/%d was made again after it was read up to %d: it is read from its beginning", *place, start)
+                start = earliest
+            elif start is None:
                 start = earliest
                 if end > earliest:
                     await self._say_lost(place, end - earliest)
@@ -195,7 +237,10 @@ class KafkaInbox:
             self._told = problem
             if problem is not None:
                 log.error("%s", problem)
-        if inbox in topics and len(topics[inbox].replicas) != self._inbox_partitions:
+        if inbox in topics and self._topic_id not in ("", topics[inbox].id):
+            self._is_suspect = True
+            self._news.set()
+        elif inbox in topics and len(topics[inbox].replicas) != self._inbox_partitions:
             log.info("%s has %d partitions now, and had %d", inbox, len(topics[inbox].replicas), self._inbox_partitions)
             self._inbox_partitions = len(topics[inbox].replicas)
             self._news.set()
@@ -205,13 +250,13 @@ class KafkaInbox:
         self._let_go()  # must not set back a position that another member has moved
         for record in records:
             partition, offset = _place_of(record)
-            if partition in self._tails:
+            if partition in self._tails and record.inbox == self._topic_id:
                 self._done[partition] = max(offset + 1, self._done.get(partition, 0))
         positions = dict(self._done)
         if not positions:
             return
         try:
-            await self._member.commit(self._namespace.inbox, positions)
+            await self._member.commit(self._namespace.inbox, self._topic_id, positions)
         except KafkaError as error:
             log.debug("positions of %s were not committed; the next commit includes them: %r", self._namespace.inbox, error)
         else:

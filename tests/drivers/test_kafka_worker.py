@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from eventually import eventually
 from kafka_batches import batch, record
 from kafka_suite import connections_may_leak, delete_group, produce
 from pydantic import BaseModel, field_validator
@@ -23,6 +24,8 @@ from stepfold.drivers import kafka, kafka_inbox
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.drivers.kafka_cluster import Cluster
+from stepfold.drivers.kafka_group import GroupMember
+from stepfold.drivers.kafka_tail import Tail
 from stepfold.errors import ConfigError, LogUnavailable, RunNotFound, WorkflowFailed
 from stepfold.log import CLAIM_KEY, Entry
 
@@ -260,6 +263,82 @@ async def test_an_inbox_that_is_deleted_under_a_worker_is_said_and_read_when_it_
         await shop.driver.create_topics(4, 1)
         await put(shop.driver, batch([record(value=start("again"))]))
         await shop.ended("again")
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 2.0])
+async def test_an_inbox_that_is_made_again_under_a_worker_is_read_from_its_beginning(
+    shop: Shop, kafka_bootstrap: str, pause_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its offsets are others: new requests stand where the old ones were read. No look at the topics is due."""
+    names = shop.driver.namespace
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    old, new = [f"old {number}" for number in range(5)], [f"new {number}" for number in range(10)]
+    async with shop.client.worker():
+        await put(shop.driver, batch([record(number, value=start(name)) for number, name in enumerate(old)]))
+        await shop.ended(*old)
+        await admin.delete_topics([names.inbox])
+        await admin.close()
+        await asyncio.sleep(pause_s)
+        await made_again(shop.driver)
+        await put(shop.driver, batch([record(number, value=start(name)) for number, name in enumerate(new)]))
+        await shop.ended(*new)
+        assert sorted(shop.charged) == sorted([*old, *new])
+        assert f"{names.inbox} was deleted and made again" in caplog.text
+        await eventually(lambda: nothing_waits(shop.driver))
+    position = (await shop.driver.inbox_positions())[0]
+    assert (position.position, position.end) == (10, 10)
+
+
+async def test_a_look_at_the_topics_notices_an_inbox_that_was_made_again(
+    shop: Shop, admin: AIOKafkaAdminClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if no fetch has failed meanwhile."""
+    monkeypatch.setattr(Tail, "was_cut_off", property(lambda tail: False, lambda tail, value: None), raising=False)
+    async with shop.client.worker():
+        await put(shop.driver, batch([record(number, value=start(f"old {number}")) for number in range(5)]))
+        await shop.ended(*(f"old {number}" for number in range(5)))
+        await admin.delete_topics([shop.driver.namespace.inbox])
+        await made_again(shop.driver)
+        await put(shop.driver, batch([record(number, value=start(f"new {number}")) for number in range(10)]))
+        await shop.ended(*(f"new {number}" for number in range(10)))
+    assert len(shop.charged) == 15
+
+
+async def test_a_position_in_an_inbox_that_was_made_again_counts_for_nothing(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"order {number}" for number in range(5)]
+    member = await shop.driver.join("before")
+    assert isinstance(member, GroupMember)
+    await member.assigned()
+    await member.commit(shop.driver.namespace.inbox, "another topic", {0: 3})
+    await member.leave()
+    await put(shop.driver, batch([record(number, value=start(name)) for number, name in enumerate(names)]))
+    first = (await shop.driver.inbox_positions())[0]
+    assert (first.position, first.waiting) == (None, 5)
+    async with shop.client.worker():
+        await shop.ended(*names)
+    assert "/0 was made again after it was read up to 3: it is read from its beginning" in caplog.text
+
+
+async def made_again(driver: KafkaDriver) -> None:
+    """The inbox, which was deleted: until that is done the name is taken, or it cannot be described."""
+
+    async def is_made() -> bool:
+        try:
+            before = {topic.name: topic.id for topic in await driver.describe()}
+            await driver.create_topics(4, 1)
+            after = {topic.name: topic.id for topic in await driver.describe()}
+        except (ConfigError, LogUnavailable):
+            return False
+        return driver.namespace.inbox not in before and driver.namespace.inbox in after
+
+    await eventually(is_made)
+
+
+async def nothing_waits(driver: KafkaDriver) -> bool:
+    return all(one.waiting == 0 for one in await driver.inbox_positions())
 
 
 @connections_may_leak
