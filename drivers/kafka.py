@@ -43,7 +43,7 @@ from .kafka_records import Raw, raw
 from .kafka_tail import Fetcher, Tail, offsets, scan
 from .kafka_topics import Finding, Namespace, TopicDescription
 
-__all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "TopicDescription"]
+__all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "Redriven", "TopicDescription"]
 
 MAX_VALUE_BYTES: Final = 1_000_000
 """One record must fit into a batch of Kafka's default size, with its key and the batch's header."""
@@ -90,6 +90,14 @@ class DeadLetter:
     headers: tuple[tuple[str, bytes | None], ...]
     omitted: bool
     redriven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """How many dead letters were sent again, and the places of those that Kafka refused, each with the reason."""
+
+    sent: int
+    refused: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,11 +602,12 @@ class KafkaDriver:
             redriven = await self._read_dead_letters(cluster, letters.append)
             return [_letter(self.namespace, record, redriven) for record in letters]
 
-    async def redrive(self, places: Sequence[str] | None = None) -> int:
+    async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
         """Send refused records to the inbox again, unchanged: those at `places`, or all that were not sent again yet.
 
-        Returns their number. Marks each record after it was sent, so a crash in between may send it twice. Raises ConfigError
-        for unknown places and for records whose bytes were not kept.
+        Marks each record after it was sent, so a crash in between may send it twice. A record that Kafka does not take holds up
+        no other. Raises ConfigError for unknown places and for records whose bytes were not kept, LogUnavailable if Kafka does
+        not answer.
         """
         wanted = None if places is None else set(places)
         async with self._administering() as cluster:
@@ -618,16 +627,26 @@ class KafkaDriver:
                         f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
                         "see `stepfold inbox dead-letters` for what can"
                     )
+            refused: dict[str, str] = {}
             producer = Producer(cluster, self._patience)
             try:
                 for letter in chosen:
                     message = Message(letter.key, letter.value, letter.headers)
-                    await producer.send(self._origin(letter, cluster), [message])
+                    began = time.monotonic()
+                    try:
+                        await producer.send(self._origin(letter, cluster), [message])
+                    except LogUnavailable as error:
+                        if time.monotonic() - began >= self._patience():  # no answer: the others would wait as long
+                            raise
+                        await producer.close()
+                        refused[letter.place] = str(error)
+                        producer = Producer(cluster, self._patience)
+                        continue
                     marker = Message(None, None, [(_REDRIVEN, letter.place.encode())])
                     await producer.send(TopicPartition(self.namespace.dead_letters, 0), [marker])
             finally:
                 await producer.close()
-            return len(chosen)
+            return Redriven(len(chosen) - len(refused), refused)
 
     async def _start_with(self, cluster: Cluster, *topics: str) -> None:
         """Connect to topics. Raises ConfigError if one is missing: no broker would ever answer for it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .output import Format, OutputOption, Text, local, print_rows, say, table, utc, zone
+from .output import Format, OutputOption, Text, local, print_rows, remark, say, table, utc, zone
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, run_async
 from .topics import kafka_of
@@ -69,12 +69,20 @@ def redrive(
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Send refused requests to the inbox again, unchanged, after you have fixed the cause. Prints how many it sent."""
+    """Send refused requests to the inbox again, unchanged, after you have fixed the cause. Prints how many it sent.
+
+    Exits with 4 if Kafka did not take some of them, and names these on stderr.
+    """
     log = kafka_of(app, url)
     try:
-        say(f"{run_async(log.redrive(places or None))}")
+        done = run_async(log.redrive(places or None))
     except ConfigError as error:
         raise Problem(str(error), Exit.NOT_FOUND) from None
+    say(f"{done.sent}")
+    for place, reason in done.refused.items():
+        remark(f"{place} was not sent: {reason}")
+    if done.refused:
+        raise Problem(f"{len(done.refused)} of the requests were not sent; see `stepfold topics check`", Exit.LOG)
 
 
 def _text(value: bytes | None) -> str:

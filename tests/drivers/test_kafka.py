@@ -26,7 +26,7 @@ from aiokafka.structs import TopicPartition
 from kafka_suite import Broker, KafkaSuite, connections_may_leak, delete_group, survives_a_killed_broker
 
 from stepfold.drivers import kafka_cluster
-from stepfold.drivers.kafka import KafkaDriver
+from stepfold.drivers.kafka import KafkaDriver, Redriven
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
 from stepfold.log import Entry, Inbox, InboxRecord, Membership, Record
 
@@ -620,14 +620,14 @@ async def test_refused_records_are_kept_as_they_were_and_can_be_sent_again(
         ("stepfold-origin", records[0].place.encode()),
     )
 
-    assert await driver.redrive() == 2
+    assert (await driver.redrive()).sent == 2
     again = await receive(inbox, 2)
     assert [(record.key, record.value, record.headers) for record in again] == [
         (record.key, record.value, record.headers) for record in records
     ]
     assert [found.redriven for found in await driver.dead_letters()] == [True, True]
-    assert await driver.redrive() == 0
-    assert await driver.redrive([letter.place]) == 1
+    assert (await driver.redrive()).sent == 0
+    assert (await driver.redrive([letter.place])).sent == 1
     [once_more] = await receive(inbox, 1)
     assert once_more.value == b"\x00 not JSON"
     with pytest.raises(ConfigError, match="cannot be sent again: nowhere/0/1"):
@@ -639,12 +639,30 @@ async def test_dead_letters_of_others_are_sent_again_as_well(driver: KafkaDriver
         headers = [("stepfold-reason", b"\xff"), ("stepfold-origin", origin)]
         await foreigner.send_and_wait(driver.namespace.dead_letters, origin, partition=0, headers=headers)
     await foreigner.send_and_wait(driver.namespace.dead_letters, b"without headers", partition=0)
-    assert await driver.redrive() == 8
+    assert (await driver.redrive()).sent == 8
     await joined(driver, "router")
     records = await receive(members_inbox(driver), 8)
     partitions = {record.value: record.place.split("/")[1] for record in records}
     assert (partitions[b"shop.inbox/2/7"], partitions[b"\xff/3/7"], partitions[b"shop.inbox/99/1"]) == ("2", "3", "0")
     assert len(partitions) == 8
+
+
+async def test_a_dead_letter_that_kafka_does_not_take_holds_up_no_other(
+    driver: KafkaDriver, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer
+) -> None:
+    for value in b"first", b"x" * 5_000, b"third":
+        headers = [("stepfold-reason", b"no"), ("stepfold-origin", f"{driver.namespace.inbox}/2/7".encode())]
+        await foreigner.send_and_wait(driver.namespace.dead_letters, value, partition=0, headers=headers)
+    _, large, _ = await driver.dead_letters()
+    await configure(admin, driver.namespace.inbox, {"max.message.bytes": "2000"})
+    done = await driver.redrive()
+    assert (done.sent, list(done.refused)) == (2, [large.place])
+    assert "MessageSizeTooLargeError" in done.refused[large.place]
+    assert [letter.redriven for letter in await driver.dead_letters()] == [True, False, True]
+    done = await driver.redrive()
+    assert (done.sent, list(done.refused)) == (0, [large.place])
+    await configure(admin, driver.namespace.inbox, {"max.message.bytes": "1048588"})
+    assert await driver.redrive() == Redriven(1, {})
 
 
 async def test_a_member_that_is_none_of_ours_gets_no_share_and_stops_nobody(driver: KafkaDriver) -> None:
@@ -681,7 +699,7 @@ async def test_a_record_too_large_to_be_copied_is_refused_without_its_value(driv
     await members_inbox(driver).refuse(huge, "too large")
     [letter] = await driver.dead_letters()
     assert (letter.key, letter.value, letter.omitted) == (b"key", None, True)
-    assert await driver.redrive() == 0
+    assert (await driver.redrive()).sent == 0
     with pytest.raises(ConfigError, match="cannot be sent again"):
         await driver.redrive([letter.place])
 

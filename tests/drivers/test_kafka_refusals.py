@@ -87,7 +87,7 @@ async def test_what_the_owner_refuses_comes_to_the_dead_letters_once_read_and_ag
         assert letter.value == b'{"type":"cancel","run_id":"nobody"}' and letter.origin == f"{driver.namespace.inbox}/0/3"
         await asking.ask(1, type="start", workflow="waits", run_id="nobody")
         await eventually(lambda: _begun(client, "nobody"))
-        assert await driver.redrive([letter.place]) == 1
+        assert (await driver.redrive([letter.place])).sent == 1
 
         async def cancelled() -> bool:
             return (await client.run("nobody").status()).state == "cancelled"

@@ -78,7 +78,7 @@ async def test_topics_members_and_an_inbox(old_broker: Broker, monkeypatch: pyte
     await producer.abort_transaction()
     await producer.stop()
     assert [(letter.value, letter.headers) for letter in await driver.dead_letters()] == [(b"1", (("name", b"\xff"),))]
-    assert await driver.redrive() == 1
+    assert (await driver.redrive()).sent == 1
     assert [one.value for one in await receive(1)] == [b"1"]
     await member.retire()
     await member.leave()
