@@ -7,6 +7,8 @@ from uuid import uuid4
 
 import orjson
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from shell import Shell, until
 
 from stepfold.cli import demo_producer
@@ -29,6 +31,14 @@ def publish(url: str, *values: str) -> None:
             await demo_producer.publish(bootstrap, f"{namespace}.inbox", value)
 
     asyncio.run(go())
+
+
+async def take_nothing_above(size: int, url: str) -> None:
+    bootstrap, _, namespace = url.removeprefix("kafka://").partition("/")
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, f"{namespace}.inbox", {"max.message.bytes": str(size)})])
+    await admin.close()
 
 
 def test_topics_are_created_checked_and_described(shell: Shell, url: str) -> None:
@@ -95,3 +105,18 @@ def test_refused_requests_are_shown_with_the_reason_and_sent_again(shell: Shell,
     assert after[bad] and not after["no JSON at all"]
     assert shell("inbox", "redrive", "--url", url).stdout == "2\n"  # those that were not sent again yet
     assert "cannot be sent again" in shell("inbox", "redrive", "nowhere/0/0", "--url", url, code=3).stderr
+
+    asyncio.run(take_nothing_above(20, url))
+    place = letters[bad]["place"]
+
+    def is_refused() -> str:
+        try:
+            done = shell("inbox", "redrive", place, "--url", url, code=4)
+        except AssertionError:  # a setting takes effect a little later
+            return ""
+        assert done.stdout == "0\n"
+        return done.stderr
+
+    said = until(is_refused)
+    assert f"{place} was not sent: Kafka refused to append to" in said
+    assert said.endswith("stepfold: 1 of the requests were not sent; see `stepfold topics check`\n")
