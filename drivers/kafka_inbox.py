@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -21,20 +22,22 @@ from aiokafka.errors import KafkaError
 from stepfold.errors import LogUnavailable
 from stepfold.log import InboxRecord
 
-from . import kafka_transactions
+from . import kafka_topics, kafka_transactions
 from .kafka_cluster import Cluster, Topic, describe, log, name_of
 from .kafka_group import GroupMember
 from .kafka_producer import Message, Producer
 from .kafka_records import Raw, raw
 from .kafka_tail import Fetcher, Tail, offsets
-from .kafka_topics import MIN_MESSAGE_BYTES, Namespace
+from .kafka_topics import MIN_MESSAGE_BYTES, Finding, Namespace
 
 _MOST_REASON: Final = 10_000
 _MOST_BYTES_A_LETTER: Final = 4
 _LOOK_S: Final = 5.0
 """How often to look for transactions that hang."""
 _LOOK_AT_TOPIC_EVERY: Final = 4
-"""One look in this many also checks the topic: it may get more partitions, or be deleted."""
+"""One look in this many also checks the topics: they may get other settings or more partitions, or be deleted."""
+_SAY_AGAIN_S: Final = 3_600.0
+"""How often to repeat an error about the topics."""
 
 
 class KafkaInbox:
@@ -68,7 +71,8 @@ class KafkaInbox:
         self._closed = False
         self._held: dict[int, int] = {}
         """Partitions that a transaction holds up, with the offset for which the warning was logged."""
-        self._told: str | None = None  # the logged problem of the topics
+        self._told: dict[Finding, float] = {}
+        """The problems of the topics that were logged, and when."""
         member.on_change = self._news.set
         self._watching = asyncio.create_task(self._watch())
 
@@ -218,32 +222,36 @@ class KafkaInbox:
                 del self._held[partition]
 
     async def _look_at_topics(self) -> None:
-        """Read partitions that the inbox got meanwhile, and log errors about changed topics."""
-        inbox, history = self._namespace.inbox, self._namespace.history
+        """Read partitions that the inbox got meanwhile, and log what is wrong with the topics.
+
+        A worker goes on whatever it finds: others would take its runs, and find the same. It cannot keep the brokers from
+        deleting records; whoever reads the log can mend that in time.
+        """
+        inbox, url = self._namespace.inbox, f"kafka://{self._cluster.bootstrap}/{self._namespace.name}"
         try:
-            topics = await describe(self._cluster, [inbox, history], self._patience_s)
+            topics = await kafka_topics.look(self._cluster, self._namespace, self._patience_s)
         except (KafkaError, LogUnavailable):
             return  # other calls report it
-        problem = None
-        if inbox not in topics:
-            problem = f"{inbox} does not exist any more, so no request comes in; run `stepfold topics create`"
-        elif history in topics and len(topics[history].replicas) > self._history_partitions:
-            problem = (
-                f"{history} was given {len(topics[history].replicas)} partitions, and {self._history_partitions} are in use: a "
-                "worker that opens it from now on refuses it. The number decides the partition of each run and is fixed when the "
-                "topic is created"
-            )
-        if problem != self._told:
-            self._told = problem
-            if problem is not None:
-                log.error("%s", problem)
+        self._tell(kafka_topics.check_in_use(self._cluster, url, self._namespace, topics, self._history_partitions))
         if inbox in topics and self._topic_id not in ("", topics[inbox].id):
             self._is_suspect = True
             self._news.set()
-        elif inbox in topics and len(topics[inbox].replicas) != self._inbox_partitions:
-            log.info("%s has %d partitions now, and had %d", inbox, len(topics[inbox].replicas), self._inbox_partitions)
-            self._inbox_partitions = len(topics[inbox].replicas)
+        elif inbox in topics and topics[inbox].partitions != self._inbox_partitions:
+            log.info("%s has %d partitions now, and had %d", inbox, topics[inbox].partitions, self._inbox_partitions)
+            self._inbox_partitions = topics[inbox].partitions
             self._news.set()
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        """Log each problem once: an error, and again every hour, if workers would refuse to start with it; else a warning."""
+        now = time.monotonic()
+        for finding in findings:
+            told = self._told.get(finding)
+            if told is None or (finding.fatal and now - told >= _SAY_AGAIN_S):
+                self._told[finding] = now
+                log.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", kafka_topics.in_words([finding]))
+        for finding in self._told.keys() - set(findings):
+            del self._told[finding]
+            log.info("%s is well again; it was told: %s", finding.topic, finding.problem)
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         self._received = ()

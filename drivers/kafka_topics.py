@@ -203,6 +203,19 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
     return sorted(findings, key=lambda finding: not finding.fatal)
 
 
+def check_in_use(
+    cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription], partitions: int
+) -> list[Finding]:
+    """As `check`, for a history that a worker has opened with so many partitions."""
+    findings = check(cluster, url, namespace, topics)
+    history = topics.get(namespace.history)
+    if history is not None and history.partitions != partitions:
+        enlarged = f"was given {history.partitions} partitions, and {partitions} are in use"
+        resized = _resized(url, namespace, namespace.history, enlarged)
+        findings = [resized, *(finding for finding in findings if finding.mend != resized.mend)]
+    return findings
+
+
 async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Finding]:
     """Whether the inbox keeps requests for longer than the brokers keep the group's positions in it. Empty if the brokers do not
     tell.

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from eventually import eventually
 from kafka_batches import batch, record
 from kafka_suite import connections_may_leak, delete_group, produce
@@ -244,7 +245,7 @@ async def test_partitions_that_the_inbox_is_given_while_workers_run_are_read(
         await shop.ended(*(f"in {partition}" for partition in range(6)))
         assert sorted(shop.charged) == [f"in {partition}" for partition in range(6)]
         async with asyncio.timeout(60):
-            while f"{names.history} was given 8 partitions, and 4 are in use" not in caplog.text:
+            while f"{names.history}: was given 8 partitions, and 4 are in use. The partitions of a history" not in caplog.text:
                 await asyncio.sleep(0.05)
 
 
@@ -255,7 +256,7 @@ async def test_an_inbox_that_is_deleted_under_a_worker_is_said_and_read_when_it_
     async with shop.client.worker():
         await admin.delete_topics([names.inbox, names.dead_letters])
         async with asyncio.timeout(60):
-            while f"{names.inbox} does not exist any more" not in caplog.text:
+            while f"{names.inbox}: does not exist. Run: stepfold topics create" not in caplog.text:
                 await asyncio.sleep(0.05)
         for call in (shop.driver.dead_letters, shop.driver.redrive):
             with pytest.raises(ConfigError, match=r"does not exist\. Run: stepfold topics create"):
@@ -263,6 +264,44 @@ async def test_an_inbox_that_is_deleted_under_a_worker_is_said_and_read_when_it_
         await shop.driver.create_topics(4, 1)
         await put(shop.driver, batch([record(value=start("again"))]))
         await shop.ended("again")
+
+
+async def test_settings_that_may_lose_records_are_said_while_workers_run(
+    shop: Shop, admin: AIOKafkaAdminClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(kafka_inbox, "_SAY_AGAIN_S", 1.0)
+    history, checkpoints = shop.driver.namespace.history, shop.driver.namespace.checkpoints
+    wrong = {
+        history: {"cleanup.policy": "compact", "retention.ms": "1000", "message.timestamp.type": "CreateTime"},
+        checkpoints: {"cleanup.policy": "delete"},
+    }
+    before = await shop.driver.describe()
+
+    def errors() -> list[str]:
+        return [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+
+    async def are_said() -> bool:
+        return len(set(errors())) == 4 and len(errors()) > 4  # again after a while, too
+
+    async def is_well() -> bool:
+        return caplog.text.count("is well again") >= 4
+
+    async with shop.client.worker():
+        for topic, settings in wrong.items():
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])
+        await eventually(are_said)
+        for topic, settings in wrong.items():
+            for key, value in settings.items():
+                [said] = [one for one in set(errors()) if one.startswith(f"{topic}: {key} is {value}, not ")]
+                assert f"--alter --entity-type topics --entity-name {topic} --add-config {key}=" in said
+        handle = await shop.client.start_workflow(shop.order, "goes on", run_id="goes on")
+        assert await handle.result() == "goes on"
+        for topic in before:
+            if topic.name in wrong:
+                own = {key: topic.settings[key] for key in ("cleanup.policy", "retention.ms", "message.timestamp.type")}
+                await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic.name, own)])
+        await eventually(is_well)
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 2.0])
