@@ -17,28 +17,25 @@ import re
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
-from typing import Any, Final, Literal, Protocol, TypedDict, Unpack, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypedDict, Unpack, cast
 from urllib.parse import parse_qs, urlsplit
 
-import orjson
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
-from pydantic import BaseModel
-from pydantic_core import to_json
 
-from stepfold.errors import ConfigError, InputInvalid, LogUnavailable, PayloadTooLarge
-from stepfold.log import Ack, Entry, Inbox, InboxRecord, Membership, Record, partition_of
+from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
+from stepfold.log import Ack, Entry, EntryTooLarge, Inbox, InboxRecord, Membership, Record, partition_of
 from stepfold.marks import mark_of, moved
-from stepfold.values.codec import written
 
 from . import kafka_topics, kafka_transactions
 from .kafka_cluster import Cluster, TopicPartition, describe
 from .kafka_finder import Finder
 from .kafka_group import GroupMember, committed
 from .kafka_inbox import KafkaInbox, letter
-from .kafka_producer import Message, Producer
+from .kafka_producer import Message, Producer, Refused
+from .kafka_publish import KafkaContext, KafkaStep
 from .kafka_records import Raw, raw
 from .kafka_tail import Fetcher, Tail, offsets, scan
 from .kafka_topics import Finding, Namespace, TopicDescription
@@ -372,6 +369,9 @@ class KafkaDriver:
         fetcher.append_begins(place)
         try:
             acks = await self._producer("history").send(place, messages)
+        except EntryTooLarge as error:
+            size, appended = len(entries[len(error.appended)].value), error.appended
+            raise EntryTooLarge(await self._no_room(place.topic, size), appended) from None
         finally:
             fetcher.append_ends(place)
         if acks:
@@ -379,6 +379,14 @@ class KafkaDriver:
                 asyncio.get_running_loop().call_soon(self._echo)
             self._echoes.append((partition, entries, acks))
         return acks
+
+    async def _no_room(self, topic: str, size: int) -> str:
+        """The message for a record that a topic of the namespace does not take."""
+        limit = await kafka_topics.limit(self._opened(), topic)
+        return (
+            f"a record of {size:,} bytes is too large for {topic}, whose max.message.bytes is {limit}: raise it again, see "
+            f"`stepfold topics check --url {self.name}`"
+        )
 
     def _echo(self) -> None:
         """Hand our own appends to tails positioned right before them (not to readers that the appender has already advanced)."""
@@ -502,7 +510,12 @@ class KafkaDriver:
             if len(value or b"") > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
                 raise _too_large(key, value or b"")
             messages.append(Message(key_bytes, value))
-        await self._producer("other").send(TopicPartition(self.namespace.checkpoints, partition), messages)
+        place = TopicPartition(self.namespace.checkpoints, partition)
+        try:
+            await self._producer("other").send(place, messages)
+        except EntryTooLarge as error:
+            size = len(messages[len(error.appended)].value or b"")
+            raise PayloadTooLarge(await self._no_room(place.topic, size)) from None
 
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         cluster = self._opened()
@@ -528,7 +541,8 @@ class KafkaDriver:
     ) -> tuple[int, int]:
         """Produce to any topic. The partition is the Java client's choice for `key`, or for `spread_by` without a key.
 
-        Returns partition and offset. Raises ConfigError if the topic does not exist, LogUnavailable, PayloadTooLarge.
+        Returns partition and offset. Raises ConfigError if the topic does not exist or takes no such records, LogUnavailable,
+        PayloadTooLarge.
         """
         cluster = self._opened()
         if len(value) > MAX_VALUE_BYTES:
@@ -541,7 +555,16 @@ class KafkaDriver:
             partitions = self._foreign_topics[topic] = len(found[topic].replicas)
             await cluster.start([topic])
         partition = (murmur2(spread_by if key is None else key) & 0x7FFF_FFFF) % partitions
-        [ack] = await self._producer("other").send(TopicPartition(topic, partition), [Message(key, value, headers)])
+        try:  # other topics have a producer of their own: they hold up no dead letter and no checkpoint
+            [ack] = await self._producer("foreign").send(TopicPartition(topic, partition), [Message(key, value, headers)])
+        except EntryTooLarge:
+            size = len(value) + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
+            raise PayloadTooLarge(
+                f"a record of {size:,} bytes is too large for topic {topic!r}, whose max.message.bytes is "
+                f"{await kafka_topics.limit(cluster, topic)}: raise it, or keep large payloads elsewhere and pass a reference"
+            ) from None
+        except Refused as refused:
+            raise ConfigError(f"topic {topic!r}: {refused}; mend the topic or the rights, or publish to another one") from None
         return partition, ack.offset
 
     # For the command line. These methods do not need an open driver.
@@ -691,52 +714,6 @@ class KafkaDriver:
             await cluster.close()
 
 
-class _Runs(Protocol):
-    """The method of Step that KafkaStep uses."""
-
-    def run(self, id: str, fn: Callable[[], Awaitable[None]], /) -> Coroutine[Any, Any, None]: ...
-
-
-class KafkaStep:
-    """`step.ext` on Kafka."""
-
-    def __init__(self, driver: KafkaDriver, step: _Runs) -> None:
-        self._driver = driver
-        self._step = step
-
-    def publish(
-        self, topic: str, value: object, key: str | bytes | None = None, headers: Mapping[str, str | bytes] | None = None
-    ) -> Coroutine[Any, Any, None]:
-        """Produce one record to `topic`, as the step `publish/<topic>`: delivered at least once.
-
-        `value` is bytes, a str, or a value that pydantic can write as JSON. The header `stepfold-id` is the step's idempotency
-        key, the same in every attempt, so that a consumer can recognise a repeat. Encodes the arguments at the call; later
-        changes to them have no effect. Raises InputInvalid for a value that cannot be written or would lose something (NaN, a
-        model's secret), TypeError or ValueError for a topic, key or header that cannot be written.
-        """
-        if not isinstance(cast(object, topic), str):
-            raise TypeError(f"the topic must be a str, not {_type(topic)}")
-        data = _value(topic, value)
-        key_bytes = None if key is None else _bytes(key, f"the key for topic {topic!r}")
-        sent = [] if headers is None else _headers(topic, headers)
-
-        async def produce() -> None:
-            from stepfold import current_step
-
-            stable_id = current_step().idempotency_key.encode()
-            await self._driver.publish(topic, data, key_bytes, [*sent, ("stepfold-id", stable_id)], stable_id)
-
-        return self._step.run(f"publish/{topic}", produce)
-
-
-@dataclass(frozen=True, slots=True)
-class KafkaContext:
-    """`ctx.ext` on Kafka: the run's namespace and partition."""
-
-    namespace: str
-    partition: int
-
-
 def _record(record: Any) -> Record:
     """A record of the history. Total: a record from a foreign producer becomes a Record as well, and the fold rejects it."""
     key: bytes | None = record.key
@@ -749,52 +726,6 @@ def _is_host(name: str) -> bool:
         return bool(name.encode("idna"))
     except UnicodeError:
         return False
-
-
-def _bytes(value: object, what: str) -> bytes:
-    """Raises TypeError and ValueError."""
-    if isinstance(value, bytes):
-        return bytes(value)
-    if not isinstance(value, str):
-        raise TypeError(f"{what} must be a str or bytes, not {_type(value)}")
-    try:
-        return value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{what} is not text that can be written: {error}") from None
-
-
-def _headers(topic: str, headers: object) -> list[tuple[str, bytes]]:
-    """Raises TypeError and ValueError."""
-    what = f"for topic {topic!r}"
-    if not isinstance(headers, Mapping):
-        raise TypeError(f"the headers {what} must be a mapping of names to values, not {_type(headers)}")
-    sent: list[tuple[str, bytes]] = []
-    for name, value in cast(Mapping[object, object], headers).items():
-        if not isinstance(name, str):
-            raise TypeError(f"the name of a header {what} must be a str, not {_type(name)}")
-        _bytes(name, f"the name {name!r} of a header {what}")
-        sent.append((str(name), _bytes(value, f"the header {name!r} {what}")))
-    return sent
-
-
-def _type(value: object) -> str:
-    return type(value).__name__
-
-
-def _value(topic: str, value: object) -> bytes:
-    """Raises InputInvalid."""
-    what = f"the value for topic {topic!r}"
-    if isinstance(value, str | bytes):
-        try:
-            return _bytes(value, what)
-        except ValueError as error:
-            raise InputInvalid(str(error), [{"msg": str(error)}]) from None
-    try:
-        data = to_json(value, inf_nan_mode="constants")
-        orjson.loads(data)
-    except ValueError as error:
-        raise InputInvalid(f"{what} is not JSON: {error}", [{"msg": str(error)}]) from error
-    return written(value, what) if isinstance(value, BaseModel) or is_dataclass(value) else data
 
 
 def _text(value: bytes) -> str:

@@ -422,7 +422,7 @@ def name_of(place: TopicPartition) -> str:
 
 def copy_of(error: LogUnavailable) -> LogUnavailable:
     """A copy: an exception raised in several tasks would collect all their tracebacks."""
-    return LogUnavailable(str(error))
+    return type(error)(str(error))
 
 
 # Descriptions. aiokafka's own metadata request is too old for topic ids (KIP-516).

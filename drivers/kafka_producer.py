@@ -21,7 +21,7 @@ from aiokafka.protocol.types import Schema
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Ack
+from stepfold.log import Ack, EntryTooLarge
 
 from .kafka_cluster import BACKOFF_S, Cluster, copy_of, in_words, log, name_of, new_backoff
 from .kafka_records import encode, is_plain
@@ -33,6 +33,22 @@ REQUESTS_PER_NODE: Final = 2
 _REPLICATION_TIMEOUT_MS: Final = 10_000
 _NOT_TRANSACTIONAL: Final[Any] = None  # aiokafka's annotations do not allow None
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
+_TOO_LARGE: Final = frozenset({10, 18})
+"""MESSAGE_TOO_LARGE, RECORD_LIST_TOO_LARGE: the batch is above the topic's limit."""
+_REFUSALS: Final = {
+    17: "Kafka lets nobody write to a topic of this name",
+    29: "this user lacks the right to write to the topic",
+    32: "the topic refuses the time of the record",
+    43: "the topic's format of messages is too old",
+    44: "a policy of the brokers refuses the record",
+    87: "the topic refuses the record: a compacted topic takes only records with a key",
+}
+"""Errors of one topic that a repeat does not mend. The broker has appended nothing of the batch."""
+_UNKNOWN_TOPIC: Final = 3
+
+
+class Refused(LogUnavailable):
+    """A topic takes none of the records, however often they are sent. The message says why."""
 
 
 class Message(NamedTuple):
@@ -71,6 +87,7 @@ class _Unwritable(Exception):
 
 class _Batch(NamedTuple):
     data: bytes
+    sequence: int
     parts: list[tuple[_Call, int]]  # the calls with messages in it, and how many of each
     timestamp: int  # of its records, unless the topic takes the broker's
     since: float
@@ -79,7 +96,7 @@ class _Batch(NamedTuple):
 class _Queue:
     """The calls that wait for one partition. At most one batch is under way, so order and sequence cannot break."""
 
-    __slots__ = ("batch", "calls", "place", "sending", "sequence", "waiting_since")
+    __slots__ = ("batch", "calls", "in_doubt", "most_bytes", "place", "sending", "sequence", "waiting_since")
 
     def __init__(self, place: TopicPartition) -> None:
         self.place = place
@@ -87,14 +104,28 @@ class _Queue:
         self.batch: _Batch | None = None
         self.sending = False
         self.sequence = 0
+        self.in_doubt = False  # the log may hold the batch: an answer was lost
+        self.most_bytes = MAX_BATCH_BYTES
         self.waiting_since = 0.0
+
+    def take_back(self) -> None:
+        """The log holds nothing of the batch: its messages wait again, before all others, under the same sequence numbers."""
+        batch, self.batch = self.batch, None
+        assert batch is not None
+        self.sequence = batch.sequence
+        for call, count in reversed(batch.parts):
+            if call.sent == len(call.messages):
+                self.calls.appendleft(call)
+            call.sent -= count
 
 
 class Producer:
     """One idempotent session: it sends every message once and in the order of `send`, or fails as a whole.
 
-    While requests to a node are under way, new messages for it wait and then travel together. The session fails if a message
-    is not acknowledged within `patience_s`; `failed` is then true, and the driver makes another session.
+    While requests to a node are under way, new messages for it wait and then travel together. The session fails if it cannot
+    know whether the log holds a message: one that is not acknowledged within `patience_s`, say. `failed` is then true, and the
+    driver makes another session. If the log certainly holds nothing of a batch, only the calls in it fail: a broker checks a
+    batch before it counts its sequence numbers, so the next batch takes the same ones. (The Java client does the same.)
     """
 
     def __init__(self, cluster: Cluster, patience_s: Callable[[], float]) -> None:
@@ -124,7 +155,9 @@ class Producer:
     def send(self, place: TopicPartition, messages: Sequence[Message]) -> asyncio.Future[list[Ack]]:
         """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable.
 
-        For a message that cannot be written it raises that error; other calls go on.
+        Raises EntryTooLarge for the first message that is above the topic's limit, with the acks of those before it; sends
+        nothing after it. Raises Refused if the topic takes none of them, and any error for a message that no batch can hold.
+        Other calls go on.
         """
         done: asyncio.Future[list[Ack]] = self._loop.create_future()
         if self._failure is not None:
@@ -250,7 +283,7 @@ class Producer:
     def _batch(self, queue: _Queue) -> _Batch:
         """Take messages out of a queue, as many as fit. Raises _Unwritable, and has then taken none."""
         timestamp = int(time.time() * 1000)
-        builder = DefaultRecordBatchBuilder(2, 0, 0, self._id, self._epoch, queue.sequence, MAX_BATCH_BYTES)
+        builder = DefaultRecordBatchBuilder(2, 0, 0, self._id, self._epoch, queue.sequence, queue.most_bytes)
         append = builder.append
         count = 0
         alone = b""
@@ -278,8 +311,8 @@ class Producer:
             call.sent += taken
             if call.sent == len(call.messages):
                 queue.calls.popleft()
-        queue.sequence = (queue.sequence + count) & 0x7FFF_FFFF
-        return _Batch(alone or bytes(builder.build()), parts, timestamp, queue.waiting_since)
+        first, queue.sequence = queue.sequence, (queue.sequence + count) & 0x7FFF_FFFF
+        return _Batch(alone or bytes(builder.build()), first, parts, timestamp, queue.waiting_since)
 
     async def _request(self, node: int, queues: list[_Queue]) -> None:
         batches = [(queue.place, queue.batch.data) for queue in queues if queue.batch is not None]
@@ -300,7 +333,12 @@ class Producer:
             queue.sending = False
             if error is None or isinstance(error, DuplicateSequenceNumber):
                 self._acknowledge(queue, offset, timestamp)
+            elif code in _TOO_LARGE and not queue.in_doubt:
+                self._split(queue)
+            elif code in _REFUSALS and not queue.in_doubt:
+                self._refuse(queue, Refused(f"Kafka refused to append to {name_of(queue.place)}: {_REFUSALS[code]}"))
             elif error.retriable:
+                queue.in_doubt |= code != _UNKNOWN_TOPIC
                 self._check_patience(queue, error)
                 again = True
             else:
@@ -314,6 +352,7 @@ class Producer:
     def _acknowledge(self, queue: _Queue, offset: int, timestamp: int) -> None:
         batch, queue.batch = queue.batch, None
         assert batch is not None
+        queue.in_doubt = False
         if timestamp < 0:
             timestamp = batch.timestamp
         for call, count in batch.parts:
@@ -335,11 +374,44 @@ class Producer:
             if not self._active:
                 self._idle.set()
 
+    def _split(self, queue: _Queue) -> None:
+        """A batch is too large for its topic: send it again in parts, or fail the call of the record that is too large alone."""
+        batch = queue.batch
+        assert batch is not None
+        if sum(count for _, count in batch.parts) > 1:
+            queue.take_back()
+            queue.most_bytes = len(batch.data) // 2
+            return
+        queue.most_bytes = MAX_BATCH_BYTES  # this record was the cause
+        [(call, _)] = batch.parts
+        message = f"Kafka refused to append to {name_of(queue.place)}: {len(batch.data):,} bytes are too large for the topic"
+        self._refuse(queue, EntryTooLarge(message, call.acks))
+
+    def _refuse(self, queue: _Queue, error: EntryTooLarge | LogUnavailable) -> None:
+        """The log holds nothing of a batch: fail the calls in it, and send nothing more of them."""
+        batch = queue.batch
+        assert batch is not None
+        queue.take_back()
+        for call, _ in batch.parts:
+            queue.calls.popleft()
+            call.fail(copy_of(error) if isinstance(error, LogUnavailable) else error)
+        self._rest(queue)
+
     def _check_patience(self, queue: _Queue, error: KafkaError) -> None:
+        """Fail all calls of a partition that took nothing for too long. Raises LogUnavailable if it may hold some of them."""
         since = queue.batch.since if queue.batch else queue.waiting_since
         waited_s = time.monotonic() - since
-        if waited_s > self._patience_s():
-            raise LogUnavailable(f"Kafka did not take records for {name_of(queue.place)} for {waited_s:.1f} s: {error!r}")
+        if waited_s <= self._patience_s():
+            return
+        late = LogUnavailable(f"Kafka did not take records for {name_of(queue.place)} for {waited_s:.1f} s: {error!r}")
+        if queue.in_doubt:
+            raise late
+        if queue.batch is not None:
+            queue.take_back()
+        for call in queue.calls:
+            call.fail(copy_of(late))
+        queue.calls.clear()
+        self._rest(queue)
 
     def _fail(self, error: LogUnavailable) -> None:
         if self._failure is not None:

@@ -182,6 +182,17 @@ async def look(cluster: Cluster, namespace: Namespace, patience_s: float) -> dic
     }
 
 
+async def limit(cluster: Cluster, topic: str) -> str:
+    """The `max.message.bytes` of a topic, for an error message; "unknown" if the brokers do not tell."""
+    request = DescribeConfigsRequest([(_TOPIC_RESOURCE, topic, ["max.message.bytes"])])
+    try:
+        answer = await cluster.ask(None, request)
+    except (KafkaError, ConfigError):
+        return "unknown"
+    found = [value for _, _, _, _, entries in answer.resources for key, value, *_ in entries if key == "max.message.bytes"]
+    return f"{int(found[0]):,}" if found and found[0] else "unknown"
+
+
 def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription]) -> list[Finding]:
     """The problems of the topics as `look` found them, the fatal ones first."""
     findings: list[Finding] = []

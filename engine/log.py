@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
+from .errors import PayloadTooLarge
+
 CLAIM_KEY = "@claim"
 """The key of claim records; run ids never begin with "@"."""
 
@@ -50,6 +52,14 @@ _new: Any = cast("Any", tuple).__new__
 record_of: Callable[[Iterable[Any]], Record] = partial(_new, Record)
 """`Record._make` for loops over records, at a third of its cost."""
 ack_of: Callable[[Iterable[Any]], Ack] = partial(_new, Ack)
+
+
+class EntryTooLarge(PayloadTooLarge):
+    """The log refused an entry of an append. It has appended those before it, with these acks, and nothing from it on."""
+
+    def __init__(self, message: str, appended: Sequence[Ack]) -> None:
+        super().__init__(message)
+        self.appended = appended
 
 
 class Reader(Protocol):
@@ -175,7 +185,9 @@ class Log(Protocol):
     async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
         """Append in order; durable on return. The log may commit concurrent calls together; it keeps the order of the calls.
 
-        Raises `PayloadTooLarge` (the log has appended nothing) and `LogUnavailable` (the log may hold any prefix, now or later).
+        Raises `PayloadTooLarge` for a value above `max_value_bytes` (the log has appended nothing), `EntryTooLarge` for a smaller
+        one that the log does not take today (it holds the entries before it), and `LogUnavailable` (it may hold any prefix, now
+        or later).
         """
         ...
 

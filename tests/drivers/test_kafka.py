@@ -111,7 +111,7 @@ async def test_a_refused_append_fails_and_the_next_one_works(driver: KafkaDriver
             await driver.append(0, [Entry("large", b"x" * 2000)])
 
     await configure(admin, driver.namespace.history, {"max.message.bytes": "1000"})
-    with pytest.raises(LogUnavailable, match=r"refused to append to .*\.history/0: MessageSizeTooLargeError"):
+    with pytest.raises(PayloadTooLarge, match=r"of 2,000 bytes is too large for .*\.history, whose max.message.bytes is 1,000"):
         await append_large_ones()
     [ack] = await driver.append(0, [Entry("run", b"small")])
     assert [record.offset for record in await driver.find(0, ["run"])] == [ack.offset]
