@@ -29,8 +29,8 @@ from ..core.ended import MARGIN_MS
 from ..core.fold import Change, PartitionState, fold
 from ..core.state import EXPECTED, RunState
 from ..errors import ErrorInfo, PayloadTooLarge
-from ..events import FORMAT, PLAIN, encode
-from ..log import Entry, Log, Reader, Record, record_of
+from ..events import FORMAT, PLAIN, decode, encode
+from ..log import Ack, Entry, EntryTooLarge, Log, Reader, Record, record_of
 from ..marks import mark_of
 from ..replay.execution import Execution
 from ..values.times import NEVER_MS
@@ -523,14 +523,20 @@ class Owner:
                 self._appending_now = True
                 compare, self._compare = self._compare, False
                 before = self.log.now() if compare else 0
+                refused: EntryTooLarge | None = None
                 try:
                     acks = await self.log.append(self.partition, entries)
+                except EntryTooLarge as error:
+                    acks, refused = error.appended, error
                 finally:
                     self._appending_now = False
-                if compare and acks[-1].offset >= 0:
+                if compare and acks and acks[-1].offset >= 0:
                     self._compare_clocks(before, acks[-1].timestamp)
                 self._take_own(reader, entries, acks)
-                del entries, acks  # keeps no reference while this waits
+                if refused is not None:
+                    self._outbox[:0] = entries[len(acks) + 1 :]
+                    self._refused(entries[len(acks)], refused)
+                del entries, acks, refused  # keeps no reference while this waits
             self._drained.set()
 
     def _compare_clocks(self, before: int, timestamp: int) -> None:
@@ -539,13 +545,29 @@ class Owner:
         if abs(ahead_ms) > STEADY_MS:
             self.worker.clocks_differ(ahead_ms)
 
-    def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Any]) -> None:
+    def _refused(self, entry: Entry, error: EntryTooLarge) -> None:
+        """The log does not take a record today, though it is below `max_value_bytes`: somebody has lowered the log's limit.
+
+        As at `emit`, it fails what it is the result of, or quarantines its run. The records behind it follow without it: nothing
+        acts on a record before the fold has it, so none of them depends on it.
+        """
+        state, event = self.state, decode(entry.value)
+        run = None if state is None else state.runs.get(entry.key)
+        if run is None or event is None or not self.active:
+            return
+        kind, step_id = event["type"], event.get("step_id")
+        step = "" if step_id is None else f", step {step_id!r},"
+        too_large = PayloadTooLarge(f"the record {kind} of run {run.id!r}{step} does not fit into the log: {error}")
+        logger.error("%s partition %d: %s", self.log.name, self.partition, too_large, extra={"run_id": run.id})
+        self._contained(run, self.code.not_taken, event, too_large)
+
+    def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Ack]) -> None:
         """Fold our own append as far as it follows directly on the folded offset; the reader brings the rest."""
         state = self.state
         assert state is not None
         offset = state.offset
         known: list[Record] = []
-        for entry, ack in zip(entries, acks, strict=True):
+        for entry, ack in zip(entries, acks, strict=False):
             if ack.offset != offset:
                 break
             known.append(record_of((offset, ack.timestamp, *entry)))

@@ -19,7 +19,7 @@ from typing import Any
 from ..authoring.workflow import Registry
 from ..client.requests import cancel_requested, signal_received, started
 from ..errors import ConfigError, ErrorInfo, InputInvalid, LogUnavailable, message_of
-from ..log import Entry, Inbox, InboxRecord, Log, partition_of
+from ..log import Entry, EntryTooLarge, Inbox, InboxRecord, Log, partition_of
 from ..values.digits import held, raw
 from .inbox import Refused, Request, parse, place_of
 from .interrupts import from_keyboard
@@ -51,16 +51,30 @@ class Router:
                 await asyncio.sleep(PAUSE_S)
 
     async def _route(self, records: Sequence[InboxRecord]) -> None:
-        entries: dict[int, list[Entry]] = defaultdict(list)
+        routed: dict[int, list[tuple[InboxRecord, Entry]]] = defaultdict(list)
         for record in records:
             try:
                 entry = self._entry(record)
             except Refused as refusal:
-                logger.warning("inbox record %s goes to the dead letters: %s", record.place, refusal)
-                await self._inbox.refuse(record, str(refusal))
+                await self._refuse(record, str(refusal))
             else:
-                entries[partition_of(entry.key, self._log.partitions)].append(entry)
-        await asyncio.gather(*(self._log.append(partition, batch) for partition, batch in entries.items()))
+                routed[partition_of(entry.key, self._log.partitions)].append((record, entry))
+        await asyncio.gather(*(self._append(partition, batch) for partition, batch in routed.items()))
+
+    async def _append(self, partition: int, batch: Sequence[tuple[InboxRecord, Entry]]) -> None:
+        """Append requests in order. One that is too large for today's history goes to the dead letters."""
+        while batch:
+            try:
+                await self._log.append(partition, [entry for _, entry in batch])
+                return
+            except EntryTooLarge as error:
+                refused = len(error.appended)
+                await self._refuse(batch[refused][0], message_of(error))
+                batch = batch[refused + 1 :]
+
+    async def _refuse(self, record: InboxRecord, reason: str) -> None:
+        logger.warning("inbox record %s goes to the dead letters: %s", record.place, reason)
+        await self._inbox.refuse(record, reason)
 
     def _entry(self, record: InboxRecord) -> Entry:
         """The record of the history for a record of the inbox. Raises Refused."""

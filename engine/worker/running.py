@@ -38,6 +38,8 @@ from .watchdog import Stuck, Watch
 logger = logging.getLogger("stepfold.worker")
 run_logger = logging.getLogger("stepfold.run")
 
+MAX_SHORT_CHARS = 300
+"""The most characters of the reason of a quarantine in a log that takes only short records."""
 LOST_LIMIT = 8
 """A run is quarantined when one of its steps was lost with its worker this often in a row. A kill from outside looks the same."""
 SUSPECT_AFTER = 2
@@ -372,6 +374,25 @@ class Running:
     def _fail(self, run: RunState, info: ErrorInfo) -> None:
         self._emit(run, "failed", error=info.to_json())
         tell_failure(f"run {run.id} of {run.workflow} failed", run, info)
+
+    def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
+        """The log did not take a decision about a run, which is too large for it today. Decide something smaller."""
+        kind = event["type"]
+        live = self.live.get(run.id)
+        if kind == "step-completed":
+            attempt = None if live is None else live.attempts.get(event["step_id"])
+            if attempt is not None and attempt.number == event["attempt"]:  # else nobody waits for it any more
+                self.failed(attempt, error)
+        elif kind in ("completed", "input-completed"):
+            self._fail(run, ErrorInfo.of(error))
+        elif kind != "quarantined":
+            self.contain(run, error)
+        else:
+            kept, message = event["error"], event["error"].get("message", "")
+            short = {"type": kept.get("type"), "message": f"{message}"[:MAX_SHORT_CHARS]}
+            if short != kept:
+                self._emit(run, "quarantined", error=short)
+        # If not even that fits, the run stands still, and goes on when an owner takes the partition over.
 
     def _quarantine(self, run: RunState, error: NonDeterminism) -> None:
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import orjson
@@ -19,7 +20,7 @@ from stepfold import Client, Context, Retry, Run, Step, StepFailed, WorkflowCanc
 from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver, SQLiteDriver, _local
 from stepfold.errors import ErrorInfo, PayloadTooLarge
-from stepfold.log import Entry, Log, partition_of
+from stepfold.log import Ack, Entry, EntryTooLarge, Log, partition_of
 from stepfold.worker.owner import Owner
 
 NEIGHBOURS = 6
@@ -222,6 +223,99 @@ async def test_a_record_too_large_that_nobody_can_be_told_of_quarantines_its_run
         run = await client.start_workflow(hostile)
         assert "takes 20,000" in await is_quarantined(run)
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+# A log whose limit somebody lowers under its workers: `emit` does not know it.
+
+Lowered = Callable[[Callable[[Entry], bool]], Log]
+
+
+@pytest.fixture
+def lowered(new_log: NewLog, monkeypatch: pytest.MonkeyPatch) -> Lowered:
+    """Makes a log that refuses the entries that a function names, and no other of the same append."""
+
+    def make(is_refused: Callable[[Entry], bool]) -> Log:
+        log = new_log()
+        append = log.append
+
+        async def appends(partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+            for number, entry in enumerate(entries):
+                if is_refused(entry):
+                    raise EntryTooLarge("too large today", await append(partition, entries[:number]) if number else ())
+            return await append(partition, entries)
+
+        monkeypatch.setattr(log, "append", appends)
+        return log
+
+    return make
+
+
+async def gives_too_much_for_today(ctx: Context, step: Step) -> str:
+    return "x" * 5000
+
+
+async def step_gives_too_much_for_today(ctx: Context, step: Step) -> None:
+    await step.run("s", lambda: "x" * 5000, retry=Retry(3, backoff=0))
+
+
+async def steps_give_too_much_for_today(ctx: Context, step: Step) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(6):
+            group.create_task(step.run(f"s-{number}", lambda number=number: "x" * (5000 if number == 3 else 1)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [gives_too_much_for_today, step_gives_too_much_for_today, steps_give_too_much_for_today],
+    ids=lambda body: body.__name__,
+)
+async def test_a_record_that_the_log_does_not_take_today_fails_what_it_is_the_result_of(
+    lowered: Lowered, body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Client(driver=lowered(lambda entry: len(entry.value) > 4000))
+    hostile = client.workflow(id="hostile")(body)
+    async with beside_neighbours(client):
+        run = await client.start_workflow(hostile)
+        with pytest.raises(WorkflowFailed, match=r"PayloadTooLarge: the record .* does not fit into the log: too large today"):
+            await run.result(LIMIT_S)
+        history = await run.history()
+    assert len([event for event in history if event.type == "step-failed"]) == (body is not gives_too_much_for_today)
+    [said] = [record.message for record in caplog.records if record.levelno == logging.ERROR and "partition" in record.message]
+    assert "does not fit into the log: too large today" in said
+
+
+async def test_a_failure_that_the_log_does_not_take_today_quarantines_its_run(lowered: Lowered) -> None:
+    client = Client(driver=lowered(lambda entry: len(entry.value) > 800))
+
+    @client.workflow(id="hostile")
+    async def hostile(ctx: Context, step: Step) -> None:
+        await step.run("s", fails_plainly, "m" * 3000, retry=Retry(1))
+
+    async with beside_neighbours(client):
+        run = await client.start_workflow(hostile)
+        assert "the record step-failed of run" in await is_quarantined(run)
+
+
+async def test_a_run_of_which_nothing_fits_stands_still_and_goes_on_when_it_does(
+    new_log: NewLog, lowered: Lowered, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = True
+    client = Client(driver=lowered(lambda entry: small and entry.key == "hostile" and b"started" not in entry.value[:40]))
+
+    @client.workflow(id="hostile")
+    async def hostile(ctx: Context, step: Step) -> str:
+        return await step.run("s", lambda: "done")
+
+    async with beside_neighbours(client):
+        run = await client.start_workflow(hostile, run_id="hostile")
+        await eventually(lambda: _said(caplog, "the record quarantined of run 'hostile'"))
+    small = False
+    async with client.worker():
+        assert await run.result(LIMIT_S) == "done"
+
+
+async def _said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return sum(words in record.message for record in caplog.records) == 2
 
 
 async def test_the_reason_of_a_cancellation_always_fits(new_log: NewLog) -> None:
