@@ -33,7 +33,7 @@ from . import kafka_topics, kafka_transactions
 from .kafka_cluster import Cluster, TopicPartition, describe
 from .kafka_finder import Finder
 from .kafka_group import GroupMember, committed
-from .kafka_inbox import KafkaInbox, letter
+from .kafka_inbox import KafkaInbox, bury
 from .kafka_producer import Message, Producer, Refused
 from .kafka_publish import KafkaContext, KafkaStep
 from .kafka_records import Raw, raw
@@ -497,8 +497,7 @@ class KafkaDriver:
         return list(self._members.values())[-1]
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
-        self._opened()
-        await self._producer("other").send(*letter(self.namespace, record, reason))
+        await bury(self._opened(), lambda: self._producer("other"), self.namespace, record, reason, self._patience_s)
 
     # Checkpoints.
 

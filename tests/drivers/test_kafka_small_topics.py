@@ -118,3 +118,45 @@ async def test_a_start_that_the_history_takes_no_more_goes_to_the_dead_letters(
         found = await letters(driver, 3)
     assert all("is too large for" in letter.reason and "max.message.bytes is 2,000" in letter.reason for letter in found)
     assert sorted(json.loads(letter.value or b"")["run_id"] for letter in found) == ["run-1", "run-4", "run-7"]
+
+
+async def test_a_letter_that_the_dead_letters_take_no_more_leaves_bytes_out(
+    kafka_namespace: str, admin: AIOKafkaAdminClient, outside: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
+    client = serving(driver)
+    async with client, client.worker():
+        await limit(admin, driver.namespace.dead_letters, 1000)
+        for key, value in (b"key", b"x"), (b"key", b"x" * 5000), (b"k" * 5000, b"x" * 5000):
+            await outside.send_and_wait(driver.namespace.inbox, value, key=key, partition=0)
+        await started(outside, driver, "next")
+        assert await result(client, "next") == "ok"
+        found = await letters(driver, 3)
+    assert [(one.key, one.value, one.omitted) for one in found] == [
+        (b"key", b"x", False),
+        (b"key", None, True),
+        (None, None, True),
+    ]
+    assert sum("its dead letter was written without all its bytes" in record.message for record in caplog.records) == 2
+
+
+async def test_dead_letters_that_were_deleted_are_named_with_the_remedy_and_the_inbox_goes_on_when_they_are_back(
+    kafka_namespace: str, admin: AIOKafkaAdminClient, outside: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6, patience_s=2)
+    client = serving(driver)
+    async with client, client.worker():
+        await started(outside, driver, "first")
+        assert await result(client, "first") == "ok"
+        await admin.delete_topics([driver.namespace.dead_letters])
+        await outside.send_and_wait(driver.namespace.inbox, b"junk", partition=0)
+        await started(outside, driver, "next")
+
+        async def said() -> bool:
+            errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+            return any(f"{driver.namespace.dead_letters} does not exist any more" in error for error in errors)
+
+        await eventually(said)
+        await driver.create_topics(4, 1)
+        assert await result(client, "next") == "ok"
+        assert [one.value for one in await letters(driver, 1)] == [b"junk"]
