@@ -31,7 +31,7 @@ demo: $(VENV)/ready ## a durable order, live: stepfold demo
 ifeq ($(CI),true)
 test: test-all
 else
-test: $(VENV)/ready-dev ## the tests of a few minutes, on a real Kafka: pytest -m "not slow"
+test: $(VENV)/ready-dev ## the tests but the long ones, on a real Kafka: pytest -m "not slow"
 	$(BIN)/pytest $(PARALLEL) -m "not slow"
 endif
 
