@@ -67,7 +67,7 @@ worlds: $(VENV)/ready-dev ## the first WORLDS=200 worlds: one hash of all, the s
 	$(BIN)/python tests/simulation --worlds $(or $(WORLDS),200)
 
 property: $(VENV)/ready-dev ## values of generated types through the engine, MINUTES=1 of fresh ones
-	STEPFOLD_PROPERTY_MINUTES=$(or $(MINUTES),1) $(BIN)/pytest tests/values
+	STEPFOLD_PROPERTY_MINUTES=$(or $(MINUTES),1) $(BIN)/pytest -o faulthandler_timeout=0 tests/values
 
 fuzz: $(VENV)/ready-dev ## strange bytes for everything that reads what it did not write, MINUTES=1 of them, from SEED=0 on
 	PYTHONPATH=tests $(BIN)/python tests/fuzz --minutes $(or $(MINUTES),1) --seed $(or $(SEED),0)
