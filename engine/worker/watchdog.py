@@ -250,7 +250,7 @@ class Watchdog(Watch):
     def _say_if_late(self, passed_s: float) -> None:
         """Warn if the process computed all the while and let no other thread run. A process that was stopped did not compute."""
         before_s, self._computed_at = self._computed_at, time.process_time()
-        if passed_s < WARN_S + LOOK_S or self._computed_at - before_s < passed_s / 2:
+        if passed_s < WARN_S + LOOK_S or self._computed_at - before_s < passed_s / 4:
             return
         me = threading.get_ident()
         running = [
