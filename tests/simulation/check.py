@@ -140,6 +140,8 @@ class Checker:
         if void is not None:
             if writer != "stranger":
                 self._void(part, partition, record, writer, event, run, claim)
+            if part.claimed_by and writer == part.claimed_by[-1]:
+                part.values.add((claim, value))  # it was the owner's to decide: a repeat of it may come to count
             return
         assert run is not None
         if writer != part.claimed_by[-1]:
