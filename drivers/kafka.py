@@ -657,6 +657,9 @@ class KafkaDriver:
                     began = time.monotonic()
                     try:
                         await producer.send(self._origin(letter, cluster), [message])
+                    except EntryTooLarge as error:
+                        refused[letter.place] = str(error)
+                        continue
                     except LogUnavailable as error:
                         if time.monotonic() - began >= self._patience():  # no answer: the others would wait as long
                             raise
