@@ -13,12 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
-from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator
 from stage import Note, Program, Replay, Stage
 
 from stepfold.authoring.step import Step
@@ -784,24 +783,6 @@ def test_signal_data_that_does_not_fit_is_the_code_s_to_handle() -> None:
     stage = Stage(program)
     stage.signal("n", "x")
     assert stage.live.notes[0].startswith("signal 'n': Input should be a valid integer")
-    stage.check()
-
-
-class Mark(BaseModel):
-    id: UUID = Field(default_factory=uuid4)
-
-
-def test_signal_data_that_the_schema_makes_anew() -> None:
-    async def program(step: Step, note: Note) -> Any:
-        note(await step.wait_for_signal("m", signal="m", schema=Mark))
-
-    stage = Stage(program)
-    with pytest.raises(NonDeterminism, match="do not fix `id`: the schema makes it itself, another one at each replay") as found:
-        stage.signal("m", {})
-    assert at_line_of(found.value, program) and "'m'" in found.value.expected
-
-    stage = Stage(program)
-    stage.signal("m", {"id": str(UUID(int=1))})
     stage.check()
 
 
