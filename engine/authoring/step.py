@@ -29,7 +29,7 @@ from ..replay.execution import Execution, Source
 from ..replay.loop import DeterministicTask
 from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written
 from ..values.duration import Duration, duration_ms
-from ..values.names import quoted, valid_name, valid_run_id
+from ..values.names import no_run_id, quoted, valid_name, valid_run_id
 from ..values.options import flag
 from ..values.pace import pace_of
 from ..values.retry import Retry
@@ -233,8 +233,7 @@ class Step(Generic[Ext]):
                 made = codec.decode(data)
             except ValidationError as error:
                 raise InputInvalid(f"signal {name!r}: {describe(error)}", error.errors()) from error
-            if codec.makes_anew:
-                _check_same(codec, name, data, made)
+            _check_same(codec, name, data, made)
             return Signal(made, name)
 
         timeout_ms = None if timeout is None else duration_ms(timeout)
@@ -249,7 +248,7 @@ class Step(Generic[Ext]):
         send = self._ports.send_signal
         _named(signal, "a signal")
         if not valid_run_id(run_id):
-            raise ValueError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
+            raise ValueError(no_run_id(run_id))
         done = self._execution.is_known(f"{self._scope}{step_id}")
         json = b"null" if done else written(data, f"the data of signal {signal!r}")
 

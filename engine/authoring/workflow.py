@@ -36,7 +36,7 @@ class Workflow(Generic[In, Out]):
     def __init__(
         self, handler: Callable[[Any, Any], Coroutine[Any, Any, Out]], id: str, version: str, input_schema: Any = None
     ) -> None:
-        name = getattr(handler, "__qualname__", repr(handler))
+        name = name_of(handler)
         if not inspect.iscoroutinefunction(handler):
             raise ConfigError(f"workflow {id!r}: {name} is not an async function; write `async def {name}(ctx, step)`")
         if not _takes_two(handler):
@@ -55,7 +55,7 @@ class Workflow(Generic[In, Out]):
             _input_annotation(handler, annotations.get(first, Any)) if input_schema is None else input_schema,
             f"the input of workflow {id!r}",
         )
-        self.output = Codec(annotations.get("return", Any), f"the result of workflow {id!r}", name_of(handler))
+        self.output = Codec(annotations.get("return", Any), f"the result of workflow {id!r}", name)
 
     def __repr__(self) -> str:
         return f"<Workflow {self.id!r} version {self.version!r}>"

@@ -11,7 +11,7 @@ from ..core.lifecycle import MAX_REASON_CHARS
 from ..errors import ConfigError, PayloadTooLarge
 from ..events import PLAIN, encode
 from ..log import Entry
-from ..values.names import quoted, valid_name, valid_run_id
+from ..values.names import no_run_id, quoted, valid_name, valid_run_id
 
 
 def started(
@@ -92,8 +92,8 @@ def _utf8(text: str) -> bool:
 
 def checked_run_id(run_id: str) -> str:
     """Returns the run id. Raises ConfigError if it is not valid."""
-    if type(run_id) is not str or not valid_run_id(run_id):
-        raise ConfigError(f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"')
+    if not valid_run_id(run_id):
+        raise ConfigError(no_run_id(run_id))
     return run_id
 
 

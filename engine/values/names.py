@@ -31,6 +31,11 @@ def valid_run_id(run_id: object) -> TypeGuard[str]:
     return valid_name(run_id) and run_id[0] != "@"
 
 
+def no_run_id(run_id: object) -> str:
+    """The error message for a run id that is not valid."""
+    return f'{quoted(run_id)} is not a run id: 1 to 200 printable characters, not beginning with "@"'
+
+
 def printable(text: str) -> str:
     """The text without the characters that a name may not have."""
     return "".join(_NAME.findall(text))

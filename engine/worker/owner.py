@@ -506,9 +506,8 @@ class Owner:
                 event["version"] = live.workflow.version
         value = encode(event)
         if len(value) > self._max_value_bytes:
-            step = f", step {fields['step_id']!r}," if "step_id" in fields else ""
             raise PayloadTooLarge(
-                f"the record {kind} of run {run.id!r}{step} has {len(value):,} bytes, and {self.log.name} takes "
+                f"{_record_in_words(event)} has {len(value):,} bytes, and {self.log.name} takes "
                 f"{self._max_value_bytes:,}: store what is large elsewhere and keep a reference to it"
             )
         self._outbox.append(Entry(run.id, value))
@@ -555,9 +554,7 @@ class Owner:
         run = None if state is None else state.runs.get(entry.key)
         if run is None or event is None or not self.active:
             return
-        kind, step_id = event["type"], event.get("step_id")
-        step = "" if step_id is None else f", step {step_id!r},"
-        too_large = PayloadTooLarge(f"the record {kind} of run {run.id!r}{step} does not fit into the log: {error}")
+        too_large = PayloadTooLarge(f"{_record_in_words(event)} does not fit into the log: {error}")
         logger.error("%s partition %d: %s", self.log.name, self.partition, too_large, extra={"run_id": run.id})
         self._contained(run, self.code.not_taken, event, too_large)
 
@@ -798,6 +795,11 @@ class Owner:
             await self._checkpoint.commit()
         except PayloadTooLarge as error:
             logger.warning("%s partition %d: no checkpoint was written: %s", self.log.name, self.partition, error)
+
+
+def _record_in_words(event: dict[str, Any]) -> str:
+    step = f", step {event['step_id']!r}," if "step_id" in event else ""
+    return f"the record {event['type']} of run {event['run_id']!r}{step}"
 
 
 def _kept_until(state: PartitionState, run: RunState) -> int:

@@ -209,9 +209,9 @@ class Watchdog(Watch):
         while not self._stopped.wait(LOOK_S):
             now = time.monotonic()
             # a longer pause: the process was stopped, or a C call held all threads
-            passed_s = min(now - self._looked_at, 2 * LOOK_S)
-            self._say_if_late(now - self._looked_at)
-            self._looked_at = now
+            since_s, self._looked_at = now - self._looked_at, now
+            passed_s = min(since_s, 2 * LOOK_S)
+            self._say_if_late(since_s)
             what = self.what
             mark = self._mark(what)
             if mark != self._seen or (what is None and self._loop is None):

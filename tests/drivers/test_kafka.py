@@ -9,7 +9,7 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
@@ -39,31 +39,6 @@ class TestSuite(KafkaSuite):
     @pytest.fixture(autouse=True)
     def _broker(self, kafka_bootstrap: str) -> None:
         self.bootstrap = kafka_bootstrap
-
-
-@pytest.fixture
-async def driver(kafka_namespace: str) -> AsyncIterator[KafkaDriver]:
-    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
-    await driver.open()
-    yield driver
-    await driver.close()
-
-
-@pytest.fixture
-async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
-    await admin.start()
-    yield admin
-    await admin.close()
-
-
-@pytest.fixture
-async def foreigner(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
-    """A producer that shares no code with us."""
-    producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
-    await producer.start()
-    yield producer
-    await producer.stop()
 
 
 # Outages and errors.

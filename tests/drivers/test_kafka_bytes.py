@@ -34,14 +34,6 @@ pytestmark = pytest.mark.kafka
 
 
 @pytest.fixture
-async def driver(kafka_namespace: str) -> AsyncIterator[KafkaDriver]:
-    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
-    await driver.open()
-    yield driver
-    await driver.close()
-
-
-@pytest.fixture
 async def cluster(driver: KafkaDriver) -> AsyncIterator[Cluster]:
     cluster = Cluster(driver.bootstrap, {})
     await cluster.start(driver.namespace.topics)

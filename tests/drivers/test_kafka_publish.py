@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -20,22 +19,6 @@ from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge, Workfl
 from stepfold.log import Ack, EntryTooLarge, InboxRecord
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def driver(kafka_namespace: str) -> AsyncIterator[KafkaDriver]:
-    driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
-    await driver.open()
-    yield driver
-    await driver.close()
-
-
-@pytest.fixture
-async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
-    await admin.start()
-    yield admin
-    await admin.close()
 
 
 async def made(admin: AIOKafkaAdminClient, topic: str, **settings: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,20 +20,6 @@ from stepfold.drivers.kafka import DeadLetter, KafkaDriver
 from stepfold.errors import WorkflowFailed
 
 pytestmark = pytest.mark.kafka
-
-
-@pytest.fixture
-async def admin(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
-    await admin.start()
-    yield admin
-    await admin.close()
-
-
-@pytest.fixture
-async def outside(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaProducer]:
-    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
-        yield producer
 
 
 async def limit(admin: AIOKafkaAdminClient, topic: str, size: int) -> None:
@@ -103,15 +88,15 @@ async def test_a_result_that_the_history_takes_no_more_fails_its_run_alone(
 
 
 async def test_a_start_that_the_history_takes_no_more_goes_to_the_dead_letters(
-    kafka_namespace: str, admin: AIOKafkaAdminClient, outside: AIOKafkaProducer
+    kafka_namespace: str, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer
 ) -> None:
     driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
     client = serving(driver)
     async with client.worker():
-        await started(outside, driver, "first")
+        await started(foreigner, driver, "first")
         assert await result(client, "first") == "ok"
         await limit(admin, driver.namespace.history, 2000)
-        await asyncio.gather(*(started(outside, driver, f"run-{n}", "x" * (3000 if n % 3 == 1 else 1)) for n in range(9)))
+        await asyncio.gather(*(started(foreigner, driver, f"run-{n}", "x" * (3000 if n % 3 == 1 else 1)) for n in range(9)))
         for number in range(9):
             if number % 3 != 1:
                 assert await result(client, f"run-{number}") == "ok"
@@ -121,15 +106,15 @@ async def test_a_start_that_the_history_takes_no_more_goes_to_the_dead_letters(
 
 
 async def test_a_letter_that_the_dead_letters_take_no_more_leaves_bytes_out(
-    kafka_namespace: str, admin: AIOKafkaAdminClient, outside: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+    kafka_namespace: str, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6)
     client = serving(driver)
     async with client, client.worker():
         await limit(admin, driver.namespace.dead_letters, 1000)
         for key, value in (b"key", b"x"), (b"key", b"x" * 5000), (b"k" * 5000, b"x" * 5000):
-            await outside.send_and_wait(driver.namespace.inbox, value, key=key, partition=0)
-        await started(outside, driver, "next")
+            await foreigner.send_and_wait(driver.namespace.inbox, value, key=key, partition=0)
+        await started(foreigner, driver, "next")
         assert await result(client, "next") == "ok"
         found = await letters(driver, 3)
     assert [(one.key, one.value, one.omitted) for one in found] == [
@@ -141,16 +126,16 @@ async def test_a_letter_that_the_dead_letters_take_no_more_leaves_bytes_out(
 
 
 async def test_dead_letters_that_were_deleted_are_named_with_the_remedy_and_the_inbox_goes_on_when_they_are_back(
-    kafka_namespace: str, admin: AIOKafkaAdminClient, outside: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+    kafka_namespace: str, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6, patience_s=2)
     client = serving(driver)
     async with client, client.worker():
-        await started(outside, driver, "first")
+        await started(foreigner, driver, "first")
         assert await result(client, "first") == "ok"
         await admin.delete_topics([driver.namespace.dead_letters])
-        await outside.send_and_wait(driver.namespace.inbox, b"junk", partition=0)
-        await started(outside, driver, "next")
+        await foreigner.send_and_wait(driver.namespace.inbox, b"junk", partition=0)
+        await started(foreigner, driver, "next")
 
         async def said() -> bool:
             errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]

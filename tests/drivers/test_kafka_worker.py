@@ -217,13 +217,10 @@ async def test_when_the_group_is_deleted_nothing_runs_twice(shop: Shop, caplog: 
 
 
 @pytest.fixture
-async def admin(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AIOKafkaAdminClient]:
+def admin(admin: AIOKafkaAdminClient, monkeypatch: pytest.MonkeyPatch) -> AIOKafkaAdminClient:
     """Who does things to topics in use; workers look at them more often than they do otherwise."""
     monkeypatch.setattr(kafka_inbox, "_LOOK_S", 0.05)
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
-    await admin.start()
-    yield admin
-    await admin.close()
+    return admin
 
 
 async def test_partitions_that_the_inbox_is_given_while_workers_run_are_read(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -399,16 +399,22 @@ async def test_a_file_that_is_locked_for_a_while(path: Path) -> None:
             await appending
 
 
+@contextlib.contextmanager
+def files_up_to(size: int) -> Generator[None]:
+    """No file grows beyond `size` bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 async def test_a_disk_that_is_full(path: Path) -> None:
     async with opened(path) as log:
         await log.append(0, ONE)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-        try:
-            with pytest.raises(LogUnavailable, match=r"orders\.db could not be written or read"):
-                await log.append(0, [Entry("run", b"x" * 900_000)])
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with files_up_to(300_000), pytest.raises(LogUnavailable, match=r"orders\.db could not be written or read"):
+            await log.append(0, [Entry("run", b"x" * 900_000)])
         await log.append(0, ONE)
         assert [record.value for record in await everything(log)] == [b"{}", b"{}"]
 
@@ -417,14 +423,12 @@ async def test_a_disk_that_is_full_when_the_file_is_opened(path: Path) -> None:
     """There is no room for the files beside it."""
     async with opened(path) as log:
         await log.append(0, ONE)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
-    try:
-        with pytest.raises(LogUnavailable, match=r"orders\.db could not be written or read .*see whether its disk is full"):
-            async with opened(path):
-                pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        files_up_to(1_000),
+        pytest.raises(LogUnavailable, match=r"orders\.db could not be written or read .*see whether its disk is full"),
+    ):
+        async with opened(path):
+            pass
     async with opened(path) as log:
         assert len(await everything(log)) == 1
 
