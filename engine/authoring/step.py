@@ -243,14 +243,15 @@ class Step(Generic[Ext]):
         """Send a signal to another run, exactly once. The data are written now, a model or dataclass by its own class.
 
         Raises StepFailed (RunNotFound) if no open run has this id, ValueError for a bad name, run id or step id, and InputInvalid
-        for data that JSON cannot hold as they are.
+        for data that JSON cannot hold as they are. A replay of a step whose result is in the log checks nothing but the step id.
         """
         send = self._ports.send_signal
-        _named(signal, "a signal")
-        if not valid_run_id(run_id):
-            raise ValueError(no_run_id(run_id))
-        done = self._execution.is_known(f"{self._scope}{step_id}")
-        json = b"null" if done else written(data, f"the data of signal {signal!r}")
+        json = b"null"
+        if not self._execution.is_known(f"{self._scope}{step_id}"):
+            _named(signal, "a signal")
+            if not valid_run_id(run_id):
+                raise ValueError(no_run_id(run_id))
+            json = written(data, f"the data of signal {signal!r}")
 
         async def deliver() -> None:
             await send(run_id, signal, json, current_step().idempotency_key)

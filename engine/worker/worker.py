@@ -7,7 +7,6 @@ plain functions in threads, at most `concurrency` steps at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import inspect
 import logging
@@ -35,6 +34,7 @@ from ..values.duration import words
 from ..values.pace import ON_LOOP
 from .attempt import Attempt
 from .ends import Canary
+from .fair import FairQueue
 from .host import HAND_OVER_S, Settings
 from .interrupts import from_keyboard
 from .owner import Owner
@@ -89,7 +89,7 @@ class Worker:
         self._handing_over: dict[int, asyncio.Task[None]] = {}
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._queue: deque[Attempt] = deque()
+        self._queue = FairQueue()
         self._held = False
         self._runner_due = False  # a task for the queue exists and has not started
         self._running = 0
@@ -345,7 +345,7 @@ class Worker:
 
     def dispatch(self, attempt: Attempt) -> None:
         """Run an attempt when there is a place."""
-        self._queue.append(attempt)
+        self._queue.add(attempt)
         if not self._held:
             self._go_on()
 
@@ -391,8 +391,7 @@ class Worker:
         elif attempt.over is not None:  # a plain function: its thread goes on, its place is free
             self._end_plain(attempt)
         else:
-            with contextlib.suppress(ValueError):
-                self._queue.remove(attempt)
+            self._queue.remove(attempt)
 
     def abandon(self, attempt: Attempt) -> None:
         """Warn that an attempt goes on although its partition is released; the next owner runs the step again."""
@@ -456,9 +455,9 @@ class Worker:
     def _hand_out(self) -> bool:
         """Start plain functions at the head of the queue in threads. Returns whether an async attempt is next and has a place."""
         while self._queue and self._running < self.settings.concurrency:
-            if self._queue[0].call.pace is ON_LOOP:
+            if self._queue.peek().call.pace is ON_LOOP:
                 return True
-            self._begin_plain(self._queue.popleft())
+            self._begin_plain(self._queue.take())
         return False
 
     async def _run_queued(self) -> None:
@@ -470,7 +469,7 @@ class Worker:
             for _ in range(ATTEMPTS_PER_TURN):
                 if not self._hand_out():
                     break
-                attempt = self._queue.popleft()
+                attempt = self._queue.take()
                 attempt.over = attempt.task = task
                 attempt.begun = True
                 attempt.since = loop.time()

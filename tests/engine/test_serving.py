@@ -55,6 +55,40 @@ async def test_no_more_steps_run_at_a_time_than_allowed(client: Client, kind: st
     assert 1 <= most <= concurrency
 
 
+@pytest.mark.parametrize("kind", ["async", "plain"])
+async def test_a_run_with_many_steps_keeps_no_other_run_waiting(client: Client, kind: str) -> None:
+    ran: list[str] = []
+    asked: set[str] = set()
+    place = asyncio.Event()
+
+    async def on_the_loop(name: str) -> None:
+        await place.wait()
+        ran.append(name)
+
+    async def both_have_asked() -> bool:
+        return asked == {"many", "one"}
+
+    @client.workflow(id="many")
+    async def many(ctx: Context, step: Step) -> None:
+        asked.add("many")
+        fn = on_the_loop if kind == "async" else ran.append
+        await asyncio.gather(step.run("holds", on_the_loop, "many"), *(step.run(f"s{n}", fn, "many") for n in range(30)))
+
+    @client.workflow(id="one")
+    async def one(ctx: Context, step: Step) -> None:
+        asked.add("one")
+        await step.run("only", ran.append, "one")
+
+    async with client.worker(concurrency=1):
+        runs = [await client.start_workflow(many), await client.start_workflow(one)]
+        await eventually(both_have_asked)
+        place.set()
+        for run in runs:
+            await run.result(timeout=LIMIT_S)
+    assert ran.index("one") <= 2
+    assert ran.count("many") == 31
+
+
 @pytest.mark.parametrize("concurrency", [0, -1])
 async def test_a_worker_that_may_do_nothing_is_refused(client: Client, concurrency: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):

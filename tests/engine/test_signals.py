@@ -11,12 +11,14 @@ from uuid import UUID, uuid4
 
 import pytest
 from eventually import eventually
+from histories import begun
 from local_logs import NewLog
 from one_run import LIMIT_S, history, outcome, virtual_outcome
 from pydantic import BaseModel, Field
+from stage import Note, Replay, Stage
 from virtually import virtually
 
-from stepfold import Client, Context, InputInvalid, PayloadTooLarge, RunNotFound, Signal, Step, WorkflowFailed
+from stepfold import Client, Context, InputInvalid, PayloadTooLarge, RunNotFound, Signal, Step, StepFailed, WorkflowFailed
 from stepfold.client.client import RunStatus
 from stepfold.client.requests import signal_received
 from stepfold.drivers import MemoryDriver
@@ -354,6 +356,22 @@ async def test_a_signal_to_nobody_is_refused_at_the_call(client: Client, signal:
             await step.send_signal("tell", signal=signal, run_id=run_id)
 
     assert await outcome(client, body) is None
+
+
+def test_a_replay_does_not_refuse_what_an_engine_of_before_has_sent() -> None:
+    """The result of the step is in the log, with a run id that is refused today."""
+
+    async def body(step: Step, note: Note) -> None:
+        try:
+            await step.send_signal("tell", signal="go", run_id="@x")
+        except StepFailed as error:
+            note(error.error.type)
+
+    ledger = begun()
+    error = {"type": "RunNotFound", "message": "no run '@x'"}
+    ledger.accepts("step-failed", step_id="tell", attempt=1, error=error, next_at=None)
+    assert Stage(body, ledger).live.notes == ["RunNotFound"]
+    Replay.close_all()
 
 
 # Schemas that make a value by themselves.
