@@ -20,7 +20,9 @@ Everything public is importable from here, from `stepfold.drivers`, `stepfold.pr
 from .authoring.context import Context, Input
 from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
-from .client.client import Client, Run, RunStatus
+from .client.client import Client
+from .client.run import Run
+from .client.status import RunStatus
 from .errors import (
     ConfigError,
     ErrorInfo,

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
-from stepfold.client.client import State, run_state, waiting_words
+from stepfold.client.status import State, run_state, waiting_words
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.state import EXPECTED, RunState
 from stepfold.errors import ErrorInfo

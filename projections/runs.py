@@ -19,7 +19,7 @@ from typing import Any, Literal, TypedDict, Unpack, cast
 import orjson
 import sqlalchemy as sa
 
-from stepfold.client.client import State
+from stepfold.client.status import State
 from stepfold.errors import ErrorInfo
 from stepfold.values.times import ms_of, utc
 

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from stepfold import Client, Context, Run, Step, Workflow
-from stepfold.client.client import RunStatus
+from stepfold.client.status import RunStatus
 
 
 async def swallows_all(ctx: Context[Any], step: Step) -> None:

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from .. import events
-from ..client.client import State, run_state, waiting_words
+from ..client.status import State, run_state, waiting_words
 from ..client.story import Line
 from ..core.state import RunState
 from ..errors import ErrorInfo

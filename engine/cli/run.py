@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import orjson
 import typer
 
-from ..client.client import Client, State
+from ..client.client import Client
 from ..client.requests import checked_run_id
+from ..client.status import State
 from ..client.story import story
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown

@@ -1,4 +1,4 @@
-"""The client: registers workflows, starts and reads runs, and makes workers.
+"""The client: registers workflows, starts runs, and makes workers.
 
 The client appends requests to the history itself. A request stands under no claim, and the fold judges it like any other
 record. So the client learns exactly whether a run id was free, even without a worker.
@@ -7,46 +7,31 @@ record. So the client learns exactly whether a run id was free, even without a w
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from copy import deepcopy
-from dataclasses import dataclass
-from datetime import datetime
 from random import Random
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, cast, overload
+from typing import Any, Literal, Self, overload
 
 import orjson
-from pydantic import ValidationError
 from typing_extensions import TypeVar
 
 from ..authoring.context import Context
 from ..authoring.step import Step
 from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
 from ..core.state import RunState
-from ..errors import (
-    ConfigError,
-    ErrorInfo,
-    RunAlreadyExists,
-    RunEnded,
-    RunNotFound,
-    ValueInvalid,
-    WorkflowCancelled,
-    WorkflowFailed,
-)
-from ..events import Event
+from ..errors import ConfigError, RunAlreadyExists, RunEnded, RunNotFound
 from ..log import Log, partition_of
 from ..replay.loop import DeterministicLoop
-from ..values.codec import ANY, Codec, describe, written
+from ..values.codec import ANY, Codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.options import whole
 from ..values.same import same_json, shown
-from ..values.times import said, utc
+from ..values.times import said
 from ..worker.host import MAX_PAYLOAD_BYTES, Settings
 from ..worker.serving import LoopEnded, serve
 from ..worker.stopping import end_process
@@ -54,8 +39,9 @@ from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from .patience import Patience
-from .requests import Taken, cancel_requested, check_size, checked_run_id, signal_received, started, taken, untaken
-from .tail import RunViews, Tail, Watch, read_run
+from .requests import Taken, cancel_requested, check_size, checked_run_id, of_signal, signal_received, started, taken, untaken
+from .run import Run, coroutine_function
+from .tail import RunViews, Tail
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -66,125 +52,6 @@ _running_loop = asyncio.events._get_running_loop
 
 DEFAULT_URL = "sqlite:///stepfold.db"
 _IF_EXISTS = ("return", "reject")
-State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
-
-
-Call = TypeVar("Call")
-
-
-def _coroutine_function(call: Call) -> Call:
-    """Mark a plain function that returns a coroutine, for `inspect.iscoroutinefunction`; Python 3.11 knows no such mark."""
-    mark: Callable[[Call], Call] | None = getattr(inspect, "markcoroutinefunction", None)
-    return call if mark is None else mark(call)
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """The status of a run. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
-
-    id: str
-    workflow: str
-    version: str | None
-    state: State
-    started_at: datetime
-    ended_at: datetime | None
-    waiting_on: list[str]
-    attempt: int
-    result: Any
-    error: ErrorInfo | None
-    reason: str | None
-    steps_completed: int
-
-
-class Run(Generic[Out]):
-    """A handle for one run."""
-
-    def __init__(self, client: Client, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
-        self.id = run_id
-        self._start = start  # offset below which the run has no record
-        self._client = client
-        self._codec = codec
-        self._watch = watch
-
-    def __repr__(self) -> str:
-        return f"<Run {self.id!r}>"
-
-    async def result(self, timeout: Duration | None = None) -> Out:
-        """Wait for the run to complete, and return the workflow's return value.
-
-        Raises WorkflowFailed, WorkflowCancelled, RunNotFound and LogUnavailable; TimeoutError after `timeout` (the run is
-        still running); ValueInvalid if the recorded result does not fit the type that the workflow returns today.
-        """
-        limit_s = None if timeout is None else duration_ms(timeout) / 1000
-        try:
-            async with asyncio.timeout(limit_s):
-                run = await self._end()
-        except TimeoutError:
-            raise TimeoutError(f"run {self.id!r} has not ended within {limit_s:g} s; it is still running") from None
-        if run.phase == "completed":
-            codec = self._codec or self._client.result_codec(run)
-            try:
-                return cast(Out, codec.decode(run.result))
-            except Exception as error:
-                raise ValueInvalid(
-                    f"run {run.id!r} has completed, but its recorded result does not fit the type that workflow "
-                    f"{run.workflow!r} returns today: {describe(error) if isinstance(error, ValidationError) else error}; "
-                    "`(await run.status()).result` gives it as it was recorded"
-                ) from error
-        if run.phase == "cancelled":
-            raise WorkflowCancelled(run.id, run.reason)
-        raise WorkflowFailed(run.id, ErrorInfo.from_json(run.error))
-
-    async def _end(self) -> RunState:
-        watch = self._watch
-        if watch is None or not watch.ended.done():
-            self._client.connected()
-        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the tail failed: read again
-            watch = await self._client.tail(self.id).watch(self.id, self._start)
-            if not watch.begun and not watch.ended.done():
-                log = self._client.log
-                raise RunNotFound(self.id, log.name, kept=watch.state.kept_for(self.id, log.now()))
-            self._watch = watch
-        return await asyncio.shield(watch.ended)
-
-    async def status(self, *, timeout: Duration | None = None) -> RunStatus:
-        """The run's current status. Raises RunNotFound and LogUnavailable."""
-        client = self._client
-        log = client.connected()
-        async with client.patience(timeout):
-            view = await client.views.read(self.id)
-        if view.run is None:
-            raise RunNotFound(self.id, log.name, kept=view.kept)
-        return _status(view.run, view.owned)
-
-    async def history(self, *, timeout: Duration | None = None) -> list[Event]:
-        """The run's accepted events, in order. Raises RunNotFound and LogUnavailable."""
-        log = self._client.connected()
-        async with self._client.patience(timeout):
-            view = await read_run(log, self.id, events=True)
-        if view.run is None:
-            raise RunNotFound(self.id, log.name, kept=view.kept)
-        return view.events
-
-    @_coroutine_function
-    def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, None]:
-        """Send the run a signal, which is kept until the run waits for it.
-
-        The data are written at the call: a later change does not reach them. All errors come at the `await`: RunNotFound,
-        RunEnded, InputInvalid for data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
-        """
-        return self._signal(name, taken(lambda: written(data, _of_signal(name))), timeout)
-
-    async def _signal(self, name: str, data: Taken, timeout: Duration | None) -> None:
-        client = self._client
-        client.connected()
-        async with client.patience(timeout):
-            await client.signal_run(self.id, name, untaken(data), client.ids())
-
-    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
-        """Ask the run to end. Its code gets CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
-        async with self._client.patience(timeout):
-            await self._client.cancel_run(self.id, reason)
 
 
 class Client:
@@ -346,7 +213,7 @@ class Client:
         timeout: Duration | None = None,
     ) -> Coroutine[Any, Any, Run[Any]]: ...
 
-    @_coroutine_function
+    @coroutine_function
     def start_workflow(
         self,
         workflow: Workflow[Any, Any] | str,
@@ -456,7 +323,7 @@ class Client:
     async def signal_run(self, run_id: str, name: str, data: bytes, request: str) -> None:
         """Append a signal for a run, once for each `request`; `data`: JSON. Raises RunNotFound, RunEnded and PayloadTooLarge."""
         log = self.connected()
-        check_size(data, MAX_PAYLOAD_BYTES, _of_signal(name))
+        check_size(data, MAX_PAYLOAD_BYTES, of_signal(name))
         entry = signal_received(run_id, name, data, request=request, at=log.now())
         run = (await self.views.read(run_id)).run
         if run is not None and request in run.requests:
@@ -550,51 +417,8 @@ def _open(url: str) -> Log:
     return open_driver(url)
 
 
-def _of_signal(name: str) -> str:
-    return f"the data of signal {name!r}"
-
-
 def _must_be_open(log: Log, run_id: str, run: RunState | None) -> None:
     if run is None:
         raise RunNotFound(run_id, log.name)
     if run.ended:
         raise RunEnded(run_id, log.name, run.phase)
-
-
-def _status(run: RunState, owned: bool) -> RunStatus:
-    return RunStatus(
-        id=run.id,
-        workflow=run.workflow,
-        version=run.version,
-        state=run_state(run, owned),
-        started_at=utc(run.started_at),
-        ended_at=None if run.ended_at is None else utc(run.ended_at),
-        waiting_on=[] if run.ended else waiting_words(run, owned),
-        attempt=1,
-        result=deepcopy(run.result),
-        error=None if run.error is None else ErrorInfo.from_json(run.error),
-        reason=run.reason,
-        steps_completed=sum(delivery.kind == "result" for delivery in run.journal),
-    )
-
-
-def run_state(run: RunState, owned: bool) -> State:
-    """The state in one word. `owned`: whether a worker owns the run's partition."""
-    if run.phase != "open":
-        return cast(State, run.phase)
-    if run.awaits_worker or (not run.decided and not owned):
-        return "pending"
-    return "waiting" if run.open else "running"
-
-
-def waiting_words(run: RunState, owned: bool) -> list[str]:
-    """The things that the run waits for, for people."""
-    if run.phase == "quarantined":
-        return [f"a fix: {ErrorInfo.from_json(run.error)}"]
-    if run.awaits_worker:
-        version = f" version {run.version!r}" if run.version is not None else ""
-        return [f"a worker that knows workflow {run.workflow!r}{version}"]
-    words = [op.words(step_id) for step_id, op in run.open.items()]
-    if not words:
-        words.append("the result of a step" if owned else "a worker")
-    return words

@@ -122,3 +122,8 @@ def check_size(data: bytes, limit_bytes: int, what: str) -> None:
         raise PayloadTooLarge(
             f"{what} is {len(data):,} bytes; the limit is {limit_bytes:,}. Store it elsewhere and pass a reference to it"
         )
+
+
+def of_signal(name: str) -> str:
+    """The data of a signal, for messages."""
+    return f"the data of signal {name!r}"

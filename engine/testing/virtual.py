@@ -18,7 +18,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ..client.client import waiting_words
+from ..client.status import waiting_words
 from ..replay.loop import DeterministicFuture, DeterministicTask, frames_of
 from ..worker.owner import Owner
 

@@ -14,8 +14,8 @@ from one_run import LIMIT_S
 from pydantic import AfterValidator
 
 from stepfold import Client, Context, Run, Step, WorkflowCancelled, WorkflowFailed
-from stepfold.client.client import RunStatus
 from stepfold.client.requests import started
+from stepfold.client.status import RunStatus
 from stepfold.events import encode
 from stepfold.log import CLAIM_KEY, Entry, partition_of
 

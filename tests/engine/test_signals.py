@@ -19,8 +19,8 @@ from stage import Note, Replay, Stage
 from virtually import virtually
 
 from stepfold import Client, Context, InputInvalid, PayloadTooLarge, RunNotFound, Signal, Step, StepFailed, WorkflowFailed
-from stepfold.client.client import RunStatus
 from stepfold.client.requests import signal_received
+from stepfold.client.status import RunStatus
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import LogUnavailable
 from stepfold.log import Ack, Entry, Log, partition_of

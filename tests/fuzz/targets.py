@@ -34,8 +34,8 @@ from stepfold import Client, Context, Step
 from stepfold.cli.problems import Problem
 from stepfold.cli.run import json_of
 from stepfold.cli.target import load
-from stepfold.client.client import run_state, waiting_words
 from stepfold.client.requests import checked_run_id, started
+from stepfold.client.status import run_state, waiting_words
 from stepfold.core.fold import Change, PartitionState, fold
 from stepfold.core.snapshot import pack, unpack
 from stepfold.drivers import MemoryDriver, kafka, kafka_records, open_driver

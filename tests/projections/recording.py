@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from histories import Ledger
 
-from stepfold.client.client import run_state
+from stepfold.client.status import run_state
 from stepfold.core.ended import REMEMBER_MS
 from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver

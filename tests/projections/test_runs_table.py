@@ -19,7 +19,7 @@ from recording import records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, NonRetryable, Retry, Run, Step
-from stepfold.client.client import run_state, waiting_words
+from stepfold.client.status import run_state, waiting_words
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver

@@ -1,0 +1,139 @@
+"""The handle of a run: its result, status and history, and the requests to it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, Protocol, cast
+
+from pydantic import ValidationError
+from typing_extensions import TypeVar
+
+from ..core.state import RunState
+from ..errors import ErrorInfo, RunNotFound, ValueInvalid, WorkflowCancelled, WorkflowFailed
+from ..events import Event
+from ..log import Log
+from ..values.codec import Codec, describe, written
+from ..values.duration import Duration, duration_ms
+from .requests import Taken, of_signal, taken, untaken
+from .status import RunStatus, status_of
+from .tail import RunViews, Tail, Watch, read_run
+
+Out = TypeVar("Out", default=Any)
+Call = TypeVar("Call")
+
+
+def coroutine_function(call: Call) -> Call:
+    """Mark a plain function that returns a coroutine, for `inspect.iscoroutinefunction`; Python 3.11 knows no such mark."""
+    mark: Callable[[Call], Call] | None = getattr(inspect, "markcoroutinefunction", None)
+    return call if mark is None else mark(call)
+
+
+class Gateway(Protocol):
+    """The part of a client that the handles of its runs use."""
+
+    ids: Callable[[], str]
+    views: RunViews
+
+    def connected(self) -> Log: ...
+
+    def patience(self, timeout: Duration | None = None) -> AbstractAsyncContextManager[None]: ...
+
+    def tail(self, run_id: str) -> Tail: ...
+
+    def result_codec(self, run: RunState) -> Codec: ...
+
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str) -> None: ...
+
+    async def cancel_run(self, run_id: str, reason: str | None) -> None: ...
+
+
+class Run(Generic[Out]):
+    """A handle for one run."""
+
+    def __init__(self, gateway: Gateway, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
+        self.id = run_id
+        self._start = start  # offset below which the run has no record
+        self._gateway = gateway
+        self._codec = codec
+        self._watch = watch
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id!r}>"
+
+    async def result(self, timeout: Duration | None = None) -> Out:
+        """Wait for the run to complete, and return the workflow's return value.
+
+        Raises WorkflowFailed, WorkflowCancelled, RunNotFound and LogUnavailable; TimeoutError after `timeout` (the run is
+        still running); ValueInvalid if the recorded result does not fit the type that the workflow returns today.
+        """
+        limit_s = None if timeout is None else duration_ms(timeout) / 1000
+        try:
+            async with asyncio.timeout(limit_s):
+                run = await self._end()
+        except TimeoutError:
+            raise TimeoutError(f"run {self.id!r} has not ended within {limit_s:g} s; it is still running") from None
+        if run.phase == "completed":
+            codec = self._codec or self._gateway.result_codec(run)
+            try:
+                return cast(Out, codec.decode(run.result))
+            except Exception as error:
+                raise ValueInvalid(
+                    f"run {run.id!r} has completed, but its recorded result does not fit the type that workflow "
+                    f"{run.workflow!r} returns today: {describe(error) if isinstance(error, ValidationError) else error}; "
+                    "`(await run.status()).result` gives it as it was recorded"
+                ) from error
+        if run.phase == "cancelled":
+            raise WorkflowCancelled(run.id, run.reason)
+        raise WorkflowFailed(run.id, ErrorInfo.from_json(run.error))
+
+    async def _end(self) -> RunState:
+        watch = self._watch
+        if watch is None or not watch.ended.done():
+            self._gateway.connected()
+        if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the tail failed: read again
+            watch = await self._gateway.tail(self.id).watch(self.id, self._start)
+            if not watch.begun and not watch.ended.done():
+                log = self._gateway.connected()
+                raise RunNotFound(self.id, log.name, kept=watch.state.kept_for(self.id, log.now()))
+            self._watch = watch
+        return await asyncio.shield(watch.ended)
+
+    async def status(self, *, timeout: Duration | None = None) -> RunStatus:
+        """The run's current status. Raises RunNotFound and LogUnavailable."""
+        log = self._gateway.connected()
+        async with self._gateway.patience(timeout):
+            view = await self._gateway.views.read(self.id)
+        if view.run is None:
+            raise RunNotFound(self.id, log.name, kept=view.kept)
+        return status_of(view.run, view.owned)
+
+    async def history(self, *, timeout: Duration | None = None) -> list[Event]:
+        """The run's accepted events, in order. Raises RunNotFound and LogUnavailable."""
+        log = self._gateway.connected()
+        async with self._gateway.patience(timeout):
+            view = await read_run(log, self.id, events=True)
+        if view.run is None:
+            raise RunNotFound(self.id, log.name, kept=view.kept)
+        return view.events
+
+    @coroutine_function
+    def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, None]:
+        """Send the run a signal, which is kept until the run waits for it.
+
+        The data are written at the call: a later change does not reach them. All errors come at the `await`: RunNotFound,
+        RunEnded, InputInvalid for data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
+        """
+        return self._signal(name, taken(lambda: written(data, of_signal(name))), timeout)
+
+    async def _signal(self, name: str, data: Taken, timeout: Duration | None) -> None:
+        self._gateway.connected()
+        async with self._gateway.patience(timeout):
+            await self._gateway.signal_run(self.id, name, untaken(data), self._gateway.ids())
+
+    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
+        """Ask the run to end. Its code gets CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
+        async with self._gateway.patience(timeout):
+            await self._gateway.cancel_run(self.id, reason)

@@ -1,0 +1,72 @@
+"""The status of a run, in words for people: from its folded state, wherever that was read. Pure."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+
+from ..core.state import RunState
+from ..errors import ErrorInfo
+from ..values.times import utc
+
+State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """The status of a run. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
+
+    id: str
+    workflow: str
+    version: str | None
+    state: State
+    started_at: datetime
+    ended_at: datetime | None
+    waiting_on: list[str]
+    attempt: int
+    result: Any
+    error: ErrorInfo | None
+    reason: str | None
+    steps_completed: int
+
+
+def status_of(run: RunState, owned: bool) -> RunStatus:
+    """The status of a run. `owned`: whether a worker owns the run's partition."""
+    return RunStatus(
+        id=run.id,
+        workflow=run.workflow,
+        version=run.version,
+        state=run_state(run, owned),
+        started_at=utc(run.started_at),
+        ended_at=None if run.ended_at is None else utc(run.ended_at),
+        waiting_on=[] if run.ended else waiting_words(run, owned),
+        attempt=1,
+        result=deepcopy(run.result),
+        error=None if run.error is None else ErrorInfo.from_json(run.error),
+        reason=run.reason,
+        steps_completed=sum(delivery.kind == "result" for delivery in run.journal),
+    )
+
+
+def run_state(run: RunState, owned: bool) -> State:
+    """The state in one word. `owned`: whether a worker owns the run's partition."""
+    if run.phase != "open":
+        return cast(State, run.phase)
+    if run.awaits_worker or (not run.decided and not owned):
+        return "pending"
+    return "waiting" if run.open else "running"
+
+
+def waiting_words(run: RunState, owned: bool) -> list[str]:
+    """The things that the run waits for, for people."""
+    if run.phase == "quarantined":
+        return [f"a fix: {ErrorInfo.from_json(run.error)}"]
+    if run.awaits_worker:
+        version = f" version {run.version!r}" if run.version is not None else ""
+        return [f"a worker that knows workflow {run.workflow!r}{version}"]
+    words = [op.words(step_id) for step_id, op in run.open.items()]
+    if not words:
+        words.append("the result of a step" if owned else "a worker")
+    return words
