@@ -41,7 +41,7 @@ from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, RunNotFound,
 from stepfold.log import CLAIM_KEY, Log, Record, partition_of
 from stepfold.replay.execution import Execution, Outcome
 from stepfold.worker.interrupts import from_keyboard
-from stepfold.worker.running import named, stuck
+from stepfold.worker.owner.live import named, stuck
 from stepfold.worker.watchdog import Stuck, Watch, Watchdog
 
 FORMAT = 1

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from ..client.status import waiting_words
 from ..replay.loop import DeterministicFuture, DeterministicTask, frames_of
-from ..worker.owner import Owner
+from ..worker.owner.owner import Owner
 
 T = TypeVar("T")
 

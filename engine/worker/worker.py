@@ -37,7 +37,7 @@ from .ends import Canary
 from .fair import FairQueue
 from .host import HAND_OVER_S, Settings
 from .interrupts import from_keyboard
-from .owner import Owner
+from .owner.owner import Owner
 from .suspects import Suspects
 from .threads import Failure, Inline, Job, Outcome, Pending, Report, StepThreads, Threads
 from .watchdog import Asked, Stuck, Watch

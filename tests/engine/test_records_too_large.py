@@ -21,7 +21,7 @@ from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver, SQLiteDriver, _local
 from stepfold.errors import ErrorInfo, PayloadTooLarge
 from stepfold.log import Ack, Entry, EntryTooLarge, Log, partition_of
-from stepfold.worker.owner import Owner
+from stepfold.worker.owner.appending import Appending
 
 NEIGHBOURS = 6
 """Enough for each partition."""
@@ -338,14 +338,14 @@ async def test_the_reason_of_a_cancellation_always_fits(new_log: NewLog) -> None
 async def test_a_record_too_large_when_a_timer_is_due_stops_no_other_timer(
     new_log: NewLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emit = Owner.emit
+    emit = Appending.emit
 
-    def emits(owner: Owner, run: RunState, kind: str, **fields: Any) -> None:
+    def emits(queue: Appending, run: RunState, kind: str, **fields: Any) -> None:
         if kind == "sleep-completed" and run.workflow == "hostile":
             raise PayloadTooLarge("the record sleep-completed")
-        emit(owner, run, kind, **fields)
+        emit(queue, run, kind, **fields)
 
-    monkeypatch.setattr(Owner, "emit", emits)
+    monkeypatch.setattr(Appending, "emit", emits)
     client = Client(driver=new_log())
 
     async def sleeps(ctx: Context, step: Step) -> None:

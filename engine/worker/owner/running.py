@@ -6,37 +6,33 @@ a run's code ends or quarantines that run alone. A result counts only when it ha
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import orjson
 
-from ..authoring.workflow import Workflow
-from ..core.lifecycle import MAX_REASON_CHARS
-from ..core.state import RunState
-from ..errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted, disagreement, roots
-from ..events import FORMAT
-from ..log import Log
-from ..operations.step import OpenStep, StepCall
-from ..replay.execution import Execution, Op, Outcome
-from ..replay.loop import Host
-from ..values.duration import LONGEST_MS, words
-from ..values.recorded import recorded_input
-from ..values.text import Lines
-from ..values.times import within
-from . import watchdog
-from .attempt import Attempt
-from .clock import Clock
-from .host import Worker
-from .interrupts import from_keyboard
-from .watchdog import Stuck, Watch
+from ...authoring.workflow import Workflow
+from ...core.lifecycle import MAX_REASON_CHARS
+from ...core.state import RunState
+from ...errors import ErrorInfo, NonDeterminism, PayloadTooLarge, StepInterrupted, disagreement, roots
+from ...events import FORMAT
+from ...operations.step import OpenStep, StepCall
+from ...replay.execution import Op, Outcome
+from ...replay.loop import Host
+from ...values.duration import LONGEST_MS, words
+from ...values.recorded import recorded_input
+from ...values.text import Lines
+from ...values.times import within
+from ..attempt import Attempt
+from ..interrupts import from_keyboard
+from ..watchdog import Stuck
+from .live import Live, named, stuck, tell_failure
+from .ownership import Emit, Ownership
 
 logger = logging.getLogger("stepfold.worker")
-run_logger = logging.getLogger("stepfold.run")
 
 MAX_SHORT_CHARS = 300
 """The most characters of the reason of a quarantine in a log that takes only short records."""
@@ -48,65 +44,20 @@ announced before they run, one at a time. An attempt that was not announced was 
 """
 
 
-class Partition(Protocol):
-    """The part of the owner that this module uses."""
-
-    log: Log
-    clock: Clock
-    worker: Worker
-    loop: asyncio.AbstractEventLoop
-    active: bool
-    leaving: bool
-
-    def emit(self, run: RunState, kind: str, **fields: Any) -> None:
-        """Append a decision about a run."""
-        ...
-
-    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
-        """Set a timer for an operation; `at` in ms since 1970."""
-        ...
-
-
-class Live:
-    """A run whose code is in memory."""
-
-    __slots__ = ("attempts", "execution", "finished", "run", "stop_s", "workflow")
-
-    def __init__(self, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> None:
-        self.run = run
-        self.workflow = workflow
-        self.execution = execution
-        self.stop_s = watchdog.STOP_S
-        self.finished = False
-        # by step id: waiting for a place, running, or with a result that is not yet folded
-        self.attempts: dict[str, Attempt] = {}
-
-    def named(self) -> tuple[str, dict[str, Any]]:
-        """The run's code in words, and as extra fields for a log record."""
-        return named(self.run)
-
-    def progress(self) -> int:
-        """The position in the journal: changes when the code makes progress."""
-        return self.execution.position
-
-    def unbegun(self) -> list[Attempt]:
-        """The at_most_once attempts that were announced and have not started."""
-        return [one for one in self.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
-
-
 class Running:
     """The runs of one partition whose code is in memory, by id in `live`."""
 
-    def __init__(self, owner: Partition) -> None:
-        self.live: dict[str, Live] = {}
+    def __init__(self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None]) -> None:
+        self.live = ownership.live
         self.unbegun: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, not started
-        self.loop = owner.loop
-        self._owner = owner
-        self._worker = owner.worker
-        self._log = owner.log
-        self._clock = owner.clock
-        self._emit = owner.emit
-        self._watch = owner.worker.watch
+        self.loop = ownership.loop
+        self._ownership = ownership
+        self._worker = ownership.worker
+        self._log = ownership.log
+        self._clock = ownership.clock
+        self._emit = emit
+        self._wake_at = wake_at
+        self._watch = ownership.worker.watch
 
     def completes_input(self, run: RunState, workflow: Workflow[Any, Any]) -> bool:
         """Whether the code must wait until the input, as the workflow's model completes it, is recorded.
@@ -208,7 +159,7 @@ class Running:
             known = run.open.get(op.id)
             step = known if isinstance(known, OpenStep) else None
             if step is not None and step.next_at is not None and step.next_at > self._clock.now():
-                self._owner.wake_at(step.next_at, run.id, op.id)
+                self._wake_at(step.next_at, run.id, op.id)
             elif step is not None and step.started and call.at_most_once:
                 if (run.id, op.id, step.attempts + 1) in self.unbegun:
                     attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
@@ -261,7 +212,7 @@ class Running:
 
     def dispatch(self, live: Live, op: Op) -> None:
         """Hand an attempt to the worker, or announce it first if its step requires that."""
-        if self._owner.leaving or op.id in live.attempts:
+        if self._ownership.leaving or op.id in live.attempts:
             return
         call = op.call
         assert isinstance(call, StepCall)
@@ -279,7 +230,7 @@ class Running:
 
     def announce(self, attempt: Attempt) -> None:
         """Record that an attempt is about to run. The owner dispatches it when the record is back."""
-        if self._owner.leaving or not self._expects(attempt):
+        if self._ownership.leaving or not self._expects(attempt):
             return
         known = attempt.run.open.get(attempt.op.id)
         if isinstance(known, OpenStep) and known.started:  # announced by an owner that left before the attempt ran
@@ -564,26 +515,4 @@ class Running:
 
     def _expects(self, attempt: Attempt) -> bool:
         live = self.live.get(attempt.run.id)
-        return self._owner.active and live is not None and live.attempts.get(attempt.op.id) is attempt
-
-
-def named(run: RunState) -> tuple[str, dict[str, Any]]:
-    """A run's code in words, and as extra fields for a log record."""
-    return f"the code of run {run.id} of {run.workflow}", {"run_id": run.id, "workflow": run.workflow}
-
-
-def stuck(run: RunState, watch: Watch) -> NonDeterminism:
-    """The error for code that the watchdog interrupted."""
-    return NonDeterminism(
-        f"the code of run {run.id!r} did not return within {watchdog.STOP_S:g} s: it blocks, or it spins; move what takes long "
-        f"into `await step.run(...)` (at {', '.join(watch.lines) or 'an unknown place'})",
-        found="code that does not return",
-        source=watch.lines,
-    )
-
-
-def tell_failure(what: str, run: RunState, info: ErrorInfo, **fields: Any) -> None:
-    """Log a failure: one line, and the traceback."""
-    trace = Lines(f"\n{info.traceback.rstrip()}") if info.traceback else ""
-    extra = {"run_id": run.id, "workflow": run.workflow, "step_id": info.step_id, "error": str(info), "traceback": info.traceback}
-    run_logger.error("%s: %s%s", what, info, trace, extra={**extra, **fields})
+        return self._ownership.active and live is not None and live.attempts.get(attempt.op.id) is attempt

@@ -4,9 +4,9 @@ The path of one step:
 
 1. `_take` folds a record (`started`, or the previous result) and `Running.advance` delivers it: the code runs until it is idle.
 2. There the operations that the code requested become work: the record of a sleep or wait, a step for the worker.
-3. The step ends (`Worker._attempt`), and `emit` puts `step-completed` into the append queue (`_outbox`).
-4. `_appending` appends the whole queue at once, while the next one fills.
-5. `_take_own` folds the acknowledged record if it follows directly on the folded offset; otherwise the reader brings it. Back
+3. The step ends (`Worker._attempt`), and `emit` puts `step-completed` into the append queue (`appending.py`).
+4. `Appending.run` appends the whole queue at once, while the next one fills.
+5. `Appending` folds the acknowledged record if it follows directly on the folded offset; otherwise the reader brings it. Back
    to 1.
 
 No code acts on a result before it has come back through the fold. The fold also decides who owns the partition: the owner
@@ -24,25 +24,27 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from ..authoring.workflow import Workflow
-from ..core.ended import MARGIN_MS
-from ..core.fold import Change, PartitionState, fold
-from ..core.state import EXPECTED, RunState
-from ..errors import ErrorInfo, PayloadTooLarge
-from ..events import FORMAT, PLAIN, decode, encode
-from ..log import Ack, Entry, EntryTooLarge, Log, Reader, Record, record_of
-from ..marks import mark_of
-from ..replay.execution import Execution
-from ..values.times import NEVER_MS
-from .checkpoint import Checkpoint
-from .claiming import READ_RECORDS, Claiming
-from .clock import STEADY_MS, Alarms, Clock, passing
-from .host import HAND_OVER_S, Worker
-from .interrupts import from_keyboard
-from .running import Live, Running
-from .suspects import KILLS_LIMIT, Suspects
-from .telling import Telling
-from .watchdog import TRIAL_S
+from ...authoring.workflow import Workflow
+from ...core.ended import MARGIN_MS
+from ...core.fold import Change, PartitionState, fold
+from ...core.state import EXPECTED, RunState
+from ...errors import ErrorInfo, PayloadTooLarge
+from ...events import FORMAT
+from ...log import Log, Reader, Record
+from ...marks import mark_of
+from ...replay.execution import Execution
+from ...values.times import NEVER_MS
+from ..checkpoint import Checkpoint
+from ..claiming import READ_RECORDS, Claiming
+from ..clock import Alarms, Clock, passing
+from ..host import HAND_OVER_S, Worker
+from ..interrupts import from_keyboard
+from ..suspects import KILLS_LIMIT, Suspects
+from ..telling import Telling
+from ..watchdog import TRIAL_S
+from .appending import Appending
+from .live import Live
+from .running import Running
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -68,8 +70,10 @@ class Owner:
         self.caught_up = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.clock = Clock(log.now, passing(self.loop))
-        self.code = Running(self)
-        self.live = self.code.live
+        self.live: dict[str, Live] = {}
+        self._appending = Appending(self, self._take, self._not_taken)
+        self.emit = self._appending.emit
+        self.code = Running(self, self.emit, self.wake_at)
         self.waiting: dict[str, None] = {}  # runs whose workflow this worker does not know
         self._checkpoint = Checkpoint(log, partition, self.code.is_idle)
         self._claiming = Claiming(
@@ -82,13 +86,7 @@ class Owner:
             fold_one=self._fold_one,
         )
         self._told = Telling(log)
-        self._max_value_bytes = log.max_value_bytes
-        self._outbox: list[Entry] = []
-        self._appending_now = False
-        self._drained = asyncio.Event()  # a waiting `_flushed` clears it; set when the append queue is empty
-        self._wake_append = asyncio.Event()
         self._alarms = Alarms(self.clock, self._is_there)
-        self._compare = True  # compare the log's time with this worker's clock at the next append
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0  # kept here: on uvloop the handle of a call without delay has no `when()`
         self._since_checkpoint = 0
@@ -154,7 +152,7 @@ class Owner:
                 asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
                 for name, part, *args in (
                     ("read", self._reading, reader),
-                    ("append", self._appending, reader),
+                    ("append", self._appending.run, reader),
                     ("recover", self._recovering, self.state),
                     ("checkpoint", self._checkpointing, self.state),
                     ("told", self._told.run),
@@ -181,7 +179,7 @@ class Owner:
 
     def _end(self, error: BaseException | None = None) -> None:
         self.active = False
-        self._drained.set()
+        self._appending.ended()
         if self._ended is not None and not self._ended.done():
             if error is None:
                 self._ended.set_result(None)
@@ -191,7 +189,7 @@ class Owner:
     def _down(self) -> None:
         """Stop acting. Keeps the folded state: it is a true prefix of the log, whoever owns the partition (`run` checks that)."""
         self.active = False
-        self._drained.set()
+        self._appending.ended()
         self.caught_up.clear()
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
@@ -204,7 +202,7 @@ class Owner:
         for live in list(self.live.values()):
             self.code.unbegun.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unbegun())
             self.code.close(live)
-        self._outbox.clear()
+        self._appending.clear()
         self._alarms.clear()
         if self._bring_in_timer is not None:
             self._bring_in_timer.cancel()
@@ -245,7 +243,7 @@ class Owner:
                 for attempt in live.attempts.values():
                     if attempt.over is not None:
                         self.worker.abandon(attempt)
-        await self._flushed()
+        await self._appending.flushed()
         if not self.active:
             return
         for live in list(self.live.values()):
@@ -263,12 +261,6 @@ class Owner:
             release = self._claiming.entry(self.claim, None, self.worker.ids(), state.memory_ms)
             await self.log.append(self.partition, [release])
             self.claim = -1
-
-    async def _flushed(self) -> None:
-        """Wait until everything in the append queue is durable."""
-        while self.active and (self._outbox or self._appending_now):
-            self._drained.clear()
-            await self._drained.wait()
 
     def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
         self._checkpoint.touch(record.key, state)
@@ -328,7 +320,7 @@ class Owner:
         finally:
             self.worker.release()
         if self._checkpoint_timer is None:
-            self._compare = True
+            self._appending.compare = True
             self._checkpoint_timer = self.loop.call_later(self.worker.settings.checkpoint_s, self._checkpoint_due.set)
         if self._since_checkpoint >= self.worker.settings.checkpoint_records:
             self._checkpoint_due.set()
@@ -489,90 +481,6 @@ class Owner:
         if len(idle) < wanted:
             self._evict_at = self.loop.time() + ROOM_CHECK_S
 
-    # -- writing the log
-
-    def emit(self, run: RunState, kind: str, **fields: Any) -> None:
-        """Append a decision about a run. `fields` may contain another `at` than now.
-
-        Raises PayloadTooLarge for a record above the log's limit, and TypeError for what JSON cannot hold. Queued, such a record
-        would stop the whole partition; raised here, it concerns this run alone.
-        """
-        if not self.active:
-            return
-        event: dict[str, Any] = {"type": kind, "v": PLAIN, "run_id": run.id, "at": self.log.now(), "claim": self.claim, **fields}
-        if run.version is None and kind != "workflow-unknown":
-            live = self.live.get(run.id)
-            if live is not None:
-                event["version"] = live.workflow.version
-        value = encode(event)
-        if len(value) > self._max_value_bytes:
-            raise PayloadTooLarge(
-                f"{_record_in_words(event)} has {len(value):,} bytes, and {self.log.name} takes "
-                f"{self._max_value_bytes:,}: store what is large elsewhere and keep a reference to it"
-            )
-        self._outbox.append(Entry(run.id, value))
-        self._wake_append.set()
-
-    async def _appending(self, reader: Reader) -> None:
-        while True:
-            await self._wake_append.wait()
-            self._wake_append.clear()
-            while self._outbox:
-                entries, self._outbox = self._outbox, []
-                self._appending_now = True
-                compare, self._compare = self._compare, False
-                before = self.log.now() if compare else 0
-                refused: EntryTooLarge | None = None
-                try:
-                    acks = await self.log.append(self.partition, entries)
-                except EntryTooLarge as error:
-                    acks, refused = error.appended, error
-                finally:
-                    self._appending_now = False
-                if compare and acks and acks[-1].offset >= 0:
-                    self._compare_clocks(before, acks[-1].timestamp)
-                self._take_own(reader, entries, acks)
-                if refused is not None:
-                    self._outbox[:0] = entries[len(acks) + 1 :]
-                    self._refused(entries[len(acks)], refused)
-                del entries, acks, refused  # keeps no reference while this waits
-            self._drained.set()
-
-    def _compare_clocks(self, before: int, timestamp: int) -> None:
-        """Warn if the log's time of an append lies outside the interval from `before` to now."""
-        ahead_ms = max(timestamp - self.log.now(), 0) or min(timestamp - before, 0)
-        if abs(ahead_ms) > STEADY_MS:
-            self.worker.clocks_differ(ahead_ms)
-
-    def _refused(self, entry: Entry, error: EntryTooLarge) -> None:
-        """The log does not take a record today, though it is below `max_value_bytes`: somebody has lowered the log's limit.
-
-        As at `emit`, it fails what it is the result of, or quarantines its run. The records behind it follow without it: nothing
-        acts on a record before the fold has it, so none of them depends on it.
-        """
-        state, event = self.state, decode(entry.value)
-        run = None if state is None else state.runs.get(entry.key)
-        if run is None or event is None or not self.active:
-            return
-        too_large = PayloadTooLarge(f"{_record_in_words(event)} does not fit into the log: {error}")
-        logger.error("%s partition %d: %s", self.log.name, self.partition, too_large, extra={"run_id": run.id})
-        self._contained(run, self.code.not_taken, event, too_large)
-
-    def _take_own(self, reader: Reader, entries: Sequence[Entry], acks: Sequence[Ack]) -> None:
-        """Fold our own append as far as it follows directly on the folded offset; the reader brings the rest."""
-        state = self.state
-        assert state is not None
-        offset = state.offset
-        known: list[Record] = []
-        for entry, ack in zip(entries, acks, strict=False):
-            if ack.offset != offset:
-                break
-            known.append(record_of((offset, ack.timestamp, *entry)))
-            offset += 1
-        if known:
-            reader.seek(offset)
-            self._take(known)
-
     # -- timers
 
     def _arm(self, run: RunState, step_id: str | None) -> None:
@@ -651,6 +559,9 @@ class Owner:
         self._suspects.open()
         self.caught_up.set()
 
+    def _not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
+        self._contained(run, self.code.not_taken, event, error)
+
     def _contained(self, run: RunState, act: Callable[..., None], *args: Any, **fields: Any) -> None:
         """Act on a run outside `_take`. Any error concerns only this run."""
         try:
@@ -705,12 +616,12 @@ class Owner:
         """The run's announcement is in the log: run its code. If that decides nothing, clear the run: this process survived."""
         if not self._suspects.turn(run.id) or not self.active or self.leaving:
             return
-        said = len(self._outbox)
+        said = len(self._appending)
         if run.phase == "open":
             self._revive(run, its_turn=True)
         else:
             self._try_resume(run)
-        if len(self._outbox) == said:
+        if len(self._appending) == said:
             self.emit(run, "code-cleared", v=FORMAT)
 
     def _put_aside(self, run: RunState) -> None:
@@ -795,11 +706,6 @@ class Owner:
             await self._checkpoint.commit()
         except PayloadTooLarge as error:
             logger.warning("%s partition %d: no checkpoint was written: %s", self.log.name, self.partition, error)
-
-
-def _record_in_words(event: dict[str, Any]) -> str:
-    step = f", step {event['step_id']!r}," if "step_id" in event else ""
-    return f"the record {event['type']} of run {event['run_id']!r}{step}"
 
 
 def _kept_until(state: PartitionState, run: RunState) -> int:
