@@ -187,10 +187,11 @@ class Shape:
     Raises TypeError for an annotation that it cannot check.
     """
 
-    __slots__ = ("_allowed", "_inner", "_optional", "_present", "_typed", "decision")
+    __slots__ = ("_allowed", "_inner", "_optional", "_present", "_typed", "decision", "is_result")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
+        self.is_result = issubclass(model, Decision) and model.is_result
         self._optional: list[tuple[str, frozenset[type]]] = []
         self._inner: list[tuple[str, Check]] = []
         typed: dict[str, frozenset[type]] = {}

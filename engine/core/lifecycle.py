@@ -62,6 +62,8 @@ class WorkflowUnknown(Decision):
 class InputCompleted(Decision):
     """The run's input from now on: the start's input as the workflow's model made it, if the model makes it anew each time."""
 
+    is_result = True
+
     type: Literal["input-completed"] = "input-completed"
     input: Any
 
@@ -92,6 +94,8 @@ class Resumed(Decision):
 
 
 class Completed(Decision):
+    is_result = True
+
     type: Literal["completed"] = "completed"
     result: Any
 

@@ -86,6 +86,9 @@ class Request(Base):
 class Decision(Base):
     """A record of the owner, under its claim. The first decision of a run that was started without version carries `version`."""
 
+    is_result: ClassVar[bool] = False
+    """Whether the record carries a value of the user's code: if the log refuses it as too large, the attempt or the run fails."""
+
     run_id: str
     claim: int
     version: str | None = None

@@ -27,6 +27,8 @@ _delivery = Delivery._make  # costs half as much as the constructor, for the mos
 class StepCompleted(StepDecision):
     """An attempt succeeded. `attempt` counts from 1."""
 
+    is_result = True
+
     type: Literal["step-completed"] = "step-completed"
     attempt: int
     result: Any

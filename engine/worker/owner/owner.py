@@ -43,6 +43,7 @@ from ..suspects import KILLS_LIMIT, Suspects
 from ..telling import Telling
 from ..watchdog import TRIAL_S
 from .appending import Appending
+from .attempts import RESULT
 from .live import Live
 from .running import Running
 
@@ -74,6 +75,7 @@ class Owner:
         self._appending = Appending(self, self._take, self._not_taken)
         self.emit = self._appending.emit
         self.code = Running(self, self.emit, self.wake_at)
+        self._attempts = self.code.attempts
         self.waiting: dict[str, None] = {}  # runs whose workflow this worker does not know
         self._checkpoint = Checkpoint(log, partition, self.code.is_idle)
         self._claiming = Claiming(
@@ -120,7 +122,7 @@ class Owner:
         """
         if self.state is not None and not await self._checkpoint.fits(self.state):
             self.state = None
-            self.code.unbegun.clear()
+            self._attempts.unstarted.clear()
         if self.state is None:
             self.state = await self._checkpoint.load()
             self._previous = self.state.owner
@@ -143,7 +145,7 @@ class Owner:
             self._crashed = previous is not None and (previous != self.worker.name or self._crashed)
             if previous != self.worker.name:
                 self._orphans.clear()
-                self.code.unbegun.clear()
+                self._attempts.unstarted.clear()
             self._unrecovered = dict.fromkeys(self.state.runs.at_hand, True)
             self._suspects.begin(self.state.deaths if self._crashed or self._orphans else 0)
             self.active = True
@@ -199,8 +201,8 @@ class Owner:
         if self._checkpoint_timer is not None:
             self._checkpoint_timer.cancel()
             self._checkpoint_timer = None
+        self._attempts.keep_unstarted()
         for live in list(self.live.values()):
-            self.code.unbegun.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unbegun())
             self.code.close(live)
         self._appending.clear()
         self._alarms.clear()
@@ -228,21 +230,12 @@ class Owner:
             if self.state.owner == self.worker.name and self.state.claim == self.claim:
                 await self._release()
             return
-        for live in self.live.values():
-            for attempt in live.unbegun():
-                self.emit(live.run, "attempt-lost", step_id=attempt.op.id, attempt=attempt.number)
-            for attempt in live.attempts.values():
-                if attempt.over is None:
-                    self.worker.withdraw(attempt)
-        running = [a.over for live in self.live.values() for a in live.attempts.values() if a.over is not None]
+        running: list[asyncio.Future[None]] = self._attempts.give_back()
         if self._crashed and self._recovery is not None:
             running.append(self._recovery)
         if running:
             await asyncio.wait(running, timeout=grace_s)
-            for live in self.live.values():
-                for attempt in live.attempts.values():
-                    if attempt.over is not None:
-                        self.worker.abandon(attempt)
+            self._attempts.abandon()
         await self._appending.flushed()
         if not self.active:
             return
@@ -347,11 +340,8 @@ class Owner:
     def _react(self, event: dict[str, Any], run: RunState) -> None:
         live = self.live.get(run.id)
         kind = event["type"]
-        if kind == "step-completed" and live is not None:  # short path for nine records in ten: it ends no run and sets no timer
-            attempt = live.attempts.pop(event["step_id"], None)
-            if attempt is not None and attempt.alone:
-                self.worker.settled(attempt)
-            attempt = None  # its arguments are freed where the code runs, under the watchdog
+        if kind == RESULT and live is not None:  # short path for nine records in ten
+            self._attempts.over(live, event["step_id"])
             self.code.advance(live)
             return
         if run.ended:
@@ -371,22 +361,10 @@ class Owner:
             for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
                 self._arm(run, step_id)
             return
-        if kind in ("attempt-lost", "attempt-started", "step-failed"):
-            step_id = event["step_id"]
-            attempt = live.attempts.get(step_id)
-            if kind == "attempt-started" and attempt is not None:
-                if not self.leaving:
-                    self.worker.dispatch(attempt)
-                return
-            live.attempts.pop(step_id, None)
-            if attempt is not None and attempt.alone:
-                self.worker.settled(attempt)
-            op = live.execution.ops.get(step_id)
-            if kind == "attempt-lost" and op is not None:
-                self.code.dispatch(live, op)
-            attempt = op = None  # as above
-        elif kind == "quarantined":
+        if kind == "quarantined":
             self.code.close(live)
+            return
+        if not self._attempts.react(live, event):
             return
         self._arm(run, event.get("step_id"))
         if len(run.journal) > live.execution.position:
@@ -466,7 +444,7 @@ class Owner:
             run_id, _ = self._deferred.popitem(last=False)
             run = state.runs.get(run_id)
             if run is not None and run.phase == "open" and run_id not in self.live:
-                self._contained(run, self._revive)
+                self.code.contained(run, self._revive)
         if self._deferred:
             self._bring_in_later(0)
 
@@ -527,9 +505,9 @@ class Owner:
             if run is None or op is None or run.phase != "open" or op.due_at != at:
                 continue
             if op.when_due is None:
-                self._contained(run, self._retry, step_id)
+                self.code.contained(run, self._retry, step_id)
             else:
-                self._contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
+                self.code.contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
         self._set_timer()
 
     def _retry(self, run: RunState, step_id: str) -> None:
@@ -540,7 +518,7 @@ class Owner:
             return
         op = live.execution.ops.get(step_id)
         if op is not None:
-            self.code.dispatch(live, op)
+            self._attempts.dispatch(live, op)
 
     # -- recovery and checkpoints
 
@@ -553,21 +531,14 @@ class Owner:
             if run_id in state.runs and self._unrecovered.get(run_id, True) and self.active:
                 self._see_to(state, run_id)
         self._unrecovered.clear()
-        self.code.unbegun.clear()
+        self._attempts.unstarted.clear()
         self._set_timer()
         self._crashed = False
         self._suspects.open()
         self.caught_up.set()
 
     def _not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
-        self._contained(run, self.code.not_taken, event, error)
-
-    def _contained(self, run: RunState, act: Callable[..., None], *args: Any, **fields: Any) -> None:
-        """Act on a run outside `_take`. Any error concerns only this run."""
-        try:
-            act(run, *args, **fields)
-        except Exception as error:  # noqa: BLE001  # as it says
-            self.code.contain(run, error)
+        self.code.contained(run, self.code.not_taken, event, error)
 
     def _see_to(self, state: PartitionState, run_id: str) -> None:
         try:
@@ -676,7 +647,7 @@ class Owner:
         for run_id in list(self.waiting):
             run = state.runs.get(run_id)
             if run is not None and self.worker.find(run.workflow, run.version) is not None:
-                self._contained(run, self._revive)
+                self.code.contained(run, self._revive)
 
     async def _checkpointing(self, state: PartitionState) -> None:
         await self.caught_up.wait()

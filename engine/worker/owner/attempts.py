@@ -1,0 +1,325 @@
+"""Attempts of steps between a run's code and the worker: when one begins, what its end means, and when the next one follows.
+
+An attempt that must not run unnoticed is announced first (`attempt-started`); the worker gets it when that record is back. The
+worker reports how an attempt ended, and this module turns the report into a record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from ...core.state import RunState
+from ...errors import ErrorInfo, PayloadTooLarge, StepInterrupted, roots
+from ...operations.step import OpenStep, StepCall
+from ...replay.execution import Op
+from ...values.duration import LONGEST_MS, words
+from ...values.recorded import recorded_input
+from ...values.times import within
+from ..attempt import Attempt
+from ..interrupts import from_keyboard
+from ..watchdog import Stuck
+from .live import Live, tell_failure
+from .ownership import Emit, Ownership
+
+logger = logging.getLogger("stepfold.worker")
+
+RESULT = "step-completed"
+"""The most frequent record: it ends no run and sets no timer."""
+LOST_LIMIT = 8
+"""A run is quarantined when one of its steps was lost with its worker this often in a row. A kill from outside looks the same."""
+SUSPECT_AFTER = 2
+"""A step that was lost this often in a row may be the step that kills workers, or a bystander. From then on its attempts are
+announced before they run, one at a time. An attempt that was not announced was then not lost, so only the culprit is counted.
+"""
+
+
+class Attempts:
+    """The attempts of one partition's runs, which are in `Live.attempts`. It is the `Reports` of its attempts.
+
+    `contain` quarantines a run for an error, `put_aside` with a description.
+    """
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        emit: Emit,
+        wake_at: Callable[[int, str, str], None],
+        contain: Callable[[RunState, BaseException], None],
+        put_aside: Callable[[RunState, dict[str, Any]], None],
+    ) -> None:
+        self.unstarted: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, not started
+        self.loop = ownership.loop
+        self._ownership = ownership
+        self._worker = ownership.worker
+        self._log = ownership.log
+        self._clock = ownership.clock
+        self._watch = ownership.worker.watch
+        self._emit = emit
+        self._wake_at = wake_at
+        self._contain = contain
+        self._put_aside = put_aside
+
+    def begin(self, live: Live, op: Op, crashed: bool) -> bool:
+        """Start a step that the code requested. Returns False if the operation is another kind.
+
+        If a record is needed first (lost attempts, announcements), the record starts the step when it has come back. `crashed`:
+        the last owner of the run died.
+        """
+        call = op.call
+        if not isinstance(call, StepCall):
+            return False
+        run = live.run
+        known = run.open.get(op.id)
+        step = known if isinstance(known, OpenStep) else None
+        if step is not None and step.next_at is not None and step.next_at > self._clock.now():
+            self._wake_at(step.next_at, run.id, op.id)
+        elif step is not None and step.started and call.at_most_once:
+            if (run.id, op.id, step.attempts + 1) in self.unstarted:
+                attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
+                attempt.announced = True
+                self._worker.dispatch(attempt)
+            else:
+                self._interrupted(live, op, call, step)
+        elif crashed and not call.at_most_once and (step is None or step.started or step.lost < SUSPECT_AFTER):
+            self._lost(live, op, call, step)
+        else:
+            self.dispatch(live, op)
+        return True
+
+    def over(self, live: Live, step_id: str) -> None:
+        """The result of an attempt is folded."""
+        attempt = live.attempts.pop(step_id, None)
+        if attempt is not None and attempt.alone:
+            self._worker.settled(attempt)
+
+    def react(self, live: Live, event: dict[str, Any]) -> bool:
+        """Go on after an accepted record of an attempt. Returns False if only an attempt starts, so that nothing else follows."""
+        kind = event["type"]
+        if kind not in ("attempt-lost", "attempt-started", "step-failed"):
+            return True
+        step_id = event["step_id"]
+        if kind == "attempt-started":
+            attempt = live.attempts.get(step_id)
+            if attempt is not None:
+                if not self._ownership.leaving:
+                    self._worker.dispatch(attempt)
+                return False
+        self.over(live, step_id)
+        op = live.execution.ops.get(step_id)
+        if kind == "attempt-lost" and op is not None:
+            self.dispatch(live, op)
+        return True
+
+    def drop(self, live: Live, step_id: str) -> None:
+        """The code has dropped the step: nobody needs its attempt."""
+        attempt = live.attempts.pop(step_id, None)
+        if attempt is not None:
+            self._worker.withdraw(attempt)
+
+    def withdraw(self, live: Live) -> None:
+        """Nobody needs the attempts of a run any more."""
+        attempts, live.attempts = live.attempts, {}
+        for attempt in attempts.values():
+            self._worker.withdraw(attempt)
+
+    def keep_unstarted(self) -> None:
+        """Note the announced attempts that have not started, for the case that this worker owns the partition again."""
+        for live in self._ownership.live.values():
+            self.unstarted.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unbegun())
+
+    def give_back(self) -> list[asyncio.Future[None]]:
+        """Before the owner leaves: withdraw attempts that wait for a place. Returns the ends of those that run."""
+        lives = self._ownership.live.values()
+        for live in lives:
+            for attempt in live.unbegun():
+                self._emit(live.run, "attempt-lost", step_id=attempt.op.id, attempt=attempt.number)
+            for attempt in live.attempts.values():
+                if attempt.over is None:
+                    self._worker.withdraw(attempt)
+        return [attempt.over for live in lives for attempt in live.attempts.values() if attempt.over is not None]
+
+    def abandon(self) -> None:
+        """The owner leaves: warn of the attempts that still run."""
+        for live in self._ownership.live.values():
+            for attempt in live.attempts.values():
+                if attempt.over is not None:
+                    self._worker.abandon(attempt)
+
+    def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
+        """The log did not take the result of an attempt, which is too large: the attempt fails."""
+        live = self._ownership.live.get(run.id)
+        attempt = None if live is None else live.attempts.get(event["step_id"])
+        if attempt is not None and attempt.number == event["attempt"]:  # else nobody waits for it any more
+            self.failed(attempt, error)
+
+    def _lost(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
+        """The last owner died, maybe during this attempt: record the attempt as lost, or quarantine the run at the limit."""
+        lost = step.lost if step is not None else 0
+        if lost + 1 >= LOST_LIMIT:
+            message = (
+                f"step {op.id!r} was lost with its worker {lost + 1} times in a row: it may be the cause. Cancel the run, fix "
+                "the step, and start it again under another run id"
+            )
+            self._put_aside(live.run, ErrorInfo("StepInterrupted", message, step_id=op.id).to_json())
+            return
+        op.recorded = True
+        # while it is in `attempts`, no timer starts another
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
+        self._emit(live.run, "attempt-lost", step_id=op.id, attempt=attempt.number)
+
+    def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
+        """Fail an at_most_once attempt that was announced and has no result: it may have run."""
+        error = StepInterrupted(
+            f"the worker died while attempt {step.attempts + 1} of step {op.id!r} ran; whether it had an effect is unknown"
+        )
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)  # as in _lost
+        self._failed(attempt, ErrorInfo("StepInterrupted", str(error), step_id=op.id), self._pause(attempt, error))
+
+    def dispatch(self, live: Live, op: Op) -> None:
+        """Hand an attempt to the worker, or announce it first if its step requires that."""
+        if self._ownership.leaving or op.id in live.attempts:
+            return
+        call = op.call
+        assert isinstance(call, StepCall)
+        known = live.run.open.get(op.id)
+        step = known if isinstance(known, OpenStep) else None
+        attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
+        if call.at_most_once:
+            self.announce(attempt)
+        elif step is not None and step.lost >= SUSPECT_AFTER:
+            self._worker.dispatch_alone(attempt)
+        elif call.record_input:
+            self.announce(attempt)
+        else:
+            self._worker.dispatch(attempt)
+
+    def announce(self, attempt: Attempt) -> None:
+        """Record that an attempt is about to run. The owner dispatches it when the record is back."""
+        if self._ownership.leaving or not self._expects(attempt):
+            return
+        known = attempt.run.open.get(attempt.op.id)
+        if isinstance(known, OpenStep) and known.started:  # announced by an owner that left before the attempt ran
+            self._worker.dispatch(attempt)
+            return
+        attempt.op.recorded = True
+        attempt.announced = True
+        given = self._input(attempt) if attempt.call.record_input else {}
+        try:
+            self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
+        except Exception as error:  # noqa: BLE001  # it may be another run that gives this one its turn
+            self._contain(attempt.run, error)
+
+    def _input(self, attempt: Attempt) -> dict[str, Any]:
+        """The recorded arguments, for people. Never fails the attempt, whatever the classes of the arguments raise."""
+        call = attempt.call
+        try:
+            return self._watch.ask(
+                attempt.named, lambda: recorded_input(*((call.fn, call.args) if call.given is None else call.given()))
+            )
+        except BaseException as error:
+            if from_keyboard(error):
+                raise
+            return {"input_note": "the arguments cannot be written"}
+
+    def completed(self, attempt: Attempt, result: bytes) -> None:
+        """Record the success of an attempt; `result` is JSON. An attempt whose success cannot be recorded has failed."""
+        if self._expects(attempt):
+            number = attempt.number
+            try:
+                self._emit(attempt.run, "step-completed", step_id=attempt.op.id, attempt=number, result=orjson.Fragment(result))
+            except Exception as error:  # noqa: BLE001  # as it says
+                self.failed(attempt, error)
+
+    def failed(self, attempt: Attempt, error: BaseException, info: ErrorInfo | None = None) -> None:
+        """Record the failure of an attempt, or quarantine its run if that cannot be recorded: otherwise it would wait for ever.
+
+        `info` describes the error if the thread has done that.
+        """
+        if self._expects(attempt):
+            fresh = attempt.beats is not None and attempt.beats.fresh
+            heartbeat = {"heartbeat": attempt.beats.details} if attempt.beats is not None and fresh else {}
+            try:
+                try:
+                    info = info or self._watch.ask(attempt.named, lambda: ErrorInfo.of(error, attempt.op.id))
+                    pause = self._watch.ask(attempt.named, lambda: self._pause(attempt, error))
+                except Stuck:
+                    info, pause = info or ErrorInfo.unshown(error, attempt.op.id), None
+                self._record_failure(attempt, info, pause, **heartbeat)
+            except BaseException as odd:
+                if from_keyboard(odd):
+                    raise
+                self._contain(attempt.run, odd)
+            else:
+                self._tell_failure(attempt, info, pause)
+
+    def _failed(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:
+        self._record_failure(attempt, info, pause)
+        self._tell_failure(attempt, info, pause)
+
+    def _record_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None, **heartbeat: Any) -> None:
+        now = self._clock.now()
+        next_at = None if pause is None else within(now + pause)
+        if pause is not None:
+            attempt.op.elapsed = self._clock.elapsed() + pause
+        fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
+        attempt.op.recorded = True
+        self._emit(attempt.run, "step-failed", **fields, next_at=next_at, at=now, **heartbeat)
+
+    def _tell_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:
+        run, step_id, number = attempt.run, attempt.op.id, attempt.number
+        if pause is None:
+            what = f"step {step_id} of run {run.id} of {run.workflow} failed (attempt {number}, the last)"
+            tell_failure(what, run, info, step_id=step_id, attempt=number)
+        else:
+            logger.warning(
+                "step %s of run %s failed (attempt %d), next in %s: %s",
+                step_id,
+                run.id,
+                number,
+                words(pause),
+                info,
+                extra={"run_id": run.id, "workflow": run.workflow, "step_id": step_id, "attempt": number},
+            )
+
+    def _pause(self, attempt: Attempt, error: BaseException) -> int | None:
+        """Ms until the next attempt; None for no further attempt. An error in the user's classes counts as None."""
+        members = roots(error)
+        root = members[0] if len(members) == 1 else error
+        try:
+            pause = attempt.call.retry.pause_ms(root, attempt.failures + 1, self._worker.random)
+            return None if pause is None else min(max(int(pause), 0), LONGEST_MS)
+        except BaseException as odd:
+            if from_keyboard(odd):
+                raise
+            logger.warning(
+                "step %s of run %s: its retry rule failed, so there is no further attempt: %s",
+                attempt.op.id,
+                attempt.run.id,
+                ErrorInfo.of(odd),
+                extra={"run_id": attempt.run.id, "workflow": attempt.run.workflow, "step_id": attempt.op.id},
+            )
+            return None
+
+    def heartbeat(self, attempt: Attempt, details: orjson.Fragment) -> None:
+        """Record the latest details of an attempt. Quarantines the run if they cannot be recorded."""
+        if self._expects(attempt):
+            attempt.op.recorded = True
+            at = attempt.heartbeat_at = within(max(self._log.now(), attempt.heartbeat_at + 1))
+            fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "details": details}
+            try:
+                self._emit(attempt.run, "step-heartbeat", **fields, at=at)
+            except Exception as error:  # noqa: BLE001  # any error concerns only this run
+                self._contain(attempt.run, error)
+
+    def ask(self, attempt: Attempt, call: Callable[[], bytes]) -> bytes:
+        """Call code that may be the user's, under the watchdog. Raises Stuck if it does not come back."""
+        return self._watch.ask(attempt.named, call)
+
+    def _expects(self, attempt: Attempt) -> bool:
+        live = self._ownership.live.get(attempt.run.id)
+        return self._ownership.active and live is not None and live.attempts.get(attempt.op.id) is attempt
