@@ -164,8 +164,10 @@ class Step(Generic[Ext]):
         """
         if unexpected or not callable(fn):
             raise _misused(step_id, fn, unexpected)
-        flag(at_most_once, "at_most_once")
-        flag(record_input, "record_input")
+        if at_most_once is not False:
+            flag(at_most_once, "at_most_once")
+        if record_input is not False:
+            flag(record_input, "record_input")
         if retry is None:
             retry = _ONCE if at_most_once else _DEFAULT_RETRY
         elif not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types

@@ -9,56 +9,57 @@ from .attempt import Attempt
 
 
 class FairQueue:
-    """A queue with one attempt of each run; the further attempts of a run follow one by one, each at the end of the queue."""
+    """A queue of attempts. `next` holds one attempt of each run that waits; its further ones join at the end, one by one.
 
-    __slots__ = ("_further", "_next", "_runs")
+    Look at `next`, and change it by the methods alone.
+    """
+
+    __slots__ = ("_further", "_runs", "next")
 
     def __init__(self) -> None:
-        self._next: deque[Attempt] = deque()
-        self._runs: set[RunState] = set()  # those of `_next`
+        self.next: deque[Attempt] = deque()
+        self._runs: set[RunState] = set()  # those of `next`
         self._further: dict[RunState, deque[Attempt]] = {}
 
     def __len__(self) -> int:
-        return len(self._next) + sum(map(len, self._further.values()))
-
-    def __bool__(self) -> bool:
-        return bool(self._next)
+        return len(self.next) + sum(map(len, self._further.values()))
 
     def add(self, attempt: Attempt) -> None:
         run = attempt.run
         if run not in self._runs:
             self._runs.add(run)
-            self._next.append(attempt)
+            self.next.append(attempt)
         elif run in self._further:
             self._further[run].append(attempt)
         else:
             self._further[run] = deque([attempt])
 
-    def peek(self) -> Attempt:
-        return self._next[0]
-
     def take(self) -> Attempt:
-        attempt = self._next.popleft()
-        self._follow(attempt.run)
+        attempt = self.next.popleft()
+        if attempt.run in self._further:
+            self._follow(attempt.run)
+        else:
+            self._runs.discard(attempt.run)
         return attempt
 
     def remove(self, attempt: Attempt) -> None:
         """Remove an attempt, if it is there."""
-        further = self._further.get(attempt.run)
+        run = attempt.run
+        further = self._further.get(run)
         if further is not None and attempt in further:
             further.remove(attempt)
             if not further:
-                del self._further[attempt.run]
-        elif attempt in self._next:
-            self._next.remove(attempt)
-            self._follow(attempt.run)
+                del self._further[run]
+        elif attempt in self.next:
+            self.next.remove(attempt)
+            if further is None:
+                self._runs.discard(run)
+            else:
+                self._follow(run)
 
     def _follow(self, run: RunState) -> None:
-        """The run's attempt has left the queue: its next one waits at the end."""
-        further = self._further.get(run)
-        if further is None:
-            self._runs.discard(run)
-            return
-        self._next.append(further.popleft())
+        """The run's attempt has left the queue, and its next one waits at the end."""
+        further = self._further[run]
+        self.next.append(further.popleft())
         if not further:
             del self._further[run]

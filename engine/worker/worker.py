@@ -448,14 +448,14 @@ class Worker:
 
     def _go_on(self, start: Callable[[Coroutine[Any, Any, None]], object] | None = None) -> None:
         """Start a task for the queue if there is an async attempt and a place for it."""
-        if self._queue and not self._runner_due and self._hand_out():
+        if self._queue.next and not self._runner_due and self._hand_out():
             self._runner_due = True
             (start or asyncio.get_running_loop().create_task)(self._run_queued())
 
     def _hand_out(self) -> bool:
         """Start plain functions at the head of the queue in threads. Returns whether an async attempt is next and has a place."""
-        while self._queue and self._running < self.settings.concurrency:
-            if self._queue.peek().call.pace is ON_LOOP:
+        while self._queue.next and self._running < self.settings.concurrency:
+            if self._queue.next[0].call.pace is ON_LOOP:
                 return True
             self._begin_plain(self._queue.take())
         return False

@@ -38,8 +38,8 @@ def queue(waiting: Iterable[Attempt]) -> FairQueue:
 
 def names(waiting: FairQueue) -> list[str]:
     taken: list[Any] = []
-    while waiting:
-        first = waiting.peek()
+    while len(waiting):
+        first = waiting.next[0]
         taken.append(waiting.take())
         assert taken[-1] is first
     return [f"{attempt.run.id}{attempt.number}" for attempt in taken]
@@ -87,5 +87,5 @@ def test_every_attempt_is_taken_once_and_none_is_kept(seed: int) -> None:
             there.remove(attempt := random.choice(sorted(there, key=id)))
             waiting.remove(attempt)
         assert len(waiting) == len(there)
-        assert bool(waiting) == bool(there)
+        assert bool(waiting.next) == bool(there)
     assert not any(getattr(waiting, name) for name in FairQueue.__slots__)
