@@ -30,7 +30,6 @@ MAX_FILE, MAX_CLASS, MAX_FUNCTION = 600, 400, 60
 LONG = {
     "drivers/kafka.py": 765,
     "drivers/kafka.py KafkaDriver": 533,
-    "engine/replay/loop.py": 756,
     "engine/testing/faulty.py": 829,
     "engine/testing/suite.py": 705,
     "engine/testing/suite.py LogSuite": 632,
@@ -56,8 +55,8 @@ IMPURE = frozenset([
 IMPURE_ALLOWED = {
     ("engine/values/backoff.py", "random"): "the type of a parameter",
     ("engine/values/exact.py", "uuid"): "the type of a value",
-    ("engine/replay/loop.py", "os"): "os.sep, to tell whose source file asked",
-    ("engine/replay/loop.py", "pathlib"): "as os",
+    ("engine/replay/frames.py", "os"): "os.sep, to tell whose source file asked",
+    ("engine/replay/frames.py", "pathlib"): "as os",
     ("engine/values/retry.py", "random"): "the type of a parameter",
     ("engine/values/same.py", "uuid"): "the type, to compare what has it",
     ("engine/values/taken.py", "io"): "the types of values",

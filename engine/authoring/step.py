@@ -26,7 +26,7 @@ from ..operations.signal import WaitCall
 from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
 from ..replay.execution import Execution, Source
-from ..replay.loop import DeterministicTask
+from ..replay.futures import DeterministicTask
 from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.names import no_run_id, quoted, valid_name, valid_run_id

@@ -25,17 +25,10 @@ from ..operations.sleep import SleepCall
 from ..values.codec import describe
 from ..values.duration import timer_ms
 from ..values.times import NEVER_MS
-from .loop import (
-    HOST,
-    DeterministicFuture,
-    DeterministicLoop,
-    DeterministicTask,
-    Host,
-    Timer,
-    frames_of,
-    frames_of_traceback,
-    source_of,
-)
+from .frames import frames_of, frames_of_traceback, source_of
+from .futures import DeterministicFuture, DeterministicTask
+from .handles import Timer
+from .loop import HOST, DeterministicLoop, Host
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -12,28 +12,29 @@ The order is the same everywhere because of these rules:
 
 The loop runs nested in the worker's loop: it is the running loop only while `run_until_idle` is on the stack.
 
-Importing this module changes asyncio for the whole process: it replaces the hash of the future that `asyncio.gather` returns
-(see the end of the module). Futures of other loops keep the usual hash.
+Importing this module changes asyncio for the whole process: see `futures`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
-import ctypes
 import gc
 import math
-import os
 import sys
 import zlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
-from pathlib import Path
-from types import CodeType, CoroutineType, FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..errors import NonDeterminism
+from . import refusals
+from .closing import close_task
 from .contexts import contexts
+from .frames import frames_of
+from .futures import DeterministicFuture, DeterministicTask
+from .handles import Handle, Timer
+from .refusals import Refusal
 
 T = TypeVar("T")
 
@@ -44,16 +45,7 @@ _set_running_loop = asyncio.events._set_running_loop
 _swap_current_task: Callable[[Any, Any], Any] = (
     vars(asyncio.tasks)["_swap_current_task"] if sys.version_info >= (3, 14) else lambda loop, task: None
 )
-_enter_task: Callable[[Any, Any], None] = vars(asyncio.tasks)["_enter_task"]
-_leave_task: Callable[[Any, Any], None] = vars(asyncio.tasks)["_leave_task"]
-# From 3.14 on a future knows the tasks that wait for it, and forgets a task only when the task runs again.
-_forget_waiter: Callable[[asyncio.Future[Any], asyncio.Task[Any]], None] = (
-    vars(asyncio.futures)["future_discard_from_awaited_by"] if sys.version_info >= (3, 14) else lambda future, task: None
-)
 
-ENGINE = str(Path(__file__).parents[1]) + os.sep
-_STDLIB = str(Path(os.__file__).parent) + os.sep
-_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 _KEPT = 100
 """The limit for the violations, and for the unhandled errors, that a loop keeps. The first one matters most."""
@@ -95,68 +87,6 @@ class Unhandled(NamedTuple):
     error: BaseException | None
 
 
-class Handle:
-    """A callback in the ready queue."""
-
-    __slots__ = ("args", "callback", "context")
-
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context) -> None:
-        self.callback: Callable[..., object] | None = callback
-        self.args = args
-        self.context = context
-
-    def cancel(self) -> None:
-        self.callback = None
-        self.args = ()
-
-    def cancelled(self) -> bool:
-        return self.callback is None
-
-    def get_context(self) -> contextvars.Context:
-        return self.context
-
-
-class Timer(Handle):
-    """A durable timer, which the code made directly or through `sleep`, `timeout`, `wait_for` and the like.
-
-    `number` counts the timers of the loop from 1. `delay_s`: seconds from the loop's time at its making, above 0. (A timer
-    without a delay has number 0 and is not durable.)
-    """
-
-    __slots__ = ("_loop", "_when", "delay_s", "fired", "number", "reported")
-
-    def __init__(
-        self,
-        loop: DeterministicLoop,
-        number: int,
-        delay_s: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        context: contextvars.Context,
-    ) -> None:
-        super().__init__(callback, args, context)
-        self._loop = loop
-        self._when = loop.time() + delay_s
-        self.number = number
-        self.delay_s = delay_s
-        self.reported = False
-        self.fired = False
-
-    @property
-    def id(self) -> str:
-        """`@timer`, `@timer#2`, …"""
-        return "@timer" if self.number == 1 else f"@timer#{self.number}"
-
-    def when(self) -> float:
-        return self._when
-
-    def cancel(self) -> None:
-        # Python 3.11 cancels the handle of a timer that has fired, later versions do not. Both must behave alike.
-        if self.callback is not None and self.reported and not self.fired:
-            self._loop.timer_cancelled(self)
-        super().cancel()
-
-
 def _seconds(number: float) -> float:
     """The number as a float; infinity means for ever. Raises ValueError for NaN, TypeError for an object that is not a number."""
     try:
@@ -166,58 +96,6 @@ def _seconds(number: float) -> float:
     if math.isnan(number):
         raise ValueError("a time must be a number of seconds, not NaN")
     return number
-
-
-class DeterministicFuture(asyncio.Future[T]):
-    """A future that hashes by its creation number."""
-
-    __slots__ = ("creation_hash",)
-
-    creation_hash: int
-
-    def __hash__(self) -> int:
-        return self.creation_hash
-
-
-class DeterministicTask(asyncio.Task[T]):
-    """A task that hashes by its creation number.
-
-    `shielded` counts the shields around it. While it is above 0, the cancellation of the run does not reach the task, not even
-    through `gather` or a `TaskGroup`. A task that is made inside a shield is shielded from its beginning.
-    """
-
-    __slots__ = ("creation_hash", "shielded")
-
-    creation_hash: int
-    shielded: int
-
-    def __init__(
-        self,
-        coro: Generator[Any, None, T] | Coroutine[Any, Any, T],
-        *,
-        creation_hash: int,
-        loop: asyncio.AbstractEventLoop,
-        name: str,
-        context: contextvars.Context | None = None,
-        shielded: int = 0,
-    ) -> None:
-        # First: asyncio's constructor adds the task to a set.
-        self.creation_hash = creation_hash
-        self.shielded = shielded
-        super().__init__(coro, loop=loop, name=name, context=context)
-
-    def __hash__(self) -> int:
-        return self.creation_hash
-
-    def cancel(self, msg: Any = None) -> bool:
-        if self.shielded and cast("DeterministicLoop", self.get_loop()).pressing:
-            return False
-        return super().cancel(msg)
-
-    @property
-    def waits_for(self) -> asyncio.Future[Any] | None:
-        """The future that a blocked task waits for."""
-        return getattr(self, "_fut_waiter", None)
 
 
 class DeterministicLoop(asyncio.AbstractEventLoop):
@@ -263,15 +141,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Raise the first violation, if there is any."""
         if self.foreign and not self.violations:
             frames = [frame for task in self.blocked_tasks()[:1] for frame in reversed(list(frames_of(task)))]
-            if self.foreign == _ANOTHER_RUN:
-                self.shared(frames)
-            else:
-                self._violation(
-                    f"an awaitable of workflow code was completed {self.foreign}, outside of the history, so no replay repeats "
-                    "it; move that work into `await step.run(...)` and use what it returns",
-                    frames,
-                    found=f"a wake-up {self.foreign}",
-                )
+            self._violation(refusals.SHARED if self.foreign == _ANOTHER_RUN else refusals.woken(self.foreign), frames)
         if self.violations:
             raise self.violations[0]
 
@@ -353,7 +223,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._on_timer = self._on_timer_cancelled = _nobody
         self._tasks = []
         context = contextvars.copy_context() if context is None else context
-        self._ready = [Handle(_close, (task,), context) for task in reversed(tasks)]
+        self._ready = [Handle(close_task, (task,), context) for task in reversed(tasks)]
         if tasks:
             self.run_until_idle()
         self._new_timers, self._cancelled_timers, self.unhandled, self.violations = [], [], [], []
@@ -482,32 +352,15 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
 
     def refusal(self, call: str) -> NonDeterminism:
         """The error for a call that a workflow's loop does not serve. Adds it to the violations."""
-        what = next((what for prefix, what in _REAL.items() if call.startswith(prefix)), None)
-        if what is None:
-            message = (
-                f"workflow code called loop.{call}; its event loop is stepfold's, and real work goes into `await step.run(...)`"
-            )
-        else:
-            message = f"workflow code called loop.{call} ({what}) outside a step; move it into `await step.run(...)`"
-        return self._violation(message, found=f"loop.{call}")
+        return self._violation(refusals.call_of_loop(call))
 
     def client_refusal(self) -> NonDeterminism:
         """The error for a call of a client's method, which each replay would repeat. Adds it to the violations."""
-        return self._violation(
-            "workflow code called a client, and each replay would repeat the call: signal another run by `await "
-            "step.send_signal(...)`, and do anything else in a step, such as "
-            '`await step.run("start", start)` with `async def start(): await client.start_workflow(...)`',
-            found="a call of a client",
-        )
+        return self._violation(refusals.CLIENT)
 
     def shared(self, frames: Iterable[FrameType]) -> NonDeterminism:
         """The error for an asyncio object that several runs or loops use. Adds it to the violations."""
-        return self._violation(
-            "workflow code uses an asyncio lock, semaphore, event, queue or future that belongs to another run (or event loop) "
-            "and cannot wake this run; create it inside the workflow",
-            frames,
-            found="an object of another event loop",
-        )
+        return self._violation(refusals.SHARED, frames)
 
     # Inside.
 
@@ -527,10 +380,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         held = {id(one) for turn in turns for one in gc.get_referents(turn)}
         tasks = [task for task in self.blocked_tasks() if id(task) in held] or self.blocked_tasks()
         return self._violation(
-            f"workflow code ran {self.host.max_turns} callbacks without awaiting anything durable: it spins; "
-            f"await a step, a sleep or a signal in the loop",
-            [frame for task in tasks[:1] for frame in reversed(list(frames_of(task)))],
-            found="a loop that awaits nothing durable",
+            refusals.spins(self.host.max_turns), [frame for task in tasks[:1] for frame in reversed(list(frames_of(task)))]
         )
 
     def _close_generator(self, generator: AsyncGenerator[Any, Any]) -> None:
@@ -555,10 +405,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if not self._abandoned and len(self.unhandled) < _KEPT:
             self.unhandled.append(Unhandled(message, error))
 
-    def _violation(self, message: str, frames: Iterable[FrameType] | None = None, found: str = "") -> NonDeterminism:
-        source = source_of(_stack() if frames is None else frames)
-        at = f" (at {source[0]})" if source else ""
-        error = NonDeterminism(message + at, found=found, source=source)
+    def _violation(self, refusal: Refusal, frames: Iterable[FrameType] | None = None) -> NonDeterminism:
+        error = refusal.error(_stack() if frames is None else frames)
         if len(self.violations) < _KEPT:
             self.violations.append(error)
         return error
@@ -573,16 +421,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             elif isinstance(held, RuntimeError):
                 error = held
         if task is None:
-            raise self._violation(
-                "workflow code called asyncio.Task; such a task cannot be ordered: use asyncio.create_task", found="asyncio.Task"
-            )
+            raise self._violation(refusals.PLAIN_TASK)
         if error is not None and ("different loop" in str(error) or "bad yield" in str(error)):
-            violation = self._violation(
-                "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
-                "worker) outside a step; move it into `await step.run(...)`",
-                reversed(list(frames_of(task))),
-                found="an awaitable of another event loop",
-            )
+            violation = self._violation(refusals.FOREIGN_AWAITABLE, reversed(list(frames_of(task))))
             error.args = (str(violation),)
             error.__cause__ = violation
 
@@ -591,11 +432,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         while frame is not None and frame.f_code.co_filename == asyncio.tasks.__file__:
             if frame.f_code in _AS_COMPLETED:
                 coro.close()
-                raise self._violation(
-                    "asyncio.as_completed over coroutines starts them in an order that differs between processes; pass tasks: "
-                    "asyncio.as_completed([asyncio.create_task(c) for c in coroutines])",
-                    found="asyncio.as_completed over coroutines",
-                )
+                raise self._violation(refusals.AS_COMPLETED)
             frame = frame.f_back
 
 
@@ -613,118 +450,11 @@ def _nobody(timer: Timer) -> None:
     """Ignore a timer of an abandoned run."""
 
 
-def _close(task: asyncio.Task[Any]) -> None:
-    coro: Any = task.get_coro()
-    chain: list[Coroutine[Any, Any, Any]] = [coro]
-    while isinstance(coro := getattr(coro, "cr_await", None), CoroutineType):
-        chain.append(cast("Coroutine[Any, Any, Any]", coro))
-    # Make it the current task: without one, asyncio.timeout and the like raise, and code that catches everything never ends.
-    loop = task.get_loop()
-    _enter_task(loop, task)
-    try:
-        # Innermost first: Python closes an awaited coroutine only once, and complains if it goes on.
-        while chain and _stops(chain[-1]):
-            del chain[-1]
-    finally:
-        _leave_task(loop, task)
-    if chain:
-        keep_for_ever(chain[0])
-        return
-    # The future and the task refer to each other: break the cycle.
-    waiter: asyncio.Future[Any] | None = getattr(task, "_fut_waiter", None)
-    if waiter is not None:
-        waiter.cancel()
-        _forget_waiter(waiter, task)
-    _tell_others(task)
-
-
-def _tell_others(task: asyncio.Task[Any]) -> None:
-    """Call the done callbacks that are not asyncio's: a library may stop a thread of the task in one."""
-    for callback, context in getattr(task, "_callbacks", None) or ():
-        if (getattr(callback, "__module__", None) or "_asyncio").partition(".")[0] not in ("asyncio", "_asyncio"):
-            with contextlib.suppress(BaseException):  # the callback may read the task's outcome, and there is none
-                context.run(callback, task)
-
-
-def _stops(coro: Coroutine[Any, Any, Any]) -> bool:
-    # Code that catches everything and awaits again needs several errors to stop.
-    for _ in range(100):
-        try:
-            awaited: Any = coro.throw(GeneratorExit)
-        except BaseException:  # noqa: BLE001  # stopped; no code is left that could handle the error
-            return True
-        if isinstance(awaited, asyncio.Future):
-            awaited._asyncio_future_blocking = False  # as a task does, so that the code can await it again
-    return False
-
-
-def keep_for_ever(coro: Coroutine[Any, Any, Any]) -> None:
-    """Keep code that never stops in memory. Before Python frees a coroutine, at the latest when the process ends, it throws
-    GeneratorExit into it, and would then wait for ever."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coro))
-
-
 def _stack() -> Iterator[FrameType]:
     frame: FrameType | None = _getframe(1)
     while frame is not None and frame.f_code is not DeterministicLoop.run_until_idle.__code__:  # outside it are worker frames
         yield frame
         frame = frame.f_back
-
-
-def frames_of(task: asyncio.Task[Any]) -> Iterator[FrameType]:
-    """The frames of a suspended task, outermost first."""
-    coro: Any = task.get_coro()
-    while isinstance(coro, CoroutineType) and coro.cr_frame is not None:
-        yield coro.cr_frame
-        coro = coro.cr_await
-
-
-def frames_of_traceback(error: BaseException) -> list[FrameType]:
-    """The frames of an error's traceback, innermost first."""
-    frames: list[FrameType] = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.append(trace.tb_frame)
-        trace = trace.tb_next
-    return frames[::-1]
-
-
-def source_of(frames: Iterable[FrameType]) -> tuple[str, ...]:
-    """The user's lines, as `file:line`: the innermost one and, if that is in an installed package, the innermost one outside.
-
-    Skips code that was made from a string, such as the methods of named tuples.
-    """
-    lines: list[str] = []
-    for frame in frames:
-        file = frame.f_code.co_filename
-        installed = any(part in file for part in _PACKAGES)
-        if file.startswith((ENGINE, "<frozen", "<string>")) or (file.startswith(_STDLIB) and not installed):
-            continue
-        if not lines or not installed:
-            lines.append(f"{file}:{frame.f_lineno}")
-        if not installed:
-            break
-    return tuple(lines)
-
-
-# By prefix, so that the methods of later versions of Python match, too.
-_REAL = {
-    "add_signal": "a signal",
-    "remove_signal": "a signal",
-    "add_": "a file descriptor",
-    "remove_": "a file descriptor",
-    "call_soon_threadsafe": "from another thread",
-    "connect_": "a pipe",
-    "create_": "a socket",
-    "getaddrinfo": "a name look-up",
-    "getnameinfo": "a name look-up",
-    "run_in_executor": "a thread",
-    "run_": "another run of an event loop",
-    "sendfile": "a file and a socket",
-    "sock_": "a socket",
-    "start_tls": "a socket",
-    "subprocess_": "a process",
-}
 
 
 def _refusing(name: str) -> Callable[..., Any]:
@@ -741,16 +471,3 @@ def _refusing(name: str) -> Callable[..., Any]:
 for _name in dir(asyncio.AbstractEventLoop):
     if not _name.startswith("_") and _name not in DeterministicLoop.__dict__:
         setattr(DeterministicLoop, _name, _refusing(_name))
-
-
-def _gathering_hash(future: Any) -> int:
-    # `asyncio.gather` makes its future without `create_future`: with the usual hash its place in a set would be random.
-    found: int | None = getattr(future, "creation_hash", None)
-    if found is None:
-        number: Callable[[], int] | None = getattr(future.get_loop(), "next_future_hash", None)
-        found = future.creation_hash = object.__hash__(future) if number is None else number()
-    return found
-
-
-# For the whole process: asyncio has no other way to set the hash of this future.
-vars(asyncio.tasks)["_GatheringFuture"].__hash__ = _gathering_hash

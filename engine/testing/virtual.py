@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..client.status import waiting_words
-from ..replay.loop import DeterministicFuture, DeterministicTask, frames_of
+from ..replay.frames import frames_of
+from ..replay.futures import DeterministicFuture, DeterministicTask
 from ..worker.owner.owner import Owner
 
 T = TypeVar("T")

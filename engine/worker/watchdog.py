@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from ..replay.contexts import contexts
-from ..replay.loop import ENGINE, source_of
+from ..replay.frames import ENGINE, source_of
 from .forks import end_child, end_in_child
 
 logger = logging.getLogger("stepfold.worker")

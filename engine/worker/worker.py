@@ -28,7 +28,7 @@ from ..authoring.workflow import Registry, Workflow
 from ..core.state import RunState
 from ..errors import ConfigError, ErrorInfo, LogUnavailable, PayloadTooLarge, StepfoldError, ValueInvalid, message_of
 from ..log import Log, Membership
-from ..replay.loop import keep_for_ever
+from ..replay.closing import keep_for_ever
 from ..values.backoff import Backoff
 from ..values.duration import words
 from ..values.pace import ON_LOOP

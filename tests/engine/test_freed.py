@@ -35,6 +35,7 @@ OF_RUNS = (
     "stepfold.replay.execution.",
     "stepfold.worker.attempt.",
     "stepfold.replay.loop.Deterministic",
+    "stepfold.replay.futures.Deterministic",
     "stepfold.core.state.RunState",
     "stepfold.authoring.step.Running",
 )

@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stepfold.replay.loop import DeterministicLoop, Timer
+    from stepfold.replay.handles import Timer
+    from stepfold.replay.loop import DeterministicLoop
 
 Choose = Callable[[Sequence[str]], str]
 """Which of these deliverable names comes next."""

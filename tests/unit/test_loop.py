@@ -30,7 +30,9 @@ from loop_programs import Drive, as_recorded, at_random, describe
 
 import stepfold.replay.loop
 from stepfold.errors import NonDeterminism
-from stepfold.replay.loop import HOST, DeterministicLoop, DeterministicTask, Timer
+from stepfold.replay.futures import DeterministicTask
+from stepfold.replay.handles import Timer
+from stepfold.replay.loop import HOST, DeterministicLoop
 
 PROGRAMS = Path(loop_programs.__file__)
 ENGINE = Path(stepfold.replay.loop.__file__).parents[1]
