@@ -38,7 +38,8 @@ from ..operations import EARLY
 from ..operations import RULES as OF_OPERATIONS
 from ..values.names import valid_run_id
 from ..values.same import same_json
-from .ended import REMEMBER_MS, Ended, fingerprint
+from ..values.times import NEVER_MS
+from .ended import MARGIN_MS, REMEMBER_MS, Ended, fingerprint
 from .lifecycle import ENDS, OF_THE_OWNER
 from .lifecycle import RULES as OF_RUNS
 from .records import FORMAT
@@ -101,8 +102,12 @@ class PartitionState:
         run = self.runs.peek(run_id) if run_id in self.runs else None
         return sum(now < at + self.memory_ms for at, _ in run.input) if run is not None and run.phase == EXPECTED else 0
 
+    def kept_until(self, run: RunState) -> int:
+        """When the last signal of an expected run is forgotten, with a margin for a clock that is ahead of the log's; ms."""
+        return min(run.input[-1][0] + self.memory_ms + MARGIN_MS, NEVER_MS)
+
     def drop(self, run_id: str) -> None:
-        """Remove an expected run and refuse its signals. The caller waits until the memory and `MARGIN_MS` have passed."""
+        """Remove an expected run and refuse its signals. The caller waits until `kept_until`."""
         for _, signal in self.runs.peek(run_id).input:
             self.refuse(signal, f"no run {run_id!r} was started while the signal was kept for it")
         self.runs.remove(run_id)

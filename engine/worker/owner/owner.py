@@ -25,7 +25,6 @@ from itertools import islice
 from typing import Any
 
 from ...authoring.workflow import Workflow
-from ...core.ended import MARGIN_MS
 from ...core.fold import Change, PartitionState, fold
 from ...core.state import EXPECTED, RunState
 from ...errors import ErrorInfo, PayloadTooLarge
@@ -33,25 +32,23 @@ from ...events import FORMAT
 from ...log import Log, Reader, Record
 from ...marks import mark_of
 from ...replay.execution import Execution
-from ...values.times import NEVER_MS
 from ..checkpoint import Checkpoint
 from ..claiming import READ_RECORDS, Claiming
-from ..clock import Alarms, Clock, passing
+from ..clock import Clock, passing
 from ..host import HAND_OVER_S, Worker
 from ..interrupts import from_keyboard
 from ..suspects import KILLS_LIMIT, Suspects
 from ..telling import Telling
 from ..watchdog import TRIAL_S
+from .alarm import Alarm
 from .appending import Appending
 from .attempts import RESULT
+from .checkpointing import Checkpointing
 from .live import Live
 from .running import Running
 
 logger = logging.getLogger("stepfold.worker")
 
-TIMER_CHECK_S = 60.0
-"""The clock may jump, so the owner looks at a timer again this often, or after a thousandth of the time left if that is longer.
-"""
 RESUME_RUNS = 100
 ROOM_CHECK_S = 0.05
 """How often to check for idle runs while the code of all runs in memory is busy."""
@@ -74,7 +71,8 @@ class Owner:
         self.live: dict[str, Live] = {}
         self._appending = Appending(self, self._take, self._not_taken)
         self.emit = self._appending.emit
-        self.code = Running(self, self.emit, self.wake_at)
+        self._alarm = Alarm(self, self._ring)
+        self.code = Running(self, self.emit, self._alarm.wake_at)
         self._attempts = self.code.attempts
         self.waiting: dict[str, None] = {}  # runs whose workflow this worker does not know
         self._checkpoint = Checkpoint(log, partition, self.code.is_idle)
@@ -88,13 +86,7 @@ class Owner:
             fold_one=self._fold_one,
         )
         self._told = Telling(log)
-        self._alarms = Alarms(self.clock, self._is_there)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0  # kept here: on uvloop the handle of a call without delay has no `when()`
-        self._since_checkpoint = 0
-        self._checkpoint_due = asyncio.Event()
-        self._checkpoint_timer: asyncio.TimerHandle | None = None
-        self._checkpoint_lock = asyncio.Lock()
+        self._checkpointing = Checkpointing(self, self._checkpoint, self._told)
         # the last owner that ran code; not this worker if it never learned that its claim was accepted
         self._previous: str | None = None
         self._crashed = False  # while recovering: the previous owner did not release
@@ -156,7 +148,7 @@ class Owner:
                     ("read", self._reading, reader),
                     ("append", self._appending.run, reader),
                     ("recover", self._recovering, self.state),
-                    ("checkpoint", self._checkpointing, self.state),
+                    ("checkpoint", self._checkpointing.run, self.state, self.caught_up),
                     ("told", self._told.run),
                 )
             ]
@@ -195,17 +187,13 @@ class Owner:
         self.caught_up.clear()
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._checkpoint_timer is not None:
-            self._checkpoint_timer.cancel()
-            self._checkpoint_timer = None
+        self._alarm.stop()
+        self._checkpointing.stop()
         self._attempts.keep_unstarted()
         for live in list(self.live.values()):
             self.code.close(live)
         self._appending.clear()
-        self._alarms.clear()
+        self._alarm.clear()
         if self._bring_in_timer is not None:
             self._bring_in_timer.cancel()
             self._bring_in_timer = None
@@ -241,7 +229,7 @@ class Owner:
             return
         for live in list(self.live.values()):
             self.code.close(live)
-        await self._write_checkpoint(self.state)
+        await self._checkpointing.write(self.state)
         await self._release()
         self._end()
 
@@ -258,7 +246,7 @@ class Owner:
     def _fold_one(self, state: PartitionState, record: Record) -> Change | None:
         self._checkpoint.touch(record.key, state)
         self._checkpoint.last = record
-        self._since_checkpoint += 1
+        self._checkpointing.changes += 1
         change = fold(state, record)
         if change is not None and change.run is not None:
             change.run.idle = False
@@ -312,11 +300,8 @@ class Owner:
                 self._bring_in()
         finally:
             self.worker.release()
-        if self._checkpoint_timer is None:
+        if self._checkpointing.schedule():
             self._appending.compare = True
-            self._checkpoint_timer = self.loop.call_later(self.worker.settings.checkpoint_s, self._checkpoint_due.set)
-        if self._since_checkpoint >= self.worker.settings.checkpoint_records:
-            self._checkpoint_due.set()
 
     def _expect(self, state: PartitionState, run: RunState) -> None:
         """A signal came before its run. Set a timer to forget it if the run does not begin in time."""
@@ -324,16 +309,16 @@ class Owner:
         if len(run.input) == 1:
             if run.id in state.runs.at_hand:
                 state.runs.put_away(run.id)
-            self.wake_at(_kept_until(state, run), run.id, "")
+            self._alarm.wake_at(state.kept_until(run), run.id, "")
 
     def _forget(self, state: PartitionState, run: RunState) -> None:
         """Forget early signals whose time is over; set the timer again if later ones are kept."""
-        until = _kept_until(state, run)
+        until = state.kept_until(run)
         if until > self.clock.now():
-            self.wake_at(until, run.id, "")
+            self._alarm.wake_at(until, run.id, "")
             return
         self._checkpoint.touch(run.id, state)
-        self._since_checkpoint += 1
+        self._checkpointing.changes += 1
         state.drop(run.id)
         self._told.note(state, state.offset)
 
@@ -359,14 +344,14 @@ class Owner:
             elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
                 self._revive(run)
             for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
-                self._arm(run, step_id)
+                self._alarm.arm(run, step_id)
             return
         if kind == "quarantined":
             self.code.close(live)
             return
         if not self._attempts.react(live, event):
             return
-        self._arm(run, event.get("step_id"))
+        self._alarm.arm(run, event.get("step_id"))
         if len(run.journal) > live.execution.position:
             self.code.advance(live)
 
@@ -461,54 +446,20 @@ class Owner:
 
     # -- timers
 
-    def _arm(self, run: RunState, step_id: str | None) -> None:
-        """Set the timer of an operation, if it has one."""
-        op = run.open.get(step_id) if step_id else None
-        due = None if op is None else op.due_at
-        if due is not None:
-            assert step_id is not None
-            live = self.live.get(run.id)
-            asked = live.execution.ops.get(step_id) if live is not None else None
-            if self._alarms.set(due, run.id, step_id, asked.elapsed if asked is not None else None):
-                self._set_timer()
-
-    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
-        """Set a timer that looks at an operation again at `at`, ms since 1970."""
-        if self._alarms.set(at, run_id, step_id):
-            self._set_timer()
-
-    def _is_there(self, run_id: str) -> bool:
-        return self.state is not None and run_id in self.state.runs
-
-    def _set_timer(self) -> None:
-        left_s = self._alarms.left_s() if self.active else None
-        if left_s is None:
-            return
-        delay_s = min(left_s, max(TIMER_CHECK_S, left_s / 1000))
-        at = self.loop.time() + delay_s
-        if self._timer is not None:
-            if self._timer_at <= at:
-                return
-            self._timer.cancel()
-        self._timer, self._timer_at = self.loop.call_later(delay_s, self._timers_due), at
-
-    def _timers_due(self) -> None:
-        self._timer = None
+    def _ring(self, at: int, run_id: str, step_id: str) -> None:
+        """A timer is due. It has no meaning any more if its operation is over, or waits for another time."""
         state = self.state
-        if not self.active or state is None:
+        assert state is not None
+        run = state.runs.get(run_id)
+        op = run.open.get(step_id) if run is not None else None
+        if run is not None and run.phase == EXPECTED:
+            self._forget(state, run)
+        if run is None or op is None or run.phase != "open" or op.due_at != at:
             return
-        for at, run_id, step_id in self._alarms.due(RESUME_RUNS):
-            run = state.runs.get(run_id)
-            op = run.open.get(step_id) if run is not None else None
-            if run is not None and run.phase == EXPECTED:
-                self._forget(state, run)
-            if run is None or op is None or run.phase != "open" or op.due_at != at:
-                continue
-            if op.when_due is None:
-                self.code.contained(run, self._retry, step_id)
-            else:
-                self.code.contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
-        self._set_timer()
+        if op.when_due is None:
+            self.code.contained(run, self._retry, step_id)
+        else:
+            self.code.contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
 
     def _retry(self, run: RunState, step_id: str) -> None:
         live = self.live.get(run.id)
@@ -526,13 +477,13 @@ class Owner:
         """Recover every run, some per turn. `_take` recovers a run earlier if a record of it comes in."""
         for number, run_id in enumerate(state.runs.ids()):
             if number % RESUME_RUNS == 0:
-                self._set_timer()
+                self._alarm.start()
                 await asyncio.sleep(0)
             if run_id in state.runs and self._unrecovered.get(run_id, True) and self.active:
                 self._see_to(state, run_id)
         self._unrecovered.clear()
         self._attempts.unstarted.clear()
-        self._set_timer()
+        self._alarm.start()
         self._crashed = False
         self._suspects.open()
         self.caught_up.set()
@@ -552,12 +503,12 @@ class Owner:
             self._unrecovered[run_id] = False
         run = state.runs.peek(run_id)
         if run.phase == EXPECTED:
-            self._alarms.set(_kept_until(state, run), run_id, "")
+            self._alarm.add(state.kept_until(run), run_id, "")
             return
         for step_id, op in run.open.items():
             due = op.due_at
             if due is not None:
-                self._alarms.set(due, run_id, step_id)
+                self._alarm.add(due, run_id, step_id)
         if run_id in self.live:
             return
         if run.cancel_requested and self._stands_still(run):
@@ -648,40 +599,6 @@ class Owner:
             run = state.runs.get(run_id)
             if run is not None and self.worker.find(run.workflow, run.version) is not None:
                 self.code.contained(run, self._revive)
-
-    async def _checkpointing(self, state: PartitionState) -> None:
-        await self.caught_up.wait()
-        while True:
-            await self._checkpoint_due.wait()
-            self._checkpoint_due.clear()
-            if self._since_checkpoint:
-                if self._checkpoint.unsure:
-                    await self._checkpoint.look_again(state, self.claim)
-                await self._write_checkpoint(state)
-
-    async def _write_checkpoint(self, state: PartitionState) -> None:
-        async with self._checkpoint_lock:
-            await self._write_checkpoint_now(state)
-
-    async def _write_checkpoint_now(self, state: PartitionState) -> None:
-        if self._checkpoint.in_doubt == self.claim or not await self._told.all():
-            return
-        self._since_checkpoint = 0
-        if self._checkpoint_timer is not None:
-            self._checkpoint_timer.cancel()
-            self._checkpoint_timer = None
-        self._checkpoint.begin(state, self.claim)
-        while self._checkpoint.pack_some(state):
-            await asyncio.sleep(0)
-        try:
-            await self._checkpoint.commit()
-        except PayloadTooLarge as error:
-            logger.warning("%s partition %d: no checkpoint was written: %s", self.log.name, self.partition, error)
-
-
-def _kept_until(state: PartitionState, run: RunState) -> int:
-    """When the last early signal of a run is forgotten, with a margin for a clock that is ahead of the log's; ms."""
-    return min(run.input[-1][0] + state.memory_ms + MARGIN_MS, NEVER_MS)
 
 
 _WAKES = frozenset({"started", "input-completed", "resumed"})

@@ -1,0 +1,86 @@
+"""When the owner acts by itself: the timers of open operations, and one call of the event loop for the next of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ...core.state import RunState
+from ..clock import Alarms
+from .ownership import Ownership
+
+TIMER_CHECK_S = 60.0
+"""The clock may jump, so the owner looks at a timer again this often, or after a thousandth of the time left if that is longer.
+"""
+RINGS = 100
+"""How many timers that are due ring in one turn of the loop."""
+
+
+class Alarm:
+    """The timers of one partition. `ring` is called with the time (ms), run id and step id of each timer that is due."""
+
+    def __init__(self, ownership: Ownership, ring: Callable[[int, str, str], None]) -> None:
+        self._ownership = ownership
+        self._loop = ownership.loop
+        self._ring = ring
+        self._alarms = Alarms(ownership.clock, self._is_there)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # kept here: on uvloop the handle of a call without delay has no `when()`
+
+    def __len__(self) -> int:
+        return len(self._alarms)
+
+    def arm(self, run: RunState, step_id: str | None) -> None:
+        """Set the timer of an operation, if it has one."""
+        op = run.open.get(step_id) if step_id else None
+        due = None if op is None else op.due_at
+        if due is not None:
+            assert step_id is not None
+            live = self._ownership.live.get(run.id)
+            asked = live.execution.ops.get(step_id) if live is not None else None
+            if self._alarms.set(due, run.id, step_id, asked.elapsed if asked is not None else None):
+                self.start()
+
+    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
+        """Set a timer that looks at an operation again at `at`, ms since 1970."""
+        if self._alarms.set(at, run_id, step_id):
+            self.start()
+
+    def add(self, at: int, run_id: str, step_id: str) -> None:
+        """Add one of many timers; the caller then calls `start` once for all."""
+        self._alarms.set(at, run_id, step_id)
+
+    def start(self) -> None:
+        """Wake at the next timer."""
+        left_s = self._alarms.left_s() if self._ownership.active else None
+        if left_s is None:
+            return
+        delay_s = min(left_s, max(TIMER_CHECK_S, left_s / 1000))
+        at = self._loop.time() + delay_s
+        if self._timer is not None:
+            if self._timer_at <= at:
+                return
+            self._timer.cancel()
+        self._timer, self._timer_at = self._loop.call_later(delay_s, self._due), at
+
+    def stop(self) -> None:
+        """Do not wake any more, until the next `start`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def clear(self) -> None:
+        """Drop all timers."""
+        self._alarms.clear()
+
+    def _is_there(self, run_id: str) -> bool:
+        state = self._ownership.state
+        return state is not None and run_id in state.runs
+
+    def _due(self) -> None:
+        self._timer = None
+        if not self._ownership.active:
+            return
+        for at, run_id, step_id in self._alarms.due(RINGS):
+            self._ring(at, run_id, step_id)
+        self.start()
