@@ -34,8 +34,6 @@ LONG = {
     "engine/testing/suite.py": 705,
     "engine/testing/suite.py LogSuite": 632,
     "engine/worker/checkpoint.py Checkpoint.load": 61,
-    "engine/worker/owner/owner.py": 719,
-    "engine/worker/owner/owner.py Owner": 658,
     "engine/worker/serving.py serve": 78,
     "engine/worker/stopping.py told_by_signals": 63,
     "engine/worker/worker.py": 705,

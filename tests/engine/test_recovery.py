@@ -267,7 +267,7 @@ async def test_a_run_that_is_told_something_before_its_turn_has_lost_its_attempt
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Recovery takes many runs some at a time; a signal does not wait for that."""
-    monkeypatch.setattr("stepfold.worker.owner.owner.RESUME_RUNS", 1)
+    monkeypatch.setattr("stepfold.worker.owner.recovery.RESUME_RUNS", 1)
     name = request.node.name
     runs = 20
     running: set[str] = set()
