@@ -190,8 +190,8 @@ class Execution:
     def request(self, base_id: str, call: Call, source: Source) -> Op:
         """Request an operation; its future gets the result.
 
-        Raises CancelledError if the run is being cancelled and the task is not in a shield, ValueError if an operation under
-        this id is already open, and RuntimeError outside the workflow.
+        Raises CancelledError if the run is being cancelled and its main task asks outside a shield, ValueError if an operation
+        under this id is already open, and RuntimeError outside the workflow.
         """
         if not self.loop.is_running():
             raise RuntimeError(
@@ -203,6 +203,10 @@ class Execution:
         if self.cancelling:
             task = asyncio.current_task()
             if not isinstance(task, DeterministicTask) or not task.shielded:
+                if task is not self._main:
+                    # `_settle` cancels the oldest task first. A task group ends in peace when only its members are cancelled:
+                    # the code would go on, and might complete, as if the members had done their work.
+                    return Op(base_id, call, source, self.loop.create_future(), None)
                 self._swallowed += 1
                 if self._swallowed > MAX_SWALLOWED_CANCELS:
                     return Op(base_id, call, source, self.loop.create_future(), None)
@@ -231,7 +235,8 @@ class Execution:
 
     def drop(self, op: Op) -> None:
         """Note that the code no longer waits for an operation. Idempotent."""
-        self._let_go(op.id)
+        if self.ops.get(op.id) is op:
+            self._let_go(op.id)
 
     # -- inside
 
