@@ -36,8 +36,6 @@ LONG = {
     "engine/worker/checkpoint.py Checkpoint.load": 61,
     "engine/worker/serving.py serve": 78,
     "engine/worker/stopping.py told_by_signals": 63,
-    "engine/worker/worker.py": 705,
-    "engine/worker/worker.py Worker": 538,
     "projections/runs.py RunsProjection.apply_all": 61,
 }
 

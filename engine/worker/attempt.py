@@ -40,15 +40,14 @@ class Attempt:
 
     stop_s = math.inf  # the watchdog interrupts the code of runs, never a step
     __slots__ = (
-        "alone",
         "announced",
         "beats",
-        "begun",
         "call",
         "dropped",
         "failures",
         "heartbeat",
         "heartbeat_at",
+        "isolated",
         "lost",
         "number",
         "op",
@@ -56,6 +55,7 @@ class Attempt:
         "owner",
         "run",
         "since",
+        "started",
         "task",
         "timer",
     )
@@ -68,8 +68,8 @@ class Attempt:
         self.over: asyncio.Future[None] | None = None  # set while the attempt occupies a place; done when the place is free
         self.task: asyncio.Task[None] | None = None  # runs the attempt on the loop; None for a plain function
         self.beats: Heartbeats | None = None
-        self.alone = False  # isolated: the step may kill workers
-        self.begun = False  # its function may have been called
+        self.isolated = False  # the step may kill workers: nothing else that may runs beside it
+        self.started = False  # its function may have been called
         self.since = 0.0  # start time by the loop's clock, s
         # ends the time of a plain function, or the clean-up time of a cancelled task
         self.timer: asyncio.TimerHandle | None = None
@@ -137,7 +137,7 @@ class Attempt:
     def beat(self, details: Any) -> None:
         """Record a heartbeat of the step function, also from its thread. Raises ValueInvalid, PayloadTooLarge, and RuntimeError
         after the end."""
-        if self.begun and self.over is None:
+        if self.started and self.over is None:
             raise RuntimeError(
                 f"attempt {self.number} of step {self.op.id!r} of run {self.run.id!r} has ended, and takes no more heartbeats: "
                 "end the threads and tasks that it started before its function returns"

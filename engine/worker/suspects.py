@@ -35,7 +35,7 @@ PATIENCE_S = 30.0
 class Turns(Protocol):
     """Gives the turns: at most one announced thing at a time may end the process."""
 
-    def wait_alone(self, one: Suspects) -> None:
+    def wait(self, one: Suspects) -> None:
         """Call `announce` of `one` when its turn has come."""
         ...
 
@@ -133,7 +133,7 @@ class Suspects:
         if self._clean or self._suspected:
             self._queued = True
             self._patience = asyncio.get_running_loop().call_later(PATIENCE_S, self.announce)
-            self._turns.wait_alone(self)
+            self._turns.wait(self)
         else:
             self.careful = False
 

@@ -39,7 +39,7 @@ OF_RUNS = (
     "stepfold.core.state.RunState",
     "stepfold.authoring.step.Running",
 )
-OF_WORKERS = ("stepfold.worker.worker.", "stepfold.worker.owner.", "stepfold.core.fold.")
+OF_WORKERS = ("stepfold.worker.worker.", "stepfold.worker.pool.", "stepfold.worker.owner.", "stepfold.core.fold.")
 OF_THE_LOG = ("stepfold.log.Record", "stepfold.drivers.memory._Store")
 """A log in memory is there as long as its process."""
 MADE_LATE = "stepfold.core.packing."

@@ -32,7 +32,7 @@ from projecting import Projecting
 from restoring import Restoring
 from rules import Broken
 
-import stepfold.worker.worker
+import stepfold.worker.pool
 from stepfold import Client
 from stepfold.client.tail import read_run
 from stepfold.core.state import RunState
@@ -213,8 +213,8 @@ class World(Watch):
         watching = _Errors(self)
         logger = logging.getLogger("stepfold")
         logger.addHandler(watching)
-        at_once = stepfold.worker.worker._start_at_once  # pyright: ignore[reportPrivateUsage]  # 3.11 cannot start a task at once
-        stepfold.worker.worker._start_at_once = None  # pyright: ignore[reportPrivateUsage]  # so no version does
+        at_once = stepfold.worker.pool._start_at_once  # pyright: ignore[reportPrivateUsage]  # 3.11 cannot start a task at once
+        stepfold.worker.pool._start_at_once = None  # pyright: ignore[reportPrivateUsage]  # so no version does
         self.loop.set_exception_handler(self._unhandled)
         on_sigint = signal.signal(signal.SIGINT, _stop)  # a KeyboardInterrupt is a run's own
         try:
@@ -228,7 +228,7 @@ class World(Watch):
         finally:
             logger.removeHandler(watching)
             signal.signal(signal.SIGINT, on_sigint)
-            stepfold.worker.worker._start_at_once = at_once  # pyright: ignore[reportPrivateUsage]  # what was replaced is put back
+            stepfold.worker.pool._start_at_once = at_once  # pyright: ignore[reportPrivateUsage]  # what was replaced is put back
             self._bury()
         self.counts.update(self.log.counts)
         digest = self._hash.hexdigest()
@@ -744,8 +744,7 @@ class World(Watch):
             worker = life.worker
             if worker is None:
                 continue
-            isolated = len(worker._alone) + (worker._turn is not None)  # pyright: ignore[reportPrivateUsage]  # nothing may be left
-            busy = worker._running + len(worker._queue) + isolated  # pyright: ignore[reportPrivateUsage]  # as one line above
+            busy = len(worker.pool)
             live = [run_id for owner in worker.owners.values() for run_id in owner.live]
             if busy or live:
                 raise AssertionError(f"every run has ended, and {life.process.name} keeps {busy} attempts and the code of {live}")

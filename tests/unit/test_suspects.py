@@ -17,7 +17,7 @@ class Turns:
     def __init__(self) -> None:
         self.queue: deque[Suspects] = deque()
 
-    def wait_alone(self, one: Suspects) -> None:
+    def wait(self, one: Suspects) -> None:
         self.queue.append(one)
         if len(self.queue) == 1:
             one.announce()

@@ -56,6 +56,7 @@ class Attempts:
         self.loop = ownership.loop
         self._ownership = ownership
         self._worker = ownership.worker
+        self._pool = ownership.worker.pool
         self._log = ownership.log
         self._clock = ownership.clock
         self._watch = ownership.worker.watch
@@ -82,7 +83,7 @@ class Attempts:
             if (run.id, op.id, step.attempts + 1) in self.unstarted:
                 attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
                 attempt.announced = True
-                self._worker.dispatch(attempt)
+                self._pool.dispatch(attempt)
             else:
                 self._interrupted(live, op, call, step)
         elif crashed and not call.at_most_once and (step is None or step.started or step.lost < SUSPECT_AFTER):
@@ -94,8 +95,8 @@ class Attempts:
     def over(self, live: Live, step_id: str) -> None:
         """The result of an attempt is folded."""
         attempt = live.attempts.pop(step_id, None)
-        if attempt is not None and attempt.alone:
-            self._worker.settled(attempt)
+        if attempt is not None and attempt.isolated:
+            self._pool.turns.settled(attempt)
 
     def react(self, live: Live, event: dict[str, Any]) -> bool:
         """Go on after an accepted record of an attempt. Returns False if only an attempt starts, so that nothing else follows."""
@@ -107,7 +108,7 @@ class Attempts:
             attempt = live.attempts.get(step_id)
             if attempt is not None:
                 if not self._ownership.leaving:
-                    self._worker.dispatch(attempt)
+                    self._pool.dispatch(attempt)
                 return False
         self.over(live, step_id)
         op = live.execution.ops.get(step_id)
@@ -119,28 +120,28 @@ class Attempts:
         """The code has dropped the step: nobody needs its attempt."""
         attempt = live.attempts.pop(step_id, None)
         if attempt is not None:
-            self._worker.withdraw(attempt)
+            self._pool.withdraw(attempt)
 
     def withdraw(self, live: Live) -> None:
         """Nobody needs the attempts of a run any more."""
         attempts, live.attempts = live.attempts, {}
         for attempt in attempts.values():
-            self._worker.withdraw(attempt)
+            self._pool.withdraw(attempt)
 
     def keep_unstarted(self) -> None:
         """Note the announced attempts that have not started, for the case that this worker owns the partition again."""
         for live in self._ownership.live.values():
-            self.unstarted.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unbegun())
+            self.unstarted.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unstarted())
 
     def give_back(self) -> list[asyncio.Future[None]]:
         """Before the owner leaves: withdraw attempts that wait for a place. Returns the ends of those that run."""
         lives = self._ownership.live.values()
         for live in lives:
-            for attempt in live.unbegun():
+            for attempt in live.unstarted():
                 self._emit(live.run, "attempt-lost", step_id=attempt.op.id, attempt=attempt.number)
             for attempt in live.attempts.values():
                 if attempt.over is None:
-                    self._worker.withdraw(attempt)
+                    self._pool.withdraw(attempt)
         return [attempt.over for live in lives for attempt in live.attempts.values() if attempt.over is not None]
 
     def abandon(self) -> None:
@@ -148,7 +149,7 @@ class Attempts:
         for live in self._ownership.live.values():
             for attempt in live.attempts.values():
                 if attempt.over is not None:
-                    self._worker.abandon(attempt)
+                    self._pool.abandon(attempt)
 
     def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
         """The log did not take the result of an attempt, which is too large: the attempt fails."""
@@ -192,11 +193,11 @@ class Attempts:
         if call.at_most_once:
             self.announce(attempt)
         elif step is not None and step.lost >= SUSPECT_AFTER:
-            self._worker.dispatch_alone(attempt)
+            self._pool.dispatch_isolated(attempt)
         elif call.record_input:
             self.announce(attempt)
         else:
-            self._worker.dispatch(attempt)
+            self._pool.dispatch(attempt)
 
     def announce(self, attempt: Attempt) -> None:
         """Record that an attempt is about to run. The owner dispatches it when the record is back."""
@@ -204,7 +205,7 @@ class Attempts:
             return
         known = attempt.run.open.get(attempt.op.id)
         if isinstance(known, OpenStep) and known.started:  # announced by an owner that left before the attempt ran
-            self._worker.dispatch(attempt)
+            self._pool.dispatch(attempt)
             return
         attempt.op.recorded = True
         attempt.announced = True

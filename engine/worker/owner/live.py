@@ -39,9 +39,9 @@ class Live:
         """The position in the journal: changes when the code makes progress."""
         return self.execution.position
 
-    def unbegun(self) -> list[Attempt]:
+    def unstarted(self) -> list[Attempt]:
         """The at_most_once attempts that were announced and have not started."""
-        return [one for one in self.attempts.values() if one.announced and not one.begun and one.call.at_most_once]
+        return [one for one in self.attempts.values() if one.announced and not one.started and one.call.at_most_once]
 
 
 def named(run: RunState) -> tuple[str, dict[str, Any]]:

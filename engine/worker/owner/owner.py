@@ -4,7 +4,7 @@ The path of one step:
 
 1. `_take` folds a record (`started`, or the previous result) and `Running.advance` delivers it: the code runs until it is idle.
 2. There the operations that the code requested become work: the record of a sleep or wait, a step for the worker.
-3. The step ends (`Worker._attempt`), and `emit` puts `step-completed` into the append queue (`appending.py`).
+3. The step ends (`Pool._attempt`), and `emit` puts `step-completed` into the append queue (`appending.py`).
 4. `Appending.run` appends the whole queue at once, while the next one fills.
 5. `Appending` folds the acknowledged record if it follows directly on the folded offset; otherwise the reader brings it. Back
    to 1.
@@ -242,7 +242,7 @@ class Owner:
         """Fold records and act on each."""
         state = self.state
         assert state is not None
-        self.worker.hold()
+        self.worker.pool.hold()
         try:
             for record in records:
                 if self._recovery.inherited and self._recovery.inherited.get(record.key, False):
@@ -268,7 +268,7 @@ class Owner:
             if self._residents.deferred:
                 self._residents.bring_in()
         finally:
-            self.worker.release()
+            self.worker.pool.release()
         if self._checkpointing.schedule():
             self._appending.compare = True
 

@@ -52,7 +52,7 @@ class Recovery:
         # until recovery ends: unpacked inherited runs -> whether they are still to be recovered
         self.inherited: dict[str, bool] = {}
         self.orphans: set[str] = set()  # runs whose last owner died: their attempts count as lost when their code runs here
-        self.suspects = Suspects(ownership.worker, self._announce_code)
+        self.suspects = Suspects(ownership.worker.pool.turns, self._announce_code)
         self._ownership = ownership
         self._worker = ownership.worker
         self._live = ownership.live
