@@ -33,9 +33,6 @@ LONG = {
     "engine/testing/faulty.py": 829,
     "engine/testing/suite.py": 705,
     "engine/testing/suite.py LogSuite": 632,
-    "engine/worker/checkpoint.py Checkpoint.load": 61,
-    "engine/worker/serving.py serve": 78,
-    "engine/worker/stopping.py told_by_signals": 63,
     "projections/runs.py RunsProjection.apply_all": 61,
 }
 

@@ -54,7 +54,8 @@ class Checkpoint:
         self._log = log
         self._partition = partition
         self._is_idle = is_idle
-        self.unsure = False  # other owners may have stored items since `load` or `look_again` that we have not read
+        # other owners may have stored items since `load` or `look_again`, which we have not read
+        self.foreign_writes_possible = False
         self.told = 0  # if `load` folds again: refusals of records below this offset were reported before
         self.known = 0  # the end of the log at `load`: we have read what owners stored before it
         self.in_doubt = -1  # claim of a write that timed out and may still arrive later, over newer data
@@ -87,7 +88,7 @@ class Checkpoint:
             kept.clear()
         self.last = self.claimed = None
         self.told = 0
-        self._incomplete = self.unsure = self._useless = False
+        self._incomplete = self.foreign_writes_possible = self._useless = False
         _, self.known = await log.bounds(partition)
         found = self._finding()
         why, remedy = "no checkpoint covers them", "Restore the log from a backup, or use a new namespace"
@@ -121,10 +122,7 @@ class Checkpoint:
                     f"{log.name} partition {partition}: its records below offset {start} are gone and {why}, so its runs cannot "
                     f"be known. {remedy}"
                 )
-            self._useless = True
-            async for portion in log.checkpoint_load(partition):
-                for key in portion:
-                    (self._superseded if _rest(key).startswith("r/") else self._others)[key] = None
+            await self._find_useless()
             return PartitionState(partition, log.partitions)
         if state.offset < start:
             raise ConfigError(
@@ -138,6 +136,13 @@ class Checkpoint:
         self._pieces.update(found.pieces)
         self._chunks.update(found.lengths)
         return state
+
+    async def _find_useless(self) -> None:
+        """No stored item can be used: note them all, so that the next checkpoint deletes them."""
+        self._useless = True
+        async for portion in self._log.checkpoint_load(self._partition):
+            for key in portion:
+                (self._superseded if _rest(key).startswith("r/") else self._others)[key] = None
 
     # A method of its own, so that the simulations can watch how a checkpoint is read.
     def _finding(self) -> Found:
@@ -195,7 +200,7 @@ class Checkpoint:
                     self._superseded[key] = None
             await asyncio.sleep(0)
         self._chunks = {number: length for number, length in self._chunks.items() if lengths.get(number, 0) >= length}
-        self.unsure = False
+        self.foreign_writes_possible = False
 
     def touch(self, run_id: str, state: PartitionState) -> None:
         """Call this before a record of the run is folded: marks the run dirty and packs it for a checkpoint under way."""
@@ -231,7 +236,7 @@ class Checkpoint:
         if self._incomplete:  # the last checkpoint failed: some of its items may be stored
             for run_id in self._attempted:
                 self.touch(run_id, state)
-        if self._incomplete or self.unsure:
+        if self._incomplete or self.foreign_writes_possible:
             self._chunks.clear()
         self._incomplete = True
         self._claim = claim

@@ -27,6 +27,23 @@ class LoopEnded(Exception):
     """Code that ran on the worker's loop has ended the loop. `__cause__` is the error that came out of it."""
 
 
+class _Loss:
+    """Notes that code other than the worker's has ended the loop of `worker`. `words` says it for people."""
+
+    def __init__(self, on_lost: Callable[[str], None]) -> None:
+        self.worker: Worker | None = None
+        self.words = ""
+        self._on_lost = on_lost
+
+    def note(self, how: str) -> None:
+        """The first time, cut the worker off from its claims and call `on_lost`."""
+        if self.worker is not None and not self.words:
+            self.worker.cut_off()
+            who = self.worker.cut_by or "some code"
+            self.words = f"{who} has {how}: this worker ends, and the next one counts the attempts that ran here as lost"
+            self._on_lost(self.words)
+
+
 def serve(
     name: str,
     opened: AbstractAsyncContextManager[Worker],
@@ -40,36 +57,19 @@ def serve(
     Calls `on_lost` with a message when code ends the loop, and then raises LoopEnded; the claims are kept, so that the next
     owners count what ran. Calls `on_end` on the loop when the worker has stopped, with None after an error.
     """
-    serving: list[Worker] = []
-    lost: list[str] = []
+    loss = _Loss(on_lost)
     over = False
-
-    def lose(how: str) -> None:
-        if serving and not lost:
-            serving[0].cut_off()
-            who = serving[0].cut_by or "some code"
-            lost.append(f"{who} has {how}: this worker ends, and the next one counts the attempts that ran here as lost")
-            on_lost(lost[0])
-
-    async def until_told(worker: Worker, stop: asyncio.Event) -> None:
-        waits: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if not stop.is_set() and not worker.ended:
-            lose(CANCELLED)
-        for task in waits:
-            task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
 
     async def live() -> Worker:
         stop = asyncio.Event()
-        with told_by_signals(lambda _: stop.set(), lambda: serving[0].watch.held_up() if serving else None):
+        with told_by_signals(lambda _: stop.set(), lambda: None if loss.worker is None else loss.worker.watch.held_up()):
             async with opened as worker:
-                serving.append(worker)
+                loss.worker = worker
                 on_start()
                 try:
-                    await until_told(worker, stop)
+                    await _until_told(worker, stop, loss)
                 except asyncio.CancelledError:  # nobody else has this task
-                    lose(CANCELLED)
+                    loss.note(CANCELLED)
                     raise
         return worker
 
@@ -79,7 +79,7 @@ def serve(
         try:
             worker = await live()
         except asyncio.CancelledError:  # while it stopped
-            lose(CANCELLED)
+            loss.note(CANCELLED)
             raise
         finally:
             over = True
@@ -92,16 +92,31 @@ def serve(
                 runner.run(main())
             except BaseException as error:
                 if not over and is_exit(error):
-                    if serving and serving[0].cut_by is None:
-                        serving[0].cut_by = step_behind(error)
-                    said = message_of(error)
-                    lose(f"raised {type(error).__name__}{said and f' ({said})'} in a task or callback")
+                    if loss.worker is not None and loss.worker.cut_by is None:
+                        loss.worker.cut_by = step_behind(error)
+                    loss.note(_raised(error))
                 elif not over:
-                    lose("stopped the worker's event loop")
+                    loss.note("stopped the worker's event loop")
                 raise
     except BaseException as error:
-        if lost:
-            raise LoopEnded(lost[0]) from error
+        if loss.words:
+            raise LoopEnded(loss.words) from error
         raise
-    if lost:
-        raise LoopEnded(lost[0])
+    if loss.words:
+        raise LoopEnded(loss.words)
+
+
+def _raised(error: BaseException) -> str:
+    said = message_of(error)
+    return f"raised {type(error).__name__}{said and f' ({said})'} in a task or callback"
+
+
+async def _until_told(worker: Worker, stop: asyncio.Event, loss: _Loss) -> None:
+    """Wait for `stop`, or for the worker's own end."""
+    waits: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), asyncio.create_task(worker.wait())]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.is_set() and not worker.ended:
+        loss.note(CANCELLED)
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)

@@ -78,6 +78,16 @@ def told_by_signals(
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(told, number)
 
+    with _handling(loop, handler):
+        try:
+            yield
+        finally:
+            over.set()
+
+
+@contextlib.contextmanager
+def _handling(loop: asyncio.AbstractEventLoop, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Handle the signals that tell the process to stop; the handlers from before are put back."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone; not on Windows
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # `nohup` or an application may have set it
@@ -92,7 +102,6 @@ def told_by_signals(
     try:
         yield
     finally:
-        over.set()
         for number, handling in before.items():
             with contextlib.suppress(NotImplementedError):
                 loop.remove_signal_handler(number)

@@ -49,7 +49,7 @@ class Checkpointing:
             await self._due.wait()
             self._due.clear()
             if self.changes:
-                if self._checkpoint.unsure:
+                if self._checkpoint.foreign_writes_possible:
                     await self._checkpoint.look_again(state, self._ownership.claim)
                 await self.write(state)
 

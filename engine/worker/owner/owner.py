@@ -111,7 +111,7 @@ class Owner:
             del claimed
             previous, self._previous = self._previous, self.worker.name
             if previous not in (None, self.worker.name):
-                self._checkpoint.unsure = True
+                self._checkpoint.foreign_writes_possible = True
             if previous != self.worker.name:
                 self._attempts.unstarted.clear()
             self._recovery.begin(self.state, previous)
@@ -224,7 +224,7 @@ class Owner:
             if state.owner != self.worker.name:
                 self._previous = state.owner
                 if record.offset >= self._checkpoint.known:
-                    self._checkpoint.unsure = True
+                    self._checkpoint.foreign_writes_possible = True
         if state.refused:
             self._told.note(state, record.offset)
         return change
