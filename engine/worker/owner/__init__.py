@@ -1,1 +1,4 @@
-"""The owner of one partition, in rooms. No room but `owner` knows the owner; each gets the functions that it calls."""
+"""The owner of one partition, in rooms.
+
+`owner` makes the other rooms. They know it only as `Ownership`, and get the functions of each other that they call.
+"""
