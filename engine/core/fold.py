@@ -169,7 +169,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
         return _request(state, record, event)
     if event["claim"] != state.claim or event["v"] > state.format or event["run_id"] != record.key:
         return None
-    run = state.runs.at_hand.get(record.key) or state.runs.get(record.key)
+    run = state.runs.unpacked.get(record.key) or state.runs.get(record.key)
     if run is None or offset < run.folded or run.phase == EXPECTED:
         return None
     before = run.now
@@ -188,7 +188,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
         run.forget(state.memory_ms)
     if run.phase in ENDS:
         run.ended_at = run.now
-        del state.runs.at_hand[run.id]  # `get` has unpacked the run, so it is there
+        del state.runs.unpacked[run.id]  # `get` has unpacked the run, so it is there
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now, run.digest)
     return _change((event, run, None))

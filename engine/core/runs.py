@@ -1,4 +1,4 @@
-"""The states of the runs of one partition, at hand (unpacked) or put away (packed). Pure."""
+"""The states of the runs of one partition, unpacked or put away (packed). Pure."""
 
 from __future__ import annotations
 
@@ -19,45 +19,45 @@ class Runs:
     unpacking.
     """
 
-    __slots__ = ("_packed", "_packer", "at_hand")
+    __slots__ = ("_packed", "_packer", "unpacked")
 
     def __init__(self) -> None:
-        self.at_hand: dict[str, RunState] = {}
+        self.unpacked: dict[str, RunState] = {}
         self._packed: dict[str, bytes] = {}
         self._packer: Packer | None = None
 
     def __len__(self) -> int:
-        return len(self.at_hand) + len(self._packed)
+        return len(self.unpacked) + len(self._packed)
 
     def __contains__(self, run_id: str) -> bool:
-        return run_id in self.at_hand or run_id in self._packed
+        return run_id in self.unpacked or run_id in self._packed
 
     def ids(self) -> list[str]:
         """The ids of all runs, as a new list."""
-        return [*self.at_hand, *self._packed]
+        return [*self.unpacked, *self._packed]
 
     def get(self, run_id: str) -> RunState | None:
         """The run itself, unpacked for good; None if there is no such run."""
-        run = self.at_hand.get(run_id)
+        run = self.unpacked.get(run_id)
         if run is None and run_id in self._packed:
-            run = self.at_hand[run_id] = self.peek(run_id)
+            run = self.unpacked[run_id] = self.peek(run_id)
             del self._packed[run_id]
         return run
 
     def add(self, run: RunState) -> RunState:
         """Add a run; it replaces one of the same id."""
         self._packed.pop(run.id, None)
-        self.at_hand[run.id] = run
+        self.unpacked[run.id] = run
         return run
 
     def remove(self, run_id: str) -> None:
         """Remove a run. Raises KeyError."""
         if self._packed.pop(run_id, None) is None:
-            del self.at_hand[run_id]
+            del self.unpacked[run_id]
 
     def put_away(self, run_id: str) -> None:
-        """Pack a run at hand. No caller may still hold its state. Raises KeyError."""
-        run = self.at_hand.pop(run_id)
+        """Pack an unpacked run. No caller may still hold its state. Raises KeyError."""
+        run = self.unpacked.pop(run_id)
         self.put(run_id, run.workflow, pack(run), run.folded, run.stored, None if run.idle else run.executed)
 
     def put(self, run_id: str, workflow: str, snapshot: bytes, folded: int, stored: int, executed: int | None = None) -> None:
@@ -68,8 +68,8 @@ class Runs:
         self._packed[run_id] = head + self._packer.pack(workflow, run_id, snapshot)
 
     def peek(self, run_id: str) -> RunState:
-        """The run itself if it is at hand, else an unpacked copy; the run stays packed. Raises KeyError."""
-        run = self.at_hand.get(run_id)
+        """The run itself if it is unpacked, else an unpacked copy; the run stays packed. Raises KeyError."""
+        run = self.unpacked.get(run_id)
         if run is not None:
             return run
         packed = self._packed[run_id]
@@ -85,13 +85,13 @@ class Runs:
     def snapshot(self, run_id: str) -> bytes:
         """The bytes that `snapshot.pack` returns for the run. Raises KeyError."""
         packed = self._packed.get(run_id)
-        return pack(self.at_hand[run_id]) if packed is None else self._snapshot(run_id, packed)
+        return pack(self.unpacked[run_id]) if packed is None else self._snapshot(run_id, packed)
 
     def mark_stored(self, run_id: str, claim: int) -> None:
         """Note the claim under which the run's snapshot is stored. Raises KeyError."""
         packed = self._packed.get(run_id)
         if packed is None:
-            self.at_hand[run_id].stored = claim
+            self.unpacked[run_id].stored = claim
         else:
             idle, folded, _ = _IDLE.unpack_from(packed)
             self._packed[run_id] = _IDLE.pack(idle, folded, claim) + packed[_IDLE.size :]
@@ -99,7 +99,7 @@ class Runs:
     def is_idle(self, run_id: str) -> bool:
         """The run's `idle`, read without unpacking. Raises KeyError."""
         packed = self._packed.get(run_id)
-        return self.at_hand[run_id].idle if packed is None else bool(packed[0])
+        return self.unpacked[run_id].idle if packed is None else bool(packed[0])
 
     def _snapshot(self, run_id: str, packed: bytes) -> bytes:
         assert self._packer is not None

@@ -214,7 +214,7 @@ class Checkpoint:
         stored = self._packing.pop(run_id)
         if stored not in (-1, self._claim):
             self._superseded[f"{stored}/r/{run_id}"] = None
-        run = state.runs.at_hand.get(run_id)
+        run = state.runs.unpacked.get(run_id)
         value = state.runs.snapshot(run_id)
         state.runs.mark_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]

@@ -62,5 +62,5 @@ class Past:
             while checkpoint.pack_some(state):
                 pass
             await checkpoint.commit()
-            for run_id in list(state.runs.at_hand):
+            for run_id in list(state.runs.unpacked):
                 state.runs.put_away(run_id)

@@ -594,7 +594,7 @@ class _Found(Found):
         if run is None:
             run = self._unpacked[value, offset, claim] = unpack(value)
             run.folded, run.stored = offset, claim
-        runs.at_hand[run_id] = run
+        runs.unpacked[run_id] = run
         return run.start
 
 

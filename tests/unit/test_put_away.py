@@ -42,15 +42,15 @@ def at(runs: Runs) -> RunState:
 
 def test_a_run_that_is_put_away_is_still_there() -> None:
     runs = asleep().state.runs
-    assert RUN in runs and runs.ids() == [RUN] and len(runs) == 1 and RUN not in runs.at_hand
+    assert RUN in runs and runs.ids() == [RUN] and len(runs) == 1 and RUN not in runs.unpacked
 
 
 def test_what_is_asked_for_comes_back_as_it_was() -> None:
     ledger = asleep()
     copy = ledger.state.runs.peek(RUN)
-    assert RUN not in ledger.state.runs.at_hand
+    assert RUN not in ledger.state.runs.unpacked
     run = ledger.run
-    assert ledger.state.runs.at_hand == {RUN: run}
+    assert ledger.state.runs.unpacked == {RUN: run}
     assert ledger.state.runs.get(RUN) is run and ledger.state.runs.peek(RUN) is run
     assert value_of(run) == value_of(copy)
     assert (run.folded, run.stored, run.idle, run.executed) == (7, 3, True, 1)
@@ -64,7 +64,7 @@ def test_whether_a_run_is_idle_is_known_wherever_it_is(idle: bool, away: bool) -
         assert at(runs).idle is idle
     assert runs.is_idle(RUN) is idle
     runs.mark_stored(RUN, 99)
-    assert runs.is_idle(RUN) is idle and (RUN in runs.at_hand) is not away
+    assert runs.is_idle(RUN) is idle and (RUN in runs.unpacked) is not away
     assert (at(runs).folded, at(runs).stored, at(runs).idle) == (7, 99, idle)
 
 
@@ -100,7 +100,7 @@ def test_a_snapshot_is_the_same_wherever_the_run_is(away: bool) -> None:
     if not away:
         assert ledger.run.id == RUN
     assert ledger.state.runs.snapshot(RUN) == expected
-    assert (RUN in ledger.state.runs.at_hand) is not away
+    assert (RUN in ledger.state.runs.unpacked) is not away
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -109,7 +109,7 @@ def test_where_its_snapshot_is_stored_is_noted_wherever_the_run_is(away: bool) -
     if not away:
         assert at(runs).stored == 3
     runs.mark_stored(RUN, 99)
-    assert (RUN in runs.at_hand) is not away
+    assert (RUN in runs.unpacked) is not away
     assert at(runs).stored == 99 and at(runs).folded == 7
 
 
@@ -157,10 +157,10 @@ async def test_checkpoints_hold_what_was_put_away() -> None:
     keeper.run("a").idle = True
     keeper.state.runs.put_away("a")
     await keeper.save()
-    assert not keeper.state.runs.at_hand.get("a")
+    assert not keeper.state.runs.unpacked.get("a")
     second = Keeper(keeper.log)
     loaded = await second.load()
-    assert list(loaded.runs.at_hand) == ["b", "c"] and loaded.pack() == ledger.state.pack()
+    assert list(loaded.runs.unpacked) == ["b", "c"] and loaded.pack() == ledger.state.pack()
     ledger.claim("worker-b")
     ledger.accepts("completed", "a", result=1)
     await stored(ledger, keeper.log)

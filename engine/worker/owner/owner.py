@@ -276,7 +276,7 @@ class Owner:
         """A signal came before its run. Set a timer to forget it if the run does not begin in time."""
         run.idle = True
         if len(run.input) == 1:
-            if run.id in state.runs.at_hand:
+            if run.id in state.runs.unpacked:
                 state.runs.put_away(run.id)
             self._alarm.wake_at(state.kept_until(run), run.id, "")
 

@@ -32,9 +32,3 @@ class Emit(Protocol):
     """Appends a decision about a run. `fields` are those of the record beside type, run, claim and format."""
 
     def __call__(self, run: RunState, kind: str, **fields: Any) -> None: ...
-
-
-class Contained(Protocol):
-    """Calls `act` with a run and further arguments. Any error concerns this run alone."""
-
-    def __call__(self, run: RunState, act: Any, *args: Any, **fields: Any) -> None: ...

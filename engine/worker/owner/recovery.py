@@ -73,7 +73,7 @@ class Recovery:
         self.crashed = previous is not None and (previous != name or self.crashed)
         if previous != name:
             self.orphans.clear()
-        self.inherited = dict.fromkeys(state.runs.at_hand, True)
+        self.inherited = dict.fromkeys(state.runs.unpacked, True)
         self.suspects.begin(state.deaths if self.crashed or self.orphans else 0)
 
     async def run(self, state: PartitionState) -> None:
@@ -164,7 +164,7 @@ class Recovery:
         run.executed = len(run.journal) if run.decided else -1
         if not run.idle or run_id in self.orphans:
             self._revive(state.runs.get(run_id) or run)
-        elif run_id in state.runs.at_hand:
+        elif run_id in state.runs.unpacked:
             state.runs.put_away(run_id)
 
     def _may_have_retried(self, run: RunState) -> bool:

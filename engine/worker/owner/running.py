@@ -35,14 +35,12 @@ MAX_SHORT_CHARS = 300
 
 
 class Running:
-    """The runs of one partition whose code is in memory, by id in `live`."""
+    """Runs the code of those runs of one partition whose code is in memory (`Ownership.live`)."""
 
     def __init__(self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None]) -> None:
         self.live = ownership.live
-        self.loop = ownership.loop
-        self._ownership = ownership
+        self._loop = ownership.loop
         self._worker = ownership.worker
-        self._log = ownership.log
         self._clock = ownership.clock
         self._emit = emit
         self._watch = ownership.worker.watch
@@ -83,7 +81,7 @@ class Running:
 
         def wake() -> None:
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-                self.loop.call_soon_threadsafe(self._woken, run_id)
+                self._loop.call_soon_threadsafe(self._woken, run_id)
 
         return Host(from_keyboard, wake, self._worker.settings.max_turns, self._watch.new_context)
 
