@@ -15,8 +15,8 @@ from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.drivers.kafka_cluster import Cluster
-from stepfold.drivers.kafka_producer import ProduceRequest
+from stepfold.drivers.kafka.cluster import Cluster
+from stepfold.drivers.kafka.producer import ProduceRequest
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Entry, Log, Record
 from stepfold.testing import LogSuite

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ..events import FORMAT, json_schema
 
 if TYPE_CHECKING:
-    from stepfold.drivers.kafka_topics import Namespace
+    from stepfold.drivers.kafka.topics import Namespace
 
 JSON_SCHEMA = "http://json-schema.org/draft-07/schema#"  # the draft that AsyncAPI 3 builds on
 BINDING = "0.5.0"

@@ -25,8 +25,8 @@ from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest, SyncGro
 from aiokafka.structs import TopicPartition
 from kafka_suite import Broker, KafkaSuite, connections_may_leak, delete_group, survives_a_killed_broker
 
-from stepfold.drivers import kafka_cluster
 from stepfold.drivers.kafka import KafkaDriver, Redriven
+from stepfold.drivers.kafka import cluster as kafka_cluster
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
 from stepfold.log import Entry, Inbox, InboxRecord, Membership, Record
 

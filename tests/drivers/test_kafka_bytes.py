@@ -22,10 +22,11 @@ from aiokafka import AIOKafkaProducer
 from kafka_batches import batch, record
 from kafka_suite import connections_may_leak, produce
 
-from stepfold.drivers import kafka_inbox, kafka_transactions
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.drivers.kafka_cluster import Cluster
+from stepfold.drivers.kafka import inbox as kafka_inbox
+from stepfold.drivers.kafka import transactions as kafka_transactions
+from stepfold.drivers.kafka.cluster import Cluster
 from stepfold.errors import LogUnavailable
 from stepfold.log import Entry, Inbox, InboxRecord, Record
 from stepfold.worker.inbox import Refused, parse

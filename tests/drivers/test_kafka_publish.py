@@ -12,9 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from stepfold import Client, Context, InputInvalid, Step
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.drivers.kafka_cluster import Cluster, TopicPartition
-from stepfold.drivers.kafka_producer import Message, Producer
-from stepfold.drivers.kafka_tail import offsets
+from stepfold.drivers.kafka.cluster import Cluster, TopicPartition
+from stepfold.drivers.kafka.fetcher import offsets
+from stepfold.drivers.kafka.producer import Message, Producer
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge, WorkflowFailed
 from stepfold.log import Ack, EntryTooLarge, InboxRecord
 

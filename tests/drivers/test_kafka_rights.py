@@ -18,7 +18,7 @@ from repository import ROOT
 from stepfold import Client, Context, LogUnavailable, RunNotFound, Step
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver, KafkaSecurity
-from stepfold.drivers.kafka_cluster import Cluster
+from stepfold.drivers.kafka.cluster import Cluster
 
 pytestmark = [
     pytest.mark.kafka,

@@ -15,9 +15,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from kafka_suite import Broker, KafkaSuite, connections_may_leak, started, survives_a_killed_broker
 
-from stepfold.drivers import kafka_transactions
 from stepfold.drivers.broker import KAFKA_VERSION, KAFKA_VERSIONS, LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
+from stepfold.drivers.kafka import transactions as kafka_transactions
 from stepfold.errors import ConfigError
 from stepfold.log import InboxRecord
 

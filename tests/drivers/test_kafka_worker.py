@@ -21,12 +21,13 @@ from kafka_suite import connections_may_leak, delete_group, produce
 from pydantic import BaseModel, field_validator
 
 from stepfold import Client, Context, Step
-from stepfold.drivers import kafka, kafka_inbox
+from stepfold.drivers import kafka
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
-from stepfold.drivers.kafka_cluster import Cluster
-from stepfold.drivers.kafka_group import GroupMember
-from stepfold.drivers.kafka_tail import Tail
+from stepfold.drivers.kafka import inbox as kafka_inbox
+from stepfold.drivers.kafka.cluster import Cluster
+from stepfold.drivers.kafka.fetcher import Tail
+from stepfold.drivers.kafka.group import GroupMember
 from stepfold.errors import ConfigError, LogUnavailable, RunNotFound, WorkflowFailed
 from stepfold.log import CLAIM_KEY, Entry
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepfold.drivers._members import Roll, assign
+from stepfold.drivers.sqlite.members import Roll, assign
 
 
 @pytest.fixture

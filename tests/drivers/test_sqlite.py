@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from stepfold.drivers import SQLiteDriver
-from stepfold.drivers._sqlite_file import Writer
+from stepfold.drivers.sqlite.file import Writer
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Entry, Log, Record
 from stepfold.testing import LogSuite
@@ -119,7 +119,7 @@ async def test_readers_at_the_end_do_not_ask_the_file(path: Path, monkeypatch: p
         def fail(*_: object) -> None:
             raise AssertionError("a query")
 
-        monkeypatch.setattr("stepfold.drivers._sqlite_file.Queries.fetch", fail)
+        monkeypatch.setattr("stepfold.drivers.sqlite.file.Queries.fetch", fail)
         reading = asyncio.create_task(reader.read(wait=None))
         await log.append(0, numbered(3, 5))
         assert [record.value for record in await reading] == [b'{"n":3}', b'{"n":4}']
@@ -378,7 +378,7 @@ def drop(path: Path, table: str) -> None:
 
 async def test_a_file_that_stays_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path) as log:
-        monkeypatch.setattr("stepfold.drivers._sqlite_file.LOCKED_S", 0.05)
+        monkeypatch.setattr("stepfold.drivers.sqlite.file.LOCKED_S", 0.05)
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(LogUnavailable, match=r"orders\.db was locked by other processes"):
@@ -465,7 +465,7 @@ async def test_a_join_that_is_cancelled_leaves_no_member(path: Path) -> None:
 PRELUDE = """
 import asyncio, os, sys, time
 from stepfold.drivers import SQLiteDriver
-from stepfold.drivers._sqlite_file import Writer
+from stepfold.drivers.sqlite.file import Writer
 from stepfold.log import Entry
 
 def say(*words):

@@ -38,7 +38,9 @@ from stepfold.client.requests import checked_run_id, started
 from stepfold.client.status import run_state, waiting_words
 from stepfold.core.fold import Change, PartitionState, fold
 from stepfold.core.snapshot import pack, unpack
-from stepfold.drivers import MemoryDriver, kafka, kafka_records, open_driver
+from stepfold.drivers import MemoryDriver, open_driver
+from stepfold.drivers.kafka import driver as kafka_driver
+from stepfold.drivers.kafka import records as kafka_records
 from stepfold.errors import ConfigError, ErrorInfo, StepfoldError
 from stepfold.events import decode, parse
 from stepfold.log import CLAIM_KEY, Entry, InboxRecord, Record
@@ -223,7 +225,7 @@ def run_batch(data: bytes) -> None:
             found, after = [error.raw], error.raw.offset
     assert isinstance(after, int)
     for raw in found[:50]:
-        _fold_one(kafka._record(raw))
+        _fold_one(kafka_driver._record(raw))
         run_inbox_record(InboxRecord(f"shop.inbox/3/{raw.offset}", *raw[1:]))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from repository import ROOT
 
-from stepfold.drivers.kafka_cluster import SPOKEN
+from stepfold.drivers.kafka.cluster import SPOKEN
 
 # Module, name, parameters as `inspect.signature` has them (None: no function, or not called by us).
 USED: list[tuple[str, str, str | None]] = [

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from stepfold.drivers import kafka_finder
-from stepfold.drivers.kafka_finder import Finder, Make
+from stepfold.drivers.kafka import finder as kafka_finder
+from stepfold.drivers.kafka.finder import Finder, Make
 from stepfold.log import CLAIM_KEY, Record
 
 KEYS = [CLAIM_KEY, *(f"run-{number}" for number in range(30)), "never"]

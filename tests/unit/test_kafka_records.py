@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kafka_batches import ABORT, APPEND_TIME, COMMIT, TRANSACTIONAL, batch, marker, record, varint
 
-from stepfold.drivers import kafka_records
-from stepfold.drivers.kafka_records import Damaged, Raw, decode, encode, is_plain, raw
+from stepfold.drivers.kafka import records as kafka_records
+from stepfold.drivers.kafka.records import Damaged, Raw, decode, encode, is_plain, raw
 
 NEXT = batch([record(value=b"next")], base=100)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepfold.drivers.kafka_group import share
+from stepfold.drivers.kafka.group import share
 
 MEMBERS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.sets(st.integers(0, 40)), min_size=1, max_size=8)
 

@@ -20,19 +20,18 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from stepfold.errors import LogUnavailable
-from stepfold.log import EntryTooLarge, InboxRecord
+from stepfold.log import InboxRecord
 
-from . import kafka_topics, kafka_transactions
-from .kafka_cluster import Cluster, Topic, describe, log, name_of
-from .kafka_group import GroupMember
-from .kafka_producer import Message, Producer
-from .kafka_records import Raw, raw
-from .kafka_tail import Fetcher, Tail, offsets
-from .kafka_topics import MIN_MESSAGE_BYTES, Finding, Namespace
+from . import topics as kafka_topics
+from . import transactions as kafka_transactions
+from .cluster import Cluster, Topic, describe, log, name_of
+from .dead_letters import bury
+from .fetcher import Fetcher, Tail, offsets
+from .group import GroupMember
+from .producer import Producer
+from .records import Raw, raw
+from .topics import Finding, Namespace
 
-_MOST_REASON: Final = 10_000
-_SHORT_REASON: Final = 200
-_MOST_BYTES_A_LETTER: Final = 4
 _LOOK_S: Final = 5.0
 """How often to look for transactions that hang."""
 _LOOK_AT_TOPIC_EVERY: Final = 4
@@ -281,66 +280,6 @@ class KafkaInbox:
             tail.close()
         self._tails.clear()
         self._news.set()
-
-
-async def bury(
-    cluster: Cluster,
-    producer: Callable[[], Producer],
-    namespace: Namespace,
-    record: InboxRecord,
-    reason: str,
-    patience_s: float,
-) -> None:
-    """Write a dead letter. If the topic does not take it today, without its value; if need be, without key and headers as well.
-
-    Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
-    """
-    place = TopicPartition(namespace.dead_letters, 0)
-    for left_out in range(3):
-        try:
-            await producer().send(place, [letter(namespace, record, reason, left_out)])
-        except EntryTooLarge:
-            continue
-        except LogUnavailable as error:
-            try:
-                topics = await describe(cluster, [place.topic], patience_s)
-            except LogUnavailable:
-                raise error from None
-            if place.topic in topics:
-                raise
-            log.error(
-                "%s does not exist any more, so %s waits, and the requests behind it; run `stepfold topics create`",
-                place.topic,
-                record.place,
-            )
-            raise LogUnavailable(f"{place.topic} does not exist any more; run `stepfold topics create`") from None
-        if left_out:
-            log.warning(
-                "%s: its dead letter was written without all its bytes: max.message.bytes of %s is too low; see "
-                "`stepfold topics check`",
-                record.place,
-                place.topic,
-            )
-        return
-    raise LogUnavailable(f"{place.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`")
-
-
-def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int = 0) -> Message:
-    """A dead letter. `left_out` 1: without its value; 2: also without key, headers and most of the reason."""
-    key, value, headers = record.key, record.value, list(record.headers)
-    size = sum(len(part or b"") for part in (key, value, *(content for _, content in headers)))
-    size += sum(len(name) for name, _ in headers) * _MOST_BYTES_A_LETTER
-    ours = [
-        ("stepfold-reason", reason[: _SHORT_REASON if left_out > 1 else _MOST_REASON].encode("utf-8", "backslashreplace")),
-        ("stepfold-origin", f"{namespace.inbox}/{record.place.split('/', 1)[1]}".encode()),
-    ]
-    if size > MIN_MESSAGE_BYTES or left_out:
-        # The record itself is still in the inbox. It may not fit here: a compressed batch holds more than fits uncompressed.
-        ours.append(("stepfold-omitted-bytes", str(size).encode()))
-        value = None
-        if size - len(record.value or b"") > MIN_MESSAGE_BYTES or left_out > 1:
-            key, headers = None, []
-    return Message(key, value, [*headers, *ours])
 
 
 def _record(place: TopicPartition, record: Raw, topic_id: str) -> InboxRecord:

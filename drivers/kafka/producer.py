@@ -23,8 +23,8 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack, EntryTooLarge
 
-from .kafka_cluster import BACKOFF_S, Cluster, copy_of, in_words, log, name_of, new_backoff
-from .kafka_records import encode, is_plain
+from .cluster import BACKOFF_S, Cluster, copy_of, in_words, log, name_of, new_backoff
+from .records import encode, is_plain
 
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""

@@ -22,8 +22,8 @@ from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, I
 
 from stepfold.errors import ConfigError
 
-from .kafka_cluster import Cluster, log, name_of, patiently
-from .kafka_requests import request_of
+from .cluster import Cluster, log, name_of, patiently
+from .requests import request_of
 
 _NO_DATE: Final = 253_402_300_800_000
 """Milliseconds to the year 10000."""

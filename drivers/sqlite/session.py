@@ -30,9 +30,9 @@ from typing import Any, NamedTuple, TypeVar
 from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
 from stepfold.log import Ack, Entry, Record, record_of
 
-from ._local import LocalReader, Tail, copy_of
-from ._members import Roll, assign
-from ._sqlite_file import Locked, PutBack, Queries, Row, Writer
+from .._local import LocalReader, Tail, copy_of
+from .file import Locked, PutBack, Queries, Row, Writer
+from .members import Roll, assign
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@
 
 aiokafka provides connections, structures of the protocol and the record format. Its producer and consumer are not used. A
 batch of its producer never expires, so a given-up append may land much later. One fetch of its consumer serves all partitions of
-a node, so a slow reader delays the others. And an entry costs several times as much. See `kafka_producer` and `kafka_tail`.
+a node, so a slow reader delays the others. And an entry costs several times as much. See `producer` and `fetcher`.
 
 A *lane* is one connection per node. A broker answers the requests of a connection one after another, so each request that may
 wait there (a fetch, a rebalance) has a lane of its own.
@@ -48,8 +48,8 @@ from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16,
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.values.backoff import Backoff
 
-from .kafka_records import Damaged, Raw
-from .kafka_requests import request_of
+from .records import Damaged, Raw
+from .requests import request_of
 
 T = TypeVar("T")
 log = logging.getLogger("stepfold.kafka")

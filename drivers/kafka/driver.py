@@ -13,32 +13,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-import ssl
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypedDict, Unpack, cast
-from urllib.parse import parse_qs, urlsplit
+from typing import Any, Final, Unpack, cast
 
-from aiokafka.abc import AbstractTokenProvider
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
 
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
 from stepfold.log import Ack, Entry, EntryTooLarge, Inbox, InboxRecord, Membership, Record, partition_of
-from stepfold.marks import mark_of, moved
 
-from . import kafka_topics, kafka_transactions
-from .kafka_cluster import Cluster, TopicPartition, describe
-from .kafka_finder import Finder
-from .kafka_group import GroupMember, committed
-from .kafka_inbox import KafkaInbox, bury
-from .kafka_producer import Message, Producer, Refused
-from .kafka_publish import KafkaContext, KafkaStep
-from .kafka_records import Raw, raw
-from .kafka_tail import Fetcher, Tail, offsets, scan
-from .kafka_topics import Finding, Namespace, TopicDescription
+from . import topics as kafka_topics
+from .administration import Administration, InboxPosition
+from .cluster import Cluster, TopicPartition, describe
+from .dead_letters import DeadLetter, Redriven, bury, text_of
+from .fetcher import Fetcher, Tail, offsets, scan
+from .finder import Finder
+from .group import GroupMember
+from .inbox import KafkaInbox
+from .options import KafkaOptions, KafkaSecurity, check, parsed
+from .producer import Message, Producer, Refused
+from .publish import KafkaContext, KafkaStep
+from .reader import KafkaReader
+from .topics import Finding, Namespace, TopicDescription
 
 __all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "Redriven", "TopicDescription"]
 
@@ -46,139 +42,7 @@ MAX_VALUE_BYTES: Final = 1_000_000
 """One record must fit into a batch of Kafka's default size, with its key and the batch's header."""
 _MAX_KEY_BYTES: Final = 40_000
 _LEAVING_PATIENCE_S: Final = 3
-_LONGEST_S: Final = 86_400
 _LOOK_S: Final = 0.25
-_REASON, _ORIGIN, _OMITTED, _REDRIVEN = "stepfold-reason", "stepfold-origin", "stepfold-omitted-bytes", "stepfold-redriven"
-
-
-class KafkaSecurity(TypedDict, total=False):
-    """The connection options of aiokafka's AIOKafkaClient."""
-
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-    ssl_context: ssl.SSLContext
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER"]
-    sasl_plain_username: str
-    sasl_plain_password: str
-    sasl_kerberos_service_name: str
-    sasl_kerberos_domain_name: str
-    sasl_oauth_token_provider: AbstractTokenProvider
-
-
-class KafkaOptions(KafkaSecurity, total=False):
-    """The keyword options of KafkaDriver."""
-
-    session_timeout_s: float
-    patience_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A refused record of the inbox: its original key, value and headers, the reason, and its original place.
-
-    `place` names it among the dead letters. `omitted` says that `value` is None because the record was too large to be copied.
-    """
-
-    place: str
-    timestamp: int
-    reason: str
-    origin: str
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    omitted: bool
-    redriven: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Redriven:
-    """How many dead letters were sent again, and the places of those that Kafka refused, each with the reason."""
-
-    sent: int
-    refused: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class InboxPosition:
-    """How far the group has read a partition of the inbox. `position` is None if the group has none.
-
-    `waiting` counts offsets, including those of transaction markers. `held`: in words, the open transaction that holds the
-    group up.
-    """
-
-    partition: int
-    position: int | None
-    end: int
-    waiting: int
-    held: str
-
-
-class KafkaReader:
-    """A `Reader` with one tail."""
-
-    def __init__(self, driver: KafkaDriver, partition: int, offset: int) -> None:
-        self._driver = driver
-        self._waiter: asyncio.Future[None] | None = None
-        self._closed = False
-        self._last: Record | None = None  # the last record that was read
-        self._tail = driver.tail(partition, offset, self._wake)
-
-    @property
-    def position(self) -> int:
-        return self._tail.position
-
-    async def read(self, limit: int = 1000, wait: float | None = 0) -> Sequence[Record]:
-        if self._closed:
-            raise LogUnavailable(f"{self._driver.name}: this reader was closed")
-        tail = self._tail
-        tail.start()
-        if not tail.ready:
-            if wait == 0:
-                await asyncio.sleep(0)  # gives the fetch a turn, even if the caller reads in a loop
-            else:
-                await self._news(wait)
-        if tail.was_cut_off:
-            await self._driver.check_identity()
-            await self._check_last()
-            tail.was_cut_off = False
-        taken = tail.take(limit)
-        if taken:
-            self._last = taken[-1]
-        return taken
-
-    async def _check_last(self) -> None:
-        """Raises LogUnavailable, from now on, if the last record that was read no longer stands at its offset."""
-        last = self._last
-        if last is None:
-            return
-        partition = self._tail.place.partition
-        start, end = await self._driver.bounds(partition)
-        if await moved(self._driver, partition, [mark_of(last)], start, end) is not None:
-            lost = self._driver.lost_end(partition, last.offset)
-            self._tail.end(lost)
-            raise lost
-
-    async def _news(self, wait: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = None if wait is None else loop.call_later(wait, self._wake)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
-            if timer is not None:
-                timer.cancel()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def seek(self, offset: int) -> None:
-        self._tail.seek(offset)
-
-    async def close(self) -> None:
-        self._closed = True
-        self._tail.close()
-        self._driver.forget(self._tail)
 
 
 class KafkaDriver:
@@ -198,13 +62,7 @@ class KafkaDriver:
         patience_s: float = 30,
         **security: Unpack[KafkaSecurity],
     ) -> None:
-        for address in bootstrap.split(","):
-            host, _, port = address.rpartition(":")
-            if not _is_host(host) or not port.isdecimal() or len(port) > 5 or not 1 <= int(port) <= 65535:
-                raise ConfigError(f"{address!r} is not the address of a Kafka broker: host:port, such as localhost:9092")
-        for name, seconds in ("session_timeout_s", session_timeout_s), ("patience_s", patience_s):
-            if not 0 < seconds <= _LONGEST_S:  # excludes NaN, too
-                raise ConfigError(f"{name} must be a number of seconds above 0 and up to {_LONGEST_S:,}, not {seconds}")
+        check(bootstrap, session_timeout_s, patience_s)
         self.bootstrap = bootstrap
         self.namespace = Namespace(namespace)
         self.max_value_bytes = MAX_VALUE_BYTES
@@ -229,25 +87,10 @@ class KafkaDriver:
     @classmethod
     def from_url(cls, url: str, **options: Unpack[KafkaOptions]) -> KafkaDriver:
         """Parses `kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL."""
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ConfigError(f"{url!r} is not a URL: {error}") from None
-        namespace = parts.path.strip("/")
-        if parts.scheme != "kafka" or not parts.netloc or not namespace or parts.fragment or "@" in url:
-            told = f"kafka://…@{url.rpartition('@')[2]}" if "@" in url else url
-            raise ConfigError(f"{told!r} is not a Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
-        given: KafkaOptions = {}
-        for name, values in parse_qs(parts.query, keep_blank_values=True).items():
-            if name not in ("session_timeout_s", "patience_s"):
-                raise ConfigError(f"{url!r}: unknown option {name!r}; the options are session_timeout_s and patience_s")
-            try:
-                given[name] = float(values[-1])
-            except ValueError:
-                raise ConfigError(f"{url!r}: {name} must be a number of seconds") from None
+        bootstrap, namespace, given = parsed(url)
         given.update(options)
         try:
-            return cls(parts.netloc, namespace, **given)
+            return cls(bootstrap, namespace, **given)
         except ConfigError as error:
             raise ConfigError(f"{url!r}: {error}") from None
 
@@ -341,9 +184,7 @@ class KafkaDriver:
             await asyncio.sleep(_LOOK_S)
 
     def _producer(self, purpose: str) -> Producer:
-        """The producer for this purpose; a new one after a failure. Separate purposes: a large checkpoint must not delay an
-        append.
-        """
+        """The producer for this purpose, so that a large checkpoint delays no append; a new one after a failure."""
         producer = self._producers.get(purpose)
         if producer is None or producer.failed:
             if producer is not None:
@@ -357,12 +198,7 @@ class KafkaDriver:
 
     async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
         self._opened()
-        messages: list[Message] = []
-        for key, value in entries:
-            key_bytes = key.encode("utf-8", "surrogatepass")
-            if len(value) > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
-                raise _too_large(key, value)
-            messages.append(Message(key_bytes, value))
+        messages = _messages(entries)
         place = TopicPartition(self.namespace.history, partition)
         fetcher = self._fetcher
         assert fetcher is not None
@@ -503,12 +339,7 @@ class KafkaDriver:
 
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
         self._opened()
-        messages: list[Message] = []
-        for key, value in items.items():
-            key_bytes = key.encode("utf-8", "surrogatepass")
-            if len(value or b"") > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
-                raise _too_large(key, value or b"")
-            messages.append(Message(key_bytes, value))
+        messages = _messages(items.items())
         place = TopicPartition(self.namespace.checkpoints, partition)
         try:
             await self._producer("other").send(place, messages)
@@ -522,7 +353,7 @@ class KafkaDriver:
         start, end = await offsets(cluster, place, self._patience_s)
 
         def make(record: Any) -> tuple[str, bytes | None]:
-            return _text(record.key or b""), record.value
+            return text_of(record.key or b""), record.value
 
         async for portion in scan(cluster, place, start, end, make, self._patience_s):
             yield dict(portion)
@@ -570,59 +401,28 @@ class KafkaDriver:
 
     async def create_topics(self, partitions: int, replication: int) -> None:
         """Make the namespace's missing topics. Raises ConfigError if an existing one differs."""
-        async with self._administering() as cluster:
-            await kafka_topics.create(cluster, self.name, self.namespace, partitions, replication, self._patience_s)
+        async with self._administering() as administration:
+            await administration.create_topics(partitions, replication)
 
     async def check_topics(self) -> list[Finding]:
         """The problems of the topics, each with its fix, the fatal ones first."""
-        async with self._administering() as cluster:
-            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
-            findings = kafka_topics.check(cluster, self.name, self.namespace, topics)
-            inbox, history = topics.get(self.namespace.inbox), topics.get(self.namespace.history)
-            if inbox is not None:
-                findings += await kafka_topics.check_positions(cluster, inbox)
-            held = [topic for topic in (inbox, history) if topic is not None]
-            await cluster.start([topic.name for topic in held])
-            places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
-            findings += (
-                Finding(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
-                for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
-            )
-            return findings
+        async with self._administering() as administration:
+            return await administration.check_topics()
 
     async def describe(self) -> list[TopicDescription]:
         """The namespace's existing topics with their settings."""
-        async with self._administering() as cluster:
-            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
-            return [topics[name] for name in self.namespace.topics if name in topics]
+        async with self._administering() as administration:
+            return await administration.describe()
 
     async def inbox_positions(self) -> list[InboxPosition]:
         """How far the workers have read each partition of the inbox, and the transaction that holds them up."""
-        async with self._administering() as cluster:
-            topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
-            if self.namespace.inbox not in topics:
-                raise ConfigError(f"{self.name} has no inbox yet. Run: stepfold topics create")
-            await cluster.start([self.namespace.inbox])
-            places = [TopicPartition(self.namespace.inbox, number) for number in range(topics[self.namespace.inbox].partitions)]
-            ends = await kafka_transactions.ends(cluster, places, self._patience_s)
-            done = await committed(cluster, self.namespace, len(places), self._patience_s)
-            found: list[InboxPosition] = []
-            for place, (stable, end) in ends.items():
-                one = await kafka_transactions.open_at(cluster, place, stable) if stable < end else None
-                first, _ = await offsets(cluster, place, self._patience_s)
-                last = done.get(place.partition)
-                position = None if last is None or not last.counts_in(topics[place.topic].id) else last.offset
-                waiting = end - max(first, first if position is None else position)
-                found.append(InboxPosition(place.partition, position, end, max(waiting, 0), one.problem if one else ""))
-            return found
+        async with self._administering() as administration:
+            return await administration.inbox_positions()
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         """The last `limit` refused records, the oldest first. Reads the whole topic."""
-        async with self._administering() as cluster:
-            await self._start_with(cluster, self.namespace.dead_letters)
-            letters: deque[Raw] = deque(maxlen=limit)
-            redriven = await self._read_dead_letters(cluster, letters.append)
-            return [_letter(self.namespace, record, redriven) for record in letters]
+        async with self._administering() as administration:
+            return await administration.dead_letters(limit)
 
     async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
         """Send refused records to the inbox again, unchanged: those at `places`, or all that were not sent again yet.
@@ -631,135 +431,40 @@ class KafkaDriver:
         no other. Raises ConfigError for unknown places and for records whose bytes were not kept, LogUnavailable if Kafka does
         not answer.
         """
-        wanted = None if places is None else set(places)
-        async with self._administering() as cluster:
-            await self._start_with(cluster, self.namespace.dead_letters, self.namespace.inbox)
-            letters: list[Raw] = []
-            redriven = await self._read_dead_letters(cluster, letters.append)
-            all_letters = [_letter(self.namespace, record, redriven) for record in letters]
-            if wanted is None:
-                chosen = [letter for letter in all_letters if not letter.redriven and not letter.omitted]
-            else:
-                chosen = [letter for letter in all_letters if letter.place in wanted]
-            if wanted is not None:
-                missing = wanted - {letter.place for letter in chosen}
-                omitted = {letter.place for letter in chosen if letter.omitted}
-                if missing or omitted:
-                    raise ConfigError(
-                        f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
-                        "see `stepfold inbox dead-letters` for what can"
-                    )
-            refused: dict[str, str] = {}
-            producer = Producer(cluster, self._patience)
-            try:
-                for letter in chosen:
-                    message = Message(letter.key, letter.value, letter.headers)
-                    began = time.monotonic()
-                    try:
-                        await producer.send(self._origin(letter, cluster), [message])
-                    except EntryTooLarge as error:
-                        refused[letter.place] = str(error)
-                        continue
-                    except LogUnavailable as error:
-                        if time.monotonic() - began >= self._patience():  # no answer: the others would wait as long
-                            raise
-                        await producer.close()
-                        refused[letter.place] = str(error)
-                        producer = Producer(cluster, self._patience)
-                        continue
-                    marker = Message(None, None, [(_REDRIVEN, letter.place.encode())])
-                    await producer.send(TopicPartition(self.namespace.dead_letters, 0), [marker])
-            finally:
-                await producer.close()
-            return Redriven(len(chosen) - len(refused), refused)
-
-    async def _start_with(self, cluster: Cluster, *topics: str) -> None:
-        """Connect to topics. Raises ConfigError if one is missing: no broker would ever answer for it."""
-        found = await describe(cluster, topics, self._patience_s)
-        missing = [topic for topic in topics if topic not in found]
-        if missing:
-            raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {self.name}")
-        await cluster.start(topics)
-
-    def _origin(self, letter: DeadLetter, cluster: Cluster) -> TopicPartition:
-        """The partition of the inbox that a letter came from; partition 0 if that is unknown."""
-        found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
-        place = TopicPartition(self.namespace.inbox, int(found[1]) if found else 0)
-        return place if cluster.leader(place) is not None else TopicPartition(self.namespace.inbox, 0)
-
-    async def _read_dead_letters(self, cluster: Cluster, keep: Callable[[Raw], None]) -> set[str]:
-        """Call `keep` for every refused record. Returns the places of those that were sent again."""
-        place = TopicPartition(self.namespace.dead_letters, 0)
-        start, end = await offsets(cluster, place, self._patience_s)
-        redriven: set[str] = set()
-        async for portion in scan(cluster, place, start, end, raw, self._patience_s):
-            for record in portion:
-                if record.damage:
-                    continue
-                headers = dict(record.headers)
-                if _REDRIVEN in headers and _REASON not in headers:
-                    redriven.add(_text(headers[_REDRIVEN] or b""))
-                else:
-                    keep(record)
-        return redriven
+        async with self._administering() as administration:
+            return await administration.redrive(places)
 
     @contextlib.asynccontextmanager
-    async def _administering(self) -> AsyncGenerator[Cluster, None]:
-        if self._cluster is not None:
-            yield self._cluster
-            return
-        cluster = self._connection()
+    async def _administering(self) -> AsyncGenerator[Administration, None]:
+        cluster = self._cluster or self._connection()
         try:
-            await cluster.start()
-            yield cluster
+            if cluster is not self._cluster:
+                await cluster.start()
+            yield Administration(cluster, self.name, self.namespace, self._patience_s, self._patience)
         finally:
-            await cluster.close()
+            if cluster is not self._cluster:
+                await cluster.close()
 
 
 def _record(record: Any) -> Record:
     """A record of the history. Total: a record from a foreign producer becomes a Record as well, and the fold rejects it."""
     key: bytes | None = record.key
-    return Record(record.offset, record.timestamp, _text(key) if key else "", record.value or b"")
+    return Record(record.offset, record.timestamp, text_of(key) if key else "", record.value or b"")
 
 
-def _is_host(name: str) -> bool:
-    """Whether a name can be looked up: of no more than 63 letters between two dots, and of one at least."""
-    try:
-        return bool(name.encode("idna"))
-    except UnicodeError:
-        return False
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return value.decode("utf-8", "replace")
+def _messages(items: Iterable[tuple[str, bytes | None]]) -> list[Message]:
+    """One message for each key and value. Raises PayloadTooLarge."""
+    made: list[Message] = []
+    for key, value in items:
+        key_bytes = key.encode("utf-8", "surrogatepass")
+        if len(value or b"") > MAX_VALUE_BYTES or len(key_bytes) > _MAX_KEY_BYTES:
+            raise _too_large(key, value or b"")
+        made.append(Message(key_bytes, value))
+    return made
 
 
 def _too_large(key: str, value: bytes) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"a record of {len(value)} bytes for {key[:200]!r} is above the limit of {MAX_VALUE_BYTES}: "
         "keep large payloads elsewhere and pass a reference"
-    )
-
-
-def _letter(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLetter:
-    # Our headers were appended after the original ones, which may have the same names.
-    ours: dict[str, bytes] = {}
-    headers = list(record.headers)
-    while headers and headers[-1][0] in (_REASON, _ORIGIN, _OMITTED) and headers[-1][0] not in ours:
-        name, value = headers.pop()
-        ours[name] = value or b""
-    place = f"{namespace.dead_letters}/0/{record.offset}"
-    return DeadLetter(
-        place,
-        record.timestamp,
-        _text(ours.get(_REASON, b"unknown")),
-        _text(ours.get(_ORIGIN, b"unknown/0/0")),
-        record.key,
-        record.value,
-        tuple(headers),
-        omitted=_OMITTED in ours,
-        redriven=place in redriven,
     )

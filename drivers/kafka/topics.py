@@ -19,7 +19,7 @@ from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from stepfold.errors import ConfigError, LogUnavailable
 
-from .kafka_cluster import Cluster, Topic, describe, names, patiently
+from .cluster import Cluster, Topic, describe, names, patiently
 
 MIN_MESSAGE_BYTES: Final = 1_048_588
 """The batch size that topics must accept: Kafka's own default."""

@@ -35,8 +35,8 @@ from aiokafka.protocol.offset import OffsetRequest
 
 from stepfold.errors import LogUnavailable
 
-from .kafka_cluster import BACKOFF_S, Cluster, copy_of, log, name_of, new_backoff, patiently
-from .kafka_records import Damaged, decode
+from .cluster import BACKOFF_S, Cluster, copy_of, log, name_of, new_backoff, patiently
+from .records import Damaged, decode
 
 _LONG_POLL_MS: Final = 1_000
 _PARTITION_BYTES: Final = 1_000_000

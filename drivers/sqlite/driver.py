@@ -4,7 +4,7 @@ An append is durable when it returns: WAL with `synchronous=FULL`. With `durabil
 power failure or a crash of the operating system may lose the last transactions, even acknowledged ones. In both modes the end of
 a process, even by SIGKILL, loses nothing, and the file stays valid.
 
-The work is in `_sqlite_session` (threads, group commit, news), `_sqlite_file` (tables and queries) and `_members` (living
+The work is in `session` (threads, group commit, news), `file` (tables and queries) and `members` (living
 members, by locked files beside the log). POSIX only, on a local file system.
 """
 
@@ -20,9 +20,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack, Entry, InboxRecord, Record
 
-from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, check_entries, check_real_time, wall_clock_ms
-from ._sqlite_file import Writer
-from ._sqlite_session import Membership, Session
+from .._local import MAX_VALUE_BYTES, LocalReader, NoExtras, check_entries, check_real_time, wall_clock_ms
+from .file import Writer
+from .session import Membership, Session
 
 MAX_PARTITIONS = 256
 

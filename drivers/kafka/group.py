@@ -42,8 +42,8 @@ from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGro
 
 from stepfold.errors import ConfigError, LogUnavailable
 
-from .kafka_cluster import Cluster, log, new_backoff, patiently
-from .kafka_topics import Namespace
+from .cluster import Cluster, log, new_backoff, patiently
+from .topics import Namespace
 
 HEARTBEAT_S: Final = 0.15
 """How soon a member learns that another has come or gone."""

@@ -1,0 +1,37 @@
+"""Kafka as the log.
+
+driver           `KafkaDriver`: the log, and its parts below
+options          its keyword options
+cluster          the connection: brokers, leaders, versions of requests
+requests         requests that aiokafka does not have
+records          record batches as bytes
+producer         appends, exactly once and in order
+publish          `step.ext` and `ctx.ext`
+fetcher          one fetch a broker, for all tails
+reader           a reader of one partition of the history
+finder           the records of a key
+group            workers share the partitions
+inbox            requests from anyone
+dead_letters     refused ones
+topics           what the topics must be
+transactions     transactions that hang
+administration   the work of the commands
+"""
+
+from .dead_letters import DeadLetter, Redriven
+from .driver import KafkaDriver
+from .options import KafkaOptions, KafkaSecurity
+from .publish import KafkaContext, KafkaStep
+from .topics import Finding, TopicDescription
+
+__all__ = [
+    "DeadLetter",
+    "Finding",
+    "KafkaContext",
+    "KafkaDriver",
+    "KafkaOptions",
+    "KafkaSecurity",
+    "KafkaStep",
+    "Redriven",
+    "TopicDescription",
+]

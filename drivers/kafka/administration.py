@@ -1,0 +1,161 @@
+"""The work of the commands on a namespace: its topics, the positions of its inbox, its dead letters."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+
+from stepfold.errors import ConfigError, LogUnavailable
+from stepfold.log import EntryTooLarge
+
+from . import topics as kafka_topics
+from . import transactions as kafka_transactions
+from .cluster import Cluster, describe
+from .dead_letters import REDRIVEN, DeadLetter, Redriven, letter_of, read_dead_letters
+from .fetcher import offsets
+from .group import committed
+from .producer import Message, Producer
+from .records import Raw
+from .topics import Finding, Namespace, TopicDescription
+
+
+@dataclass(frozen=True, slots=True)
+class InboxPosition:
+    """How far the group has read a partition of the inbox. `position` is None if the group has none.
+
+    `waiting` counts offsets, including those of transaction markers. `held`: in words, the open transaction that holds the
+    group up.
+    """
+
+    partition: int
+    position: int | None
+    end: int
+    waiting: int
+    held: str
+
+
+class Administration:
+    """The work of one command, over a connected cluster; `KafkaDriver` has the same methods, and says what each does.
+
+    `name` is the URL of the log.
+    """
+
+    def __init__(
+        self, cluster: Cluster, name: str, namespace: Namespace, patience_s: float, patience: Callable[[], float]
+    ) -> None:
+        self._cluster = cluster
+        self._name = name
+        self._namespace = namespace
+        self._patience_s = patience_s
+        self._patience = patience
+
+    async def create_topics(self, partitions: int, replication: int) -> None:
+        cluster = self._cluster
+        await kafka_topics.create(cluster, self._name, self._namespace, partitions, replication, self._patience_s)
+
+    async def check_topics(self) -> list[Finding]:
+        cluster = self._cluster
+        topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
+        findings = kafka_topics.check(cluster, self._name, self._namespace, topics)
+        inbox, history = topics.get(self._namespace.inbox), topics.get(self._namespace.history)
+        if inbox is not None:
+            findings += await kafka_topics.check_positions(cluster, inbox)
+        held = [topic for topic in (inbox, history) if topic is not None]
+        await cluster.start([topic.name for topic in held])
+        places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
+        findings += (
+            Finding(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
+            for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
+        )
+        return findings
+
+    async def describe(self) -> list[TopicDescription]:
+        cluster = self._cluster
+        topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
+        return [topics[name] for name in self._namespace.topics if name in topics]
+
+    async def inbox_positions(self) -> list[InboxPosition]:
+        cluster = self._cluster
+        topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
+        if self._namespace.inbox not in topics:
+            raise ConfigError(f"{self._name} has no inbox yet. Run: stepfold topics create")
+        await cluster.start([self._namespace.inbox])
+        places = [TopicPartition(self._namespace.inbox, number) for number in range(topics[self._namespace.inbox].partitions)]
+        ends = await kafka_transactions.ends(cluster, places, self._patience_s)
+        done = await committed(cluster, self._namespace, len(places), self._patience_s)
+        found: list[InboxPosition] = []
+        for place, (stable, end) in ends.items():
+            one = await kafka_transactions.open_at(cluster, place, stable) if stable < end else None
+            first, _ = await offsets(cluster, place, self._patience_s)
+            last = done.get(place.partition)
+            position = None if last is None or not last.counts_in(topics[place.topic].id) else last.offset
+            waiting = end - max(first, first if position is None else position)
+            found.append(InboxPosition(place.partition, position, end, max(waiting, 0), one.problem if one else ""))
+        return found
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        cluster = self._cluster
+        await self._start_with(cluster, self._namespace.dead_letters)
+        letters: deque[Raw] = deque(maxlen=limit)
+        redriven = await read_dead_letters(cluster, self._namespace, letters.append, self._patience_s)
+        return [letter_of(self._namespace, record, redriven) for record in letters]
+
+    async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
+        wanted = None if places is None else set(places)
+        cluster = self._cluster
+        await self._start_with(cluster, self._namespace.dead_letters, self._namespace.inbox)
+        letters: list[Raw] = []
+        redriven = await read_dead_letters(cluster, self._namespace, letters.append, self._patience_s)
+        all_letters = [letter_of(self._namespace, record, redriven) for record in letters]
+        if wanted is None:
+            chosen = [letter for letter in all_letters if not letter.redriven and not letter.omitted]
+        else:
+            chosen = [letter for letter in all_letters if letter.place in wanted]
+        if wanted is not None:
+            missing = wanted - {letter.place for letter in chosen}
+            omitted = {letter.place for letter in chosen if letter.omitted}
+            if missing or omitted:
+                raise ConfigError(
+                    f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
+                    "see `stepfold inbox dead-letters` for what can"
+                )
+        refused: dict[str, str] = {}
+        producer = Producer(cluster, self._patience)
+        try:
+            for letter in chosen:
+                message = Message(letter.key, letter.value, letter.headers)
+                began = time.monotonic()
+                try:
+                    await producer.send(self._origin(letter, cluster), [message])
+                except EntryTooLarge as error:
+                    refused[letter.place] = str(error)
+                    continue
+                except LogUnavailable as error:
+                    if time.monotonic() - began >= self._patience():  # no answer: the others would wait as long
+                        raise
+                    await producer.close()
+                    refused[letter.place] = str(error)
+                    producer = Producer(cluster, self._patience)
+                    continue
+                marker = Message(None, None, [(REDRIVEN, letter.place.encode())])
+                await producer.send(TopicPartition(self._namespace.dead_letters, 0), [marker])
+        finally:
+            await producer.close()
+        return Redriven(len(chosen) - len(refused), refused)
+
+    async def _start_with(self, cluster: Cluster, *topics: str) -> None:
+        found = await describe(cluster, topics, self._patience_s)
+        missing = [topic for topic in topics if topic not in found]
+        if missing:
+            raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {self._name}")
+        await cluster.start(topics)
+
+    def _origin(self, letter: DeadLetter, cluster: Cluster) -> TopicPartition:
+        found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
+        place = TopicPartition(self._namespace.inbox, int(found[1]) if found else 0)
+        return place if cluster.leader(place) is not None else TopicPartition(self._namespace.inbox, 0)

@@ -1,0 +1,160 @@
+"""Dead letters: refused records of the inbox, each with the reason, its origin and its own key, value and headers.
+
+The reason and the origin are headers behind those of the record. A record with the header `stepfold-redriven` marks the letter
+at that place as sent to the inbox again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aiokafka import TopicPartition
+
+from stepfold.errors import LogUnavailable
+from stepfold.log import EntryTooLarge, InboxRecord
+
+from .cluster import Cluster, describe, log
+from .fetcher import offsets, scan
+from .producer import Message, Producer
+from .records import Raw, raw
+from .topics import MIN_MESSAGE_BYTES, Namespace
+
+REASON, ORIGIN, OMITTED, REDRIVEN = "stepfold-reason", "stepfold-origin", "stepfold-omitted-bytes", "stepfold-redriven"
+_MOST_REASON: Final = 10_000
+_SHORT_REASON: Final = 200
+_MOST_BYTES_A_LETTER: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A refused record of the inbox: its original key, value and headers, the reason, and its original place.
+
+    `place` names it among the dead letters. `omitted` says that `value` is None because the record was too large to be copied.
+    """
+
+    place: str
+    timestamp: int
+    reason: str
+    origin: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    omitted: bool
+    redriven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """How many dead letters were sent again, and the places of those that Kafka refused, each with the reason."""
+
+    sent: int
+    refused: Mapping[str, str]
+
+
+async def bury(
+    cluster: Cluster,
+    producer: Callable[[], Producer],
+    namespace: Namespace,
+    record: InboxRecord,
+    reason: str,
+    patience_s: float,
+) -> None:
+    """Write a dead letter. If the topic does not take it today, without its value; if need be, without key and headers as well.
+
+    Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
+    """
+    place = TopicPartition(namespace.dead_letters, 0)
+    for left_out in range(3):
+        try:
+            await producer().send(place, [letter(namespace, record, reason, left_out)])
+        except EntryTooLarge:
+            continue
+        except LogUnavailable as error:
+            try:
+                topics = await describe(cluster, [place.topic], patience_s)
+            except LogUnavailable:
+                raise error from None
+            if place.topic in topics:
+                raise
+            log.error(
+                "%s does not exist any more, so %s waits, and the requests behind it; run `stepfold topics create`",
+                place.topic,
+                record.place,
+            )
+            raise LogUnavailable(f"{place.topic} does not exist any more; run `stepfold topics create`") from None
+        if left_out:
+            log.warning(
+                "%s: its dead letter was written without all its bytes: max.message.bytes of %s is too low; see "
+                "`stepfold topics check`",
+                record.place,
+                place.topic,
+            )
+        return
+    raise LogUnavailable(f"{place.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`")
+
+
+def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int = 0) -> Message:
+    """A dead letter. `left_out` 1: without its value; 2: also without key, headers and most of the reason."""
+    key, value, headers = record.key, record.value, list(record.headers)
+    size = sum(len(part or b"") for part in (key, value, *(content for _, content in headers)))
+    size += sum(len(name) for name, _ in headers) * _MOST_BYTES_A_LETTER
+    ours = [
+        (REASON, reason[: _SHORT_REASON if left_out > 1 else _MOST_REASON].encode("utf-8", "backslashreplace")),
+        (ORIGIN, f"{namespace.inbox}/{record.place.split('/', 1)[1]}".encode()),
+    ]
+    if size > MIN_MESSAGE_BYTES or left_out:
+        # The record itself is still in the inbox. It may not fit here: a compressed batch holds more than fits uncompressed.
+        ours.append((OMITTED, str(size).encode()))
+        value = None
+        if size - len(record.value or b"") > MIN_MESSAGE_BYTES or left_out > 1:
+            key, headers = None, []
+    return Message(key, value, [*headers, *ours])
+
+
+async def read_dead_letters(cluster: Cluster, namespace: Namespace, keep: Callable[[Raw], None], patience_s: float) -> set[str]:
+    """Call `keep` for every refused record. Returns the places of those that were sent again."""
+    place = TopicPartition(namespace.dead_letters, 0)
+    start, end = await offsets(cluster, place, patience_s)
+    redriven: set[str] = set()
+    async for portion in scan(cluster, place, start, end, raw, patience_s):
+        for record in portion:
+            if record.damage:
+                continue
+            headers = dict(record.headers)
+            if REDRIVEN in headers and REASON not in headers:
+                redriven.add(text_of(headers[REDRIVEN] or b""))
+            else:
+                keep(record)
+    return redriven
+
+
+def letter_of(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLetter:
+    """The dead letter that `record` is. `redriven`: the places of those that were sent again."""
+    # Our headers were appended after the original ones, which may have the same names.
+    ours: dict[str, bytes] = {}
+    headers = list(record.headers)
+    while headers and headers[-1][0] in (REASON, ORIGIN, OMITTED) and headers[-1][0] not in ours:
+        name, value = headers.pop()
+        ours[name] = value or b""
+    place = f"{namespace.dead_letters}/0/{record.offset}"
+    return DeadLetter(
+        place,
+        record.timestamp,
+        text_of(ours.get(REASON, b"unknown")),
+        text_of(ours.get(ORIGIN, b"unknown/0/0")),
+        record.key,
+        record.value,
+        tuple(headers),
+        omitted=OMITTED in ours,
+        redriven=place in redriven,
+    )
+
+
+def text_of(value: bytes) -> str:
+    """A text that others may have written: bytes that are not UTF-8 are replaced."""
+    try:
+        return value.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return value.decode("utf-8", "replace")
