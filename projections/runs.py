@@ -14,16 +14,18 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, TypedDict, Unpack, cast, get_args
 
 import orjson
 import sqlalchemy as sa
 
 from stepfold.client.status import State
 from stepfold.errors import ErrorInfo
+from stepfold.events import RunEvent
+from stepfold.operations import COUNTED
 from stepfold.values.times import ms_of, utc
 
-from .base import Batch, Projection, RunSoFar
+from .base import Batch, Projection, RunChange, RunSoFar
 
 EXCERPT = 2000
 """How many characters of inputs, results and errors are kept."""
@@ -54,11 +56,11 @@ runs = sa.Table(
 _CHANGING = ("version", "state", "updated_at", "ended_at", "waiting_on", "result")
 _NEW_VALUES: dict[str, sa.ColumnElement[Any]] = {name: sa.bindparam(f"new_{name}", type_=runs.c[name].type) for name in _CHANGING}
 _SUMS: dict[str, sa.ColumnElement[Any]] = {
-    "steps_completed": runs.c.steps_completed + sa.bindparam("more_completed", type_=sa.Integer),
-    "attempts_failed": runs.c.attempts_failed + sa.bindparam("more_failed", type_=sa.Integer),
+    "steps_completed": runs.c.steps_completed + sa.bindparam("more_steps_completed", type_=sa.Integer),
+    "attempts_failed": runs.c.attempts_failed + sa.bindparam("more_attempts_failed", type_=sa.Integer),
     "last_error": sa.func.coalesce(sa.bindparam("new_error", type_=sa.Text), runs.c.last_error),
 }
-_HAVE_ERRORS = frozenset({"step-failed", "quarantined", "failed"})
+_HAVE_ERRORS = frozenset(model.model_fields["type"].default for model in get_args(RunEvent) if "error" in model.model_fields)
 _OF_RUN = runs.c.run_id == sa.bindparam("id", type_=sa.String)
 _DELETE = sa.delete(runs).where(_OF_RUN)
 _INSERT = sa.insert(runs)
@@ -75,65 +77,69 @@ class RunsProjection(Projection):
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
         """Write each changed run once, in its last state."""
-        changed: dict[str, RunSoFar] = {}
-        begun: set[str] = set()
-        completed: Counter[str] = Counter()
-        failed: Counter[str] = Counter()
-        errors: dict[str, str] = {}
-        inputs: dict[str, str] = {}
+        news = _News()
         for change in batch:
-            run_id, kind = change.run.id, change.kind
-            if kind == "started":
-                begun.add(run_id)
-                for noted in (completed, failed, errors, inputs):
-                    noted.pop(run_id, None)
-            elif kind == "step-completed":
-                completed[run_id] += 1
-            elif kind == "step-failed":
-                failed[run_id] += 1
-            elif kind == "input-completed":
-                inputs[run_id] = _json(change.fields["input"])
-            if kind in _HAVE_ERRORS:
-                errors[run_id] = _text(str(ErrorInfo.from_json(change.fields["error"])))
-            changed[run_id] = change.run
+            news.take(change)
         if batch.owned != batch.was_owned:
             for run in batch.open_runs():
                 if not run.folded.open and run.folded.phase == "open":
-                    changed.setdefault(run.id, run)
-        if begun:
-            connection.execute(_DELETE, [{"id": run_id} for run_id in begun])
-            connection.execute(
-                _INSERT,
-                [
-                    {
-                        **_changing(changed[run_id]),
-                        "run_id": run_id,
-                        "workflow": _text(changed[run_id].workflow, 200),
-                        "partition": batch.partition,
-                        "started_at": changed[run_id].folded.started_at,
-                        "steps_completed": completed[run_id],
-                        "attempts_failed": failed[run_id],
-                        "last_error": errors.get(run_id),
-                        "input": _json(changed[run_id].input),
-                    }
-                    for run_id in begun
-                ],
-            )
-        updates = [
-            {f"new_{name}": value for name, value in _changing(run).items()}
-            | {
-                "id": run_id,
-                "more_completed": completed[run_id],
-                "more_failed": failed[run_id],
-                "new_error": errors.get(run_id),
-            }
-            for run_id, run in changed.items()
-            if run_id not in begun
-        ]
+                    news.changed.setdefault(run.id, run)
+        news.write(connection)
+
+
+class _News:
+    """The changes of one batch by run id; for a run that began in it, those since its beginning."""
+
+    def __init__(self) -> None:
+        self.changed: dict[str, RunSoFar] = {}
+        self.begun: set[str] = set()
+        self.counts: dict[str, Counter[str]] = {"steps_completed": Counter(), "attempts_failed": Counter()}
+        self.errors: dict[str, str] = {}
+        self.inputs: dict[str, str] = {}
+
+    def take(self, change: RunChange) -> None:
+        run_id, kind = change.run.id, change.kind
+        self.changed[run_id] = change.run
+        if kind == "started":
+            self.begun.add(run_id)
+            for noted in (*self.counts.values(), self.errors, self.inputs):
+                noted.pop(run_id, None)
+        elif kind == "input-completed":
+            self.inputs[run_id] = _json(change.fields["input"])
+        elif kind in COUNTED:
+            self.counts[COUNTED[kind]][run_id] += 1
+        if kind in _HAVE_ERRORS:
+            self.errors[run_id] = _text(str(ErrorInfo.from_json(change.fields["error"])))
+
+    def write(self, connection: sa.Connection) -> None:
+        updates = [self._update(run) for run_id, run in self.changed.items() if run_id not in self.begun]
+        if self.begun:
+            connection.execute(_DELETE, [{"id": run_id} for run_id in self.begun])
+            connection.execute(_INSERT, [self._row(self.changed[run_id]) for run_id in self.begun])
         if updates:
             connection.execute(_UPDATE, updates)
-        if inputs:
-            connection.execute(_COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in inputs.items()])
+        if self.inputs:
+            connection.execute(_COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in self.inputs.items()])
+
+    def _row(self, run: RunSoFar) -> dict[str, Any]:
+        return {
+            **_changing(run),
+            "run_id": run.id,
+            "workflow": _text(run.workflow, 200),
+            "partition": run.partition,
+            "started_at": run.folded.started_at,
+            **{name: count[run.id] for name, count in self.counts.items()},
+            "last_error": self.errors.get(run.id),
+            "input": _json(run.input),
+        }
+
+    def _update(self, run: RunSoFar) -> dict[str, Any]:
+        return {
+            "id": run.id,
+            **{f"new_{name}": value for name, value in _changing(run).items()},
+            **{f"more_{name}": count[run.id] for name, count in self.counts.items()},
+            "new_error": self.errors.get(run.id),
+        }
 
 
 def _changing(run: RunSoFar) -> dict[str, Any]:

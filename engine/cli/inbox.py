@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .output import Format, OutputOption, Text, local, print_rows, remark, say, table, utc, zone
+from ..values.words import iso
+from .output import Format, OutputOption, Text, local, print_rows, remark, say, table, zone
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, run_async
 from .topics import kafka_of
@@ -93,7 +94,7 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
     """A dead letter as JSON. Bytes that are not UTF-8 become Base64, under a name that says so."""
     found: dict[str, Any] = {
         "place": letter.place,
-        "time": utc(letter.timestamp),
+        "time": iso(letter.timestamp),
         "reason": letter.reason,
         "origin": letter.origin,
         "omitted": letter.omitted,

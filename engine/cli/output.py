@@ -206,31 +206,9 @@ def local(ms: int | None, *, date: bool = True) -> str:
     return when.strftime("%Y-%m-%d %H:%M:%S" if date else "%H:%M:%S") + f".{ms % 1000:03}"
 
 
-def utc(ms: int | None) -> str | None:
-    """A time for programs: ISO 8601, UTC. Total: a time outside the years of ISO 8601 becomes the nearest one inside."""
-    if ms is None:
-        return None
-    return times.utc(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def took(ms: int) -> str:
-    """A duration for people."""
-    if ms < 1000:
-        return f"{ms} ms"
-    if ms < 60_000:
-        return f"{ms / 1000:.2f} s"
-    minutes, seconds = divmod(ms // 1000, 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
-def short(value: Any, limit: int = 60) -> str:
-    """JSON on one line, cut at `limit` characters."""
-    text = json_text(value)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+def beside(ms: int, other_ms: int) -> str:
+    """A time for people beside another time: with its date if the days differ."""
+    return local(ms, date=local(ms)[:10] != local(other_ms)[:10])
 
 
 def event_json(event: Event) -> dict[str, Any]:

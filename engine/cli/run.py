@@ -14,13 +14,14 @@ import typer
 
 from ..client.client import Client
 from ..client.requests import checked_run_id
-from ..client.status import State
-from ..client.story import story
+from ..client.status import State, status_json, waiting_line
+from ..client.story import line_json, story
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
 from ..values import times
 from ..values.codec import Written
 from ..values.duration import duration_ms
+from ..values.words import iso, span
 from .audit import RunId, export, replay, verify
 from .follow import follow, look
 from .output import (
@@ -37,8 +38,6 @@ from .output import (
     remark,
     say,
     table,
-    took,
-    utc,
     zone,
 )
 from .output import show as draw
@@ -49,9 +48,6 @@ from .picture import (
     history_table,
     run_picture,
     state_text,
-    status_json,
-    steps_json,
-    waiting_line,
 )
 from .problems import Problem
 from .projection import DatabaseOption, running
@@ -131,14 +127,14 @@ def start(
             if wait:
                 remark(run.id)
                 ended = await _watch(client, run.id)
-                print_object(output, status_json(ended, None), Text(json_text(ended.result)))
+                print_object(output, status_json(ended, owned=False), Text(json_text(ended.result)))
             elif output is Format.TABLE:
                 say(run.id)
                 if sys.stdout.isatty():
                     remark(f"follow it: stepfold run watch {run.id}")
             else:
                 sight = await look(client.log, run.id)
-                print_object(output, status_json(sight.run, sight.owner), "")
+                print_object(output, status_json(sight.run, sight.owner is not None), "")
 
     run_async(go())
 
@@ -192,10 +188,10 @@ def list_(
     now_ms = client.log.now()
     for row in rows:
         started_ms = times.ms_of(row.started_at)
-        span = took(max((now_ms if row.ended_at is None else times.ms_of(row.ended_at)) - started_ms, 0))
+        lasted = span(max((now_ms if row.ended_at is None else times.ms_of(row.ended_at)) - started_ms, 0))
         said = "; ".join(row.waiting_on) or (row.last_error if row.state == "failed" else row.result) or ""
         note = Text(said if len(said) <= 80 else f"{said[:79]}…", "dim")
-        made.add_row(row.run_id, row.workflow, state_text(row.state), local(started_ms), span, str(row.steps_completed), note)
+        made.add_row(row.run_id, row.workflow, state_text(row.state), local(started_ms), lasted, str(row.steps_completed), note)
     print_rows(output, [row_json(row) for row in rows], made, nothing="no such runs" if filters else "no runs yet")
 
 
@@ -216,7 +212,7 @@ def row_json(row: RunRow) -> dict[str, Any]:
     """A row for programs. `input`, `result`: the beginning of their JSON, as text."""
     found = asdict(row)
     for name in ("started_at", "updated_at", "ended_at"):
-        found[name] = None if found[name] is None else utc(times.ms_of(found[name]))
+        found[name] = None if found[name] is None else iso(times.ms_of(found[name]))
     return found
 
 
@@ -249,7 +245,8 @@ def show(
                 drawn = chosen(lines, limit or WINDOW, failed=failed)
                 draw(run_picture(run, drawn, owner, now_ms=client.log.now(), total=len(lines)))
             else:
-                print_object(output, status_json(run, owner) | {"steps": steps_json(chosen(lines, limit, failed=failed))}, "")
+                steps = [line_json(line) for line in chosen(lines, limit, failed=failed)]
+                print_object(output, status_json(run, owner is not None) | {"steps": steps}, "")
 
     run_async(go())
 
@@ -290,7 +287,7 @@ async def _watch(client: Client, run_id: str, output: Format | None = None) -> R
     with status:
         async with aclosing(follow(client.log, run_id)) as all_news:
             async for event, run, owner, past in all_news:
-                words = waiting_line(run, owner)
+                words = waiting_line(run, owner is not None)
                 if output is None and not past and not run.ended:
                     status.note(words)
                 status.say(words)

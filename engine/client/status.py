@@ -9,7 +9,9 @@ from typing import Any, Literal, cast
 
 from ..core.state import RunState
 from ..errors import ErrorInfo
+from ..operations.step import completed
 from ..values.times import utc
+from ..values.words import iso
 
 State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
 
@@ -46,8 +48,26 @@ def status_of(run: RunState, owned: bool) -> RunStatus:
         result=deepcopy(run.result),
         error=None if run.error is None else ErrorInfo.from_json(run.error),
         reason=run.reason,
-        steps_completed=sum(delivery.kind == "result" for delivery in run.journal),
+        steps_completed=completed(run),
     )
+
+
+def status_json(run: RunState, owned: bool) -> dict[str, Any]:
+    """The status of a run, for programs. `owned`: whether a worker owns the run's partition."""
+    return {
+        "id": run.id,
+        "workflow": run.workflow,
+        "version": run.version,
+        "state": run_state(run, owned),
+        "started_at": iso(run.started_at),
+        "ended_at": iso(run.ended_at),
+        "waiting_on": [] if run.ended else waiting_words(run, owned),
+        "steps_completed": completed(run),
+        "input": run.input,
+        "result": run.result,
+        "error": run.error,
+        "reason": run.reason,
+    }
 
 
 def run_state(run: RunState, owned: bool) -> State:
@@ -70,3 +90,11 @@ def waiting_words(run: RunState, owned: bool) -> list[str]:
     if not words:
         words.append("the result of a step" if owned else "a worker")
     return words
+
+
+def waiting_line(run: RunState, owned: bool) -> str:
+    """The things that a run waits for, on one line; the word for its end if it has ended."""
+    if run.ended:
+        return run.phase
+    words = f"waits for {'; '.join(waiting_words(run, owned))}"
+    return words if owned else f"{words} (no worker serves its partition)"

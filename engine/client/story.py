@@ -7,12 +7,14 @@ accepted events add times, attempts and workers. Pure and total.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..core.records import StepDecision
 from ..core.state import RunState
 from ..events import Event
-from ..operations import ENDS, GIVES_BACK, KIND_OF, TELLS
+from ..operations import BY_NAME, ENDS, GIVES_BACK, KIND_OF, TELLS
 from ..operations.line import Line
+from ..values.words import Beside, iso, joined
 
 
 def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | None] | None = None) -> list[Line]:
@@ -51,3 +53,44 @@ def _tell(lines: dict[str, Line], event: StepDecision, type: str, owners: Mappin
     line.worker = owners.get(event.claim, line.worker)
     if kind is not None:
         TELLS[type](line, event, at)
+
+
+def note(line: Line, now_ms: int, beside: Beside) -> str:
+    """Details of an operation beside its outcome, in words."""
+    words = BY_NAME[line.kind].note
+    if line.became != "dropped":
+        return words(line, now_ms, beside)
+    return joined("the code no longer waits for it", words(line, now_ms, beside) if line.returned else "")
+
+
+def attempts_in_words(line: Line) -> str:
+    """How many attempts are over; "" for an operation without attempts."""
+    if not BY_NAME[line.kind].attempts:
+        return ""
+    return f"{line.attempts}" + (f" ({line.lost} lost)" if line.lost else "")
+
+
+def line_json(line: Line) -> dict[str, Any]:
+    """An operation, for programs. `first_at`, `last_at`: the log's times of the first and the last known point.
+
+    An open step has, as far as the log knows: `next_at`, when its next attempt is due, or `running_since`; the `worker` of the
+    attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
+    `input_note`: what is missing there.
+    """
+    return {
+        "step_id": line.step_id,
+        "kind": line.kind,
+        "state": line.became,
+        "attempts": line.attempts,
+        "lost": line.lost,
+        "first_at": iso(line.points[0][0]) if line.points else None,
+        "last_at": iso(line.points[-1][0]) if line.points else None,
+        "next_at": iso(line.next_at),
+        "running_since": iso(line.running_since),
+        "worker": line.worker,
+        "heartbeat": line.heartbeat,
+        "heartbeat_at": iso(line.heartbeat_at),
+        "input": line.input,
+        "input_note": line.input_note,
+        "error": None if line.error is None else line.error.to_json(),
+    }

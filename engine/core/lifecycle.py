@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..operations import GIVES_BACK
+from ..values.words import Beside, short
 from .records import PASSED_OVER, Base, Decision, ErrorModel, Request, StepDecision
 from .state import RunState, deliver
 
@@ -28,6 +29,9 @@ class Claim(Base):
     nonce: str
     memory_ms: Annotated[int | None, Field(ge=0), PASSED_OVER] = None
 
+    def detail(self, beside: Beside) -> str:
+        return self.owner or ""
+
 
 class Started(Request):
     """Starts a run, unless its id is known."""
@@ -39,12 +43,20 @@ class Started(Request):
     trigger: dict[str, Any] | None = None
     reply_to: str | None = None
 
+    def detail(self, beside: Beside) -> str:
+        return f"{self.workflow} {short(self.input)}"
+
 
 class CancelRequested(Request):
     """Asks the run to end; its code gets CancelledError."""
 
+    tone = "trouble"
+
     type: Literal["cancel-requested"] = "cancel-requested"
     reason: str | None = None
+
+    def detail(self, beside: Beside) -> str:
+        return self.reason or ""
 
 
 class StepCancelled(StepDecision):
@@ -67,11 +79,19 @@ class InputCompleted(Decision):
     type: Literal["input-completed"] = "input-completed"
     input: Any
 
+    def detail(self, beside: Beside) -> str:
+        return short(self.input)
+
 
 class CodeSuspected(Decision):
     """The run's code is about to run, and may be what killed the previous workers. Counts once under each claim."""
 
+    tone = "trouble"
+
     type: Literal["code-suspected"] = "code-suspected"
+
+    def detail(self, beside: Beside) -> str:
+        return "workers have died, perhaps because of this run's code; it runs alone next"
 
 
 class CodeCleared(Decision):
@@ -79,12 +99,20 @@ class CodeCleared(Decision):
 
     type: Literal["code-cleared"] = "code-cleared"
 
+    def detail(self, beside: Beside) -> str:
+        return "its code has run, and its worker survived"
+
 
 class Quarantined(Decision):
     """The run is put aside until the cause that `error` names is fixed; nothing of the run is lost."""
 
+    tone = "failure"
+
     type: Literal["quarantined"] = "quarantined"
     error: ErrorModel
+
+    def detail(self, beside: Beside) -> str:
+        return str(self.error)
 
 
 class Resumed(Decision):
@@ -95,19 +123,31 @@ class Resumed(Decision):
 
 class Completed(Decision):
     is_result = True
+    tone = "success"
 
     type: Literal["completed"] = "completed"
     result: Any
 
+    def detail(self, beside: Beside) -> str:
+        return short(self.result)
+
 
 class Failed(Decision):
+    tone = "failure"
+
     type: Literal["failed"] = "failed"
     error: ErrorModel
+
+    def detail(self, beside: Beside) -> str:
+        return str(self.error)
 
 
 class Cancelled(Decision):
     type: Literal["cancelled"] = "cancelled"
     reason: str | None = None
+
+    def detail(self, beside: Beside) -> str:
+        return self.reason or ""
 
 
 def _cancel_requested(run: RunState, event: dict[str, Any]) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from ..values.times import utc
+from ..values.words import Beside
+
+Tone = Literal["plain", "trouble", "failure", "success", "message"]
 
 FORMAT = 2
 """The newest record format that this code can judge; the claims of its workers name it."""
@@ -37,6 +40,9 @@ class ErrorModel(BaseModel):
     traceback: str | None = None
     step_id: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
 
 class Base(BaseModel):
     """The fields of every event, as in the record. `at`: the writer's clock, milliseconds since 1970, UTC."""
@@ -50,6 +56,12 @@ class Base(BaseModel):
     comes_early: ClassVar[bool] = False
     """Whether the fold keeps a request of this type for a run that has not started."""
 
+    tone: ClassVar[Tone] = "plain"
+    """How a display sets off events of this type."""
+
+    counted_as: ClassVar[Literal["steps_completed", "attempts_failed"] | None] = None
+    """The number of a run that an event of this type raises by one."""
+
     v: int = PLAIN
     at: int
     offset: int | None = Field(default=None, exclude=True, description="Place in the partition; not part of the value.")
@@ -61,6 +73,10 @@ class Base(BaseModel):
     def time(self) -> datetime | None:
         """The log's time of the record as a datetime in UTC; None if it is not known."""
         return None if self.timestamp is None else utc(self.timestamp)
+
+    def detail(self, beside: Beside) -> str:
+        """The content beyond type and step id, in words for people; "" if there is none."""
+        return ""
 
 
 class Place(BaseModel):

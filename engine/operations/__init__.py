@@ -15,7 +15,9 @@ from . import signal, sleep, step
 KINDS = (step.KIND, sleep.KIND, signal.KIND)
 
 RECORDS = {str(record.model_fields["type"].default): record for kind in KINDS for record in kind.records}
+BY_NAME = {kind.name: kind for kind in KINDS}
 KIND_OF = {str(record.model_fields["type"].default): kind for kind in KINDS for record in kind.records}
+COUNTED = {name: record.counted_as for name, record in RECORDS.items() if record.counted_as is not None}
 EARLY = frozenset(name for name, record in RECORDS.items() if record.comes_early)
 RULES = {name: rule for kind in KINDS for name, rule in kind.rules.items()}
 OPEN = {kind.open.kind: kind.open for kind in KINDS}

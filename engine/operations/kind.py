@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ..core.records import Base
 from ..core.state import Open, RunState
+from ..values.words import Beside
 from .call import Call
 from .line import Line
 
@@ -15,6 +16,9 @@ Rule = Callable[[RunState, dict[str, Any]], bool]
 it accepted the event."""
 Tell = Callable[[Line, Any, int], None]
 """Takes a line, an event or the value of a delivery, and its time (ms); adds to the line what it says of the operation."""
+Note = Callable[[Line, int, Beside], str]
+"""Takes a line, the time now (ms) and a form for times; returns the details beside the outcome, in words. Called for a dropped
+operation only if its value went back."""
 
 
 class Kind(NamedTuple):
@@ -27,5 +31,8 @@ class Kind(NamedTuple):
     call: type[Call]
     tells: Mapping[str, Tell]
     ends: Mapping[str, Tell]
+    note: Note
     gives_back: Mapping[str, Callable[[RunState, Any], None]] = {}
     """Takes back a value that was delivered after the code had dropped the operation; without an entry the value is lost."""
+    attempts: bool = False
+    """Whether it runs in attempts, which people count."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from ..core.records import Request, StepDecision
 from ..core.state import Open, RunState, deliver, is_new
 from ..values.times import due, until, within
+from ..values.words import Beside, end_beside, short
 from .call import Call, Differs
 from .kind import Kind
 from .line import Line
@@ -18,10 +19,14 @@ class SignalReceived(Request):
 
     never_ends = True
     comes_early = True
+    tone = "message"
 
     type: Literal["signal-received"] = "signal-received"
     signal: str
     data: Any
+
+    def detail(self, beside: Beside) -> str:
+        return f"{self.signal} {short(self.data)}"
 
 
 class WaitStarted(StepDecision):
@@ -31,8 +36,13 @@ class WaitStarted(StepDecision):
     signal: str
     timeout_at: int | None
 
+    def detail(self, beside: Beside) -> str:
+        return f"for signal {self.signal!r}"
+
 
 class WaitTimedOut(StepDecision):
+    tone = "trouble"
+
     type: Literal["wait-timed-out"] = "wait-timed-out"
 
 
@@ -160,6 +170,15 @@ def _tell_timeout(line: Line, value: Any, at: int) -> None:
     line.became = "timed out"
 
 
+def _note(line: Line, now_ms: int, beside: Beside) -> str:
+    if line.became == "dropped":
+        return "its signal went back" if line.returned else ""
+    if line.became == "done":
+        return f"signal {line.signal!r} {short(line.result, 40)}"
+    end = "" if line.until is None else f" {end_beside(line.until, line.points[0][0], beside)}"
+    return f"no signal: {line.signal!r}{end}" if line.became == "timed out" else f"for signal {line.signal!r}{end}"
+
+
 KIND = Kind(
     "wait",
     records=(SignalReceived, WaitStarted, WaitTimedOut),
@@ -169,4 +188,5 @@ KIND = Kind(
     tells={"wait-started": _tell_started, "wait-timed-out": _tell_timed_out},
     ends={"signal": _tell_signal, "timeout": _tell_timeout},
     gives_back={"signal": _give_back},
+    note=_note,
 )

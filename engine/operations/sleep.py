@@ -6,7 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from ..core.records import StepDecision
 from ..core.state import Open, RunState, deliver, is_new
-from ..values.times import due, until, within
+from ..values.duration import timer_ms
+from ..values.times import NEVER_MS, due, until, within
+from ..values.words import Beside, end_beside, span
 from .call import Call
 from .kind import Kind
 from .line import Line
@@ -17,6 +19,9 @@ class SleepScheduled(StepDecision):
 
     type: Literal["sleep-scheduled"] = "sleep-scheduled"
     wake_at: int
+
+    def detail(self, beside: Beside) -> str:
+        return end_beside(self.wake_at, self.at, beside)
 
 
 class SleepCompleted(StepDecision):
@@ -81,6 +86,12 @@ class SleepCall(Call):
         return "sleep-scheduled", {"wake_at": self.wake_at or 0 if self.delay_ms is None else within(now + self.delay_ms)}
 
 
+def sleep_of_timer(delay_s: float) -> SleepCall:
+    """The sleep that a timer of asyncio's is."""
+    delay_ms = timer_ms(delay_s)
+    return SleepCall(delay_ms, None if delay_ms is not None else NEVER_MS)
+
+
 def _tell_scheduled(line: Line, event: SleepScheduled, at: int) -> None:
     line.points.append((at, "began"))
     line.until = event.wake_at
@@ -94,6 +105,13 @@ def _tell_woken(line: Line, value: Any, at: int) -> None:
     line.became = "done"
 
 
+def _note(line: Line, now_ms: int, beside: Beside) -> str:
+    last = line.points[-1][0]
+    if line.became == "done":
+        return f"slept {span(last - line.points[0][0])}"
+    return "" if line.until is None else end_beside(line.until, last, beside)
+
+
 KIND = Kind(
     "sleep",
     records=(SleepScheduled, SleepCompleted),
@@ -102,4 +120,5 @@ KIND = Kind(
     call=SleepCall,
     tells={"sleep-scheduled": _tell_scheduled, "sleep-completed": _tell_completed},
     ends={"woken": _tell_woken},
+    note=_note,
 )

@@ -17,6 +17,7 @@ from ..values.pace import ON_LOOP, Pace
 from ..values.retry import Retry
 from ..values.taken import Given
 from ..values.times import due, said
+from ..values.words import Beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
 from .line import Line
@@ -28,20 +29,32 @@ class StepCompleted(StepDecision):
     """An attempt succeeded. `attempt` counts from 1."""
 
     is_result = True
+    counted_as = "steps_completed"
 
     type: Literal["step-completed"] = "step-completed"
     attempt: int
     result: Any
 
+    def detail(self, beside: Beside) -> str:
+        attempt = f"attempt {self.attempt} " if self.attempt > 1 else ""
+        return attempt + ("" if self.result is None else short(self.result))
+
 
 class StepFailed(StepDecision):
     """An attempt failed. The next one is due at `next_at` (ms); null: this was the last one."""
+
+    tone = "trouble"
+    counted_as = "attempts_failed"
 
     type: Literal["step-failed"] = "step-failed"
     attempt: int
     error: ErrorModel
     next_at: int | None
     heartbeat: Any = None
+
+    def detail(self, beside: Beside) -> str:
+        again = "the last attempt" if self.next_at is None else f"again in {span(max(self.next_at - self.at, 0))}"
+        return f"attempt {self.attempt}: {self.error}; {again}"
 
 
 class AttemptStarted(StepDecision):
@@ -55,12 +68,20 @@ class AttemptStarted(StepDecision):
     input: Annotated[list[Any] | None, PASSED_OVER] = None
     input_note: Annotated[str | None, PASSED_OVER] = None
 
+    def detail(self, beside: Beside) -> str:
+        return joined(f"attempt {self.attempt}", _input(self.input, self.input_note))
+
 
 class AttemptLost(StepDecision):
     """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
+    tone = "trouble"
+
     type: Literal["attempt-lost"] = "attempt-lost"
     attempt: int
+
+    def detail(self, beside: Beside) -> str:
+        return f"attempt {self.attempt} may have been running when its worker died"
 
 
 class StepHeartbeat(StepDecision):
@@ -69,6 +90,9 @@ class StepHeartbeat(StepDecision):
     type: Literal["step-heartbeat"] = "step-heartbeat"
     attempt: int
     details: Any
+
+    def detail(self, beside: Beside) -> str:
+        return f"attempt {self.attempt} {short(self.details)}"
 
 
 class OpenStep(Open):
@@ -265,6 +289,46 @@ def _tell_error(line: Line, value: Any, at: int) -> None:
     line.became = "failed"
 
 
+def completed(run: RunState) -> int:
+    """The number of steps that have a result."""
+    return sum(delivery.kind == "result" for delivery in run.journal)
+
+
+def _note(line: Line, now_ms: int, beside: Beside) -> str:
+    recorded = _input(line.input, line.input_note)
+    if line.became == "done":
+        return joined("" if line.result is None else short(line.result, 48), recorded)
+    failed = "" if line.error is None else f"{line.error}"
+    if line.became == "failed":
+        return joined(failed, recorded)
+    return joined(_next_attempt(line, now_ms, beside), _last_heartbeat(line, now_ms, beside), failed, recorded)
+
+
+def _input(arguments: list[Any] | None, note: str | None) -> str:
+    """The recorded arguments; "" if the step does not record them."""
+    given = "" if arguments is None else f"input {short(arguments)}"
+    return given if note is None else f"{given} ({note})".lstrip()
+
+
+def _next_attempt(line: Line, now_ms: int, beside: Beside) -> str:
+    """The attempt that runs or comes next: since when and on which worker, as far as the log knows."""
+    attempt = f"attempt {line.attempts + 1}"
+    if line.next_at is not None:
+        return f"{attempt} {'at' if line.next_at > now_ms else 'was due at'} {beside(line.next_at, now_ms)}"
+    on = f" on {line.worker}" if line.worker is not None else ""
+    if line.running_since is not None:
+        left = ", which no longer owns its partition" if line.left else ""
+        return f"{attempt} began at {beside(line.running_since, now_ms)}{on}{left}"
+    return f"{attempt} follows one that was lost with its worker" if line.lost else attempt
+
+
+def _last_heartbeat(line: Line, now_ms: int, beside: Beside) -> str:
+    if line.heartbeat_at is None:
+        return ""
+    details = "" if line.heartbeat is None else f" {short(line.heartbeat, 40)}"
+    return f"heartbeat at {beside(line.heartbeat_at, now_ms)}{details}"
+
+
 KIND = Kind(
     "step",
     records=(StepCompleted, StepFailed, AttemptStarted, AttemptLost, StepHeartbeat),
@@ -285,4 +349,6 @@ KIND = Kind(
         "step-heartbeat": _tell_heartbeat,
     },
     ends={"result": _tell_result, "error": _tell_error},
+    note=_note,
+    attempts=True,
 )

@@ -21,10 +21,8 @@ from ..core.state import Delivery, RunState
 from ..errors import ErrorInfo, InputInvalid, NonDeterminism, roots
 from ..operations import CALLS, GIVES_BACK, SETTLED_BY
 from ..operations.call import Call, Differs, MadeAnew, Raise
-from ..operations.sleep import SleepCall
+from ..operations.sleep import sleep_of_timer
 from ..values.codec import describe
-from ..values.duration import timer_ms
-from ..values.times import NEVER_MS
 from .frames import frames_of, frames_of_traceback, source_of
 from .futures import DeterministicFuture, DeterministicTask
 from .handles import Timer
@@ -241,8 +239,7 @@ class Execution:
     # -- inside
 
     def _timer_set(self, timer: Timer) -> None:
-        delay_ms = timer_ms(timer.delay_s)
-        op = Op(timer.id, SleepCall(delay_ms, None if delay_ms is not None else NEVER_MS), None, None, timer)
+        op = Op(timer.id, sleep_of_timer(timer.delay_s), None, None, timer)
         self.ops[op.id] = op
         self._requested.append(op)
 

@@ -1,4 +1,4 @@
-"""The story of a run follows the fold: what became of each step, and what is known of those that are open."""
+"""The story of a run follows the fold: the outcome of each operation, and what the log knows of those that are open."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from stepfold.client.story import Line, story
+from stepfold.client.story import Line, attempts_in_words, line_json, note, story
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.state import RunState
 from stepfold.events import Event, parse
@@ -139,3 +139,102 @@ def test_events_that_begin_later_than_the_run_tell_what_they_can() -> None:
     log.add("step-completed", step_id="b", attempt=1, result=2)
     assert log.run is not None
     assert [line.step_id for line in story(log.run, log.events[2:])] == ["b"]
+
+
+def beside(ms: int, other_ms: int) -> str:
+    return f"{ms / 1000:g} s"
+
+
+def notes(log: Log, now_ms: int = 0) -> list[str]:
+    return [note(line, now_ms, beside) for line in log.told().values()]
+
+
+def details(log: Log) -> list[str]:
+    """Of the last event of each type."""
+    return [event.detail(beside) for event in {event.type: event for event in log.events}.values()]
+
+
+def test_a_step_in_words() -> None:
+    log = Log()
+    log.add("step-failed", step_id="a", attempt=1, error=ERROR, next_at=9_000)
+    assert notes(log) == ["attempt 2 at 9 s; E: no"] and notes(log, 9_000) == ["attempt 2 was due at 9 s; E: no"]
+    assert details(log)[-1] == "attempt 1: E: no; again in 7.00 s"
+    log.add("attempt-started", step_id="a", attempt=2, input=[1], input_note="cut")
+    assert notes(log) == ["attempt 2 began at 3 s on w1; E: no; input [1] (cut)"]
+    log.add("step-heartbeat", step_id="a", attempt=2, details=[7])
+    assert notes(log) == ["attempt 2 began at 3 s on w1; heartbeat at 4 s [7]; E: no; input [1] (cut)"]
+    log.claim("w2")
+    assert ", which no longer owns its partition; " in notes(log)[0]
+    log.add("attempt-lost", step_id="a", attempt=2)
+    assert notes(log)[0].startswith("attempt 3 follows one that was lost with its worker; ")
+    assert [attempts_in_words(line) for line in log.told().values()] == ["2 (1 lost)"]
+    log.add("step-completed", step_id="a", attempt=3, result="x")
+    assert notes(log) == ['"x"; input [1] (cut)']
+    assert details(log)[2:] == [
+        "attempt 2; input [1] (cut)",
+        "attempt 2 [7]",
+        "attempt 2 may have been running when its worker died",
+        'attempt 3 "x"',
+    ]
+    log.add("step-failed", step_id="b", attempt=1, error=ERROR, next_at=None)
+    assert notes(log)[1] == "E: no" and details(log)[1] == "attempt 1: E: no; the last attempt"
+
+
+def test_sleeps_and_waits_in_words() -> None:
+    log = Log()
+    log.add("sleep-scheduled", step_id="nap", wake_at=3_000)
+    assert (notes(log), details(log)[-1]) == (["until 3 s"], "until 3 s")
+    log.add("sleep-completed", step_id="nap")
+    log.add("wait-started", step_id="first", signal="s", timeout_at=None)
+    log.add("wait-started", step_id="second", signal="s", timeout_at=6_000)
+    assert notes(log) == ["slept 1.00 s", "for signal 's'", "for signal 's' until 6 s"]
+    assert details(log)[-1] == "for signal 's'"
+    log.add("wait-timed-out", step_id="second")
+    log.add("signal-received", request="q", signal="s", data=1)
+    assert notes(log)[1:] == ["signal 's' 1", "no signal: 's' until 6 s"]
+    assert (details(log)[-2], details(log)[-1]) == ("", "s 1")
+    assert {attempts_in_words(line) for line in log.told().values()} == {""}
+
+
+def test_a_dropped_operation_in_words() -> None:
+    log = Log()
+    log.add("wait-started", step_id="wait", signal="s", timeout_at=None)
+    log.add("signal-received", request="q", signal="s", data=1)
+    log.add("sleep-scheduled", step_id="nap", wake_at=9_000)
+    log.add("step-cancelled", step_id="wait")
+    log.add("step-cancelled", step_id="nap")
+    dropped = "the code no longer waits for it"
+    assert notes(log) == [f"{dropped}; its signal went back", dropped]
+
+
+def test_the_life_of_a_run_in_words() -> None:
+    log = Log()
+    log.add("input-completed", input=[2])
+    log.add("code-suspected")
+    log.add("code-cleared")
+    log.add("workflow-unknown")
+    log.add("quarantined", error=ERROR)
+    log.add("cancel-requested", request="c", reason="enough")
+    log.add("cancelled", reason="enough")
+    said = details(log)
+    assert said[:2] == ["w null", "[2]"] and "workers have died" in said[2] and "survived" in said[3]
+    assert said[4:] == ["", "E: no", "enough", "enough"]
+    tones = {event.type: event.tone for event in log.events}
+    assert (tones["code-suspected"], tones["quarantined"], tones["started"]) == ("trouble", "failure", "plain")
+    claim = parse({"type": "claim", "v": 2, "at": 0, "prev": -1, "owner": "w1", "nonce": "n"}, 0, 0)
+    assert claim.detail(beside) == "w1"
+
+
+def test_the_end_of_a_run_in_words() -> None:
+    for end, words in (({"type": "completed", "result": [7]}, "[7]"), ({"type": "failed", "error": ERROR}, "E: no")):
+        event = parse({"v": 1, "at": 0, "run_id": "r", "claim": 0, **end}, 0, 0)
+        assert event.detail(beside) == words
+
+
+def test_an_operation_for_programs() -> None:
+    log = Log()
+    log.add("step-failed", step_id="a", attempt=1, error=ERROR, next_at=9_000)
+    told = line_json(log.told()["a"])
+    assert (told["step_id"], told["kind"], told["state"], told["attempts"]) == ("a", "step", "open", 1)
+    assert (told["first_at"], told["next_at"]) == ("1970-01-01T00:00:02.000Z", "1970-01-01T00:00:09.000Z")
+    assert told["error"] == ERROR
