@@ -1,14 +1,15 @@
 """The contract of a namespace's topics for users without stepfold: JSON Schema and AsyncAPI 3. Pure.
 
-The history's part comes from the event models. The inbox's part is written here; a test compares it with
-`stepfold.worker.inbox`. It does not contain what the router refuses for now (events, and signals without a run id).
+The history's part comes from the event models, which also say when a record counts. The inbox's part is written here; a test
+compares it with `stepfold.worker.inbox`. It does not contain what the router refuses for now (events, and signals without a run
+id).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ..events import FORMAT, json_schema
+from ..events import FORMAT, Event, json_schema
 
 if TYPE_CHECKING:
     from stepfold.drivers.kafka.topics import Namespace
@@ -20,15 +21,13 @@ _ACCEPTANCE = """\
 One partition holds the whole history of each of its runs; key = run id, partition = CRC-32 of the key modulo their count.
 A record counts only if every reader of the partition, in the order of offsets, accepts it:
 
-- `claim` (key `@claim`): its `prev` is the offset of the last accepted claim (-1: there is none). It is then the current one.
-  The memory of the partition is the `memory_ms` of its first claim, or 24 hours if that claim has none.
-- a record with a field `claim`: that is the offset of the current claim, and its precondition holds: the step has no result
-  and its attempt is the next one, the sleep or wait is open, the run has not ended.
-- `started`: no run with this id is open, and none has ended within the memory, by the log's time.
-- `signal-received`, `cancel-requested`: the run is open and no accepted record of it within the memory has this `request`. A
-  signal that comes before its run is kept for it, for as long as the memory.
-- a request with `from`, a place in an inbox: the place is above the highest one seen of that inbox and partition.
-- the run id is the key, and `v` is not above that of the current claim.
+- Of all but `claim`: `v` is not above that of the current claim, the last accepted one, and the key is the `run_id`.
+- A record with a field `claim`: that is the offset of the current claim, and the run has not ended.
+- A record with a field `request`: no accepted record of the run within the memory has the same one. The memory of the partition
+  is the `memory_ms` of its first claim, or 24 hours if that claim has none. With `from`, a place in an inbox: the place is above
+  the highest one seen of that inbox and partition.
+- The condition of its type holds:
+{conditions}
 
 All other records (duplicates, late records of a worker that lost its partition, garbage) change nothing."""
 
@@ -101,7 +100,7 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
         "defaultContentType": "application/json",
         "servers": {f"broker-{n}": {"host": host, "protocol": "kafka"} for n, host in enumerate(bootstrap.split(","), 1)},
         "channels": {
-            "history": _channel(namespace.history, _ACCEPTANCE, sorted(history), topicConfiguration=for_ever),
+            "history": _channel(namespace.history, _acceptance(), sorted(history), topicConfiguration=for_ever),
             "inbox": _channel(namespace.inbox, _INBOX, [*(f"request-{kind}" for kind in requests), "request-cloud-event"]),
             "dead-letters": _channel(namespace.dead_letters, _DEAD_LETTERS, ["dead-letter"]),
         },
@@ -112,6 +111,14 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
         },
         "components": {"messages": messages, "schemas": {**events, **requests, "cloud-event": _cloud_event(list(requests))}},
     }
+
+
+def _acceptance() -> str:
+    """The rules by which a record counts; types of one condition share a line."""
+    types: dict[str, list[str]] = {}
+    for model in get_args(Event):
+        types.setdefault(model.counts_if, []).append(f"`{model.model_fields['type'].default}`")
+    return _ACCEPTANCE.format(conditions="\n".join(f"  - {', '.join(names)}: {words}" for words, names in types.items()))
 
 
 def _channel(topic: str, description: str, messages: list[str], **binding: Any) -> dict[str, Any]:

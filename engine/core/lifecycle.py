@@ -23,6 +23,8 @@ class Claim(Base):
     only: how long the partition remembers request ids and ids of ended runs; 24 hours if that claim does not say.
     """
 
+    counts_if = "its key is `@claim`, and its `prev` is the offset of the last accepted claim (-1: there is none)"
+
     type: Literal["claim"] = "claim"
     prev: int
     owner: str | None
@@ -35,6 +37,8 @@ class Claim(Base):
 
 class Started(Request):
     """Starts a run, unless its id is known."""
+
+    counts_if = "no run with this id is open, and none has ended within the memory, by the log's time"
 
     type: Literal["started"] = "started"
     workflow: str
@@ -51,6 +55,7 @@ class CancelRequested(Request):
     """Asks the run to end; its code gets CancelledError."""
 
     tone = "trouble"
+    counts_if = "the run is open, and no other request to cancel it has counted"
 
     type: Literal["cancel-requested"] = "cancel-requested"
     reason: str | None = None
@@ -62,11 +67,15 @@ class CancelRequested(Request):
 class StepCancelled(StepDecision):
     """The code no longer waits for this operation. A signal that was delivered to it goes back to the front of its queue."""
 
+    counts_if = "the operation is open; or it is a wait that got a signal, which goes back to its queue, once"
+
     type: Literal["step-cancelled"] = "step-cancelled"
 
 
 class WorkflowUnknown(Decision):
     """The owner does not know the run's workflow or version; the run waits for a worker that does."""
+
+    counts_if = "the last decision of the run that counted is another"
 
     type: Literal["workflow-unknown"] = "workflow-unknown"
 
@@ -75,6 +84,7 @@ class InputCompleted(Decision):
     """The run's input from now on: the start's input as the workflow's model made it, if the model makes it anew each time."""
 
     is_result = True
+    counts_if = "no decision of the run's code has counted"
 
     type: Literal["input-completed"] = "input-completed"
     input: Any
@@ -87,6 +97,7 @@ class CodeSuspected(Decision):
     """The run's code is about to run, and may be what killed the previous workers. Counts once under each claim."""
 
     tone = "trouble"
+    counts_if = "none has counted under this claim since the last other decision"
 
     type: Literal["code-suspected"] = "code-suspected"
 
@@ -96,6 +107,8 @@ class CodeSuspected(Decision):
 
 class CodeCleared(Decision):
     """The run's code ran, and its worker survived."""
+
+    counts_if = "a `code-suspected` has counted since the last other decision"
 
     type: Literal["code-cleared"] = "code-cleared"
 
@@ -107,6 +120,7 @@ class Quarantined(Decision):
     """The run is put aside until the cause that `error` names is fixed; nothing of the run is lost."""
 
     tone = "failure"
+    counts_if = "the run is not quarantined"
 
     type: Literal["quarantined"] = "quarantined"
     error: ErrorModel
@@ -118,12 +132,15 @@ class Quarantined(Decision):
 class Resumed(Decision):
     """A quarantined run goes on."""
 
+    counts_if = "the run is quarantined"
+
     type: Literal["resumed"] = "resumed"
 
 
 class Completed(Decision):
     is_result = True
     tone = "success"
+    counts_if = "the run is not quarantined"
 
     type: Literal["completed"] = "completed"
     result: Any
@@ -134,6 +151,7 @@ class Completed(Decision):
 
 class Failed(Decision):
     tone = "failure"
+    counts_if = "the run is not quarantined"
 
     type: Literal["failed"] = "failed"
     error: ErrorModel
@@ -143,6 +161,8 @@ class Failed(Decision):
 
 
 class Cancelled(Decision):
+    counts_if = "a `cancel-requested` has counted"
+
     type: Literal["cancelled"] = "cancelled"
     reason: str | None = None
 

@@ -56,6 +56,9 @@ class Base(BaseModel):
     comes_early: ClassVar[bool] = False
     """Whether the fold keeps a request of this type for a run that has not started."""
 
+    counts_if: ClassVar[str] = ""
+    """The precondition of an event of this type beyond the rules of its family, in words for readers of the topic."""
+
     tone: ClassVar[Tone] = "plain"
     """How a display sets off events of this type."""
 

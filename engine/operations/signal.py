@@ -20,6 +20,7 @@ class SignalReceived(Request):
     never_ends = True
     comes_early = True
     tone = "message"
+    counts_if = "the run is open; one that comes before its run is kept for it, for as long as the memory"
 
     type: Literal["signal-received"] = "signal-received"
     signal: str
@@ -32,6 +33,8 @@ class SignalReceived(Request):
 class WaitStarted(StepDecision):
     """The code waits for a signal, until `timeout_at` (ms) unless that is null."""
 
+    counts_if = "the `step_id` is new in the run"
+
     type: Literal["wait-started"] = "wait-started"
     signal: str
     timeout_at: int | None
@@ -42,6 +45,7 @@ class WaitStarted(StepDecision):
 
 class WaitTimedOut(StepDecision):
     tone = "trouble"
+    counts_if = "the wait is open, and `at` is not before its `timeout_at`"
 
     type: Literal["wait-timed-out"] = "wait-timed-out"
 

@@ -17,6 +17,8 @@ from .line import Line
 class SleepScheduled(StepDecision):
     """A sleep begins. `wake_at`: the time of its end, ms since 1970."""
 
+    counts_if = "the `step_id` is new in the run"
+
     type: Literal["sleep-scheduled"] = "sleep-scheduled"
     wake_at: int
 
@@ -25,6 +27,8 @@ class SleepScheduled(StepDecision):
 
 
 class SleepCompleted(StepDecision):
+    counts_if = "the sleep is open, and `at` is not before its `wake_at`"
+
     type: Literal["sleep-completed"] = "sleep-completed"
 
 

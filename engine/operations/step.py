@@ -25,11 +25,15 @@ from .line import Line
 _delivery = Delivery._make  # costs half as much as the constructor, for the most frequent entry
 
 
+_NEXT = "the step is not over, and `attempt` is the next one: 1, or 1 more than its failed and lost attempts"
+
+
 class StepCompleted(StepDecision):
     """An attempt succeeded. `attempt` counts from 1."""
 
     is_result = True
     counted_as = "steps_completed"
+    counts_if = _NEXT
 
     type: Literal["step-completed"] = "step-completed"
     attempt: int
@@ -45,6 +49,7 @@ class StepFailed(StepDecision):
 
     tone = "trouble"
     counted_as = "attempts_failed"
+    counts_if = _NEXT
 
     type: Literal["step-failed"] = "step-failed"
     attempt: int
@@ -63,6 +68,8 @@ class AttemptStarted(StepDecision):
     `input`: the arguments, for people; `input_note`: which of them are cut or cannot be written.
     """
 
+    counts_if = _NEXT + "; once for each attempt"
+
     type: Literal["attempt-started"] = "attempt-started"
     attempt: int
     input: Annotated[list[Any] | None, PASSED_OVER] = None
@@ -76,6 +83,7 @@ class AttemptLost(StepDecision):
     """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
     tone = "trouble"
+    counts_if = _NEXT
 
     type: Literal["attempt-lost"] = "attempt-lost"
     attempt: int
@@ -86,6 +94,8 @@ class AttemptLost(StepDecision):
 
 class StepHeartbeat(StepDecision):
     """A running attempt reports its progress; the next attempt gets the last `details`."""
+
+    counts_if = _NEXT + "; `at` is above that of its last heartbeat"
 
     type: Literal["step-heartbeat"] = "step-heartbeat"
     attempt: int

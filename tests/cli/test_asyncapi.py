@@ -16,7 +16,7 @@ from shell import Shell
 from stepfold import Client, Context, Step
 from stepfold.cli.asyncapi import document, history_schema
 from stepfold.drivers import KafkaDriver
-from stepfold.events import RunEvent, decode
+from stepfold.events import Event, RunEvent, decode
 from stepfold.log import CLAIM_KEY, InboxRecord
 from stepfold.worker.inbox import Refused, parse
 
@@ -126,6 +126,14 @@ def test_every_reference_leads_somewhere(root: dict[str, Any]) -> None:
     assert found
     for reference in found:
         assert isinstance(resolve(reference, root), dict), reference
+
+
+def test_the_history_says_of_every_event_when_it_counts() -> None:
+    conditions = DOCUMENT["channels"]["history"]["description"].partition("of its type holds:\n")[2].splitlines()
+    for model in get_args(Event):
+        assert model.counts_if
+        line = next(line for line in conditions if f"`{model.model_fields['type'].default}`" in line.partition(": ")[0])
+        assert line.startswith("  - `") and line.endswith(f": {model.counts_if}")
 
 
 def test_every_event_is_a_message_of_the_history() -> None:
