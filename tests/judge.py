@@ -707,9 +707,10 @@ def _difference(run: Run, found: Any) -> str:
                 return f"{name} is {value!r}, by the records {expected!r}"
     if (found.phase == "quarantined") != (run.quarantined is not None):
         return f"it is {found.phase}, by the records {'not ' * (run.quarantined is None)}quarantined"
-    over = run.over | {f"@returned/{step_id}" for step_id in run.returned} if run.returned else run.over
-    if found.done != over:
-        return f"over are {sorted(found.done)}, by the records {sorted(over)}"
+    if found.done != run.over:
+        return f"over are {sorted(found.done)}, by the records {sorted(run.over)}"
+    if found.returned != run.returned:
+        return f"returned are {sorted(found.returned)}, by the records {sorted(run.returned)}"
     if list(found.open) != list(run.open):
         return f"open are {list(found.open)}, by the records {list(run.open)}"
     for step_id, op in run.open.items():

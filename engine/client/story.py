@@ -32,7 +32,7 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
             continue
         line.running_since = line.next_at = None
         ENDS[kind](line, value, at)
-        line.returned = kind in GIVES_BACK and f"@returned/{step_id}" in run.done
+        line.returned = kind in GIVES_BACK and step_id in run.returned
     owner = owners[max(owners)] if owners else None
     for line in lines.values():
         line.left = line.worker is not None and line.worker != owner

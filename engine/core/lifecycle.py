@@ -185,9 +185,9 @@ def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
         run.done.add(step_id)
         return True
     given = next((d for d in reversed(run.journal) if d.step_id == step_id and d.kind in GIVES_BACK), None)
-    if given is None or f"@returned/{step_id}" in run.done:
+    if given is None or step_id in run.returned:
         return False
-    run.done.add(f"@returned/{step_id}")
+    run.returned.add(step_id)
     GIVES_BACK[given.kind](run, given.value)
     return True
 

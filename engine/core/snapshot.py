@@ -39,6 +39,7 @@ def pack(run: RunState) -> bytes:
             run.digest,
             [run.suspected, run.suspected_by] if run.suspected else None,
             None if run.given is run.input else [run.given],
+            sorted(run.returned) or None,
         ]
     )
 
@@ -63,4 +64,5 @@ def unpack(data: bytes) -> RunState:
         run.suspected, run.suspected_by = fields[23]
     if fields[24] is not None:
         [run.given] = fields[24]
+    run.returned.update(fields[25] or ())
     return run

@@ -68,6 +68,7 @@ class RunState:
         "request",
         "requests",
         "result",
+        "returned",
         "signals",
         "start",
         "started_at",
@@ -97,6 +98,7 @@ class RunState:
         self.suspected_by = -1  # while it is suspected: the claim of the last such record
         self.journal: list[Delivery] = []
         self.done: set[str] = set()  # ids of operations that are over
+        self.returned: set[str] = set()  # ids of operations that the code dropped after their delivery, which then went back
         self.open: dict[str, Open] = {}  # operations that have begun and are not over, in the order of their beginning
         self.signals: dict[str, list[list[Any]]] = {}  # not yet taken: name -> [[data, request], ...]
         self.request: str | None = None  # the request id of `started`, remembered for the life of the run

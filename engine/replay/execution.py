@@ -102,7 +102,8 @@ class Execution:
         self._counts: dict[str, int] = {}
         self._last: Op | None = None
         self._swallowed = 0
-        self._told: dict[DeterministicTask[Any], Any] = {}  # task -> the future that it waited for right after its cancellation
+        # Task -> the future that it waited for right after its cancellation.
+        self._cancelled_while_waiting: dict[DeterministicTask[Any], Any] = {}
         self._checked = False
         self.cancelling = False
 
@@ -175,7 +176,7 @@ class Execution:
         self.loop.abandon(self._context.copy())
         self._main = self._last = self.outcome = None
         self._context = contextvars.Context()
-        self._told.clear()
+        self._cancelled_while_waiting.clear()
         self._gone.clear()
         self.left, self._requested, self._dropped = [], [], []
 
@@ -286,7 +287,7 @@ class Execution:
         blocked = self.loop.blocked_tasks()
         cleaning = any(task.shielded for task in blocked)
         for task in blocked:
-            if not task.shielded and not (cleaning and self._told.get(task, task) is task.waits_for):
+            if not task.shielded and not (cleaning and self._cancelled_while_waiting.get(task, task) is task.waits_for):
                 return task
         return None
 
@@ -301,7 +302,7 @@ class Execution:
             self.loop.run_until_idle()
         finally:
             self.loop.pressing = False
-        self._told[task] = task.waits_for
+        self._cancelled_while_waiting[task] = task.waits_for
 
     def _outcome(self, main: DeterministicTask[Any]) -> Outcome:
         if main.cancelled():
@@ -382,7 +383,7 @@ class Execution:
     def _ignore(self, op: Op, kind: str) -> None:
         """Handle a result that came after the code had dropped the operation. For a signal, tell the owner to record the drop, so
         that the signal goes back to its queue."""
-        if kind in GIVES_BACK and f"@returned/{op.id}" not in self.run.done:
+        if kind in GIVES_BACK and op.id not in self.run.returned:
             op.recorded = True
             self._dropped.append(op)
 

@@ -421,6 +421,7 @@ def test_a_signal_for_who_had_let_go_returns_to_the_front() -> None:
     ledger.accepts("signal-received", signal="go", data=2, request="q-2")
     run = ledger.accepts("step-cancelled", step_id="a")
     assert run.signals == {"go": [[1, "q-1"], [2, "q-2"]]}
+    assert run.done == run.returned == unpack(pack(run)).returned == {"a"}
     ledger.rejects("step-cancelled", step_id="a")
     ledger.accepts("wait-started", step_id="b", signal="go", timeout_at=None)
     assert delivered(run)[-1] == ("b", "signal", ["go", 1, "q-1"])
