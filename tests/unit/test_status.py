@@ -1,0 +1,28 @@
+"""The status of a run, for people and for programs."""
+
+from __future__ import annotations
+
+from stepfold.client.status import status_json, status_of, waiting_line
+from stepfold.core.state import Delivery, RunState
+from stepfold.operations.signal import OpenWait
+
+
+def test_a_run_that_waits() -> None:
+    run = RunState("r", "w", None, {"n": 1}, 0, 1_000)
+    run.decided = True
+    run.journal = [Delivery("a", "result", 2_000, 7), Delivery("b", "error", 3_000, [1, None])]
+    run.open["c"] = OpenWait("go", None)
+    status, told = status_of(run, owned=True), status_json(run, owned=True)
+    assert status.state == told["state"] == "waiting" and status.steps_completed == told["steps_completed"] == 1
+    assert status.waiting_on == told["waiting_on"] == ["signal 'go' (step 'c')"]
+    assert (told["started_at"], told["ended_at"], told["input"]) == ("1970-01-01T00:00:01.000Z", None, {"n": 1})
+    assert waiting_line(run, owned=True) == "waits for signal 'go' (step 'c')"
+    assert waiting_line(run, owned=False) == "waits for signal 'go' (step 'c') (no worker serves its partition)"
+
+
+def test_a_run_that_has_ended_waits_for_nothing() -> None:
+    run = RunState("r", "w", "2", None, 0, 1_000)
+    run.phase, run.result, run.ended_at = "completed", [7], 2_000
+    told = status_json(run, owned=False)
+    assert (told["state"], told["waiting_on"], told["result"]) == ("completed", [], [7])
+    assert waiting_line(run, owned=False) == "completed"
