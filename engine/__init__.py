@@ -17,6 +17,7 @@ The parts, from the pure core outwards (imports go up this list):
 Everything public is importable from here, from `stepfold.drivers`, `stepfold.projections` and `stepfold.testing`.
 """
 
+from .authoring.callback import Callback
 from .authoring.context import Context, Input
 from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
@@ -24,6 +25,9 @@ from .client.client import Client
 from .client.run import Run
 from .client.status import RunStatus
 from .errors import (
+    CallbackFailed,
+    CallbackIdInvalid,
+    CallbackTimedOut,
     ConfigError,
     ErrorInfo,
     InputInvalid,
@@ -52,6 +56,10 @@ from .values.retry import Retry
 from .worker.worker import Worker
 
 __all__ = [
+    "Callback",
+    "CallbackFailed",
+    "CallbackIdInvalid",
+    "CallbackTimedOut",
     "Client",
     "ConfigError",
     "Context",

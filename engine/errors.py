@@ -13,6 +13,9 @@ StepfoldError
 ├── WorkflowUnknown         no workflow is registered under this id and version
 ├── WorkflowFailed          the awaited run failed (.error)
 ├── WorkflowCancelled       the awaited run was cancelled (.reason)
+├── CallbackFailed          somebody outside said that a callback has failed (.step_id, .type, .message)
+├── CallbackTimedOut        nobody answered a callback in time, or its heartbeats stopped (.step_id, .kind)
+├── CallbackIdInvalid       a text that is not the id of a callback
 ├── ProjectionFailed        a projection could not apply an event (.projection, .partition, .offset)
 ├── NonDeterminism          the code asked for other operations than the history holds (.expected, .found)
 └── StepError               the errors of steps
@@ -29,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from .values.duration import Duration, duration_ms
+from .values.names import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +276,33 @@ class WorkflowCancelled(StepfoldError):
         super().__init__(f"run {run_id!r} was cancelled" + (f": {reason}" if reason else ""))
         self.run_id = run_id
         self.reason = reason
+
+
+class CallbackFailed(StepfoldError):
+    """Somebody outside said that a callback has failed. `type` and `message` are as they gave them."""
+
+    def __init__(self, step_id: str, type: str, message: str) -> None:
+        super().__init__(f"callback {step_id!r} has failed: {ErrorInfo(type, message)}")
+        self.step_id = step_id
+        self.type = type
+        self.message = message
+
+
+class CallbackTimedOut(StepfoldError, TimeoutError):
+    """Nobody answered a callback before its time-out (`kind` "timeout"), or its heartbeats stopped ("heartbeat")."""
+
+    def __init__(self, step_id: str, kind: str) -> None:
+        why = "nobody sent a heartbeat in time" if kind == "heartbeat" else "nobody answered in time"
+        super().__init__(f"callback {step_id!r} has timed out: {why}")
+        self.step_id = step_id
+        self.kind = kind
+
+
+class CallbackIdInvalid(StepfoldError):
+    """A text that is not the id of a callback. Pass the `id` of a callback on unchanged."""
+
+    def __init__(self, found: object) -> None:
+        super().__init__(f"{quoted(found)} is not the id of a callback: pass on what `callback.id` gave, unchanged")
 
 
 class NonDeterminism(StepfoldError):

@@ -2,7 +2,8 @@
 
 Pure. An event is a JSON object with a kebab-case `type`. Three families:
 
-- requests (`started`, `signal-received`, `cancel-requested`): from outside, under no claim, idempotent by `request`;
+- requests (`started`, `signal-received`, `cancel-requested`, `callback-completed`, …): from outside, under no claim, idempotent
+  by `request`;
 - decisions: written by the owner, under its `claim`; each is valid alone, so no two records must be appended atomically;
 - `claim`: names the owner of the partition from its offset on.
 
@@ -41,6 +42,7 @@ from .core.lifecycle import (
     WorkflowUnknown,
 )
 from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, Place, Request, StepDecision
+from .operations.callback import CallbackCompleted, CallbackCreated, CallbackFailed, CallbackHeartbeat, CallbackTimedOut
 from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
 from .operations.sleep import SleepCompleted, SleepScheduled
 from .operations.step import AttemptLost, AttemptStarted, StepCompleted, StepFailed, StepHeartbeat
@@ -55,6 +57,11 @@ __all__ = [
     "AttemptLost",
     "AttemptStarted",
     "Base",
+    "CallbackCompleted",
+    "CallbackCreated",
+    "CallbackFailed",
+    "CallbackHeartbeat",
+    "CallbackTimedOut",
     "CancelRequested",
     "Cancelled",
     "Claim",
@@ -107,6 +114,11 @@ RunEvent = (
     | SleepCompleted
     | WaitStarted
     | WaitTimedOut
+    | CallbackCreated
+    | CallbackCompleted
+    | CallbackFailed
+    | CallbackHeartbeat
+    | CallbackTimedOut
     | WorkflowUnknown
     | InputCompleted
     | CodeSuspected

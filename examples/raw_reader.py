@@ -20,6 +20,7 @@ from typing import Any, cast
 # The fields of a well-formed event: i integer, s string, o object, e error, * anything; ? or null; in brackets: may be absent.
 REQUEST, DECISION = "run_id:s request:s (from:*) ", "run_id:s claim:i (version:s?) "
 STEP = DECISION + "step_id:s "
+ANSWER = REQUEST + "step_id:s nonce:s "
 Event = dict[str, Any]
 FIELDS = {
     "claim": "prev:i owner:s? nonce:s (memory_ms:*)",
@@ -36,6 +37,11 @@ FIELDS = {
     "sleep-completed": STEP,
     "wait-started": STEP + "signal:s timeout_at:i?",
     "wait-timed-out": STEP,
+    "callback-created": STEP + "nonce:s timeout_at:i? heartbeat_ms:i?",
+    "callback-completed": ANSWER + "data:*",
+    "callback-failed": ANSWER + "error:e",
+    "callback-heartbeat": ANSWER,
+    "callback-timed-out": STEP + "kind:s",
     "workflow-unknown": DECISION,
     "input-completed": DECISION + "input:*",
     "code-suspected": DECISION,
@@ -103,9 +109,9 @@ class Run:
     def __init__(self, request: str, now: int, signals: list[tuple[int, Event]]) -> None:
         self.state, self.now, self.steps, self.cancelling, self.unknown = "open", now, 0, False, False
         self.decided, self.suspected = False, -1  # the claim of the last `code-suspected` that counts yet
-        self.open: dict[
-            str, Any
-        ] = {}  # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
+        # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
+        #            | ("callback", nonce, until, heartbeat_ms, time of the last heartbeat)
+        self.open: dict[str, Any] = {}
         self.request, self.requests, self.done = request, dict[str, int](), set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
         self.taken: dict[str, str] = {}  # step id of a wait -> the name of the signal it was given
@@ -126,8 +132,8 @@ class Run:
             self.taken[step] = signal
             self.close(step)
 
-    def accept(self, event: Event) -> bool:
-        """Whether the precondition holds; if so, what follows."""
+    def accept(self, event: Event, now: int) -> bool:
+        """Whether the precondition holds; if so, what follows. `now`: the run's time, with this record."""
         kind, step = event["type"], event.get("step_id", "")
         known = self.open.get(step)
         fresh = bool(step) and known is None and step not in self.done
@@ -155,6 +161,25 @@ class Run:
                 self.match(event["signal"])
         elif kind in ("sleep-completed", "wait-timed-out"):
             if not known or known[0] != kind.partition("-")[0] or known[1] is None or event["at"] < known[1]:
+                return False
+            self.close(step)
+        elif kind == "callback-created":
+            if not fresh:
+                return False
+            self.open[step] = ("callback", event["nonce"], event["timeout_at"], event["heartbeat_ms"], now)
+        elif kind in ("callback-completed", "callback-failed", "callback-heartbeat"):
+            if not known or known[:2] != ("callback", event["nonce"]):
+                return False
+            if kind == "callback-heartbeat":
+                self.open[step] = (*known[:4], now)
+            else:
+                self.close(step)
+        elif kind == "callback-timed-out":
+            if not known or known[0] != "callback" or event["kind"] not in ("timeout", "heartbeat"):
+                return False
+            heartbeat_by = None if known[3] is None else known[4] + known[3]
+            at = known[2] if event["kind"] == "timeout" else heartbeat_by
+            if at is None or event["at"] < at:
                 return False
             self.close(step)
         elif kind == "step-cancelled":
@@ -261,7 +286,7 @@ class Partition:
         kept = run.requests if self.format < 2 else {name: at for name, at in run.requests.items() if now < at + self.memory_ms}
         if not is_decision and event["request"] in (run.request, *kept):
             return False
-        if not run.accept(event):
+        if not run.accept(event, now):
             return False
         run.now, run.requests = now, kept if is_decision else {**kept, event["request"]: now}
         if run.state in ("completed", "failed", "cancelled"):

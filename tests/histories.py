@@ -21,6 +21,7 @@ from stepfold.worker.checkpoint import Checkpoint
 
 START_MS = 1_900_000_000_000
 RUN = "order-42"
+REQUESTS = {"started", "signal-received", "cancel-requested", "callback-completed", "callback-failed", "callback-heartbeat"}
 
 
 def record(offset: int, key: str, event: Any, timestamp: int = START_MS) -> Record:
@@ -51,7 +52,7 @@ class Ledger:
     def event(self, type: str, run_id: str = RUN, **fields: Any) -> dict[str, Any]:
         """An event of a run as its writer would make it now; a decision is under the current claim."""
         base: dict[str, Any] = {"type": type, "v": PLAIN, "run_id": run_id, "at": self.now_ms}
-        if type in ("started", "signal-received", "cancel-requested"):
+        if type in REQUESTS:
             base["request"] = f"request-{len(self.records)}"
         else:
             base["claim"] = self.state.claim

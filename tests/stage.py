@@ -16,6 +16,7 @@ from histories import RUN, Ledger, begun
 from stepfold.authoring.step import Step, StepPorts
 from stepfold.core.snapshot import pack, unpack
 from stepfold.core.state import RunState
+from stepfold.operations.callback import CallbackCall
 from stepfold.operations.signal import WaitCall
 from stepfold.operations.sleep import SleepCall
 from stepfold.operations.step import StepCall
@@ -88,7 +89,7 @@ class Stage:
             self.advance()
 
     def _record(self, op: Op) -> None:
-        first = op.call.begin(max(self.run.now, self.ledger.now_ms))
+        first = op.call.begin(max(self.run.now, self.ledger.now_ms), lambda: "nonce")
         if first is not None:
             op.recorded = True
             kind, fields = first
@@ -118,6 +119,9 @@ class Stage:
     def signal(self, name: str, data: Any = None) -> None:
         self.happens("signal-received", signal=name, data=data)
 
+    def answers(self, step_id: str, data: Any = None) -> None:
+        self.happens("callback-completed", step_id=step_id, nonce="nonce", data=data)
+
     def cancel(self) -> None:
         self.happens("cancel-requested", reason="enough")
 
@@ -137,6 +141,8 @@ class Stage:
                 self.times_out(op.id)
             else:
                 self.signal(op.call.signal, random.randrange(10))
+        elif isinstance(op.call, CallbackCall):
+            self.answers(op.id, random.randrange(10))
 
     # replay
 

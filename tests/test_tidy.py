@@ -105,7 +105,7 @@ WORDS_OF_KINDS = {
         for record in kind.records
         for name in (record.__name__, record.model_fields["type"].default)
     ),
-} - {"StepFailed"}  # the error has that name, too
+} - {"StepFailed", "CallbackFailed", "CallbackTimedOut"}  # errors have these names, too
 KNOW_A_KIND = {
     "engine/events.py": "all records by their names, and the union of them, which type checkers read",
     "engine/authoring/step.py": "what users call",

@@ -22,6 +22,7 @@ from typing_extensions import TypeVar, TypeVarTuple, Unpack
 
 from ..errors import InputInvalid
 from ..operations.call import Call, MadeAnew
+from ..operations.callback import CallbackCall
 from ..operations.signal import WaitCall
 from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
@@ -36,6 +37,7 @@ from ..values.retry import Retry
 from ..values.same import shown
 from ..values.taken import FIXED, Given, by_value
 from ..values.times import ms_of
+from .callback import Callback
 
 logger = logging.getLogger("stepfold.run")
 
@@ -231,15 +233,89 @@ class Step(Generic[Ext]):
         codec = ANY if schema is None else codec_for(schema)
 
         def make(name: str, data: Any) -> Signal[Any]:
-            try:
-                made = codec.decode(data)
-            except ValidationError as error:
-                raise InputInvalid(f"signal {name!r}: {describe(error)}", error.errors()) from error
-            _check_same(codec, name, data, made)
-            return Signal(made, name)
+            return Signal(_made(codec, f"signal {name!r}", data), name)
 
         timeout_ms = None if timeout is None else duration_ms(timeout)
         return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), _source())
+
+    @overload
+    def callback(
+        self, step_id: str, *, timeout: Duration | None = None, heartbeat: Duration | None = None, schema: type[T]
+    ) -> Coroutine[Any, Any, Callback[T]]: ...
+
+    @overload
+    def callback(
+        self, step_id: str, *, timeout: Duration | None = None, heartbeat: Duration | None = None, schema: None = None
+    ) -> Coroutine[Any, Any, Callback[Any]]: ...
+
+    def callback(
+        self, step_id: str, *, timeout: Duration | None = None, heartbeat: Duration | None = None, schema: Any = None
+    ) -> Coroutine[Any, Any, Callback[Any]]:
+        """A callback: an `id` to hand out, by which somebody outside gives the data that `await callback` returns.
+
+        The callback is durable when this returns, so the id may be handed out; a later answer finds the run wherever it runs.
+        `timeout`: how long to wait for the answer, from now on; `heartbeat`: how long nobody may be silent. After either,
+        `await callback` raises CallbackTimedOut. `schema`: a type that pydantic validates, as for `wait_for_signal`.
+        Raises ValueError for a bad id or duration.
+        """
+        return self._open(self._path(step_id), self._callback_call(timeout, heartbeat, schema), _source())
+
+    @overload
+    def wait_for_callback(
+        self,
+        step_id: str,
+        submit: Callable[[str], object],
+        *,
+        timeout: Duration | None = None,
+        heartbeat: Duration | None = None,
+        schema: type[T],
+        retry: Retry | None = None,
+    ) -> Coroutine[Any, Any, T]: ...
+
+    @overload
+    def wait_for_callback(
+        self,
+        step_id: str,
+        submit: Callable[[str], object],
+        *,
+        timeout: Duration | None = None,
+        heartbeat: Duration | None = None,
+        schema: None = None,
+        retry: Retry | None = None,
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def wait_for_callback(
+        self,
+        step_id: str,
+        submit: Callable[[str], object],
+        *,
+        timeout: Duration | None = None,
+        heartbeat: Duration | None = None,
+        schema: Any = None,
+        retry: Retry | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Make a callback, run `submit(callback id)` as a step, and return the data of the answer.
+
+        The step's id is `step_id/submit`; it runs when the callback is durable, and a retried one gets the same id. Its result is
+        not used. The other arguments, and all errors, are those of `callback` and `run`. If the step fails, or the code stops
+        waiting, the callback is over.
+        """
+        if not callable(submit):
+            raise _misused(step_id, submit, {})
+        if not isinstance(retry, Retry | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
+            raise _no_retry(step_id, retry)
+        call = self._callback_call(timeout, heartbeat, schema)
+        return self._submit(self._path(step_id), call, submit, retry or _DEFAULT_RETRY, _source())
+
+    def _callback_call(self, timeout: Duration | None, heartbeat: Duration | None, schema: Any) -> CallbackCall:
+        codec = ANY if schema is None else codec_for(schema)
+        timeout_ms = None if timeout is None else duration_ms(timeout)
+        heartbeat_ms = None if heartbeat is None else duration_ms(heartbeat)
+
+        def make(step_id: str, data: Any) -> Any:
+            return _made(codec, f"callback {step_id!r}", data)
+
+        return CallbackCall(self._execution.run.id, timeout_ms, heartbeat_ms, make)
 
     def send_signal(self, step_id: str, *, signal: str, data: Any = None, run_id: str) -> Coroutine[Any, Any, None]:
         """Send a signal to another run, exactly once. The data are written now, a model or dataclass by its own class.
@@ -285,7 +361,28 @@ class Step(Generic[Ext]):
         finally:
             task.shielded -= 1
 
+    async def _open(self, path: str, call: CallbackCall, source: Source) -> Callback[Any]:
+        return Callback(*await self._wait(path, call, source))
+
+    async def _submit(self, path: str, call: CallbackCall, submit: Callable[[str], object], retry: Retry, source: Source) -> Any:
+        callback_id, op = await self._wait(path, call, source)
+        callback: Callback[Any] = Callback(callback_id, op)
+        try:
+            inner = Step[Any](self._execution, self._ports, f"{path}/")
+            args = (callback_id,)
+            given = inner._given("submit", submit, args) if type(submit) is partial else None
+            step = StepCall(submit, args, retry, None, False, result_codec(submit), given, pace=pace_of(submit))
+            await inner._ask("submit", step, source)
+            return await callback
+        except BaseException:
+            self._execution.drop(op)
+            raise
+
     def _ask(self, step_id: str, call: Call, source: Source) -> Coroutine[Any, Any, Any]:
+        return self._wait(self._path(step_id), call, source)
+
+    def _path(self, step_id: str) -> str:
+        """The id with its scopes. Raises ValueError for a bad one, and RuntimeError inside a step."""
         running = current_step_var.get()
         if running is not None:
             raise RuntimeError(
@@ -296,7 +393,7 @@ class Step(Generic[Ext]):
         path = f"{self._scope}{_valid(step_id)}"
         if len(path) > MAX_PATH_CHARS:
             raise _too_long(path)
-        return self._wait(path, call, source)
+        return path
 
     async def _wait(self, step_id: str, call: Call, source: Source) -> Any:
         op = self._execution.request(step_id, call, source)
@@ -313,17 +410,25 @@ def _no_retry(step_id: object, retry: object) -> TypeError:
     return TypeError(f"step.run({shown(step_id)}, retry={shown(retry)}): write retry={write}")
 
 
-def _check_same(codec: Codec, signal: str, data: Any, made: Any) -> None:
-    """Raise MadeAnew if a replay would make another value of the data."""
+def _made(codec: Codec, of: str, data: Any) -> Any:
+    """The value that the code gets for recorded data `of` a signal or a callback, in words.
+
+    Raises InputInvalid for data that do not fit, and MadeAnew if a replay would make another value of them.
+    """
+    try:
+        made = codec.decode(data)
+    except ValidationError as error:
+        raise InputInvalid(f"{of}: {describe(error)}", error.errors()) from error
     try:
         place = codec.differs_anew(data, made)
     except Exception:  # noqa: BLE001  # the user's types may raise anything; values that cannot be compared count as the same
-        return
+        return made
     if place is not None:
         raise MadeAnew(
-            f"the data of signal {signal!r} do not fix `{place}`: the schema makes it itself, another one at each replay. Let "
+            f"the data of {of} do not fix `{place}`: the schema makes it itself, another one at each replay. Let "
             "the sender give it, or take it out of the schema and make it in the workflow: in a step, or by ctx.uuid4()"
         )
+    return made
 
 
 def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:

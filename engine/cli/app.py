@@ -16,7 +16,7 @@ import typer
 
 from ..errors import ErrorInfo, StepfoldError
 from ..worker.stopping import end_process_soon
-from . import inbox, projection, run, topics
+from . import callback, inbox, projection, run, topics
 from .demo import demo
 from .dev import dev
 from .output import complain, say
@@ -52,6 +52,7 @@ app.command()(demo)
 app.command()(dev)
 app.command()(worker)
 app.add_typer(run.app, name="run")
+app.add_typer(callback.app, name="callback")
 app.add_typer(topics.app, name="topics")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(projection.app, name="projection")

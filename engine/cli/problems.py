@@ -18,6 +18,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from ..errors import (
+    CallbackIdInvalid,
     ConfigError,
     InputInvalid,
     LogUnavailable,
@@ -57,6 +58,6 @@ def code_of(error: StepfoldError) -> Exit:
         return Exit.NOT_FOUND
     if isinstance(error, LogUnavailable | NotOwner):
         return Exit.LOG
-    if isinstance(error, ConfigError | InputInvalid | PayloadTooLarge):
+    if isinstance(error, ConfigError | InputInvalid | PayloadTooLarge | CallbackIdInvalid):
         return Exit.USAGE
     return Exit.NO

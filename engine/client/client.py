@@ -38,6 +38,7 @@ from ..worker.stopping import end_process
 from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
+from . import callbacks
 from .patience import Patience
 from .requests import Taken, cancel_requested, check_size, checked_run_id, of_signal, signal_received, started, taken, untaken
 from .run import Run, coroutine_function
@@ -337,6 +338,35 @@ class Client:
         entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
         _must_be_open(log, run_id, (await self.views.read(run_id)).run)
         await log.append(partition_of(run_id, log.partitions), [entry])
+
+    # -- callbacks
+
+    @coroutine_function
+    def complete_callback(self, id: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, bool]:
+        """Answer a callback by its id. Returns whether the answer counts: whether the callback was open and had this id.
+
+        The answer is durable when the `await` returns; of several answers the first in the log counts, and the log keeps the
+        others. The data are written at the call. All errors come at the `await`: CallbackIdInvalid, RunNotFound, InputInvalid for
+        data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
+        """
+        return callbacks.complete(self, id, taken(lambda: written(data, callbacks.DATA)), timeout)
+
+    async def fail_callback(
+        self, id: str, message: str, type: str = "CallbackFailed", *, timeout: Duration | None = None
+    ) -> bool:
+        """Answer a callback: it has failed, and `await callback` raises CallbackFailed with this type and message.
+
+        Otherwise as `complete_callback`. Raises ValueError for a type that is not 1 to 200 printable characters, and for a
+        message of more than 10,000 characters.
+        """
+        return await callbacks.fail(self, id, type, message, timeout)
+
+    async def heartbeat_callback(self, id: str, *, timeout: Duration | None = None) -> bool:
+        """Say that somebody still works on the answer: the callback's heartbeat time-out begins anew.
+
+        Returns whether it counts, as `complete_callback`; False also says that nobody waits for the answer any more.
+        """
+        return await callbacks.heartbeat(self, id, timeout)
 
     # -- workers
 

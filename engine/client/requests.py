@@ -9,8 +9,9 @@ import orjson
 
 from ..core.lifecycle import MAX_REASON_CHARS
 from ..errors import ConfigError, PayloadTooLarge
-from ..events import PLAIN, encode
+from ..events import FORMAT, PLAIN, encode
 from ..log import Entry
+from ..operations.callback import CallbackId
 from ..values.names import no_run_id, quoted, valid_name, valid_run_id
 
 
@@ -68,7 +69,7 @@ def signal_received(
 
 def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
     """A request to cancel a run. Raises ValueError if the reason is not a text of up to 10,000 characters."""
-    if reason is not None and (type(reason) is not str or len(reason) > MAX_REASON_CHARS or not _utf8(reason)):
+    if reason is not None and not _is_message(reason):
         raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
     event = {
         "type": "cancel-requested",
@@ -81,13 +82,49 @@ def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, 
     return Entry(run_id, encode(_placed(event, place)))
 
 
+def callback_completed(callback: CallbackId, data: bytes, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
+    """The answer to a callback. `data`: JSON bytes."""
+    return _answer("callback-completed", callback, request, at, place, data=orjson.Fragment(data))
+
+
+def callback_failed(
+    callback: CallbackId, type: str, message: str, *, request: str, at: int, place: dict[str, Any] | None = None
+) -> Entry:
+    """The answer to a callback that it has failed. Raises ValueError for a type that is not a name, and for a message that is
+    not a text of up to 10,000 characters."""
+    if not valid_name(type):
+        raise ValueError(f"{quoted(type)} is not the type of an error: 1 to 200 printable characters")
+    if not _is_message(message):
+        raise ValueError(f"the message {str(message)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
+    return _answer("callback-failed", callback, request, at, place, error={"type": type, "message": message})
+
+
+def callback_heartbeat(callback: CallbackId, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
+    """A heartbeat of a callback."""
+    return _answer("callback-heartbeat", callback, request, at, place)
+
+
+def _answer(kind: str, callback: CallbackId, request: str, at: int, place: dict[str, Any] | None, **fields: Any) -> Entry:
+    event = {
+        "type": kind,
+        "v": FORMAT,
+        "run_id": callback.run_id,
+        "at": at,
+        "request": request,
+        "step_id": callback.step_id,
+        "nonce": callback.nonce,
+        **fields,
+    }
+    return Entry(callback.run_id, encode(_placed(event, place)))
+
+
 def _placed(event: dict[str, Any], place: dict[str, Any] | None) -> dict[str, Any]:
     return event if place is None else {**event, "from": place}
 
 
-def _utf8(text: str) -> bool:
-    """Whether a text holds no lone surrogates."""
-    return text.encode(errors="ignore").decode() == text
+def _is_message(text: object) -> bool:
+    """Whether this is a text of up to 10,000 characters without lone surrogates."""
+    return type(text) is str and len(text) <= MAX_REASON_CHARS and text.encode(errors="ignore").decode() == text
 
 
 def checked_run_id(run_id: str) -> str:

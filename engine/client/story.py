@@ -27,11 +27,11 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
         if isinstance(event, StepDecision):
             _tell(lines, event, event.type, owners or {})
     for step_id, kind, at, value in run.journal:
-        line = lines.get(step_id)
-        if line is None:  # a cancellation, or `events` do not reach back to the run's start
+        line, end = lines.get(step_id), ENDS.get(kind)
+        if line is None or end is None:  # a cancellation, no end, or `events` do not reach back to the run's start
             continue
         line.running_since = line.next_at = None
-        ENDS[kind](line, value, at)
+        end(line, value, at)
         line.returned = kind in GIVES_BACK and step_id in run.returned
     owner = owners[max(owners)] if owners else None
     for line in lines.values():

@@ -34,7 +34,7 @@ import orjson
 
 from ..events import PLACE, SHAPES, decode
 from ..log import CLAIM_KEY, Record, partition_of
-from ..operations import EARLY
+from ..operations import EARLY, REFUSALS
 from ..operations import RULES as OF_OPERATIONS
 from ..values.names import valid_run_id
 from ..values.same import same_json
@@ -230,8 +230,11 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     memory_ms = state.memory_ms if state.format > 1 else _FOR_EVER_MS
     before = run.now
     run.now = max(before, record.timestamp)
-    if run.remembers(event["request"], memory_ms) or not _RULES[kind](run, event):
+    repeated = run.remembers(event["request"], memory_ms)
+    if repeated or not _RULES[kind](run, event):
         run.now = before
+        if not repeated and kind in REFUSALS and "from" in event:
+            state.refuse(event, REFUSALS[kind])
         return None
     run.forget(memory_ms)
     run.requests[event["request"]] = run.now

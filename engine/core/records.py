@@ -65,6 +65,10 @@ class Base(BaseModel):
     counted_as: ClassVar[Literal["steps_completed", "attempts_failed"] | None] = None
     """The number of a run that an event of this type raises by one."""
 
+    when_refused: ClassVar[str] = ""
+    """The reason to tell the sender of a request that came through an inbox and that the rule of this type refuses; "": tell
+    nobody."""
+
     v: int = PLAIN
     at: int
     offset: int | None = Field(default=None, exclude=True, description="Place in the partition; not part of the value.")

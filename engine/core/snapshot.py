@@ -57,6 +57,7 @@ def unpack(data: bytes) -> RunState:
         op = run.open[step_id] = shape.__new__(shape)
         for name, value in zip(op.__slots__, values, strict=True):
             setattr(op, name, value)
+    run.done.difference_update(run.open)  # an open operation may have had a delivery
     run.signals = dict(fields[15])
     run.requests = dict(fields[16])
     (run.result, run.error, run.reason, run.ended_at, run.request, run.digest) = fields[17:23]

@@ -24,11 +24,18 @@ class Open:
     kind: ClassVar[str] = ""
     when_due: ClassVar[str | None] = None
     """The decision that the owner records at `due_at`; None: the owner dispatches the operation again."""
+    put_off: ClassVar[bool] = False
+    """Whether requests may move `due_at` to a later time."""
 
     @property
     def due_at(self) -> int | None:
         """When the owner must act on the operation, ms; None: never."""
         return None
+
+    @property
+    def due_fields(self) -> dict[str, Any]:
+        """The fields of the decision `when_due` that say more than which operation it is about."""
+        return {}
 
     @property
     def told(self) -> bool:
@@ -138,8 +145,8 @@ def is_new(run: RunState, step_id: str) -> bool:
     return bool(step_id) and step_id not in run.open and step_id not in run.done
 
 
-def deliver(run: RunState, step_id: str, kind: str, value: Any) -> None:
-    """Append an entry to the journal; the operation, if any, is then over."""
+def deliver(run: RunState, step_id: str, kind: str, value: Any, *, over: bool = True) -> None:
+    """Append an entry to the journal; the operation, if any, is then over, unless `over` is False."""
     run.journal.append(Delivery(step_id, kind, run.now, value))
-    if step_id:
+    if step_id and over:
         run.done.add(step_id)

@@ -3,6 +3,7 @@
     step     a function that runs on a worker
     sleep    a time
     signal   data that somebody sends to the run
+    callback an answer that the code asks somebody outside for, by an id
 
 A new kind is a module here, a word in `KINDS`, a line in `events.RunEvent`, and a method of `Step`. The module of a kind imports
 the core and values, and never another kind. All tables below are made from `KINDS`, once, at import. Pure.
@@ -10,19 +11,20 @@ the core and values, and never another kind. All tables below are made from `KIN
 
 from __future__ import annotations
 
-from . import signal, sleep, step
+from . import callback, signal, sleep, step
 
-KINDS = (step.KIND, sleep.KIND, signal.KIND)
+KINDS = (step.KIND, sleep.KIND, signal.KIND, callback.KIND)
 
 RECORDS = {str(record.model_fields["type"].default): record for kind in KINDS for record in kind.records}
 BY_NAME = {kind.name: kind for kind in KINDS}
 KIND_OF = {str(record.model_fields["type"].default): kind for kind in KINDS for record in kind.records}
 COUNTED = {name: record.counted_as for name, record in RECORDS.items() if record.counted_as is not None}
 EARLY = frozenset(name for name, record in RECORDS.items() if record.comes_early)
+REFUSALS = {name: record.when_refused for name, record in RECORDS.items() if record.when_refused}
 RULES = {name: rule for kind in KINDS for name, rule in kind.rules.items()}
 OPEN = {kind.open.kind: kind.open for kind in KINDS}
 CALLS = {kind.call.kind: kind.call for kind in KINDS}
-SETTLED_BY = {delivery: kind.call for kind in KINDS for delivery in kind.call.settles}
+SETTLED_BY = {delivery: kind.call for kind in KINDS for delivery in (*kind.call.settles, *kind.call.progress)}
 GIVES_BACK = {delivery: rule for kind in KINDS for delivery, rule in kind.gives_back.items()}
 TELLS = {name: tell for kind in KINDS for name, tell in kind.tells.items()}
 ENDS = {delivery: tell for kind in KINDS for delivery, tell in kind.ends.items()}

@@ -41,14 +41,19 @@ class Call:
     """An operation of this kind, for people."""
     settles: ClassVar[Mapping[str, Settle]] = {}
     """By kind of delivery: the deliveries that end this operation."""
+    progress: ClassVar[Mapping[str, Settle]] = {}
+    """By kind of delivery: the deliveries that do not end it. The code that asked for it then goes on with the value of the first
+    one, and may await the end later, or never."""
 
     @property
     def lasts_ms(self) -> int | None:
         """How long it lasts from its first record on; None: for ever, until a named time, or unknown."""
         return None
 
-    def begin(self, now: int) -> tuple[str, dict[str, Any]] | None:
-        """Type and fields of its first record; None: a worker executes it, and it needs no record to begin."""
+    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]] | None:
+        """Type and fields of its first record; None: a worker executes it, and it needs no record to begin.
+
+        `now`: ms since 1970; `new_id` makes a text that nobody can guess."""
         return None
 
     def check(self, found: Open) -> None:

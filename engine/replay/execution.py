@@ -41,10 +41,10 @@ _OTHER_LOOP = "is bound to a different event loop"
 
 class Op:
     """An operation that the code waits for. `recorded`: the log may hold a record of it before its result. `elapsed`: if it lasts
-    for a duration, the owner's elapsed time at its end, in ms.
+    for a duration, the owner's elapsed time at its end, in ms. `handed_out`: the code has it, and need not wait for its end.
     """
 
-    __slots__ = ("call", "elapsed", "future", "id", "recorded", "source", "timer")
+    __slots__ = ("call", "elapsed", "future", "handed_out", "id", "recorded", "source", "timer")
 
     def __init__(
         self, op_id: str, call: Call, source: Source | None, future: DeterministicFuture[Any] | None, timer: Timer | None
@@ -56,6 +56,7 @@ class Op:
         self.timer = timer
         self.recorded = False
         self.elapsed: int | None = None
+        self.handed_out = False
 
     def __str__(self) -> str:
         return f"{self.call.words} {self.id!r}" + (f" at {_place(self.source)}" if self.source else "")
@@ -345,7 +346,8 @@ class Execution:
             raise self._differs(f"{SETTLED_BY[kind].words} {step_id!r}")
         settle = op.call.settles.get(kind)
         if settle is None:
-            raise self._differs(f"{SETTLED_BY[kind].words} {step_id!r}", (op,))
+            self._hand_out(op, delivery)
+            return
         if op.timer is not None:
             self.loop.fire(op.timer)
             return
@@ -379,6 +381,21 @@ class Execution:
                 future.set_exception(settled.error)
             else:
                 future.set_result(settled)
+        if op.handed_out:
+            future.exception()  # marks an error as retrieved: the code may never await it
+
+    def _hand_out(self, op: Op, delivery: Delivery) -> None:
+        """Deliver the progress of an operation that is not over: the code gets its value and the `Op`, whose future then is the
+        end."""
+        step_id, kind, _, value = delivery
+        settle = op.call.progress.get(kind)
+        if settle is None or op.handed_out:
+            raise self._differs(f"{SETTLED_BY[kind].words} {step_id!r}", (op,))
+        assert op.future is not None
+        op.future.set_result((settle(op.call, step_id, value), op))
+        op.future = self.loop.create_future()
+        op.handed_out = True
+        self.ops[step_id] = op
 
     def _ignore(self, op: Op, kind: str) -> None:
         """Handle a result that came after the code had dropped the operation. For a signal, tell the owner to record the drop, so

@@ -15,17 +15,26 @@ from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
+from ..errors import CallbackIdInvalid
 from ..events import PLACE
 from ..log import InboxRecord
+from ..operations.callback import CallbackId
 from ..values.digits import loads, raw
 from ..values.names import printable, quoted, valid_run_id
 from ..values.nesting import MAX_DEPTH, is_deeper
 
-Kind = Literal["start", "signal", "event", "cancel"]
+Kind = Literal["start", "signal", "event", "cancel", "callback"]
 
-_KINDS: tuple[Kind, ...] = ("start", "signal", "event", "cancel")
+_KINDS: tuple[Kind, ...] = ("start", "signal", "event", "cancel", "callback")
 _PREFIX = "stepfold."
-_ASKED_AS = {"started": "start", "signal-received": "signal", "cancel-requested": "cancel"}
+_ASKED_AS: dict[str, Kind] = {
+    "started": "start",
+    "signal-received": "signal",
+    "cancel-requested": "cancel",
+    "callback-completed": "callback",
+    "callback-failed": "callback",
+    "callback-heartbeat": "callback",
+}
 _STRUCTURED = "application/cloudevents"
 
 
@@ -36,9 +45,11 @@ class Refused(Exception):
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request from outside. `start` and `cancel` always have a `run_id`, `start` a `workflow`, `signal` a `signal`, `event` an
-    `event`.
+    `event`, `callback` a `callback`.
 
-    `data` is any JSON value as `digits.loads` returns it. `id` is the same when the record, or the CloudEvent, comes again.
+    A callback has failed if it has an `error` (type and message), and is a heartbeat if `heartbeat` says so; otherwise `data` is
+    its answer. `data` is any JSON value as `digits.loads` returns it. `id` is the same when the record, or the CloudEvent, comes
+    again.
     """
 
     kind: Kind
@@ -50,6 +61,9 @@ class Request:
     event: str | None = None
     data: Any = None
     reason: str | None = None
+    callback: CallbackId | None = None
+    error: tuple[str, str] | None = None
+    heartbeat: bool = False
 
 
 class _CloudEvent(NamedTuple):
@@ -101,12 +115,19 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
     Its original form (a CloudEvent, say) is lost. Total: the request need not have been written by a router.
     """
-    fields: dict[str, Any] = {"type": _ASKED_AS[event["type"]], "run_id": event["run_id"]}
-    for name in ("workflow", "version", "signal", "reason"):
+    kind = _ASKED_AS[event["type"]]
+    fields: dict[str, Any] = {"type": kind}
+    if kind == "callback":
+        fields["id"] = str(CallbackId(event["run_id"], event["step_id"], event["nonce"]))
+    else:
+        fields["run_id"] = event["run_id"]
+    for name in ("workflow", "version", "signal", "reason", "error"):
         if event.get(name) is not None:
             fields[name] = event[name]
-    if event["type"] != "cancel-requested":
-        fields["data"] = event["input" if event["type"] == "started" else "data"]
+    if event["type"] in ("started", "signal-received", "callback-completed"):
+        fields["data"] = event["input" if kind == "start" else "data"]
+    elif event["type"] == "callback-heartbeat":
+        fields["heartbeat"] = True
     found: Any = event.get("from")
     place = cast(dict[str, Any], found) if isinstance(found, dict) else {}
     where = f"{place['inbox']}/{place['partition']}/{place['offset']}" if PLACE.fits(place) else "unknown/0/0"
@@ -114,6 +135,8 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
 
 def _request(fields: dict[str, Any], kind: Kind, request_id: str, new_run_id: str) -> Request:
+    if kind == "callback":
+        return _answer(fields, request_id)
     run_id = _text(fields, "run_id", kind, required=kind == "cancel")
     if run_id is None and kind == "start":
         run_id = (
@@ -136,6 +159,28 @@ def _request(fields: dict[str, Any], kind: Kind, request_id: str, new_run_id: st
         fields.get("data"),
         _text(fields, "reason", kind) if kind == "cancel" else None,
     )
+
+
+def _answer(fields: dict[str, Any], request_id: str) -> Request:
+    kind: Kind = "callback"
+    try:
+        callback = CallbackId.parse(fields.get("id"))
+    except CallbackIdInvalid as error:
+        raise Refused(f"the callback's `id`: {error}") from None
+    given = [name for name in ("data", "error", "heartbeat") if name in fields]
+    if len(given) != 1:
+        raise Refused(f"a callback has one of `data`, `error` and `heartbeat`; this one has {' and '.join(given) or 'none'}")
+    if given == ["data"]:
+        return Request(kind, request_id, callback=callback, data=fields["data"])
+    if given == ["heartbeat"]:
+        if fields["heartbeat"] is not True:
+            raise Refused(f"the callback's `heartbeat` must be true; it is {_shown(fields['heartbeat'])}")
+        return Request(kind, request_id, callback=callback, heartbeat=True)
+    error = _object(fields["error"], "the callback's `error`")
+    message = error.get("message")
+    if not isinstance(message, str):
+        raise Refused(f"the `message` of the callback's `error` must be a text; it is {_shown(message)}")
+    return Request(kind, request_id, callback=callback, error=(_text(error, "type", kind) or "CallbackFailed", message))
 
 
 def _kind(fields: dict[str, Any]) -> Kind:

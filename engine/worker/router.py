@@ -17,7 +17,14 @@ from functools import partial
 from typing import Any
 
 from ..authoring.workflow import Registry
-from ..client.requests import cancel_requested, signal_received, started
+from ..client.requests import (
+    callback_completed,
+    callback_failed,
+    callback_heartbeat,
+    cancel_requested,
+    signal_received,
+    started,
+)
 from ..errors import ConfigError, ErrorInfo, InputInvalid, LogUnavailable, message_of
 from ..log import Entry, EntryTooLarge, Inbox, InboxRecord, Log, partition_of
 from ..values.digits import held, raw
@@ -119,4 +126,10 @@ class Router:
         if request.kind == "cancel":
             assert request.run_id is not None
             return cancel_requested(request.run_id, request.reason, request=request.id, at=at, place=place)
+        if request.callback is not None:
+            if request.error is not None:
+                return callback_failed(request.callback, *request.error, request=request.id, at=at, place=place)
+            if request.heartbeat:
+                return callback_heartbeat(request.callback, request=request.id, at=at, place=place)
+            return callback_completed(request.callback, held(request.data), request=request.id, at=at, place=place)
         raise Refused(f"event {request.event!r}: events trigger no workflows yet; send a start")

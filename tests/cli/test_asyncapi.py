@@ -18,6 +18,7 @@ from stepfold.cli.asyncapi import document, history_schema
 from stepfold.drivers import KafkaDriver
 from stepfold.events import Event, RunEvent, decode
 from stepfold.log import CLAIM_KEY, InboxRecord
+from stepfold.operations.callback import CallbackId
 from stepfold.worker.inbox import Refused, parse
 
 LOG = KafkaDriver.from_url("kafka://kafka-1:9092,kafka-2:9092/shop")
@@ -170,6 +171,8 @@ def test_what_the_schema_requires_the_code_requires(name: str) -> None:
     """The smallest record that the schema allows is accepted; without one of its fields it is not."""
     schema = SCHEMAS[name]
     smallest: dict[str, Any] = {field: _value(schema["properties"].get(field, {})) for field in schema["required"]}
+    if name == "callback":
+        smallest |= {"id": str(CallbackId("r", "s", "n")), "heartbeat": True}
     assert fits(schema, smallest, DOCUMENT)
     assert _is_taken(smallest)
     for field in smallest:
@@ -182,6 +185,8 @@ def test_what_the_schema_requires_the_code_requires(name: str) -> None:
 def _value(schema: dict[str, Any]) -> Any:
     if "const" in schema:
         return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
     if "$ref" in schema:
         return {"type": "ValueError", "message": ""}
     if "anyOf" in schema:
@@ -191,7 +196,7 @@ def _value(schema: dict[str, Any]) -> Any:
 
 def _is_taken(record: dict[str, Any]) -> bool:
     data = orjson.dumps(record)
-    if "v" in record or record.get("type") not in ("start", "signal", "cancel", None):
+    if "v" in record or record.get("type") not in ("start", "signal", "cancel", "callback", None):
         return decode(data) is not None
     try:
         parse(InboxRecord("shop.inbox/0/1", 0, None, data, ()))

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import orjson
-from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run, differences, row_differences
+from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run
+from judged import differences, row_differences
 from rules import Broken
 
 from stepfold.core.fold import PartitionState, fold

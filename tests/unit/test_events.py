@@ -34,6 +34,11 @@ WHOLE: dict[str, dict[str, Any]] = {
     "sleep-completed": DECISION | {"step_id": "a"},
     "wait-started": DECISION | {"step_id": "a", "signal": "s", "timeout_at": None},
     "wait-timed-out": DECISION | {"step_id": "a"},
+    "callback-created": DECISION | {"step_id": "a", "nonce": "n", "timeout_at": None, "heartbeat_ms": 1},
+    "callback-completed": REQUEST | {"step_id": "a", "nonce": "n", "data": None},
+    "callback-failed": REQUEST | {"step_id": "a", "nonce": "n", "error": ERROR},
+    "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n"},
+    "callback-timed-out": DECISION | {"step_id": "a", "kind": "heartbeat"},
     "workflow-unknown": DECISION,
     "input-completed": DECISION | {"input": {"made": 1}},
     "code-suspected": DECISION,
@@ -56,6 +61,9 @@ def test_every_type_has_an_example_here() -> None:
         "started",
         "signal-received",
         "cancel-requested",
+        "callback-completed",
+        "callback-failed",
+        "callback-heartbeat",
     }
 
 
@@ -91,7 +99,7 @@ def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, fie
     )
 
 
-@pytest.mark.parametrize("kind", ["step-failed", "quarantined", "failed"])
+@pytest.mark.parametrize("kind", ["step-failed", "callback-failed", "quarantined", "failed"])
 @pytest.mark.parametrize("error", [{}, {"type": "T"}, {"type": 1, "message": ""}, {"type": "T", "message": "", "traceback": 7}])
 def test_an_error_inside_an_event_has_a_form_too(kind: str, error: Any) -> None:
     assert decode(encode({"type": kind} | WHOLE[kind] | {"error": error})) is None

@@ -11,10 +11,11 @@ from random import Random
 from typing import Any
 
 import orjson
-from histories import START_MS, Keeper, Ledger, facts, record, stored
+from histories import REQUESTS, START_MS, Keeper, Ledger, facts, record, stored
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from judge import Judge, differences
+from judge import Judge
+from judged import differences
 
 from stepfold.core.ended import fingerprint
 from stepfold.core.fold import PartitionState, fold
@@ -23,13 +24,13 @@ from stepfold.core.state import EXPECTED, RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT, SHAPES, parse
 from stepfold.log import CLAIM_KEY, Record
+from stepfold.operations.callback import OpenCallback
 from stepfold.operations.signal import OpenWait
 from stepfold.operations.sleep import OpenSleep
 from stepfold.operations.step import OpenStep
 
 MEMORY_MS = 1_000
 RUNS = ("a", "b", "c/m", "d")
-REQUESTS = ("started", "signal-received", "cancel-requested")
 STEPS = ("s", "s#2", "t/u", "@timer", *(f"step-{number}" for number in range(8)))
 SIGNALS = ("go", "stop")
 ERROR = {"type": "E", "message": "no"}
@@ -133,6 +134,29 @@ class Author:
     def signal(self, x: int, y: int) -> None:
         self.put("signal-received", self.run(x), signal=SIGNALS[y % 2], data=[x, y])
 
+    def ask(self, x: int, y: int) -> None:
+        limits = {"timeout_at": None if x % 3 else self.ledger.now_ms + y, "heartbeat_ms": (None, 3, 2**63)[y % 3]}
+        self.put("callback-created", self.run(x), step_id=STEPS[(x + y) % len(STEPS)], nonce=f"n{x % 2}", **limits)
+
+    def answer(self, x: int, y: int) -> None:
+        run_id = self.run(x)
+        step_id = self.open_of(run_id, OpenCallback, y)
+        run = self.ledger.state.runs.get(run_id)
+        callback = None if run is None else run.open.get(step_id)
+        if not isinstance(callback, OpenCallback):
+            self.ask(x, y)
+            return
+        nonce = callback.nonce if y % 6 else "forged"
+        kind = ("callback-completed", "callback-heartbeat", "callback-failed", "callback-heartbeat")[(x + y) % 4]
+        self.put(kind, run_id, step_id=step_id, nonce=nonce, data=[x, y], error=ERROR)
+
+    def hear_nothing(self, x: int, y: int) -> None:
+        run_id = self.run(x)
+        kind = ("timeout", "heartbeat")[y % 2]
+        self.put(
+            "callback-timed-out", run_id, step_id=self.open_of(run_id, OpenCallback, y), kind=kind, at=self.ledger.now_ms + 4
+        )
+
     def early(self, x: int, y: int) -> None:
         self.put("signal-received", RUNS[x % len(RUNS)], signal=SIGNALS[y % 2], data=[x, y], request=f"early-{y}")
 
@@ -207,8 +231,8 @@ class Author:
             self.ledger.write(old.value[:cut] + b'"' + old.value[cut + 1 :], key=old.key)
 
 
-WORK = ("start", "complete", "fail", "attempt", "sleep", "wait", "wake", "time_out", "signal", "let_go", "early")
-RARE = ("cancel", "stand", "suspect", "end", "claim", "time")
+WORK = ("start", "complete", "fail", "attempt", "sleep", "wait", "wake", "time_out", "signal", "let_go", "early", "answer")
+RARE = ("cancel", "stand", "suspect", "end", "claim", "time", "ask", "hear_nothing")
 NOISE = ("repeat", "read_again", "stale", "stale_claim", "foreign", "newer", "newer_claim", "garbage", "spoil")
 ACTIONS: list[str] = [*WORK, *WORK, *WORK, *RARE, *NOISE]
 
@@ -246,8 +270,8 @@ def test_who_judges_by_the_description_alone_comes_to_the_same(choices: list[Cho
 
 def test_the_author_gets_far() -> None:
     """Otherwise the properties below would hold of nothing."""
-    random = Random(6)
-    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(2_000)])
+    random = Random(18)
+    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(3_000)])
     assert author.accepted > author.known / 3
     state = PartitionState()
     accepted = {change.event["type"] for record in author.ledger.records if (change := fold(state, record)) is not None}
@@ -376,6 +400,10 @@ FIELDS = (
     "error",
     "next_at",
     "wake_at",
+    "nonce",
+    "timeout_at",
+    "heartbeat_ms",
+    "kind",
     "prev",
     "owner",
     "from",

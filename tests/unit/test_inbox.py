@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,9 +12,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stepfold.client.requests import cancel_requested, signal_received, started
+from stepfold.client.requests import (
+    callback_completed,
+    callback_failed,
+    callback_heartbeat,
+    cancel_requested,
+    signal_received,
+    started,
+)
 from stepfold.events import decode
-from stepfold.log import InboxRecord
+from stepfold.log import Entry, InboxRecord
+from stepfold.operations.callback import CallbackId
 from stepfold.values.digits import raw
 from stepfold.values.names import valid_run_id
 from stepfold.worker.inbox import Refused, Request, as_found, parse, place_of
@@ -41,6 +50,8 @@ def binary(type: str, **headers: str) -> dict[str, str]:
 
 CLOUD = {"content-type": "application/cloudevents+json; charset=UTF-8"}
 
+CALLBACK = str(CallbackId("r", "s", "n"))
+
 
 # Plain JSON.
 
@@ -61,6 +72,15 @@ def test_a_start_without_a_run_id_gets_one_from_its_place() -> None:
     other = parse(record({"type": "start", "workflow": "w"}, place="n" * 200 + ".inbox/0/2")).run_id
     assert long is not None and other is not None
     assert valid_run_id(long) and valid_run_id(other) and long != other
+
+
+def test_an_answer_to_a_callback() -> None:
+    callback = {"type": "callback", "id": CALLBACK}
+    asked = Request("callback", PLACE, callback=CallbackId("r", "s", "n"))
+    assert parse(record(callback | {"data": {"stars": 5}, "run_id": "of no use"})) == replace(asked, data={"stars": 5})
+    assert parse(record(callback | {"error": {"message": ""}})) == replace(asked, error=("CallbackFailed", ""))
+    assert parse(record(callback | {"error": {"type": "T", "message": "m"}})) == replace(asked, error=("T", "m"))
+    assert parse(record(callback | {"heartbeat": True})) == replace(asked, heartbeat=True)
 
 
 def test_signal_event_cancel() -> None:
@@ -84,8 +104,8 @@ def test_signal_event_cancel() -> None:
         (b'{"type":"event","event":"e","data":' + b"[" * 200 + b"]" * 200 + b"}", "nested more than 200 deep"),
         ([], "must be a JSON object"),
         ("start", "must be a JSON object"),
-        ({}, "`type` must be one of start, signal, event, cancel; it is missing"),
-        ({"type": "stop"}, '`type` must be one of start, signal, event, cancel; it is "stop"'),
+        ({}, "`type` must be one of start, signal, event, cancel, callback; it is missing"),
+        ({"type": "stop"}, '`type` must be one of start, signal, event, cancel, callback; it is "stop"'),
         ({"type": ["start"]}, "`type` must be one of"),
         ({"type": "start"}, "the start's `workflow` must be a text; it is missing"),
         ({"type": "start", "workflow": 3}, "the start's `workflow` must be a text; it is 3"),
@@ -102,6 +122,14 @@ def test_signal_event_cancel() -> None:
         ({"type": "event", "event": "e", "id": 7}, "the event's `id`"),
         ({"type": "cancel"}, "the cancel's `run_id` must be a text; it is missing"),
         ({"type": "cancel", "run_id": "r", "reason": 1}, "the cancel's `reason`"),
+        ({"type": "callback", "data": 1}, "the callback's `id`: None is not the id of a callback"),
+        ({"type": "callback", "id": "r", "data": 1}, "the callback's `id`: 'r' is not the id of a callback"),
+        ({"type": "callback", "id": CALLBACK}, "a callback has one of `data`, `error` and `heartbeat`; this one has none"),
+        ({"type": "callback", "id": CALLBACK, "data": None, "heartbeat": True}, "this one has data and heartbeat"),
+        ({"type": "callback", "id": CALLBACK, "heartbeat": 1}, "the callback's `heartbeat` must be true; it is 1"),
+        ({"type": "callback", "id": CALLBACK, "error": "no"}, "the callback's `error` must be a JSON object"),
+        ({"type": "callback", "id": CALLBACK, "error": {"type": "T"}}, "the `message` of the callback's `error` must be a text"),
+        ({"type": "callback", "id": CALLBACK, "error": {"type": 1, "message": ""}}, "the callback's `type` must be a text"),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_why(value: Any, reason: str) -> None:
@@ -272,6 +300,9 @@ def test_the_place_of_a_record_is_that_of_its_inbox_which_may_have_a_name_used_b
         {"type": "signal", "run_id": "r", "signal": "s", "data": [1]},
         {"type": "cancel", "run_id": "r", "reason": "why"},
         {"type": "cancel", "run_id": "r"},
+        {"type": "callback", "id": CALLBACK, "data": None},
+        {"type": "callback", "id": CALLBACK, "error": {"type": "T", "message": ""}},
+        {"type": "callback", "id": CALLBACK, "heartbeat": True},
     ],
 )
 def test_what_was_found_in_the_inbox_can_be_put_there_again(asked: dict[str, Any]) -> None:
@@ -281,12 +312,23 @@ def test_what_was_found_in_the_inbox_can_be_put_there_again(asked: dict[str, Any
         "start": lambda: started("r", "w", asked.get("version"), data, **at),
         "signal": lambda: signal_received("r", "s", data, **at),
         "cancel": lambda: cancel_requested("r", asked.get("reason"), **at),
+        "callback": lambda: answer(parse(record(asked)), at),
     }[asked["type"]]()
     event = decode(entry.value)
     assert event is not None
     found = as_found(event)
     assert found.place == "4fe1/3/1742"
     assert parse(found._replace(place=PLACE)) == parse(record(asked))
+
+
+def answer(request: Request, at: dict[str, Any]) -> Entry:
+    """As a router does."""
+    assert request.callback is not None
+    if request.error is not None:
+        return callback_failed(request.callback, *request.error, **at)
+    if request.heartbeat:
+        return callback_heartbeat(request.callback, **at)
+    return callback_completed(request.callback, orjson.dumps(request.data), **at)
 
 
 @pytest.mark.parametrize("place", [None, 7, {}, {"inbox": "i", "partition": "0", "offset": 0}])

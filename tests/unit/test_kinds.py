@@ -47,7 +47,8 @@ def test_a_kind_is_whole(kind: Kind) -> None:
 def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
     assert len(OPEN) == len(CALLS) == len(KINDS)
     assert len(RULES) == len(OF_KINDS)
-    assert len(SETTLED_BY) == len(ENDS) == sum(len(kind.call.settles) for kind in KINDS)
+    assert len(ENDS) == sum(len(kind.call.settles) for kind in KINDS)
+    assert len(SETTLED_BY) == len(ENDS) + sum(len(kind.call.progress) for kind in KINDS)
     assert len(TELLS) == sum(len(kind.tells) for kind in KINDS)
 
 
@@ -69,4 +70,5 @@ def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_s
     opened.resumed()
     call.check(opened)
     assert opened.due_at is None and opened.told and opened.words("s") == "bare 's'"
-    assert call.lasts_ms is None and call.begin(0) is None
+    assert not opened.due_fields and not opened.put_off
+    assert call.lasts_ms is None and call.begin(0, str) is None

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from histories import RUN, Keeper, Ledger, begun, facts, owned, reloaded, stored
-from judge import Judge, differences
+from judge import Judge
+from judged import differences
 
 from stepfold import Client, RunNotFound
 from stepfold.cli.follow import look

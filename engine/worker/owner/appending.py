@@ -47,7 +47,7 @@ class Appending:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def emit(self, run: RunState, kind: str, **fields: Any) -> None:
+    def emit(self, run: RunState, kind: str, /, **fields: Any) -> None:
         """Append a decision about a run. `fields` may contain another `at` than now.
 
         Raises PayloadTooLarge for a record above the log's limit, and TypeError for what JSON cannot hold. Queued, such a record

@@ -307,12 +307,13 @@ class Owner:
         if kind == "code-suspected":
             self._recovery.run_suspect(run)
             return
+        armed = event.get("step_id") if "claim" in event else None  # a request at most puts a time off, and its timer looks again
         if live is None:
             if kind in _MAY_END and run.cancel_requested and self._recovery.ends_without_code(run):
                 self._code.record_cancelled(run)
             elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
                 self._residents.revive(run)
-            for step_id in run.open if kind == "resumed" else (event.get("step_id"),):
+            for step_id in run.open if kind == "resumed" else (armed,):
                 self._alarm.arm(run, step_id)
             return
         if kind == "quarantined":
@@ -320,7 +321,7 @@ class Owner:
             return
         if not self._attempts.react(live, event):
             return
-        self._alarm.arm(run, event.get("step_id"))
+        self._alarm.arm(run, armed)
         if len(run.journal) > live.execution.position:
             self._code.advance(live)
 
@@ -334,12 +335,15 @@ class Owner:
         op = run.open.get(step_id) if run is not None else None
         if run is not None and run.phase == EXPECTED:
             self._forget(state, run)
-        if run is None or op is None or run.phase != "open" or op.due_at != at:
+        if run is None or op is None or run.phase != "open":
             return
-        if op.when_due is None:
+        if op.due_at != at:
+            self._alarm.arm(run, step_id if op.put_off else None)
+        elif op.when_due is None:
             self._code.contained(run, self._retry, step_id)
         else:
-            self._code.contained(run, self.emit, op.when_due, step_id=step_id, at=max(self.clock.now(), at))
+            due = {"step_id": step_id, "at": max(self.clock.now(), at), **op.due_fields}
+            self._code.contained(run, self.emit, op.when_due, **due)
 
     def _retry(self, run: RunState, step_id: str) -> None:
         live = self.live.get(run.id)

@@ -139,7 +139,7 @@ class Running:
             return
         call = op.call
         now = self._clock.now()
-        first = call.begin(now)
+        first = call.begin(now, self._worker.ids)
         if first is not None:
             op.recorded = True
             if call.lasts_ms is not None:
@@ -195,8 +195,8 @@ class Running:
         for op in left:
             if op.recorded:
                 self._emit(run, "step-cancelled", step_id=op.id)
-        if outcome.kind == "completed":
-            named = [str(op) if op.timer is None else "an asyncio timer" for op in left]
+        named = [str(op) if op.timer is None else "an asyncio timer" for op in left if not op.handed_out]
+        if named and outcome.kind == "completed":
             logger.warning(
                 "run %s of %s completed while branches of its code still waited for %s: these waits are dropped and running "
                 "steps are cancelled; await the tasks of such branches before the workflow returns (asyncio.TaskGroup does so)",
@@ -241,7 +241,7 @@ class Running:
             info = ErrorInfo("NonDeterminism", ErrorInfo.unshown(error).message).to_json()
         self.put_aside(run, info)
 
-    def contained(self, run: RunState, act: Callable[..., None], *args: Any, **fields: Any) -> None:
+    def contained(self, run: RunState, act: Callable[..., None], /, *args: Any, **fields: Any) -> None:
         """Act on a run. Any error concerns only this run."""
         try:
             act(run, *args, **fields)

@@ -1,0 +1,320 @@
+"""Callbacks: the code hands out an id, and somebody outside answers by it. Pure.
+
+`callback-created` holds the nonce of the id and is in the log before the code has the id. The first of `callback-completed`,
+`callback-failed` and `callback-timed-out` in the log ends the callback. Each `callback-heartbeat` puts the end for want of
+heartbeats off.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import orjson
+
+from .. import errors
+from ..core.records import FORMAT, ErrorModel, Request, StepDecision
+from ..core.state import Open, RunState, deliver, is_new
+from ..errors import CallbackIdInvalid, ErrorInfo
+from ..values.names import valid_run_id
+from ..values.times import due, until, within
+from ..values.words import Beside, end_beside, joined, short
+from .call import Call, Raise
+from .kind import Kind
+from .line import Line
+
+_REFUSED = "the callback is over, or it never had this id"
+_COUNTS_IF = "the run is open, and so is a callback of this `step_id`, which was created with this `nonce`"
+
+
+class CallbackCreated(StepDecision):
+    """The code asks for an answer from outside, and gets an id that holds `nonce`.
+
+    `timeout_at`: the time-out, ms since 1970; `heartbeat_ms`: how long nobody may be silent, counted from the log's time of this
+    record and of each heartbeat.
+    """
+
+    counts_if = "the `step_id` is new in the run"
+
+    type: Literal["callback-created"] = "callback-created"
+    nonce: str
+    timeout_at: int | None
+    heartbeat_ms: int | None
+
+    def detail(self, beside: Beside) -> str:
+        return "" if self.timeout_at is None else end_beside(self.timeout_at, self.at, beside)
+
+
+class CallbackCompleted(Request):
+    """The answer to an open callback with this `nonce`."""
+
+    never_ends = True
+    when_refused = _REFUSED
+    tone = "message"
+    counts_if = _COUNTS_IF
+
+    type: Literal["callback-completed"] = "callback-completed"
+    step_id: str
+    nonce: str
+    data: Any
+
+    def detail(self, beside: Beside) -> str:
+        return short(self.data)
+
+
+class CallbackFailed(Request):
+    """The answer to an open callback with this `nonce`: it has failed."""
+
+    never_ends = True
+    when_refused = _REFUSED
+    tone = "trouble"
+    counts_if = _COUNTS_IF
+
+    type: Literal["callback-failed"] = "callback-failed"
+    step_id: str
+    nonce: str
+    error: ErrorModel
+
+    def detail(self, beside: Beside) -> str:
+        return str(self.error)
+
+
+class CallbackHeartbeat(Request):
+    """Somebody still works on the answer to an open callback with this `nonce`."""
+
+    never_ends = True
+    when_refused = _REFUSED
+    tone = "message"
+    counts_if = _COUNTS_IF
+
+    type: Literal["callback-heartbeat"] = "callback-heartbeat"
+    step_id: str
+    nonce: str
+
+
+class CallbackTimedOut(StepDecision):
+    """Nobody has answered in time, or for `heartbeat_ms` there was no heartbeat."""
+
+    tone = "trouble"
+    counts_if = "the callback is open, and `at` is not before its `timeout_at`, or the end of its `heartbeat_ms`, as `kind` says"
+
+    type: Literal["callback-timed-out"] = "callback-timed-out"
+    kind: Literal["timeout", "heartbeat"]
+
+    def detail(self, beside: Beside) -> str:
+        return f"no {'heartbeat' if self.kind == 'heartbeat' else 'answer'} in time"
+
+
+class CallbackId(NamedTuple):
+    """The id of a callback: its address, and a nonce that nobody can guess."""
+
+    run_id: str
+    step_id: str
+    nonce: str
+
+    def __str__(self) -> str:
+        """Base64url, without padding, of the JSON array [run id, step id, generation, nonce]. The generation is 0 for now."""
+        parts = orjson.dumps([self.run_id, self.step_id, 0, self.nonce])
+        return base64.urlsafe_b64encode(parts).rstrip(b"=").decode()
+
+    @classmethod
+    def parse(cls, text: object) -> CallbackId:
+        """The reverse of `str`. Raises CallbackIdInvalid for everything that `str` does not return."""
+        if type(text) is str:
+            try:
+                run_id, step_id, _, nonce = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+                found = cls(run_id, step_id, nonce)
+                if all(type(part) is str and part for part in found) and valid_run_id(run_id) and str(found) == text:
+                    return found
+            except (ValueError, TypeError, binascii.Error):
+                pass
+        raise CallbackIdInvalid(text)
+
+
+class OpenCallback(Open):
+    """A callback that nobody has answered."""
+
+    __slots__ = ("beat_at", "heartbeat_ms", "nonce", "timeout_at")
+    kind = "callback"
+    when_due = "callback-timed-out"
+    put_off = True
+
+    def __init__(self, nonce: str, timeout_at: int | None, heartbeat_ms: int | None, now: int) -> None:
+        self.nonce = nonce
+        self.timeout_at = timeout_at
+        self.heartbeat_ms = heartbeat_ms
+        self.beat_at = now  # the log's time of the last heartbeat, or of the creation
+
+    @property
+    def heartbeat_by(self) -> int | None:
+        """When it times out for want of a heartbeat, ms since 1970."""
+        return None if self.heartbeat_ms is None else self.beat_at + self.heartbeat_ms
+
+    @property
+    def _first(self) -> tuple[int | None, str]:
+        """The time-out that comes first, and its kind."""
+        by = self.heartbeat_by
+        if by is None or (self.timeout_at is not None and self.timeout_at <= by):
+            return self.timeout_at, "timeout"
+        return by, "heartbeat"
+
+    @property
+    def due_at(self) -> int | None:
+        return due(self._first[0])
+
+    @property
+    def due_fields(self) -> dict[str, Any]:
+        return {"v": FORMAT, "kind": self._first[1]}
+
+    def words(self, step_id: str) -> str:
+        at, kind = self._first
+        limit = "" if at is None else f", {until(at)}" if kind == "timeout" else f", a heartbeat {until(at)}"
+        return f"callback {step_id!r}{limit}"
+
+
+def _created(run: RunState, event: dict[str, Any]) -> bool:
+    step_id = event["step_id"]
+    if not is_new(run, step_id):
+        return False
+    run.open[step_id] = OpenCallback(event["nonce"], event["timeout_at"], event["heartbeat_ms"], run.now)
+    deliver(run, step_id, "callback-created", event["nonce"], over=False)
+    return True
+
+
+def _addressed(run: RunState, event: dict[str, Any]) -> OpenCallback | None:
+    """The open callback that a request is for."""
+    found = run.open.get(event["step_id"])
+    return found if isinstance(found, OpenCallback) and found.nonce == event["nonce"] else None
+
+
+def _completed(run: RunState, event: dict[str, Any]) -> bool:
+    if _addressed(run, event) is None:
+        return False
+    _end(run, event, event["data"])
+    return True
+
+
+def _failed(run: RunState, event: dict[str, Any]) -> bool:
+    if _addressed(run, event) is None:
+        return False
+    _end(run, event, event["error"])
+    return True
+
+
+def _heartbeat(run: RunState, event: dict[str, Any]) -> bool:
+    found = _addressed(run, event)
+    if found is None:
+        return False
+    found.beat_at = run.now
+    return True
+
+
+def _timed_out(run: RunState, event: dict[str, Any]) -> bool:
+    found = run.open.get(event["step_id"])
+    if not isinstance(found, OpenCallback):
+        return False
+    at = found.timeout_at if event["kind"] == "timeout" else found.heartbeat_by
+    if at is None or event["at"] < at:
+        return False
+    _end(run, event, event["kind"])
+    return True
+
+
+def _end(run: RunState, event: dict[str, Any], value: Any) -> None:
+    del run.open[event["step_id"]]
+    deliver(run, event["step_id"], event["type"], value)
+
+
+def _made(call: CallbackCall, step_id: str, value: Any) -> str:
+    return str(CallbackId(call.run_id, step_id, value))
+
+
+def _answered(call: CallbackCall, step_id: str, value: Any) -> Any:
+    return call.make(step_id, value)
+
+
+def _refused(call: CallbackCall, step_id: str, value: Any) -> Raise:
+    return Raise(errors.CallbackFailed(step_id, value["type"], value["message"]))
+
+
+def _too_late(call: CallbackCall, step_id: str, value: Any) -> Raise:
+    return Raise(errors.CallbackTimedOut(step_id, value))
+
+
+class CallbackCall(Call):
+    """Hand out an id of `run_id`, then wait for the answer. `make` makes what the code gets from step id and data."""
+
+    __slots__ = ("heartbeat_ms", "make", "run_id", "timeout_ms")
+    kind = "callback"
+    words = "a callback"
+    settles: ClassVar = {"callback-completed": _answered, "callback-failed": _refused, "callback-timed-out": _too_late}
+    progress: ClassVar = {"callback-created": _made}
+
+    def __init__(self, run_id: str, timeout_ms: int | None, heartbeat_ms: int | None, make: Callable[[str, Any], Any]) -> None:
+        self.run_id = run_id
+        self.timeout_ms = timeout_ms
+        self.heartbeat_ms = heartbeat_ms
+        self.make = make
+
+    @property
+    def lasts_ms(self) -> int | None:
+        """Unknown with heartbeats: each of them puts the end off."""
+        return self.timeout_ms if self.heartbeat_ms is None else None
+
+    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+        timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
+        fields = {"v": FORMAT, "nonce": new_id(), "timeout_at": timeout_at, "heartbeat_ms": self.heartbeat_ms}
+        return "callback-created", fields
+
+
+def _tell_created(line: Line, event: CallbackCreated, at: int) -> None:
+    line.points.append((at, "began"))
+    line.until = event.timeout_at
+
+
+def _tell_timed_out(line: Line, event: CallbackTimedOut, at: int) -> None:
+    line.points.append((at, "timed out"))
+
+
+def _tell_answer(line: Line, value: Any, at: int) -> None:
+    line.became = "done"
+    line.result = value
+    line.points.append((at, "ended"))
+
+
+def _tell_failure(line: Line, value: Any, at: int) -> None:
+    line.became = "failed"
+    line.error = ErrorInfo.from_json(value)
+    line.points.append((at, "failed"))
+
+
+def _tell_timeout(line: Line, value: Any, at: int) -> None:
+    line.became = "timed out"
+
+
+def _note(line: Line, now_ms: int, beside: Beside) -> str:
+    if line.became == "done":
+        return short(line.result, 48)
+    if line.became == "failed":
+        return f"{line.error}"
+    return joined("no answer", "" if line.until is None else end_beside(line.until, line.points[0][0], beside))
+
+
+KIND = Kind(
+    "callback",
+    records=(CallbackCreated, CallbackCompleted, CallbackFailed, CallbackHeartbeat, CallbackTimedOut),
+    rules={
+        "callback-created": _created,
+        "callback-completed": _completed,
+        "callback-failed": _failed,
+        "callback-heartbeat": _heartbeat,
+        "callback-timed-out": _timed_out,
+    },
+    open=OpenCallback,
+    call=CallbackCall,
+    tells={"callback-created": _tell_created, "callback-timed-out": _tell_timed_out},
+    ends={"callback-completed": _tell_answer, "callback-failed": _tell_failure, "callback-timed-out": _tell_timeout},
+    note=_note,
+)
