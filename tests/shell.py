@@ -60,6 +60,11 @@ async def approved(ctx: Context[Order], step: Step) -> str:
     await step.sleep("cool-off", "50ms")
     answer = await step.wait_for_signal("approval", signal="approve", timeout="1h")
     return f"by {answer.data}" if answer else "by nobody"
+
+
+@client.workflow(id="reviewed")
+async def reviewed(ctx: Context, step: Step) -> object:
+    return await (await step.callback("review", timeout="1h"))
 """
 
 
