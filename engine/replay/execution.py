@@ -216,7 +216,7 @@ class Execution:
         if count > 1:
             before = base_id if count == 2 else f"{base_id}#{count - 1}"
             running = self.ops.get(before)
-            if running is not None:
+            if running is not None and not running.handed_out:
                 raise ValueError(
                     f"step id {base_id!r} is used twice at the same time, here and at {_place(running.source)}; "
                     f'give each branch a scope of its own: async with step.scope("...") as step'

@@ -194,6 +194,23 @@ async def asks_twice_at_once(step: Step, note: Note) -> None:
     note(await first)
 
 
+async def asks_under_one_id(step: Step, note: Note) -> None:
+    first = await step.callback("c")
+    second = await step.callback("c")
+    note(await first)
+    note(await second)
+
+
+def test_an_id_may_be_used_again_while_its_callback_is_open() -> None:
+    stage = Stage(asks_under_one_id)
+    assert stage.waits_for == ["callback c", "callback c#2"]
+    stage.check()
+    stage.answers("c#2", 2)
+    stage.answers("c", 1)
+    assert stage.live.notes == [1, 2]
+    stage.check()
+
+
 @pytest.mark.parametrize("order", ["ab", "ba"])
 def test_answers_in_any_order(order: str) -> None:
     stage = Stage(asks_twice_at_once)
