@@ -318,7 +318,7 @@ class Judge:
         repeated = request and (event["request"] == run.request or event["request"] in kept)
         if repeated or not _RULES[kind](run, event):
             run.now = before
-            return Judged(f"precondition: {kind}", event, run)
+            return Judged(f"{'repeated' if repeated else 'precondition'}: {kind}", event, run)
         run.changed_at = offset
         run.requests = {**kept, event["request"]: run.now} if request else kept
         if not request and kind not in ("workflow-unknown", "code-suspected", "code-cleared"):
@@ -544,6 +544,8 @@ def _called_back(run: Run, event: Json) -> Open | None:
 def _callback_answered(run: Run, event: Json) -> bool:
     if _called_back(run, event) is None:
         return False
+    if event["type"] == "callback-failed":
+        run.last_error = event["error"]
     _end_of_op(run, event["step_id"], event["type"], event["data" if event["type"] == "callback-completed" else "error"])
     return True
 

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import orjson
-from judge import ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run
+from judge import ANSWERS, ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run
 from judged import differences, row_differences
 from rules import Broken
 
@@ -21,7 +21,7 @@ from stepfold.core.fold import PartitionState, fold
 from stepfold.core.runs import Runs
 from stepfold.core.snapshot import unpack
 from stepfold.core.state import RunState
-from stepfold.errors import StepFailed
+from stepfold.errors import CallbackFailed, CallbackTimedOut, StepFailed
 from stepfold.log import Record
 from stepfold.worker.checkpoint import Checkpoint, Found
 
@@ -157,7 +157,7 @@ class Checker:
         """Whether a void request is no repeat, so that who sent it has to be told."""
         if void == "known run":
             return run is not None and (run.workflow, run.input) != (event["workflow"], event["input"])
-        return void.startswith(("unknown run", "ended run"))
+        return void.startswith(("unknown run", "ended run", "precondition: callback"))
 
     def _void(self, part: _Part, partition: int, record: Record, writer: str, event: Json, run: Run | None, claim: int) -> None:
         """Most of what is void is so for good reason; some must not even be written."""
@@ -170,6 +170,8 @@ class Checker:
                 self._broken(7, f"the sleep ends at {op.wake_at}, and was ended at {event['at']}", partition, record)
             if op is not None and event["type"] == "wait-timed-out" and op.timeout_at is not None:
                 self._broken(7, f"the wait ends at {op.timeout_at}, and was ended at {event['at']}", partition, record)
+            if op is not None and event["type"] == "callback-timed-out" and event["kind"] == "timeout" and op.kind == "callback":
+                self._broken(7, f"the callback ends at {op.timeout_at}, and was ended at {event['at']}", partition, record)
 
     def _accepted(self, partition: int, record: Record, run: Run, event: Json, kind: str, place: tuple[int, int]) -> None:
         """A decision counts."""
@@ -206,14 +208,16 @@ class Checker:
             handed_back = any(how["once"] for how in self._policies(run, step_id))  # before it ran: only those are, and say so
             if run.open[step_id].lost > LOST_IN_A_ROW and not handed_back:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
-        elif kind in ("sleep-completed", "wait-timed-out"):
+        elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out"):
             latest = self._latest(self._parts[partition].writers[record.offset])
             if event["at"] > latest:
                 self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
             nap = seen.naps.get(step_id)
             if nap is not None and nap[0] == place[1] and self._now() > nap[1] + LATE_MS:
                 self._broken(7, f"it was to last {nap[1] - nap[2]} ms, and lasted {self._now() - nap[2]}", partition, record)
-        elif kind in ("sleep-scheduled", "wait-started") and self._healed:
+        elif kind == "callback-created" and event["heartbeat_ms"] is not None:
+            pass  # a heartbeat puts its end off
+        elif kind in ("sleep-scheduled", "wait-started", "callback-created") and self._healed:
             due = event["wake_at"] if kind == "sleep-scheduled" else event["timeout_at"]
             if due is not None:
                 seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
@@ -460,8 +464,20 @@ class Checker:
             raise Broken(9, f"run {run_id} was started with {detail!r}, the log says {run.input!r}")
         if what == "signal" and run.end is None and (request not in run.requests or detail[1] not in run.sent.get(detail[0], ())):
             raise Broken(8, f"the signal {request!r} of run {run_id} was acknowledged, and the run has not got it")
+        if what == "callback":
+            self._may_count(run, detail)
         if what == "cancel" and run.end is None and not run.cancelled:
             raise Broken(10, f"the cancellation of run {run_id} was acknowledged, and the run goes on")
+
+    @staticmethod
+    def _may_count(run: Run, answer: list[Any]) -> None:
+        """A client was told that its answer counts: what the program asks for, what the client said, and the verdict."""
+        what, data, counts = answer
+        if counts and what == "forged":
+            raise Broken(21, f"a forged answer to a callback of run {run.id} counts")
+        given = [entry.value for entry in run.journal if entry.kind in ANSWERS]
+        if counts and what == "good" and data not in given:
+            raise Broken(21, f"the answer {data!r} to a callback of run {run.id} counts, and the log says {given}")
 
     def client_result(self, run_id: str, outcome: Any) -> None:
         """A client is told what the log says."""
@@ -619,6 +635,10 @@ def _is_what(entry: Entry, value: Any) -> bool:
             entry.value[0],
             entry.value[1]["message"],
         ]
+    if entry.kind == "callback-failed":
+        return isinstance(value, CallbackFailed) and value.message == entry.value["message"]
+    if entry.kind == "callback-timed-out":
+        return isinstance(value, CallbackTimedOut) and value.kind == entry.value
     return value == (entry.value[1] if entry.kind == "signal" else entry.value)
 
 

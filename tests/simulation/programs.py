@@ -6,6 +6,7 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["step", id, {fails, max, how, ms, once, plain}]    fails its first `fails` attempts, if it is not lost before
     ["sleep", id, ms]
     ["wait", id, signal, timeout_ms or null]
+    ["callback", id, timeout_ms or null, heartbeat_ms or null, answers]    see answering.py
     ["seq" | "gather" | "group" | "race", [nodes]]      one after the other; all at once; in a TaskGroup; the first that ends
     ["within", ms, node]                                asyncio.timeout
     ["shield", node]                                    out of reach of a cancellation
@@ -25,7 +26,7 @@ from typing import Any, Protocol
 
 import hostile
 
-from stepfold import Client, Context, Retry, Step, StepFailed, current_step
+from stepfold import CallbackFailed, CallbackTimedOut, Client, Context, Retry, Step, StepFailed, current_step
 from stepfold.authoring.step import RunningStep
 from stepfold.errors import NonRetryable
 
@@ -40,6 +41,8 @@ class Host(hostile.Host, Protocol):
     """The process in which programs run."""
 
     beating: bool
+
+    def asked(self, run_id: str, callback_id: str, answers: list[list[Any]]) -> None: ...
 
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None: ...
 
@@ -71,8 +74,8 @@ def spoiled(random: Random, program: Node) -> Node:
 
 def _node(random: Random, depth: int, others: list[str]) -> Node:
     kind = random.choices(
-        ("step", "burst", "sleep", "wait", "seq", "gather", "group", "race", "within", "shield", "send"),
-        (50, 8, 10, 9, 5, 5, 4, 4, 3, 2, 2) if depth else (50, 8, 10, 9, 0, 0, 0, 0, 0, 0, 2),
+        ("step", "burst", "sleep", "wait", "callback", "seq", "gather", "group", "race", "within", "shield", "send"),
+        (50, 8, 10, 9, 6, 5, 5, 4, 4, 3, 2, 2) if depth else (50, 8, 10, 9, 6, 0, 0, 0, 0, 0, 0, 2),
     )[0]
     name = random.choice("abcd")
     if kind == "burst":
@@ -81,6 +84,8 @@ def _node(random: Random, depth: int, others: list[str]) -> Node:
         return ["sleep", name, random.choice((0, 1, 10, 300, 2_000, 15_000))]
     if kind == "wait":
         return ["wait", name, random.choice("xyz"), random.choice((None, None, 5, 1_000, 30_000))]
+    if kind == "callback":
+        return _callback(random, name)
     if kind in ("seq", "gather", "group", "race"):
         return [kind, [_node(random, depth - 1, others) for _ in range(2 + random.randrange(3))]]
     if kind == "within":
@@ -102,6 +107,19 @@ def _node(random: Random, depth: int, others: list[str]) -> Node:
             "plain": random.random() < 0.1,
         },
     ]
+
+
+def _callback(random: Random, name: str) -> Node:
+    """Something ends it: an answer, or its time."""
+    timeout_ms, heartbeat_ms = random.choice((None, 5, 1_000, 30_000)), random.choice((None, None, 200, 10_000))
+    answers: list[list[Any]] = []
+    for _ in range(random.choice((0, 1, 1, 2, 3, 6))):
+        after_ms = random.choice((0, 1, 5, 150, 1_000, 1_000, 20_000, 40_000))
+        what = random.choice(("good", "good", "bad", "beat", "beat", "forged"))
+        answers.append([after_ms, what, random.choice(("client", "inbox", "twice"))])
+    if timeout_ms is heartbeat_ms is None and not any(what in ("good", "bad") for _, what, _ in answers):
+        answers.append([300, "good", random.choice(("client", "inbox", "twice"))])
+    return ["callback", name, timeout_ms, heartbeat_ms, answers]
 
 
 def waits(node: Node) -> Iterator[str]:
@@ -160,6 +178,12 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         if value == ["timeout", node[1]]:
             return node[3] is not None
         return value[0] == "signal" and value[1] == node[2] and (node[2], value[2]) in signals
+    if kind == "callback":
+        if value[0] == "silence":
+            return node[2 if value[2] == "timeout" else 3] is not None
+        said = "bad" if value == ["call failed", node[1]] else "good"
+        good = {f"good {number}" for number, (_, what, _) in enumerate(node[4]) if what == "good"}
+        return any(what == said for _, what, _ in node[4]) and (said == "bad" or value[2] in good)
     if kind in ("seq", "gather", "group"):
         inner = node[1]
         return len(value) == len(inner) and all(
@@ -225,6 +249,8 @@ class _Machine:
             return ["slept", node[1]]
         if kind == "wait":
             return await self._wait(step, path, node)
+        if kind == "callback":
+            return await self._callback(step, path, node)
         if kind == "seq":
             return [await self.do(inner, step, path) for inner in node[1]]
         if kind == "gather":
@@ -285,6 +311,23 @@ class _Machine:
             found = await step.wait_for_signal(name, signal=signal, timeout=timeout_ms / 1000)
         self._got(step_id, None if found is None else found.data)
         return ["timeout", name] if found is None else ["signal", found.name, found.data]
+
+    async def _callback(self, step: Step, path: str, node: Node) -> Any:
+        _, name, timeout_ms, heartbeat_ms, answers = node
+        step_id = self._id(path, name)
+        limits = [None if ms is None else ms / 1000 for ms in (timeout_ms, heartbeat_ms)]
+        callback = await step.callback(name, timeout=limits[0], heartbeat=limits[1])
+        self.host.asked(self.ctx.run_id, callback.id, answers)
+        try:
+            value = await callback
+        except CallbackFailed as error:
+            self._got(step_id, error)
+            return ["call failed", name]
+        except CallbackTimedOut as error:
+            self._got(step_id, error)
+            return ["silence", name, error.kind]
+        self._got(step_id, value)
+        return ["answered", name, value]
 
     async def _send(self, step: Step, path: str, node: Node) -> Any:
         _, name, run_id, signal = node

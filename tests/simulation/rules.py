@@ -21,6 +21,7 @@ RULES = {
     18: "every request is served, refused to somebody, or pending with a reason",
     19: "a value comes back as it was or is refused, and what was given is taken by value",
     20: "what its producer has taken back has no effect",
+    21: "the first answer or time-out ends a callback, and nobody answers without its id",
 }
 """Those of the promises that can be told from what happens; old histories (15) and what is left behind (16) have tests of their
 own."""

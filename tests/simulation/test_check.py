@@ -60,9 +60,9 @@ class Story:
         self.request("started", workflow="program", version="1", input=program)
         return self
 
-    def decide(self, kind: str, step_id: str = "", writer: str = "w1", **fields: Any) -> Record:
+    def decide(self, type: str, step_id: str = "", writer: str = "w1", **fields: Any) -> Record:
         named = {"step_id": step_id} if step_id else {}
-        return self.put({"type": kind, "run_id": RUN, "claim": self.claim, **named, **fields}, writer)
+        return self.put({"type": type, "run_id": RUN, "claim": self.claim, **named, **fields}, writer)
 
     def complete(self, step_id: str = "a", result: Any = "A", **fields: Any) -> Story:
         self.decide("step-completed", step_id, attempt=1, result=result, **fields)
@@ -123,6 +123,10 @@ def test_a_good_story_is_believed() -> None:
     story.now_ms = 1090
     story.decide("sleep-completed", "s")
     story.gives(None, "s").tells()
+    asking(story).request("callback-completed", "c1", step_id="c", nonce="n", data="good 0")
+    story.gives("good 0", "c").tells()
+    story.checker.client_acked("callback", RUN, "", ["good", "good 0", True])
+    story.checker.client_acked("callback", RUN, "", ["forged", "forged 1", False])
     story.decide("completed", result="R")
     story.checker.client_acked("start", RUN, "", PROGRAM)
     story.checker.client_result(RUN, "R")
@@ -183,6 +187,16 @@ def lost(times: int) -> Story:
 def waiting(story: Story, timeout_at: int = 2000) -> Story:
     story.decide("wait-started", "w", signal="x", timeout_at=timeout_at)
     return story
+
+
+def asking(story: Story) -> Story:
+    story.decide("callback-created", "c", nonce="n", timeout_at=2000, heartbeat_ms=None)
+    return story
+
+
+def answered(what: str) -> None:
+    """A client was told that its answer counts, and the log has none."""
+    asking(begun()).checker.client_acked("callback", RUN, "", [what, f"{what} 0", True])
 
 
 def signalled(story: Story) -> Story:
@@ -359,6 +373,10 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (17, "nothing in it is hostile", lambda: quarantined(PROGRAM, "WorkflowInterrupted")),
     (19, "its function returned", lambda: begun().runs().ends("A").complete(result="B")),
     (20, "was aborted", lambda: ended(begun()).quiet([SimpleNamespace(place="r", value=b"{}")], {0})),
+    (21, "a forged answer .* counts", lambda: answered("forged")),
+    (21, "counts, and the log says", lambda: answered("good")),
+    (7, "the callback ends at 2000", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout")),
+    (7, "cannot have said more", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout", at=2000)),
     (19, "is tried again", lambda: begun().decide("step-failed", "h-unwritable", attempt=1, error=ERROR, next_at=1100)),
 ]
 

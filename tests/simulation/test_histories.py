@@ -68,6 +68,8 @@ class Host:
 
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
 
+    def asked(self, run_id: str, callback_id: str, answers: list[list[Any]]) -> None: ...
+
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
         self._log.tell().delivered(WORKER, run_id, step_id, value, at_ms)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import answering
 import early
 import mischief
 import orjson
@@ -191,6 +192,7 @@ class World(Watch):
         self._hostile = {run.id for run in self.runs if programs.contains(run.program, "hostile")}
         self.deaths: Counter[str] = Counter()  # by run: how often it has ended its process
         self.restoring = Restoring(self)
+        self.answering = answering.Answering(self)
         self._kills = self.source("kill")
         self._pauses = self.source("pause")
 
@@ -545,6 +547,8 @@ class World(Watch):
             self.tell(lambda eye: eye.client_acked("start", run.id, "", run.program))
             if len(results) < 5:
                 results.add(asyncio.create_task(self._result(client, handle.id)))
+        elif intent.kind == "callback":
+            await answering.answer(self, client, intent)
         elif not run.known:
             await asyncio.sleep(0.5)
             return
@@ -666,6 +670,10 @@ class World(Watch):
         released = [run for run in self.runs if "release" in programs.waits(run.program)]
         at_s = max(late_s, self.loop.time()) + 60
         self._start_agenda([Intent(at_s, "signal", run, f"{run.id}/release", "release") for run in released])
+
+    def ask(self, run_id: str, kind: str, name: str, data: Any) -> None:
+        """A client of its own asks for something now."""
+        self._start_agenda([Intent(self.loop.time(), kind, self._by_id[run_id], "", name, data)])
 
     def _start_agenda(self, agenda: list[Intent]) -> None:
         self.agendas.append(agenda)
