@@ -28,11 +28,12 @@ from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
 from ..replay.execution import Execution, Source
 from ..replay.futures import DeterministicTask
+from ..values.annotations import by_function
 from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.names import no_run_id, quoted, valid_name, valid_run_id
 from ..values.options import flag
-from ..values.pace import pace_of
+from ..values.pace import Pace, pace_of
 from ..values.retry import Retry
 from ..values.same import shown
 from ..values.taken import FIXED, Given, by_value
@@ -174,10 +175,10 @@ class Step(Generic[Ext]):
             retry = _ONCE if at_most_once else _DEFAULT_RETRY
         elif not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             raise _no_retry(step_id, retry)
-        codec = result_codec(fn)
+        codec, pace = _callee(fn)
         given = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._given(step_id, fn, args)
         timeout_ms = None if timeout is None else duration_ms(timeout)
-        call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, given, record_input, pace_of(fn))
+        call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, given, record_input, pace)
         return self._ask(step_id, call, _source())
 
     def _given(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
@@ -403,6 +404,12 @@ class Step(Generic[Ext]):
         except asyncio.CancelledError:
             self._execution.drop(op)
             raise
+
+
+@by_function
+def _callee(fn: Callable[..., Any]) -> tuple[Codec, Pace]:
+    """All that is known of a step function, in one look-up."""
+    return result_codec(fn), pace_of(fn)
 
 
 def _no_retry(step_id: object, retry: object) -> TypeError:

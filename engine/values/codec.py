@@ -90,7 +90,10 @@ class Codec:
         if adapter is None:
             return dumps(value)
         if type(value) is self._exact and (self._exact is not float or isfinite(value)):
-            return _scalar(value)
+            try:
+                return orjson.dumps(value)
+            except TypeError as error:
+                raise ValueInvalid(_half(value) if type(value) is str else _unwritable(error, value)) from error
         if self._look is not None and self._look(value):
             try:
                 data = adapter.serializer.to_json(value)
@@ -240,13 +243,6 @@ def dumps(value: Any, *, typed: bool = True) -> bytes:
 
 
 _SCALARS: frozenset[type] = frozenset({str, int, bool, type(None)})
-
-
-def _scalar(value: Any) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError as error:
-        raise ValueInvalid(_half(value) if type(value) is str else _unwritable(error, value)) from error
 
 
 def own(value: Any) -> Any:

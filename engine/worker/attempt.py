@@ -70,7 +70,7 @@ class Attempt:
         self.beats: Heartbeats | None = None
         self.isolated = False  # the step may kill workers: nothing else that may runs beside it
         self.started = False  # its function may have been called
-        self.since = 0.0  # start time by the loop's clock, s
+        self.since = 0.0  # start time by the loop's clock, s; without a timeout, when it first waits
         # ends the time of a plain function, or the clean-up time of a cancelled task
         self.timer: asyncio.TimerHandle | None = None
         self.dropped = False  # its code went on after a cancellation and gets no more turns

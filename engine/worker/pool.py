@@ -157,7 +157,6 @@ class Pool:
         """Run queued attempts one after another until one has to wait; from then on another task serves the queue."""
         self._runner_due = False
         task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
         try:
             for _ in range(ATTEMPTS_PER_TURN):
                 if not self._hand_out():
@@ -165,7 +164,8 @@ class Pool:
                 attempt = self._queue.take()
                 attempt.over = attempt.task = task
                 attempt.started = True
-                attempt.since = loop.time()
+                if attempt.call.timeout_ms is not None:
+                    attempt.since = asyncio.get_running_loop().time()
                 self.running += 1
                 try:
                     waited = await in_context(self._new_context(), self._attempt(attempt), self._go_on, self._watch, attempt)
@@ -248,20 +248,21 @@ class Pool:
         current_step_var.set(RunningStep(attempt))
         try:
             if call.timeout_ms is None:
-                result = await self._call(attempt, rest)
+                value = await _called(attempt, rest)
             else:
                 until = attempt.since + call.timeout_ms / 1000
                 timeout = asyncio.timeout_at(until)
                 clean_up = asyncio.get_running_loop().call_at(until, self._drop_later, attempt)
                 try:
                     async with timeout:
-                        result = await self._call(attempt, rest)
+                        value = await _called(attempt, rest)
                 except (TimeoutError, asyncio.CancelledError) as error:
                     if not timeout.expired() or self._is_withdrawn(attempt):
                         raise
                     raise attempt.timed_out() from error
                 finally:
                     clean_up.cancel()
+            result = _encoded(attempt, value, self._settings.max_payload_bytes, attempt.ask)
         except asyncio.CancelledError:
             if self._is_withdrawn(attempt):
                 raise
@@ -276,17 +277,16 @@ class Pool:
             if attempt.beats is not None:
                 attempt.beats.stop()
 
-    async def _call(self, attempt: Attempt, rest: Awaitable[Any] | None) -> bytes:
-        """The result of the step's function as JSON."""
-        call = attempt.call
-        if rest is not None:
-            value = await rest
-        elif call.given is None:
-            value = await call.fn(*call.args)
-        else:
-            fn, args = call.given()
-            value = await fn(*args)
-        return _encoded(attempt, value, self._settings.max_payload_bytes, attempt.ask)
+
+def _called(attempt: Attempt, rest: Awaitable[Any] | None) -> Awaitable[Any]:
+    """Call the step's function, unless it was called in a thread and `rest` is what it returned."""
+    if rest is not None:
+        return rest
+    call = attempt.call
+    if call.given is None:
+        return call.fn(*call.args)
+    fn, args = call.given()
+    return fn(*args)
 
 
 def _goes_on(task: asyncio.Task[None] | None) -> bool:
@@ -360,6 +360,7 @@ def in_context(
         return False
     finally:
         watch.what = None
+    what.since = what.since or asyncio.get_running_loop().time()
     on_wait()
     while True:
         try:
