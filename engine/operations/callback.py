@@ -299,7 +299,8 @@ def _note(line: Line, now_ms: int, beside: Beside) -> str:
         return short(line.result, 48)
     if line.became == "failed":
         return f"{line.error}"
-    return joined("no answer", "" if line.until is None else end_beside(line.until, line.points[0][0], beside))
+    until = "" if line.until is None else end_beside(line.until, line.points[0][0], beside)
+    return joined("no answer", until) if line.became == "timed out" else until
 
 
 KIND = Kind(

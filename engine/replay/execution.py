@@ -235,8 +235,7 @@ class Execution:
 
     def drop(self, op: Op) -> None:
         """Note that the code no longer waits for an operation. Idempotent."""
-        if self.ops.get(op.id) is op:
-            self._let_go(op.id)
+        self._let_go(op)
 
     # -- inside
 
@@ -246,12 +245,12 @@ class Execution:
         self._requested.append(op)
 
     def _timer_dropped(self, timer: Timer) -> None:
-        self._let_go(timer.id)
+        self._let_go(self.ops.get(timer.id))
 
-    def _let_go(self, op_id: str) -> None:
-        op = self.ops.pop(op_id, None)
-        if op is not None:
-            self._gone[op_id] = op
+    def _let_go(self, op: Op | None) -> None:
+        if op is not None and self.ops.get(op.id) is op:
+            del self.ops[op.id]
+            self._gone[op.id] = op
             self._dropped.append(op)
 
     def _settle(self) -> None:

@@ -19,7 +19,8 @@ def test_a_worker_says_what_it_serves_and_leaves_in_good_order(shell: Shell, num
     worker = shell.start("worker", "shop:client", "--grace", "1s")
     lines = lines_until(worker, lambda line: "partitions [0, 1, 2, 3]" in line)
     assert lines[0].endswith(
-        f"on sqlite:///stepfold.db ({eventloop.name()}): order (version 1), refused (version 1), approved (version 1)\n"
+        f"on sqlite:///stepfold.db ({eventloop.name()}): order (version 1), refused (version 1), approved (version 1), "
+        "reviewed (version 1)\n"
     )
     assert shell("run", "start", "order", "-d", '{"order_id": "1", "flaky": 1}', "--wait").stdout == '"paid 1"\n'
     worker.send_signal(number)

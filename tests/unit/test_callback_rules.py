@@ -13,6 +13,7 @@ from stage import Note, Replay, Stage
 
 from stepfold.authoring.callback import Callback
 from stepfold.authoring.step import Step
+from stepfold.client.story import note as line_note
 from stepfold.client.story import story
 from stepfold.core.snapshot import pack, unpack
 from stepfold.errors import CallbackFailed, CallbackIdInvalid, CallbackTimedOut, NonDeterminism, StepFailed
@@ -305,24 +306,37 @@ def test_a_callback_is_awaited_in_its_workflow() -> None:
 # Its line in the story.
 
 
-ENDS: list[tuple[str | None, dict[str, Any], str]] = [
-    (None, {}, "open"),
-    ("callback-completed", {"nonce": "n", "data": 7}, "done"),
-    ("callback-failed", {"nonce": "n", "error": ERROR}, "failed"),
-    ("callback-timed-out", {"kind": "timeout"}, "timed out"),
-    ("step-cancelled", {}, "dropped"),
+def beside(ms: int, other_ms: int) -> str:
+    return f"{ms - START_MS} ms"
+
+
+ENDS: list[tuple[str | None, dict[str, Any], str, str, str]] = [
+    (None, {}, "open", "until 0 ms", "until 0 ms"),
+    ("callback-heartbeat", {"nonce": "n"}, "open", "until 0 ms", ""),
+    ("callback-completed", {"nonce": "n", "data": 7}, "done", "7", "7"),
+    ("callback-failed", {"nonce": "n", "error": ERROR}, "failed", "Refused: no", "Refused: no"),
+    ("callback-timed-out", {"kind": "timeout"}, "timed out", "no answer; until 0 ms", "no answer in time"),
+    ("step-cancelled", {}, "dropped", "the code no longer waits for it", ""),
 ]
 
 
-@pytest.mark.parametrize(("end", "fields", "became"), ENDS)
-def test_the_line_of_a_callback(end: str | None, fields: dict[str, Any], became: str) -> None:
+@pytest.mark.parametrize(("end", "fields", "became", "noted", "detail"), ENDS)
+def test_the_line_of_a_callback(end: str | None, fields: dict[str, Any], became: str, noted: str, detail: str) -> None:
     ledger = created(timeout_at=START_MS)
     if end is not None:
         ledger.accepts(end, step_id="c", **fields)
     events = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[1:]]
     [line] = story(ledger.run, events)
     assert (line.kind, line.became, line.until) == ("callback", became, START_MS)
+    assert (line_note(line, START_MS, beside), events[-1].detail(beside)) == (noted, detail)
     assert (line.result, str(line.error)) == (7 if became == "done" else None, "Refused: no" if became == "failed" else "None")
+
+
+def test_a_callback_without_a_limit_in_words() -> None:
+    ledger = created()
+    events = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[1:]]
+    [line] = story(ledger.run, events)
+    assert (line_note(line, START_MS, beside), events[-1].detail(beside)) == ("", "")
 
 
 # Ids.

@@ -183,6 +183,7 @@ def test_who_asks_for_a_run_to_come_is_told_of_its_signals() -> None:
     early(ledger, 2)
     assert ledger.state.kept_for(RUN, ledger.now_ms) == 2
     assert ledger.state.kept_for(RUN, first_ms + MEMORY_MS) == 1, "the first is past remembering"
+    assert ledger.state.kept_until(ledger.state.runs.peek(RUN)) > ledger.now_ms + MEMORY_MS, "the second, and a margin"
     error = RunNotFound(RUN, "a log", kept=2)
     assert "signals for it have arrived (2)" in str(error)
     assert error.kept == 2
