@@ -45,6 +45,7 @@ from stepfold.errors import ConfigError, ErrorInfo, StepfoldError
 from stepfold.events import decode, parse
 from stepfold.log import CLAIM_KEY, Entry, InboxRecord, Record
 from stepfold.marks import mark_of
+from stepfold.operations.callback import CallbackId
 from stepfold.projections import audit, runs
 from stepfold.projections.base import RunSoFar
 from stepfold.values.duration import duration_ms
@@ -75,6 +76,7 @@ def _client() -> Client:
     async def w(ctx: Context[Any], step: Step) -> Any:
         await step.run("a", lambda: 1)
         await step.sleep("nap", "1s")
+        await step.callback("asked", timeout="1d")
         return await step.wait_for_signal("go", signal="go")
 
     @client.workflow(id="typed")
@@ -103,6 +105,7 @@ def _history() -> list[Record]:
     ledger.accepts("sleep-scheduled", "one", step_id="nap", wake_at=ledger.now_ms + 1000)
     ledger.accepts("wait-started", "two", step_id="go", signal="go", timeout_at=ledger.now_ms + 1000)
     ledger.accepts("signal-received", "two", signal="other", data={"n": 1})
+    ledger.accepts("callback-created", "two", v=2, step_id="asked", nonce="n", timeout_at=ledger.now_ms + 1000, heartbeat_ms=9)
     ledger.start("three")
     ledger.accepts("step-completed", "three", step_id="a", attempt=1, result=[1, "x", None])
     ledger.accepts("completed", "three", result={"n": 1})
@@ -124,6 +127,11 @@ def _values() -> list[bytes]:
         "sleep-completed": {"step_id": "nap"},
         "wait-started": {"step_id": "c", "signal": "s", "timeout_at": 9},
         "wait-timed-out": {"step_id": "go"},
+        "callback-created": {"step_id": "d", "nonce": "m", "timeout_at": None, "heartbeat_ms": 1},
+        "callback-completed": {"step_id": "asked", "nonce": "n", "data": [1]},
+        "callback-failed": {"step_id": "asked", "nonce": "n", "error": {"type": "E", "message": "m"}},
+        "callback-heartbeat": {"step_id": "asked", "nonce": "n"},
+        "callback-timed-out": {"step_id": "asked", "kind": "heartbeat"},
         "workflow-unknown": {"version": "2"},
         "quarantined": {"error": {"type": "E", "message": "m"}},
         "resumed": {},
@@ -261,6 +269,9 @@ def _inbox() -> list[bytes]:
         {"type": "start", "workflow": "w", "version": "1", "data": None, "reply_to": "topic"},
         {"type": "signal", "run_id": "one", "signal": "go", "data": [1]},
         {"type": "cancel", "run_id": "one", "reason": "no"},
+        {"type": "callback", "id": str(CallbackId("two", "asked", "n")), "data": [1]},
+        {"type": "callback", "id": str(CallbackId("two", "asked", "n")), "error": {"type": "E", "message": "m"}},
+        {"type": "callback", "id": str(CallbackId("two", "asked", "n")), "heartbeat": True},
         {"type": "event", "event": "e", "id": "x", "data": {}},
     ]
     values = [orjson.dumps(request) for request in requests]

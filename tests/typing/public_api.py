@@ -12,7 +12,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stepfold import Client, Context, Run, Signal, Step, Workflow
+from stepfold import Callback, Client, Context, Run, Signal, Step, Workflow
 
 client = Client("memory://")
 
@@ -57,6 +57,11 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type(await step.wait_for_signal("c", signal="go", schema=Order), Signal[Order])
     assert_type(await step.wait_for_signal("d", signal="go", timeout=5, schema=Order), Signal[Order] | None)
     assert_type((await step.wait_for_signal("e", signal="go", schema=Order)).data, Order)
+
+    assert_type(await step.callback("f"), Callback[Any])
+    assert_type(await (await step.callback("g", timeout="1d", schema=Order)), Order)
+    assert_type(await step.wait_for_callback("h", print, schema=Order), Order)
+    assert_type(await step.wait_for_callback("i", print, heartbeat=5), Any)
 
     first, second = await asyncio.gather(step.run("x", total, [1]), step.run("y", fetch, "u", 1))
     assert_type(first, int)
