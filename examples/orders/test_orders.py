@@ -109,8 +109,9 @@ def test_a_cancelled_order_is_undone_first() -> None:
     async def test() -> None:
         async with client.worker():
             run = await client.start_workflow(process_order, LARGE)
-            while not workflow.bank.payments:
+            while (await run.status()).state != "waiting":
                 await asyncio.sleep(0.01)
+            assert workflow.bank.payments
             await run.cancel("ordered by mistake")
             with pytest.raises(WorkflowCancelled, match="ordered by mistake"):
                 await run.result()

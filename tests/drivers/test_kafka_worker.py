@@ -21,9 +21,9 @@ from kafka_suite import connections_may_leak, delete_group, produce
 from pydantic import BaseModel, field_validator
 
 from stepfold import Client, Context, Step
-from stepfold.drivers import kafka
 from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
+from stepfold.drivers.kafka import driver as kafka_driver
 from stepfold.drivers.kafka import inbox as kafka_inbox
 from stepfold.drivers.kafka.cluster import Cluster
 from stepfold.drivers.kafka.fetcher import Tail
@@ -128,7 +128,7 @@ async def test_a_start_written_into_the_history_in_a_transaction_never_runs(shop
 
 
 async def test_a_record_that_is_too_large_fails_its_run_alone(kafka_namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "MAX_VALUE_BYTES", 20_000)  # no value comes near the limit unless it is lower
+    monkeypatch.setattr(kafka_driver, "MAX_VALUE_BYTES", 20_000)  # no value comes near the limit unless it is lower
     shop = Shop(kafka_namespace)
 
     @shop.client.workflow("large")
