@@ -229,6 +229,7 @@ def test_the_loop_of_a_caller_that_the_caller_ends_is_left_in_good_order(
     serving: Client, app: Callable[[], Awaitable[None]] | None
 ) -> None:
     begun: list[bool] = []
+    kept: list[asyncio.Task[None]] = []  # the loop itself holds no task that waits: the garbage collector would take it
 
     async def serve(over: asyncio.Event) -> None:
         async with serving.worker(grace=0):
@@ -244,10 +245,10 @@ def test_the_loop_of_a_caller_that_the_caller_ends_is_left_in_good_order(
 
     async def main() -> None:
         over = asyncio.Event()
-        holder = asyncio.create_task(serve(over))
+        kept.append(asyncio.create_task(serve(over)))
         await over.wait()
         if app is not None:
-            await holder
+            await kept[0]
 
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError, SystemExit):
         asyncio.run(main())
