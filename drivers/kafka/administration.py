@@ -55,8 +55,7 @@ class Administration:
         self._patience = patience
 
     async def create_topics(self, partitions: int, replication: int) -> None:
-        cluster = self._cluster
-        await kafka_topics.create(cluster, self._name, self._namespace, partitions, replication, self._patience_s)
+        await kafka_topics.create(self._cluster, self._name, self._namespace, partitions, replication, self._patience_s)
 
     async def check_topics(self) -> list[Finding]:
         cluster = self._cluster
@@ -75,8 +74,7 @@ class Administration:
         return findings
 
     async def describe(self) -> list[TopicDescription]:
-        cluster = self._cluster
-        topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
+        topics = await kafka_topics.look(self._cluster, self._namespace, self._patience_s)
         return [topics[name] for name in self._namespace.topics if name in topics]
 
     async def inbox_positions(self) -> list[InboxPosition]:
@@ -99,16 +97,15 @@ class Administration:
         return found
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        cluster = self._cluster
-        await self._start_with(cluster, self._namespace.dead_letters)
+        await self._start_with(self._namespace.dead_letters)
         letters: deque[Raw] = deque(maxlen=limit)
-        redriven = await read_dead_letters(cluster, self._namespace, letters.append, self._patience_s)
+        redriven = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
         return [letter_of(self._namespace, record, redriven) for record in letters]
 
     async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
         wanted = None if places is None else set(places)
         cluster = self._cluster
-        await self._start_with(cluster, self._namespace.dead_letters, self._namespace.inbox)
+        await self._start_with(self._namespace.dead_letters, self._namespace.inbox)
         letters: list[Raw] = []
         redriven = await read_dead_letters(cluster, self._namespace, letters.append, self._patience_s)
         all_letters = [letter_of(self._namespace, record, redriven) for record in letters]
@@ -116,7 +113,6 @@ class Administration:
             chosen = [letter for letter in all_letters if not letter.redriven and not letter.omitted]
         else:
             chosen = [letter for letter in all_letters if letter.place in wanted]
-        if wanted is not None:
             missing = wanted - {letter.place for letter in chosen}
             omitted = {letter.place for letter in chosen if letter.omitted}
             if missing or omitted:
@@ -131,7 +127,7 @@ class Administration:
                 message = Message(letter.key, letter.value, letter.headers)
                 began = time.monotonic()
                 try:
-                    await producer.send(self._origin(letter, cluster), [message])
+                    await producer.send(self._origin(letter), [message])
                 except EntryTooLarge as error:
                     refused[letter.place] = str(error)
                     continue
@@ -148,14 +144,16 @@ class Administration:
             await producer.close()
         return Redriven(len(chosen) - len(refused), refused)
 
-    async def _start_with(self, cluster: Cluster, *topics: str) -> None:
-        found = await describe(cluster, topics, self._patience_s)
+    async def _start_with(self, *topics: str) -> None:
+        """Connect to topics. Raises ConfigError if one is missing: no broker would ever answer for it."""
+        found = await describe(self._cluster, topics, self._patience_s)
         missing = [topic for topic in topics if topic not in found]
         if missing:
             raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {self._name}")
-        await cluster.start(topics)
+        await self._cluster.start(topics)
 
-    def _origin(self, letter: DeadLetter, cluster: Cluster) -> TopicPartition:
+    def _origin(self, letter: DeadLetter) -> TopicPartition:
+        """The partition of the inbox that a letter came from; partition 0 if that is unknown."""
         found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
         place = TopicPartition(self._namespace.inbox, int(found[1]) if found else 0)
-        return place if cluster.leader(place) is not None else TopicPartition(self._namespace.inbox, 0)
+        return place if self._cluster.leader(place) is not None else TopicPartition(self._namespace.inbox, 0)

@@ -372,7 +372,8 @@ class Step(Generic[Ext]):
             inner = Step[Any](self._execution, self._ports, f"{path}/")
             args = (callback_id,)
             given = inner._given("submit", submit, args) if type(submit) is partial else None
-            step = StepCall(submit, args, retry, None, False, result_codec(submit), given, pace=pace_of(submit))
+            codec, pace = _callee(submit)
+            step = StepCall(submit, args, retry, None, False, codec, given, pace=pace)
             await inner._ask("submit", step, source)
             return await callback
         except BaseException:

@@ -25,9 +25,6 @@ from .call import Call, Raise
 from .kind import Kind
 from .line import Line
 
-_REFUSED = "the callback is over, or it never had this id"
-_COUNTS_IF = "the run is open, and so is a callback of this `step_id`, which was created with this `nonce`"
-
 
 class CallbackCreated(StepDecision):
     """The code asks for an answer from outside, and gets an id that holds `nonce`.
@@ -47,51 +44,44 @@ class CallbackCreated(StepDecision):
         return "" if self.timeout_at is None else end_beside(self.timeout_at, self.at, beside)
 
 
-class CallbackCompleted(Request):
-    """The answer to an open callback with this `nonce`."""
+class CallbackRequest(Request):
+    """A request about an open callback with this `nonce`."""
 
     never_ends = True
-    when_refused = _REFUSED
+    when_refused = "the callback is over, or it never had this id"
     tone = "message"
-    counts_if = _COUNTS_IF
+    counts_if = "the run is open, and so is a callback of this `step_id`, which was created with this `nonce`"
 
-    type: Literal["callback-completed"] = "callback-completed"
     step_id: str
     nonce: str
+
+
+class CallbackCompleted(CallbackRequest):
+    """The answer to an open callback with this `nonce`."""
+
+    type: Literal["callback-completed"] = "callback-completed"
     data: Any
 
     def detail(self, beside: Beside) -> str:
         return short(self.data)
 
 
-class CallbackFailed(Request):
+class CallbackFailed(CallbackRequest):
     """The answer to an open callback with this `nonce`: it has failed."""
 
-    never_ends = True
-    when_refused = _REFUSED
     tone = "trouble"
-    counts_if = _COUNTS_IF
 
     type: Literal["callback-failed"] = "callback-failed"
-    step_id: str
-    nonce: str
     error: ErrorModel
 
     def detail(self, beside: Beside) -> str:
         return str(self.error)
 
 
-class CallbackHeartbeat(Request):
+class CallbackHeartbeat(CallbackRequest):
     """Somebody still works on the answer to an open callback with this `nonce`."""
 
-    never_ends = True
-    when_refused = _REFUSED
-    tone = "message"
-    counts_if = _COUNTS_IF
-
     type: Literal["callback-heartbeat"] = "callback-heartbeat"
-    step_id: str
-    nonce: str
 
 
 class CallbackTimedOut(StepDecision):

@@ -16,13 +16,11 @@ from ...core.fold import PartitionState
 from ...core.state import EXPECTED, RunState
 from ...errors import ErrorInfo
 from ...events import FORMAT
-from ...replay.execution import Execution
 from ..interrupts import from_keyboard
 from ..suspects import KILLS_LIMIT, Suspects
 from ..watchdog import TRIAL_S
 from .alarm import Alarm
 from .appending import Appending
-from .live import Live
 from .ownership import Ownership
 from .running import Running
 
@@ -196,17 +194,14 @@ class Recovery:
         workflow = self._code_to_try(run)
         if workflow is None:
             return
-        worker = self._worker
-        host = self._code.host(run.id)
-        trial = Execution(run, lambda execution: workflow.start(execution, worker.ports, worker.ctx_ext), len(run.journal), host)
-        live = Live(run, workflow, trial)
+        live = self._code.load(run, workflow, len(run.journal))
         live.stop_s = TRIAL_S
         try:
-            worker.watch.run(live, partial(self._code.rehearse, live))
+            self._worker.watch.run(live, partial(self._code.rehearse, live))
         except BaseException as error:  # on any error the run stays quarantined
             if from_keyboard(error):
                 raise
-            trial.interrupted()
+            live.execution.interrupted()
             return
         finally:
             self._code.shut(live)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
 from ...core.fold import PartitionState
 from ...core.state import RunState
-from ...replay.execution import Execution
-from .live import Live
 from .ownership import Emit, Ownership
 from .running import Running
 
@@ -81,13 +78,7 @@ class Residents:
             return
         if not run.decided and self._code.completes_input(run, workflow):
             return
-
-        def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
-            return workflow.start(execution, worker.ports, worker.ctx_ext)
-
-        execution = Execution(run, handler, run.executed, self._code.host(run.id))
-        live = Live(run, workflow, execution)
-        self._live[run.id] = live
+        live = self._live[run.id] = self._code.load(run, workflow, run.executed)
         self._code.advance(live, self._has_crashed(run.id))
 
     def bring_in(self) -> None:

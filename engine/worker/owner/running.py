@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from ...core.lifecycle import MAX_REASON_CHARS
 from ...core.state import RunState
 from ...errors import ErrorInfo, NonDeterminism, PayloadTooLarge, disagreement
 from ...events import FORMAT, SHAPES
-from ...replay.execution import Op, Outcome
+from ...replay.execution import Execution, Op, Outcome
 from ...replay.loop import Host
 from ...values.text import Lines
 from ..interrupts import from_keyboard
@@ -76,7 +76,16 @@ class Running:
             self._fail(run, ErrorInfo.of(error))
         return True
 
-    def host(self, run_id: str) -> Host:
+    def load(self, run: RunState, workflow: Workflow[Any, Any], executed: int) -> Live:
+        """A run with its code, which has not begun. `executed`: how many journal entries the code is known to have seen."""
+        worker = self._worker
+
+        def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
+            return workflow.start(execution, worker.ports, worker.ctx_ext)
+
+        return Live(run, workflow, Execution(run, handler, executed, self._host(run.id)))
+
+    def _host(self, run_id: str) -> Host:
         """The environment of a run's code."""
 
         def wake() -> None:
