@@ -1,4 +1,4 @@
-"""An order: reserve, charge, have large sums approved, ship. Whatever ends it before that, what was done is undone first.
+"""An order: reserve, charge, have large sums approved, ship. If it ends before that, what the log knows as done is undone first.
 
 stepfold worker workflow:client
 """
