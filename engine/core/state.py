@@ -23,17 +23,19 @@ class Open:
     __slots__ = ()
     kind: ClassVar[str] = ""
     when_due: ClassVar[str | None] = None
-    """The decision that the owner records at `due_at`; None: the owner dispatches the operation again."""
-    put_off: ClassVar[bool] = False
-    """Whether requests may move `due_at` to a later time."""
+    """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
 
     @property
     def due_at(self) -> int | None:
-        """When the owner must act on the operation, ms; None: never."""
+        """When the operation is due by the owner's clock, ms since 1970; None: never."""
         return None
 
     @property
-    def due_fields(self) -> dict[str, Any]:
+    def due_by_log(self) -> int | None:
+        """When it is due by the log's clock, ms since 1970; None: never. Requests move it to a later time."""
+        return None
+
+    def due_fields(self, by_log: bool) -> dict[str, Any]:
         """The fields of the decision `when_due` that say more than which operation it is about."""
         return {}
 

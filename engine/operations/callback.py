@@ -129,7 +129,6 @@ class OpenCallback(Open):
     __slots__ = ("beat_at", "heartbeat_ms", "nonce", "timeout_at")
     kind = "callback"
     when_due = "callback-timed-out"
-    put_off = True
 
     def __init__(self, nonce: str, timeout_at: int | None, heartbeat_ms: int | None, now: int) -> None:
         self.nonce = nonce
@@ -152,11 +151,14 @@ class OpenCallback(Open):
 
     @property
     def due_at(self) -> int | None:
-        return due(self._first[0])
+        return due(self.timeout_at)
 
     @property
-    def due_fields(self) -> dict[str, Any]:
-        return {"v": FORMAT, "kind": self._first[1]}
+    def due_by_log(self) -> int | None:
+        return due(self.heartbeat_by)
+
+    def due_fields(self, by_log: bool) -> dict[str, Any]:
+        return {"v": FORMAT, "kind": "heartbeat" if by_log else "timeout"}
 
     def words(self, step_id: str) -> str:
         at, kind = self._first
@@ -250,8 +252,7 @@ class CallbackCall(Call):
 
     @property
     def lasts_ms(self) -> int | None:
-        """Unknown with heartbeats: each of them puts the end off."""
-        return self.timeout_ms if self.heartbeat_ms is None else None
+        return self.timeout_ms
 
     def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)

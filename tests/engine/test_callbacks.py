@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -29,7 +30,10 @@ from stepfold import (
     WorkflowFailed,
     current_step,
 )
+from stepfold.drivers import MemoryDriver
+from stepfold.log import Ack, Entry
 from stepfold.operations.callback import CallbackId
+from stepfold.testing import run_virtual, virtual_clock
 
 
 class Review(BaseModel):
@@ -45,6 +49,19 @@ def handing_out(ids: list[str], **options: Any) -> Any:
         if callback.id not in ids:
             ids.append(callback.id)
         return await callback
+
+    return body
+
+
+def catching(ids: list[str], **options: Any) -> Any:
+    """The same; the run returns the kind of the callback's time-out, and after how many seconds it came."""
+
+    async def body(ctx: Context[Any], step: Step) -> Any:
+        before = ctx.now()
+        try:
+            return await handing_out(ids, **options)(ctx, step)
+        except CallbackTimedOut as error:
+            return [error.kind, (ctx.now() - before).total_seconds()]
 
     return body
 
@@ -286,6 +303,78 @@ def test_heartbeats_do_not_put_the_time_out_off() -> None:
 
     ids: list[str] = []
     assert virtually(main) == "timeout"
+
+
+class Skewed(MemoryDriver):
+    """A log whose users' clocks are `off_ms` ahead of its own."""
+
+    off_ms = 0
+
+    def now(self) -> int:
+        return super().now() + self.off_ms
+
+
+@pytest.mark.parametrize("off_ms", [-5_000_000, 5_000_000])
+def test_silence_is_measured_by_the_log_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
+    async def main() -> Any:
+        driver = Skewed(clock=virtual_clock)
+        driver.off_ms = off_ms
+        client = Client(driver=driver)
+        async with client, client.worker():
+            run = await started(client, catching(ids, heartbeat="1h"))
+            callback_id = await first(ids)
+            for _ in range(3):
+                await asyncio.sleep(3000)
+                assert await client.heartbeat_callback(callback_id)
+            return await run.result("365d")
+
+    ids: list[str] = []
+    kind, lasted_s = run_virtual(main())
+    assert kind == "heartbeat" and abs(lasted_s - 3 * 3000 - 3600) <= 1
+
+
+@pytest.mark.parametrize("off_ms", [-5_000_000, 5_000_000])
+def test_a_time_out_lasts_as_long_as_it_says_beside_heartbeats_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
+    async def main() -> Any:
+        driver = Skewed(clock=virtual_clock)
+        driver.off_ms = off_ms
+        client = Client(driver=driver)
+        async with client, client.worker():
+            run = await started(client, catching(ids, timeout="1h", heartbeat="30m"))
+            callback_id = await first(ids)
+            for _ in range(5):
+                await asyncio.sleep(600)
+                assert await client.heartbeat_callback(callback_id)
+            return await run.result("365d")
+
+    ids: list[str] = []
+    kind, lasted_s = run_virtual(main())
+    assert kind == "timeout" and abs(lasted_s - 3600) <= 1
+
+
+def test_a_heartbeat_just_before_the_end_of_the_silence_leaves_it_a_timer() -> None:
+    class Late(MemoryDriver):
+        """Somebody's heartbeat comes to the log just before the first decision that there was none."""
+
+        client: Client
+        late = 0
+
+        async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
+            if not self.late and any(b'"callback-timed-out"' in value for _, value in entries):
+                self.late += 1
+                assert await self.client.heartbeat_callback(ids[0])
+            return await super().append(partition, entries)
+
+    async def main() -> Any:
+        driver = Late(clock=virtual_clock)
+        driver.client = Client(driver=driver)
+        async with driver.client as client, client.worker():
+            run = await started(client, catching(ids, heartbeat="1h"))
+            return [await run.result("365d"), driver.late]
+
+    ids: list[str] = []
+    (kind, lasted_s), late = run_virtual(main())
+    assert late == 1 and kind == "heartbeat" and abs(lasted_s - 2 * 3600) <= 6
 
 
 def test_a_heartbeat_without_a_heartbeat_time_out_counts_and_changes_nothing() -> None:

@@ -7,6 +7,7 @@ one to look at.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ UNTRIED = "h-unwritable"
 LATE_MS = 240_000
 """What was begun when the faults were over ends no later than that where its owner has not changed: the longest that hostile
 code keeps a process is 40 s."""
+EXACT_MS = 50
+"""A clock that differs less is right."""
 PAUSE_MS = 50
 """The first pause of a program's steps, for each attempt that they are allowed."""
 
@@ -51,6 +54,7 @@ class _Seen:
         "ended",
         "given",
         "got",
+        "limits",
         "naps",
         "once",
         "outcomes",
@@ -70,6 +74,7 @@ class _Seen:
         self.given: dict[str, int] = {}  # by wait: since which offset it has its signal
         self.got: set[str] = set()  # the steps, sleeps and waits of which the code has got what came of them
         self.naps: dict[str, tuple[int, int, int]] = {}  # by sleep: claim, when it was over at the earliest, and when it began
+        self.limits: dict[str, tuple[float, int]] = {}  # by callback with heartbeats: when it times out, and the silence allowed
         self.once: dict[str, bool] = {}  # by step: whether it is at_most_once
         self.policies: dict[str, list[Json]] | None = None  # by path and name
         self.quarantined: tuple[int, int] | None = None
@@ -134,6 +139,8 @@ class Checker:
                 self._seen[id(run)] = _Seen()
             elif void is None and run is not None and kind == "signal-received":
                 self._note_given(run, offset)
+            elif void is None and run is not None and kind == "callback-heartbeat":
+                self._silence(record, run, event["step_id"], claim)
             elif void is not None and "from" in event and self._asks_in_vain(void, event, run):
                 place = event["from"]
                 part.refused[f"{place['inbox']}/{place['partition']}/{place['offset']}"] = void
@@ -210,13 +217,18 @@ class Checker:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
         elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out"):
             latest = self._latest(self._parts[partition].writers[record.offset])
-            if event["at"] > latest:
+            if event["at"] > latest and event.get("kind") != "heartbeat":
                 self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
             nap = seen.naps.get(step_id)
             if nap is not None and nap[0] == place[1] and self._now() > nap[1] + LATE_MS:
                 self._broken(7, f"it was to last {nap[1] - nap[2]} ms, and lasted {self._now() - nap[2]}", partition, record)
+            if nap is not None and event.get("kind") == "heartbeat" and self._now() < nap[1] - EXACT_MS:
+                self._broken(7, f"nobody was silent for {nap[1] - nap[2]} ms, only for {self._now() - nap[2]}", partition, record)
         elif kind == "callback-created" and event["heartbeat_ms"] is not None:
-            pass  # a heartbeat puts its end off
+            if self._healed:
+                due = math.inf if event["timeout_at"] is None else self._now() + event["timeout_at"] - event["at"]
+                seen.limits[step_id] = due, event["heartbeat_ms"]
+                self._silence(record, run, step_id, place[1])
         elif kind in ("sleep-scheduled", "wait-started", "callback-created") and self._healed:
             due = event["wake_at"] if kind == "sleep-scheduled" else event["timeout_at"]
             if due is not None:
@@ -225,6 +237,17 @@ class Checker:
             drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
             if len(drifted) > 1:
                 self._broken(11, f"the code went on with other steps than before: {sorted(drifted)}", partition, record)
+
+    def _silence(self, record: Record, run: Run, step_id: str, claim: int) -> None:
+        """A callback was created, or somebody works on its answer: it ends after this silence, or at its time-out."""
+        seen = self._seen[id(run)]
+        limits = seen.limits.get(step_id)
+        if limits is None:
+            return
+        if max(run.now - record.timestamp, abs(record.timestamp - self._now())) > EXACT_MS:  # its clock is or was off
+            seen.naps.pop(step_id, None)
+        else:
+            seen.naps[step_id] = claim, round(min(limits[0], self._now() + limits[1])), self._now()
 
     def _note_given(self, run: Run, offset: int) -> None:
         given = self._seen[id(run)].given

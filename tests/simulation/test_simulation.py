@@ -30,6 +30,7 @@ FOUND = {
     514604582566: "a record that came before the announcement of a run's code was taken for its turn",
     265143320706: "code that had been suspected and was no more had two turns",
     365012700882: "an announcement of a run's code that came twice counted twice",
+    305736843295: "silence about a callback was measured by the clock of the owner, which was set back, against the log's",
     617406943: "a cancelled run completed, as if the members of its task group had done their work",
     228532529679: "a repeat of a record that was void counted, and the checker took it for a stranger's decision",
     926076726524: "a snapshot from a checkpoint that was never ended was taken for one of the log that had been put back",

@@ -151,13 +151,15 @@ def test_a_heartbeat_puts_the_end_off_by_the_time_of_the_log() -> None:
     assert delivered(ledger)[1:] == [("callback-timed-out", "heartbeat")]
 
 
-def test_the_first_of_two_limits_is_the_next_timer() -> None:
+def test_the_time_out_is_due_by_the_owners_clock_and_silence_by_the_logs() -> None:
     found = OpenCallback("n", 100, 10, 0)
-    assert (found.due_at, found.due_fields["kind"]) == (10, "heartbeat")
+    assert (found.due_at, found.due_fields(by_log=False)["kind"]) == (100, "timeout")
+    assert (found.due_by_log, found.due_fields(by_log=True)["kind"]) == (10, "heartbeat")
     found.beat_at = 90
-    assert (found.due_at, found.due_fields["kind"]) == (100, "timeout")
+    assert (found.due_at, found.due_by_log) == (100, 100)
     assert OpenCallback("n", None, None, 0).due_at is None
-    assert OpenCallback("n", None, 2**63, 2**63).due_at is None, "never"
+    assert OpenCallback("n", None, None, 0).due_by_log is None
+    assert OpenCallback("n", None, 2**63, 2**63).due_by_log is None, "never"
 
 
 def test_an_open_callback_in_words() -> None:
@@ -247,9 +249,10 @@ def test_a_time_out_is_raised_at_each_await() -> None:
     stage.check()
 
 
-def test_with_heartbeats_nobody_knows_how_long_it_lasts() -> None:
+def test_it_lasts_as_long_as_its_time_out_says_with_heartbeats_and_without() -> None:
     assert CallbackCall("r", 5, None, lambda step_id, data: data).lasts_ms == 5
-    assert CallbackCall("r", 5, 3, lambda step_id, data: data).lasts_ms is None
+    assert CallbackCall("r", 5, 3, lambda step_id, data: data).lasts_ms == 5
+    assert CallbackCall("r", None, 3, lambda step_id, data: data).lasts_ms is None
 
 
 async def sleeps(step: Step, note: Note) -> None:

@@ -70,5 +70,5 @@ def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_s
     opened.resumed()
     call.check(opened)
     assert opened.due_at is None and opened.told and opened.words("s") == "bare 's'"
-    assert not opened.due_fields and not opened.put_off
+    assert not opened.due_fields(by_log=False) and opened.due_by_log is None
     assert call.lasts_ms is None and call.begin(0, str) is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ...core.state import RunState
+from ...core.state import Open, RunState
 from ..clock import Alarms
 from .ownership import Ownership
 
@@ -31,15 +31,27 @@ class Alarm:
         return len(self._alarms)
 
     def arm(self, run: RunState, step_id: str | None) -> None:
-        """Set the timer of an operation, if it has one."""
+        """Set the timers of an operation that has begun, if it has any."""
         op = run.open.get(step_id) if step_id else None
-        due = None if op is None else op.due_at
+        if op is None:
+            return
+        assert step_id is not None
+        due = op.due_at
         if due is not None:
-            assert step_id is not None
             live = self._ownership.live.get(run.id)
             asked = live.execution.ops.get(step_id) if live is not None else None
             if self._alarms.set(due, run.id, step_id, asked.elapsed if asked is not None else None):
                 self.start()
+        self.arm_by_log(op, run.id, step_id, run.now)
+
+    def arm_by_log(self, op: Open, run_id: str, step_id: str, log_now: int) -> None:
+        """Set the timer of an operation by the log's clock, if it has one. `log_now`: what this clock says now, ms since 1970.
+
+        The owner measures the time that is left, whatever its own clock says.
+        """
+        due = op.due_by_log
+        if due is not None and self._alarms.set(due, run_id, step_id, self._ownership.clock.elapsed() + max(due - log_now, 0)):
+            self.start()
 
     def wake_at(self, at: int, run_id: str, step_id: str) -> None:
         """Set a timer that looks at an operation again at `at`, ms since 1970."""

@@ -114,7 +114,8 @@ class Owner:
                 self._checkpoint.foreign_writes_possible = True
             if previous != self.worker.name:
                 self._attempts.unstarted.clear()
-            self._recovery.begin(self.state, previous)
+            assert isinstance(self._checkpoint.last, Record)  # our claim
+            self._recovery.begin(self.state, previous, self._checkpoint.last.timestamp)
             self.active = True
             self._claiming.decided.set()
             tasks = [
@@ -307,7 +308,10 @@ class Owner:
         if kind == "code-suspected":
             self._recovery.run_suspect(run)
             return
-        armed = event.get("step_id") if "claim" in event else None  # a request at most puts a time off, and its timer looks again
+        armed = event.get("step_id")
+        if "claim" not in event and armed in run.open:  # a request at most moves a time by the log's clock
+            self._alarm.arm_by_log(run.open[armed], run.id, armed, run.now)
+            armed = None
         if live is None:
             if kind in _MAY_END and run.cancel_requested and self._recovery.ends_without_code(run):
                 self._code.record_cancelled(run)
@@ -337,12 +341,13 @@ class Owner:
             self._forget(state, run)
         if run is None or op is None or run.phase != "open":
             return
-        if op.due_at != at:
-            self._alarm.arm(run, step_id if op.put_off else None)
-        elif op.when_due is None:
+        by_log = op.due_by_log == at
+        if op.due_at != at and not by_log:
+            return
+        if op.when_due is None:
             self._code.contained(run, self._retry, step_id)
         else:
-            due = {"step_id": step_id, "at": max(self.clock.now(), at), **op.due_fields}
+            due = {"step_id": step_id, "at": at if by_log else max(self.clock.now(), at), **op.due_fields(by_log)}
             self._code.contained(run, self.emit, op.when_due, **due)
 
     def _retry(self, run: RunState, step_id: str) -> None:

@@ -60,14 +60,17 @@ class Recovery:
         self._alarm = alarm
         self._revive = revive
         self._recovered = recovered
+        self._log_now = 0
 
-    def begin(self, state: PartitionState, previous: str | None) -> None:
-        """The claim was accepted; `previous` is the last owner that ran code, None if it released the partition.
+    def begin(self, state: PartitionState, previous: str | None, log_now: int) -> None:
+        """The claim was accepted at `log_now`, the log's time in ms; `previous` is the last owner that ran code, None if it
+        released the partition.
 
         Another worker died, or was too slow to release. If it was this worker, only the log failed, and this worker knows which
         of its attempts ran; then an unfinished recovery counts.
         """
         name = self._worker.name
+        self._log_now = log_now
         self.crashed = previous is not None and (previous != name or self.crashed)
         if previous != name:
             self.orphans.clear()
@@ -148,6 +151,7 @@ class Recovery:
             due = op.due_at
             if due is not None:
                 self._alarm.add(due, run_id, step_id)
+            self._alarm.arm_by_log(op, run_id, step_id, self._log_now)
         if run_id in self._live:
             return
         if run.cancel_requested and self.ends_without_code(run):
