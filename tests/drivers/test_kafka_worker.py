@@ -314,10 +314,11 @@ async def test_an_inbox_that_is_made_again_under_a_worker_is_read_from_its_begin
     async with shop.client.worker():
         await put(shop.driver, batch([record(number, value=start(name)) for number, name in enumerate(old)]))
         await shop.ended(*old)
+        old_id = await inbox_id(shop.driver)
         await admin.delete_topics([names.inbox])
         await admin.close()
         await asyncio.sleep(pause_s)
-        await made_again(shop.driver)
+        await made_again(shop.driver, old_id)
         await put(shop.driver, batch([record(number, value=start(name)) for number, name in enumerate(new)]))
         await shop.ended(*new)
         assert sorted(shop.charged) == sorted([*old, *new])
@@ -335,8 +336,9 @@ async def test_a_look_at_the_topics_notices_an_inbox_that_was_made_again(
     async with shop.client.worker():
         await put(shop.driver, batch([record(number, value=start(f"old {number}")) for number in range(5)]))
         await shop.ended(*(f"old {number}" for number in range(5)))
+        old_id = await inbox_id(shop.driver)
         await admin.delete_topics([shop.driver.namespace.inbox])
-        await made_again(shop.driver)
+        await made_again(shop.driver, old_id)
         await put(shop.driver, batch([record(number, value=start(f"new {number}")) for number in range(10)]))
         await shop.ended(*(f"new {number}" for number in range(10)))
     assert len(shop.charged) == 15
@@ -359,17 +361,21 @@ async def test_a_position_in_an_inbox_that_was_made_again_counts_for_nothing(
     assert "/0 was made again after it was read up to 3: it is read from its beginning" in caplog.text
 
 
-async def made_again(driver: KafkaDriver) -> None:
-    """The inbox, which was deleted: until that is done the name is taken, or it cannot be described."""
+async def inbox_id(driver: KafkaDriver) -> str | None:
+    return {topic.name: topic.id for topic in await driver.describe()}.get(driver.namespace.inbox)
+
+
+async def made_again(driver: KafkaDriver, old_id: str | None) -> None:
+    """Make the inbox, which was deleted, again. Ends when the broker appends to the new one: until then it may still take a
+    record for the old one, which goes with it.
+    """
 
     async def is_made() -> bool:
         try:
-            before = {topic.name: topic.id for topic in await driver.describe()}
-            await driver.create_topics(4, 1)
-            after = {topic.name: topic.id for topic in await driver.describe()}
-        except (ConfigError, LogUnavailable):
+            await driver.create_topics(4, 1)  # until the old one is gone the name is taken
+            return await inbox_id(driver) != old_id and all(one.end == 0 for one in await driver.inbox_positions())
+        except (ConfigError, LogUnavailable):  # it cannot be described
             return False
-        return driver.namespace.inbox not in before and driver.namespace.inbox in after
 
     await eventually(is_made)
 
