@@ -114,9 +114,9 @@ class Membership(Protocol):
 
 
 class InboxRecord(NamedTuple):
-    """One raw record of the inbox, from anyone. `place` names it uniquely and for ever, such as "shop.inbox/3/1742".
+    """One raw record of the inbox, from anyone. `place` names it, such as "shop.inbox/3/1742".
 
-    `inbox` is the identity of the inbox; an inbox that was deleted and made again has another identity.
+    `inbox` is the identity of the inbox. One that was deleted and made again has another identity, and the same places.
 
     Bytes of a header's name that are not UTF-8 are kept as surrogates (PEP 383). `damage`: why the log cannot read the record;
     the router refuses it for this reason, and `value` holds the raw bytes.

@@ -92,7 +92,8 @@ def parse(record: InboxRecord) -> Request:
     else:
         fields = _object(_json(record.value, "the record"), "the record")
         if "specversion" not in fields:
-            return _request(fields, _kind(fields), record.place, record.place)
+            place = _unique(record)
+            return _request(fields, _kind(fields), place, place)
         event = _structured(fields, "")  # a structured CloudEvent that lost its headers on the way
     readable_id = printable(event.id).lstrip("@")
     if event.type in {_PREFIX + kind for kind in _KINDS}:
@@ -100,6 +101,11 @@ def parse(record: InboxRecord) -> Request:
         fields = _object(event.data, f"the data of {event.type}")
         return _request(fields, kind, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
     return Request("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
+
+
+def _unique(record: InboxRecord) -> str:
+    """The place of a record, with the identity of its inbox: places repeat in an inbox that was deleted and made again."""
+    return f"{record.place}-{record.inbox}" if record.inbox else record.place
 
 
 def place_of(record: InboxRecord) -> dict[str, Any] | None:

@@ -331,17 +331,19 @@ async def test_an_inbox_that_is_made_again_under_a_worker_is_read_from_its_begin
 async def test_a_look_at_the_topics_notices_an_inbox_that_was_made_again(
     shop: Shop, admin: AIOKafkaAdminClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if no fetch has failed meanwhile."""
+    """Even if no fetch has failed meanwhile. A start without a run id is another run in the new one."""
+    nameless = record(0, value=b'{"type": "start", "workflow": "order", "data": "nameless"}')
     monkeypatch.setattr(Tail, "was_cut_off", property(lambda tail: False, lambda tail, value: None), raising=False)
     async with shop.client.worker():
-        await put(shop.driver, batch([record(number, value=start(f"old {number}")) for number in range(5)]))
-        await shop.ended(*(f"old {number}" for number in range(5)))
+        await put(shop.driver, batch([nameless, *(record(number, value=start(f"old {number}")) for number in range(1, 5))]))
+        await shop.ended(*(f"old {number}" for number in range(1, 5)))
         old_id = await inbox_id(shop.driver)
         await admin.delete_topics([shop.driver.namespace.inbox])
         await made_again(shop.driver, old_id)
-        await put(shop.driver, batch([record(number, value=start(f"new {number}")) for number in range(10)]))
-        await shop.ended(*(f"new {number}" for number in range(10)))
-    assert len(shop.charged) == 15
+        await put(shop.driver, batch([nameless, *(record(number, value=start(f"new {number}")) for number in range(1, 10))]))
+        await shop.ended(*(f"new {number}" for number in range(1, 10)))
+        await eventually(lambda: asyncio.sleep(0, len(shop.charged) == 15))
+    assert shop.charged.count("nameless") == 2
 
 
 async def test_a_position_in_an_inbox_that_was_made_again_counts_for_nothing(

@@ -74,6 +74,14 @@ def test_a_start_without_a_run_id_gets_one_from_its_place() -> None:
     assert valid_run_id(long) and valid_run_id(other) and long != other
 
 
+def test_ids_from_places_differ_in_an_inbox_that_was_made_again() -> None:
+    first, again = (
+        parse(InboxRecord(PLACE, 1, None, b'{"type":"start","workflow":"w"}', (), inbox=inbox)) for inbox in ("4fe1", "9ab2")
+    )
+    assert (first.run_id, again.run_id) == (f"{PLACE}-4fe1", f"{PLACE}-9ab2")
+    assert first.id != again.id, "a signal in the new inbox would be taken for a repeat"
+
+
 def test_an_answer_to_a_callback() -> None:
     callback = {"type": "callback", "id": CALLBACK}
     asked = Request("callback", PLACE, callback=CallbackId("r", "s", "n"))
