@@ -551,12 +551,13 @@ class Checker:
         asked = {request for part in self._parts for _, request in part.requests}
         for part in log.partitions:
             for number, record in enumerate(part.inbox):
+                request = f"{record.place}-{record.inbox}"
                 if number in part.given_up:
-                    if record.place in asked or record.place in refused:
+                    if request in asked or record.place in refused:
                         raise Broken(20, f"{record.place} was served, and its transaction was aborted: {record.value!r}")
                     continue
                 is_cloud_event = b'"specversion"' in (record.value or b"")
-                if not is_cloud_event and record.place not in refused and record.place not in asked:
+                if not is_cloud_event and record.place not in refused and request not in asked:
                     raise Broken(18, f"the inbox was read past {record.place}, and {record.value!r} has come to nothing")
         for seen in self._parts:
             if untold := seen.refused.keys() - refused:
