@@ -76,6 +76,9 @@ class Attempts:
             return False
         run = live.run
         known = run.open.get(op.id)
+        if known is None and not crashed:  # short path for nine steps in ten
+            self._hand_out(live, op, call, None)
+            return True
         step = known if isinstance(known, OpenStep) else None
         if step is not None and step.next_at is not None and step.next_at > self._clock.now():
             self._wake_at(step.next_at, run.id, op.id)
@@ -183,12 +186,14 @@ class Attempts:
 
     def dispatch(self, live: Live, op: Op) -> None:
         """Hand an attempt to the worker, or announce it first if its step requires that."""
-        if self._ownership.leaving or op.id in live.attempts:
-            return
         call = op.call
         assert isinstance(call, StepCall)
         known = live.run.open.get(op.id)
-        step = known if isinstance(known, OpenStep) else None
+        self._hand_out(live, op, call, known if isinstance(known, OpenStep) else None)
+
+    def _hand_out(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
+        if self._ownership.leaving or op.id in live.attempts:
+            return
         attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
         if call.at_most_once:
             self.announce(attempt)
