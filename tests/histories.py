@@ -119,11 +119,14 @@ class Keeper:
     def __init__(self, log: MemoryDriver) -> None:
         self.log = log
         self.state = PartitionState()
-        self.checkpoint = Checkpoint(log, 0, lambda run: run.idle)
+        self.checkpoint = Checkpoint(log, 0, self._is_idle)
 
     async def load(self) -> PartitionState:
         self.state = await self.checkpoint.load()
         return self.state
+
+    def _is_idle(self, run_id: str) -> bool:
+        return self.state.runs.is_idle(run_id)
 
     def run(self, run_id: str) -> RunState:
         run = self.state.runs.get(run_id)

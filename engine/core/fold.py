@@ -189,6 +189,8 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     if run.phase in ENDS:
         run.ended_at = run.now
         del state.runs.unpacked[run.id]  # `get` has unpacked the run, so it is there
+        if state.runs.notes:
+            state.runs.notes.pop(run.id, None)
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now, run.digest)
     return _change((event, run, None))

@@ -63,11 +63,9 @@ class RunState:
         "done",
         "ended_at",
         "error",
-        "executed",
         "folded",
         "given",
         "id",
-        "idle",
         "input",
         "journal",
         "now",
@@ -81,7 +79,6 @@ class RunState:
         "signals",
         "start",
         "started_at",
-        "stored",
         "suspected",
         "suspected_by",
         "trigger",
@@ -116,11 +113,7 @@ class RunState:
         self.error: Any = None
         self.reason: str | None = None
         self.ended_at: int | None = None
-        # Notes of the owner, which `snapshot.pack` leaves out.
-        self.folded = start + 1  # the snapshot that the run came from holds its records below this offset
-        self.idle = False  # the code has run to the end of the journal and waits only for open operations
-        self.executed = -1  # number of journal entries that the code is known to have seen
-        self.stored = -1  # the claim under which a snapshot of the run is stored
+        self.folded = start + 1  # a snapshot of the run covers its records below this offset; not packed, so the reader sets it
 
     @property
     def ended(self) -> bool:

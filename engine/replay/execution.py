@@ -115,6 +115,11 @@ class Execution:
         """Whether the code now repeats what it has done before."""
         return self.position <= self._executed
 
+    @property
+    def seen(self) -> int:
+        """How many entries of the journal the code is known to have seen, here or before."""
+        return max(self.position, self._executed)
+
     def advance(self) -> None:
         """Deliver the journal's new entries and run the code as far as it goes.
 

@@ -29,7 +29,6 @@ from ..core.ended import fingerprint
 from ..core.fold import PartitionState
 from ..core.runs import Runs
 from ..core.snapshot import unpack
-from ..core.state import RunState
 from ..errors import ConfigError, PayloadTooLarge, StepfoldError
 from ..events import FORMAT
 from ..log import Log, Record
@@ -47,10 +46,11 @@ PACK_RUNS = 200
 class Checkpoint:
     """The items beside one partition, written by the owner under `claim`.
 
-    A checkpoint does not touch an unchanged run: the run keeps the claim under which its snapshot is stored.
+    A checkpoint does not touch an unchanged run: the run keeps the claim under which its snapshot is stored. `is_idle` says of a
+    run id whether the run is idle, as `core.runs.Note` has it.
     """
 
-    def __init__(self, log: Log, partition: int, is_idle: Callable[[RunState], bool]) -> None:
+    def __init__(self, log: Log, partition: int, is_idle: Callable[[str], bool]) -> None:
         self._log = log
         self._partition = partition
         self._is_idle = is_idle
@@ -192,7 +192,7 @@ class Checkpoint:
                         lengths[number] = max(lengths.get(number, 0), len(value) - SUM_BYTES)
                     continue
                 run_id, _, piece = rest[2:].partition("\n")
-                stored = state.runs.peek(run_id).stored if run_id in state.runs else -1
+                stored = state.runs.stored(run_id)
                 if stored != writer:
                     self._superseded[key] = None
                     self.dirty.setdefault(run_id, stored)
@@ -207,19 +207,16 @@ class Checkpoint:
         if run_id in self._packing:
             self._pack(run_id, state)
         if run_id not in self.dirty:
-            run = state.runs.get(run_id)
-            self.dirty[run_id] = -1 if run is None else run.stored
+            self.dirty[run_id] = state.runs.stored(run_id)
 
     def _pack(self, run_id: str, state: PartitionState) -> None:
         stored = self._packing.pop(run_id)
         if stored not in (-1, self._claim):
             self._superseded[f"{stored}/r/{run_id}"] = None
-        run = state.runs.unpacked.get(run_id)
         value = state.runs.snapshot(run_id)
-        state.runs.mark_stored(run_id, self._claim)
+        state.runs.note_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
-        is_idle = state.runs.is_idle(run_id) if run is None else self._is_idle(run)
-        head = orjson.dumps([VERSION, self._offset, is_idle, len(pieces), zlib.crc32(value), self._stood])
+        head = orjson.dumps([VERSION, self._offset, self._is_idle(run_id), len(pieces), zlib.crc32(value), self._stood])
         key = f"{self._prefix}r/{run_id}"
         self._superseded.pop(key, None)
         self._items[key] = head + b"\n" + pieces[0]
@@ -404,8 +401,7 @@ class Found:
     def _snapshot(self, claim: int, run_id: str, key: str, value: bytes | None) -> None:
         if value is None:
             self._large.pop(key, None)
-            run = self._state.runs.peek(run_id) if run_id in self._state.runs else None
-            if run is not None and run.stored == claim:
+            if run_id in self._state.runs and self._state.runs.stored(run_id) == claim:
                 self._drop(run_id)
             return
         if "\n" in run_id:
@@ -430,12 +426,12 @@ class Found:
             self._stood[Mark(*stood)] = offset
         runs = self._state.runs
         if run_id in runs:
-            known = runs.peek(run_id)
-            if known.stored != claim and known.folded > offset:
+            stored = runs.stored(run_id)
+            if stored != claim and runs.peek(run_id).folded > offset:
                 self.worthless[key] = None
                 return
-            if known.stored != claim:
-                self.worthless[f"{known.stored}/r/{run_id}"] = None
+            if stored != claim:
+                self.worthless[f"{stored}/r/{run_id}"] = None
             self._drop(run_id)
         self._last_start = max(self._last_start, self._keep(runs, run_id, value, offset, claim, is_idle))
         self._state.open_mark ^= fingerprint(run_id)
@@ -447,7 +443,8 @@ class Found:
             runs.put(run_id, workflow, value, offset, claim)
             return start
         run = runs.add(unpack(value))
-        run.folded, run.stored = offset, claim
+        run.folded = offset
+        runs.note_stored(run_id, claim)
         return run.start
 
     def _drop(self, run_id: str) -> None:
@@ -523,5 +520,5 @@ class Found:
         for run_id in state.runs.ids():
             run = state.runs.peek(run_id)
             if run.start >= state.offset or state.ended.remembers(run_id, run.now, state.memory_ms):
-                self.worthless[f"{run.stored}/r/{run_id}"] = None
+                self.worthless[f"{state.runs.stored(run_id)}/r/{run_id}"] = None
                 self._drop(run_id)

@@ -20,7 +20,7 @@ class Past:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._states = [PartitionState(partition, log.partitions) for partition in range(log.partitions)]
-        self._checkpoints = [Checkpoint(log, state.partition, lambda _run: True) for state in self._states]
+        self._checkpoints = [Checkpoint(log, state.partition, lambda _run_id: True) for state in self._states]
 
     def claim_of(self, run_id: str) -> int:
         """The current claim of the run's partition."""

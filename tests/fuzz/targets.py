@@ -312,7 +312,7 @@ LOOP = asyncio.new_event_loop()
 def _stored() -> tuple[tuple[str, bytes], ...]:
     async def store() -> dict[str, bytes]:
         log = await _memory()
-        keeper = Checkpoint(log, 0, lambda run: run.id == "two")
+        keeper = Checkpoint(log, 0, lambda run_id: run_id == "two")
         state = await keeper.load()
         for one in await log.reader(0, 0).read(1000):
             keeper.touch(one.key, state)
@@ -362,7 +362,7 @@ def run_checkpoint(data: bytes) -> None:
     async def read() -> None:
         log = await _memory()
         await log.checkpoint_put(0, {**stored, key: value or None})
-        keeper = Checkpoint(log, 0, lambda run: False)
+        keeper = Checkpoint(log, 0, lambda run_id: False)
         state = await keeper.load()
         for one in await log.reader(0, state.offset).read(1000):
             keeper.touch(one.key, state)
@@ -372,7 +372,7 @@ def run_checkpoint(data: bytes) -> None:
             assert facts(state) == truth, "what was loaded is not what the log says"
         await keeper.look_again(state, state.claim)
         await _save(keeper, state)
-        again = await Checkpoint(log, 0, lambda run: False).load()
+        again = await Checkpoint(log, 0, lambda run_id: False).load()
         assert again.offset <= state.offset
         await log.close()
 

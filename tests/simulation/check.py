@@ -634,12 +634,13 @@ class _Found(Found):
         run = self._unpacked.get((value, offset, claim))
         if run is None:
             run = self._unpacked[value, offset, claim] = unpack(value)
-            run.folded, run.stored = offset, claim
+            run.folded = offset
         runs.unpacked[run_id] = run
+        runs.note_stored(run_id, claim)
         return run.start
 
 
-def _is_idle(run: RunState) -> bool:
+def _is_idle(run_id: str) -> bool:
     return False
 
 

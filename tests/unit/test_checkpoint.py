@@ -515,10 +515,10 @@ async def test_whether_a_run_is_idle_is_stored_with_it() -> None:
     ledger = ledger_of("a", "b")
     keeper = Keeper(await stored(ledger, MemoryDriver()))
     keeper.fold(ledger.records)
-    keeper.run("a").idle = True
+    keeper.state.runs.note_idle(keeper.run("a").id, True)
     await keeper.save()
     loaded = await Keeper(keeper.log).load()
-    assert loaded.runs.peek("a").idle and not loaded.runs.peek("b").idle
+    assert loaded.runs.is_idle("a") and not loaded.runs.is_idle("b")
 
 
 async def test_entries_of_other_keys_are_no_runs() -> None:

@@ -9,7 +9,7 @@ import pytest
 from histories import RUN, Keeper, Ledger, begun, owned, reloaded, stored
 
 from stepfold.core.packing import MAX_SAMPLES, Packer
-from stepfold.core.runs import Runs
+from stepfold.core.runs import NO_NOTE, Note, Runs
 from stepfold.core.snapshot import pack
 from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
@@ -22,13 +22,18 @@ def asleep(idle: bool = True) -> Ledger:
     ledger = begun()
     ledger.accepts("step-completed", step_id="before", attempt=1, result={"n": 1})
     ledger.accepts("sleep-scheduled", step_id="nap", wake_at=ledger.now_ms)
-    ledger.run.folded, ledger.run.stored, ledger.run.idle = 7, 3, idle
-    ledger.state.runs.put_away(RUN)
+    ledger.run.folded = 7
+    runs = ledger.state.runs
+    runs.note_stored(RUN, 3)
+    runs.note_idle(RUN, idle)
+    runs.put_away(RUN)
     return ledger
 
 
-def value_of(run: RunState) -> object:
-    return pack(run), run.folded, run.stored, run.idle, run.executed
+def value_of(runs: Runs) -> object:
+    """Of a run, unpacked: what is kept of it."""
+    run = at(runs)
+    return pack(run), run.folded, runs.notes.get(RUN, NO_NOTE)
 
 
 # Runs.
@@ -52,8 +57,8 @@ def test_what_is_asked_for_comes_back_as_it_was() -> None:
     run = ledger.run
     assert ledger.state.runs.unpacked == {RUN: run}
     assert ledger.state.runs.get(RUN) is run and ledger.state.runs.peek(RUN) is run
-    assert value_of(run) == value_of(copy)
-    assert (run.folded, run.stored, run.idle, run.executed) == (7, 3, True, 1)
+    assert (pack(copy), copy.folded) == (pack(run), run.folded) and run.folded == 7
+    assert ledger.state.runs.notes == {RUN: Note(stored=3, idle=True, executed=1)}
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -61,33 +66,37 @@ def test_what_is_asked_for_comes_back_as_it_was() -> None:
 def test_whether_a_run_is_idle_is_known_wherever_it_is(idle: bool, away: bool) -> None:
     runs = asleep(idle).state.runs
     if not away:
-        assert at(runs).idle is idle
+        assert at(runs)
     assert runs.is_idle(RUN) is idle
-    runs.mark_stored(RUN, 99)
+    runs.note_stored(RUN, 99)
     assert runs.is_idle(RUN) is idle and (RUN in runs.unpacked) is not away
-    assert (at(runs).folded, at(runs).stored, at(runs).idle) == (7, 99, idle)
+    assert (at(runs).folded, runs.stored(RUN), runs.is_idle(RUN)) == (7, 99, idle)
 
 
 def test_how_much_the_code_of_a_busy_run_has_seen_is_kept() -> None:
     ledger = begun()
+    runs = ledger.state.runs
     for executed in (-1, 0, 5):
-        ledger.run.executed = executed
-        value = value_of(ledger.run)
-        ledger.state.runs.put_away(RUN)
-        assert value_of(ledger.run) == value
+        runs.note_executed(RUN, executed)
+        value = value_of(runs)
+        runs.put_away(RUN)
+        runs.note_executed(RUN, 1_000)
+        assert value_of(runs) == value and runs.executed(RUN) == executed
 
 
 def test_a_run_that_has_decided_nothing_has_not_been_executed_for_all_we_know() -> None:
     runs = begun().state.runs
-    at(runs).idle = True
-    at(runs).executed = 0
+    runs.note_idle(RUN, True)
+    runs.note_executed(RUN, 0)
     runs.put_away(RUN)
-    assert at(runs).executed == -1
+    assert at(runs)
+    assert runs.executed(RUN) == -1
 
 
 def test_who_is_not_there_is_not_found() -> None:
     runs = asleep().state.runs
     assert "other" not in runs and runs.get("other") is None
+    assert runs.stored("other") == -1 and not runs.is_idle("other")
     for look in (runs.peek, runs.snapshot, runs.remove):
         with pytest.raises(KeyError):
             look("other")
@@ -107,10 +116,11 @@ def test_a_snapshot_is_the_same_wherever_the_run_is(away: bool) -> None:
 def test_where_its_snapshot_is_stored_is_noted_wherever_the_run_is(away: bool) -> None:
     runs = asleep().state.runs
     if not away:
-        assert at(runs).stored == 3
-    runs.mark_stored(RUN, 99)
-    assert (RUN in runs.unpacked) is not away
-    assert at(runs).stored == 99 and at(runs).folded == 7
+        assert at(runs)
+    assert runs.stored(RUN) == 3
+    runs.note_stored(RUN, 99)
+    assert runs.stored(RUN) == 99 and (RUN in runs.unpacked) is not away
+    assert at(runs).folded == 7 and runs.stored(RUN) == 99
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -120,11 +130,21 @@ def test_a_run_is_taken_out_or_replaced_wherever_it_is(away: bool) -> None:
     if not away:
         assert at(runs).id == RUN
     runs.add(other)
-    assert at(runs) is other and len(runs) == 1
+    assert at(runs) is other and len(runs) == 1 and runs.stored(RUN) == -1
+    runs.note_stored(RUN, 99)
     if away:
         runs.put_away(RUN)
     runs.remove(RUN)
-    assert not runs and RUN not in runs
+    assert not runs and RUN not in runs and not runs.notes
+
+
+def test_nothing_is_noted_of_a_run_that_has_ended() -> None:
+    ledger = asleep()
+    runs, run = ledger.state.runs, ledger.run
+    ledger.accepts("completed", result=1)
+    runs.note_executed(RUN, 1)
+    runs.note_idle(RUN, False)
+    assert run.ended and not runs.notes
 
 
 def test_a_record_finds_a_run_that_was_put_away() -> None:
@@ -154,7 +174,7 @@ async def test_checkpoints_hold_what_was_put_away() -> None:
         ledger.accepts("sleep-scheduled", name, step_id="nap", wake_at=ledger.now_ms)
     keeper = Keeper(await stored(ledger, MemoryDriver(clock=lambda: ledger.now_ms)))
     keeper.fold(ledger.records)
-    keeper.run("a").idle = True
+    keeper.state.runs.note_idle(keeper.run("a").id, True)
     keeper.state.runs.put_away("a")
     await keeper.save()
     assert not keeper.state.runs.unpacked.get("a")

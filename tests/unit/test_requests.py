@@ -293,7 +293,7 @@ async def test_signals_that_came_early_outlive_their_owner(away: bool, again: in
     for _ in range(again):
         keeper.fold(ledger.records)
         if away:
-            keeper.run(RUN).idle = True
+            keeper.state.runs.note_idle(keeper.run(RUN).id, True)
             keeper.state.runs.put_away(RUN)
         await stored(ledger, keeper.log)
         await keeper.save()

@@ -65,7 +65,7 @@ class Owner:
         self._attempts = self._code.attempts
         self._recovery = Recovery(self, self._code, self._appending, self._alarm, self._revive, self._recovered)
         self._residents = Residents(self, self._code, self.emit, self._recovery.may_run, self._recovery.has_crashed)
-        self._checkpoint = Checkpoint(log, partition, self._code.is_idle)
+        self._checkpoint = Checkpoint(log, partition, self._is_idle)
         self._claiming = Claiming(
             log,
             partition,
@@ -219,7 +219,8 @@ class Owner:
         self._checkpointing.changes += 1
         change = fold(state, record)
         if change is not None and change.run is not None:
-            change.run.idle = False
+            if change.run.id not in self.live:
+                state.runs.note_idle(change.run.id, False)
         elif change is not None and change.early is None:
             self._checkpoint.claimed = mark_of(record)
             if state.owner != self.worker.name:
@@ -263,7 +264,7 @@ class Owner:
                 if self._recovery.suspects.careful:
                     self._recovery.suspects.seen(run)  # before `_react` queues the run again
                 try:
-                    self._react(change.event, run)
+                    self._react(state, change.event, run)
                 except Exception as error:  # noqa: BLE001  # any error concerns only this run
                     self._code.contain(run, error)
             if self._residents.deferred:
@@ -275,7 +276,7 @@ class Owner:
 
     def _expect(self, state: PartitionState, run: RunState) -> None:
         """A signal came before its run. Set a timer to forget it if the run does not begin in time."""
-        run.idle = True
+        state.runs.note_idle(run.id, True)
         if len(run.input) == 1:
             if run.id in state.runs.unpacked:
                 state.runs.put_away(run.id)
@@ -292,7 +293,7 @@ class Owner:
         state.drop(run.id)
         self._told.note(state, state.offset)
 
-    def _react(self, event: dict[str, Any], run: RunState) -> None:
+    def _react(self, state: PartitionState, event: dict[str, Any], run: RunState) -> None:
         live = self.live.get(run.id)
         kind = event["type"]
         if kind == RESULT and live is not None:  # short path for nine records in ten
@@ -315,7 +316,7 @@ class Owner:
         if live is None:
             if kind in _MAY_END and run.cancel_requested and self._recovery.ends_without_code(run):
                 self._code.record_cancelled(run)
-            elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > run.executed):
+            elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > state.runs.executed(run.id)):
                 self._residents.revive(run)
             for step_id in run.open if kind == "resumed" else (armed,):
                 self._alarm.arm(run, step_id)
@@ -367,6 +368,12 @@ class Owner:
 
     def _not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
         self._code.contained(run, self._code.not_taken, event, error)
+
+    def _is_idle(self, run_id: str) -> bool:
+        live = self.live.get(run_id)
+        if live is not None:
+            return self._code.is_idle(live)
+        return self.state is not None and self.state.runs.is_idle(run_id)
 
     def _recovered(self) -> None:
         self._attempts.unstarted.clear()

@@ -157,14 +157,15 @@ class Recovery:
         if run.cancel_requested and self.ends_without_code(run):
             self._code.record_cancelled(run)
             return
-        if self.crashed and (not run.idle or self._may_have_retried(run)):
+        idle = state.runs.is_idle(run_id)
+        if self.crashed and (not idle or self._may_have_retried(run)):
             self.orphans.add(run_id)
         if run.phase == "quarantined":
             if run.suspected < KILLS_LIMIT and self._code_to_try(run) and not self.suspects.holds(run):
                 self._try_resume(run)
             return
-        run.executed = len(run.journal) if run.decided else -1
-        if not run.idle or run_id in self.orphans:
+        state.runs.note_executed(run_id, len(run.journal) if run.decided else -1)
+        if not idle or run_id in self.orphans:
             self._revive(state.runs.get(run_id) or run)
         elif run_id in state.runs.unpacked:
             state.runs.put_away(run_id)
@@ -209,5 +210,7 @@ class Recovery:
             return
         finally:
             self._code.shut(live)
-        run.executed = len(run.journal)
+        state = self._ownership.state
+        assert state is not None
+        state.runs.note_executed(run.id, len(run.journal))
         self._emit(run, "resumed")

@@ -78,7 +78,7 @@ class Residents:
             return
         if not run.decided and self._code.completes_input(run, workflow):
             return
-        live = self._live[run.id] = self._code.load(run, workflow, run.executed)
+        live = self._live[run.id] = self._code.load(run, workflow, state.runs.executed(run.id))
         self._code.advance(live, self._has_crashed(run.id))
 
     def bring_in(self) -> None:
@@ -137,7 +137,7 @@ class Residents:
     def _evict(self, state: PartitionState) -> None:
         """Take the code of idle runs out of memory, the oldest first, and put their state away."""
         wanted = len(self._live) - self._bound + self._bound // 10 + 1
-        idle = list(islice((live for live in self._live.values() if self._code.is_idle(live.run)), wanted))
+        idle = list(islice((live for live in self._live.values() if self._code.is_idle(live)), wanted))
         for live in idle:
             self._code.close(live)
             state.runs.put_away(live.run.id)

@@ -39,6 +39,7 @@ class Running:
 
     def __init__(self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None]) -> None:
         self.live = ownership.live
+        self._ownership = ownership
         self._loop = ownership.loop
         self._worker = ownership.worker
         self._clock = ownership.clock
@@ -276,10 +277,12 @@ class Running:
 
     def close(self, live: Live) -> None:
         """Take a run's code out of memory."""
-        live.run.idle = self.is_idle(live.run)
+        run, state = live.run, self._ownership.state
+        if state is not None and not run.ended:
+            state.runs.note_idle(run.id, self.is_idle(live))
+            state.runs.note_executed(run.id, live.execution.seen)
         self.attempts.withdraw(live)
-        live.run.executed = max(live.run.executed, live.execution.position)
-        self.live.pop(live.run.id, None)
+        self.live.pop(run.id, None)
         self.shut(live)
 
     def shut(self, live: Live) -> None:
@@ -302,12 +305,9 @@ class Running:
         with contextlib.suppress(Exception, Stuck):
             self._watch.run(live, live.execution.close)  # what is left of it
 
-    def is_idle(self, run: RunState) -> bool:
+    def is_idle(self, live: Live) -> bool:
         """Whether the code has run as far as it can and waits only for things that the folded state holds."""
-        live = self.live.get(run.id)
-        if live is None:
-            return run.idle
-        execution = live.execution
+        run, execution = live.run, live.execution
         if live.finished:  # its end may never reach the log: then the code must run again
             return False
         if run.phase != "open" or live.attempts or execution.has_news or execution.position != len(run.journal):
