@@ -24,7 +24,7 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, cast
@@ -34,11 +34,12 @@ import orjson
 from stepfold.authoring.step import StepPorts
 from stepfold.authoring.workflow import Registry, Workflow
 from stepfold.client.client import Client
+from stepfold.client.view import RunHistory, RunView, state_for
 from stepfold.core.ended import REMEMBER_MS
-from stepfold.core.fold import PartitionState, fold
+from stepfold.core.fold import PartitionState
 from stepfold.core.state import RunState
-from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, RunNotFound, disagreement
-from stepfold.log import CLAIM_KEY, Log, Record, partition_of
+from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, disagreement
+from stepfold.log import CLAIM_KEY, Log, Record
 from stepfold.replay.execution import Execution, Outcome
 from stepfold.worker.interrupts import from_keyboard
 from stepfold.worker.owner.live import named, stuck
@@ -78,17 +79,16 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
 
     Raises RunNotFound, LogUnavailable, and OSError if the file cannot be written.
     """
-    partition = partition_of(run_id, log.partitions)
-    state = PartitionState(partition, log.partitions)
-    run: RunState | None = None
+    view = RunView(run_id, state_for(log, run_id))
+    state, partition = view.state, view.state.partition
     before = state.claim, state.format, state.memory_ms
     kept: list[Record] = []
     between: list[Record] = []  # since the run's last record: claims, and signals for the next run of this id
     # index of the first such signal in `between`, and claim, format and memory before it
     early: tuple[int, tuple[int, int, int]] | None = None
     for record in await log.find(partition, (run_id, CLAIM_KEY)):
-        current = state.claim, state.format, state.memory_ms
-        change = fold(state, record)
+        run, current = view.run, (state.claim, state.format, state.memory_ms)
+        change = view.take(record)
         if change is None:
             continue
         if change.run is None:
@@ -97,13 +97,11 @@ async def export_run(log: Log, run_id: str, file: FilePath | BinaryIO) -> Export
             between.append(record)
             continue
         if change.run is not run:
-            run = change.run
             start, before = early or (len(between), current)
             kept, between, early = [], between[start:], None
         kept += [*between, record]
         between.clear()
-    if run is None:
-        raise RunNotFound(run_id, log.name)
+    view.found(log)
     chain = _Chain()
     chain.add(
         kind="stepfold-export",
@@ -158,12 +156,16 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether a file is unchanged since its export. `head`: the hash of the last record's line; `records`: their number."""
+    """Whether a file is unchanged since its export. `head`: the hash of the last record's line; `records`: their number.
+
+    `history`: the run as the records tell it; None if something is wrong.
+    """
 
     findings: list[Finding]
     run_id: str | None
     records: int
     head: str | None
+    history: RunHistory | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -180,6 +182,7 @@ def verify(file: FilePath | BinaryIO) -> Verification:
         header.run_id if header is not None else None,
         len(history.records),
         history.records[-1].hash if history.records else None,
+        None if history.findings else history.told,
     )
 
 
@@ -213,7 +216,7 @@ class _History:
         self.findings: list[Finding] = []
         self.header: _Header | None = None
         self.records: list[_Record] = []
-        self.run: RunState | None = None
+        self.told: RunHistory | None = None
         self.delivered_by: list[int] = []  # for each entry of the run's journal: the line that delivered it
         self.stood_still = False  # the run was quarantined when it ended
 
@@ -369,19 +372,19 @@ def _fold(history: _History) -> None:
     assert header is not None
     state = PartitionState(header.partition, header.partitions)
     state.claim, state.format, state.memory_ms = header.claim, header.record_format, header.memory_ms
+    told = history.told = RunHistory(header.run_id, state)
     for place, _, record in history.records:
-        run = history.run
+        run = told.run
         history.stood_still = run is not None and run.phase == "quarantined"
-        change = fold(state, record)
+        change = told.take(record)
         if change is None or (change.run is not None and (change.run.id != header.run_id or run not in (None, change.run))):
             history.find(
                 place, "rejected", f"the record in line {place} (offset {record.offset}) is not accepted after those before it"
             )
             return
         if change.run is not None:
-            history.run = change.run
             history.delivered_by += [place] * (len(change.run.journal) - len(history.delivered_by))
-    if history.run is None:
+    if told.run is None:
         history.find(0, "missing", "the export holds no record of its run")
 
 
@@ -421,10 +424,10 @@ def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
     The client must be connected only if the code uses `ctx.ext`. Raises only errors that end a process.
     """
     history = _read(file)
-    if history.run is None or history.findings:
+    run = None if history.told is None else history.told.run
+    if run is None or history.findings:
         finding = history.findings[0]
         return Replay("damaged", f"the file is not an intact export: {finding.message}", line=finding.line or None)
-    run = history.run
     registry = workflows.registry if isinstance(workflows, Client) else workflows
     workflow = registry.find(run.workflow, run.version)
     if workflow is None:

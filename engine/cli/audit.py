@@ -6,18 +6,23 @@ import contextlib
 import io
 import linecache
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 from rich.console import Group, RenderableType
 
 from ..client.requests import checked_run_id
+from ..client.story import line_json
 from ..values.text import shown_json
 from .output import Format, OutputOption, Text, print_object, remark
+from .picture import steps_table
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, client_of, connected, load, run_async
+
+if TYPE_CHECKING:
+    from stepfold.projections.audit import Verification
 
 RunId = Annotated[str, typer.Argument(metavar="RUN_ID", show_default=False)]
 File = Annotated[
@@ -79,16 +84,27 @@ def verify(file: File, output: OutputOption = Format.TABLE) -> None:
         "records": found.records,
         "head": found.head,
         "findings": [finding._asdict() for finding in found.findings],
+        "steps": [] if found.history is None else list(map(line_json, found.history.story())),
     }
-    picture: RenderableType = Text.assemble(
-        ("✔ ", "green"), f"{found.records} records of run {found.run_id} are as they were written; head {found.head}"
-    )
-    if not found.ok:
-        picture = Group(*(Text.assemble(("✗ ", "red"), finding.message) for finding in found.findings))
-    print_object(output, value, picture)
+    print_object(output, value, Group(*_verified(found)))
     if not found.ok:
         is_export = found.findings[0].problem != "unreadable"
         raise Problem(f"{file} was changed after it was exported" if is_export else f"{file} is not an export", Exit.NO)
+
+
+def _verified(found: Verification) -> Iterator[RenderableType]:
+    """The findings; if there are none, what the history says of the run's operations."""
+    for finding in found.findings:
+        yield Text.assemble(("✗ ", "red"), finding.message)
+    if found.history is None or found.history.run is None:
+        return
+    run, lines = found.history.run, found.history.story()
+    yield Text.assemble(
+        ("✔ ", "green"), f"{found.records} records of run {found.run_id} are as they were written; head {found.head}"
+    )
+    if lines:
+        yield ""
+        yield steps_table(lines, first_ms=run.started_at, now_ms=run.now)
 
 
 def replay(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +25,12 @@ from rich.live import Live
 from rich.table import Table
 
 from ..client.client import Client
-from ..client.story import story
+from ..client.tail import follow
+from ..client.view import RunHistory
 from ..core.fold import PartitionState, fold
-from ..core.state import RunState
-from ..events import Event
 from ..log import CLAIM_KEY
+from ..operations.line import Line
 from .dev import local_kafka, start_worker, stop_worker
-from .follow import follow
 from .output import Text, console, show, table
 from .picture import event_line, history_table, run_picture, since
 from .problems import Exit, Problem
@@ -81,8 +81,7 @@ class Performance:
         self.killed: str | None = None
         self.began_before_kill: Counter[str] = Counter()
         self.done_before_kill: Counter[str] = Counter()
-        self.run: RunState | None = None
-        self.events: list[Event] = []
+        self.history: RunHistory | None = None  # of the run, once it has begun
         self.owner: str | None = None
         self.begun_at = 0
         self._live: Live | None = None
@@ -150,13 +149,12 @@ class Performance:
     async def follow(self) -> None:
         """Read each event as it comes, and act at the scripted points."""
         async with aclosing(follow(self.client.log, RUN_ID, wait_for_start=True)) as all_news:
-            async for event, self.run, owner, _ in all_news:
+            async for event, self.history, owner, _ in all_news:
                 if owner != self.owner and self.killed and owner is not None:
                     self.say(f"worker {self.name_of(owner)} has taken over: it reads the history and continues from there")
                 self.owner = owner
                 if event is None:
                     continue
-                self.events.append(event)
                 if self._live is None:
                     show(event_line(event, self.begun_at))
                 if event.type == "wait-started":
@@ -197,7 +195,7 @@ class Performance:
     # -- observations
 
     def completed(self) -> set[str]:
-        return {step.step_id for step in story(self.run, self.events) if step.became == "done"} if self.run else set()
+        return {step.step_id for step in self.history.story() if step.became == "done"} if self.history else set()
 
     def read_effects(self) -> list[dict[str, Any]]:
         return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
@@ -228,9 +226,9 @@ class Performance:
                 state = ("stands by", "dim")
             cells.append(Text.assemble((f"worker {name} ", "bold"), (f"{worker.pid} ", "dim"), state))
         grid.add_row(*cells)
-        if self.run is None:
+        if self.history is None or self.history.run is None:
             return Group("", grid)
-        picture = run_picture(self.run, story(self.run, self.events), self.owner, now_ms=self.client.log.now())
+        picture = run_picture(self.history.run, self.history.story(), self.owner, now_ms=self.client.log.now())
         return Group("", grid, "", picture)
 
     def last_words(self) -> str:
@@ -242,22 +240,23 @@ class Performance:
 
     def review(self) -> bool:
         """Print what happened. Returns whether all promises held."""
-        run = self.run
-        assert run is not None
-        show("", run_picture(run, story(run, self.events), None, now_ms=0))
-        show("", Text("The history, as any program can read it", "bold underline"), history_table(self.events), "")
-        checks = [*self.count_effects(run), *self.replay()]
+        history = self.history
+        assert history is not None and history.run is not None
+        lines = history.story()
+        show("", run_picture(history.run, lines, None, now_ms=0))
+        show("", Text("The history, as any program can read it", "bold underline"), history_table(history.events), "")
+        checks = [(history.run.phase == "completed", f"the run {history.run.phase}"), *self.count_effects(lines), *self.replay()]
         show("")
         for held, text in checks:
             show(Text.assemble(("✔ ", "green") if held else ("✗ ", "red"), text))
         return all(held for held, _ in checks)
 
-    def count_effects(self, run: RunState) -> list[tuple[bool, str]]:
+    def count_effects(self, lines: Sequence[Line]) -> list[tuple[bool, str]]:
         """Print how often each step ran, by the file of effects. Returns the promises, each with whether it held."""
         effects = self.read_effects()
         began = Counter(effect["step"] for effect in effects if effect["what"] == "began")
         done = Counter(effect["step"] for effect in effects if effect["what"] == "done")
-        in_history = {step.step_id: step for step in story(run, self.events)}
+        in_history = {line.step_id: line for line in lines}
         made = table(
             "step", "began", "finished", "attempts in the history", "", right=("began", "finished", "attempts in the history")
         )
@@ -274,7 +273,6 @@ class Performance:
         before = self.done_before_kill
         packers = [effect["pid"] for effect in effects if effect["step"] == "parcel/pack"]
         return [
-            (run.phase == "completed", f"the run {run.phase}"),
             (all(done[step_id] == 1 for step_id in STEPS), "every step did its work once"),
             (
                 bool(before) and all(began[step_id] == self.began_before_kill[step_id] for step_id in before),

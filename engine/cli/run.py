@@ -15,7 +15,8 @@ import typer
 from ..client.client import Client
 from ..client.requests import checked_run_id
 from ..client.status import State, status_json, waiting_line
-from ..client.story import line_json, story
+from ..client.story import line_json
+from ..client.tail import follow, read_run
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
 from ..values import times
@@ -23,7 +24,6 @@ from ..values.codec import Written
 from ..values.duration import duration_ms
 from ..values.words import iso, span
 from .audit import RunId, export, replay, verify
-from .follow import follow, look
 from .output import (
     Format,
     OutputOption,
@@ -133,8 +133,8 @@ def start(
                 if sys.stdout.isatty():
                     remark(f"follow it: stepfold run watch {run.id}")
             else:
-                sight = await look(client.log, run.id)
-                print_object(output, status_json(sight.run, sight.owner is not None), "")
+                view = await client.views.read(run.id)
+                print_object(output, status_json(view.found(client.log), view.owner is not None), "")
 
     run_async(go())
 
@@ -239,8 +239,8 @@ def show(
 
     async def go() -> None:
         async with connected(client):
-            run, events, owner, owners = await look(client.log, checked_run_id(run_id))
-            lines = story(run, events, owners)
+            history = await read_run(client.log, checked_run_id(run_id))
+            run, owner, lines = history.found(client.log), history.owner, history.story()
             if output is Format.TABLE:
                 drawn = chosen(lines, limit or WINDOW, failed=failed)
                 draw(run_picture(run, drawn, owner, now_ms=client.log.now(), total=len(lines)))
@@ -258,8 +258,9 @@ def history(run_id: RunId, app: AppOption = None, url: UrlOption = None, output:
 
     async def go() -> None:
         async with connected(client):
-            _, events, *_ = await look(client.log, checked_run_id(run_id))
-            print_rows(output, [event_json(event) for event in events], history_table(events))
+            history = await read_run(client.log, checked_run_id(run_id))
+            history.found(client.log)
+            print_rows(output, [event_json(event) for event in history.events], history_table(history.events))
 
     run_async(go())
 
@@ -286,7 +287,8 @@ async def _watch(client: Client, run_id: str, output: Format | None = None) -> R
     run: RunState | None = None
     with status:
         async with aclosing(follow(client.log, run_id)) as all_news:
-            async for event, run, owner, past in all_news:
+            async for event, seen, owner, past in all_news:
+                run = seen.found(client.log)
                 words = waiting_line(run, owner is not None)
                 if output is None and not past and not run.ended:
                     status.note(words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..errors import RunNotFound
 from ..log import Entry, partition_of
 from ..operations.callback import CallbackId
 from ..values.duration import Duration
@@ -36,8 +35,7 @@ async def heartbeat(gateway: Gateway, id: str, timeout: Duration | None) -> bool
 async def _send(gateway: Gateway, entry: Entry, request: str, timeout: Duration | None) -> bool:
     log, run_id = gateway.connected(), entry.key
     async with gateway.patience(timeout):
-        if (await gateway.views.read(run_id)).run is None:
-            raise RunNotFound(run_id, log.name)
+        (await gateway.views.read(run_id)).found(log)
         await log.append(partition_of(run_id, log.partitions), [entry])
         run = (await gateway.views.read(run_id)).run
     return run is not None and request in run.requests

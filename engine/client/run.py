@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typing_extensions import TypeVar
 
 from ..core.state import RunState
-from ..errors import ErrorInfo, RunNotFound, ValueInvalid, WorkflowCancelled, WorkflowFailed
+from ..errors import ErrorInfo, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..events import Event
 from ..log import Log
 from ..values.codec import Codec, describe, written
@@ -95,9 +95,7 @@ class Run(Generic[Out]):
             self._gateway.connected()
         if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the tail failed: read again
             watch = await self._gateway.tail(self.id).watch(self.id, self._start)
-            if not watch.begun and not watch.ended.done():
-                log = self._gateway.connected()
-                raise RunNotFound(self.id, log.name, kept=watch.state.kept_for(self.id, log.now()))
+            watch.view.found(self._gateway.connected())
             self._watch = watch
         return await asyncio.shield(watch.ended)
 
@@ -106,18 +104,15 @@ class Run(Generic[Out]):
         log = self._gateway.connected()
         async with self._gateway.patience(timeout):
             view = await self._gateway.views.read(self.id)
-        if view.run is None:
-            raise RunNotFound(self.id, log.name, kept=view.kept)
-        return status_of(view.run, view.owned)
+        return status_of(view.found(log), view.owner is not None)
 
     async def history(self, *, timeout: Duration | None = None) -> list[Event]:
         """The run's accepted events, in order. Raises RunNotFound and LogUnavailable."""
         log = self._gateway.connected()
         async with self._gateway.patience(timeout):
-            view = await read_run(log, self.id, events=True)
-        if view.run is None:
-            raise RunNotFound(self.id, log.name, kept=view.kept)
-        return view.events
+            history = await read_run(log, self.id)
+        history.found(log)
+        return history.events
 
     @coroutine_function
     def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, None]:

@@ -1,7 +1,7 @@
 """Reads runs outside a worker: from the log, by the same fold.
 
-A run depends only on the claims and its own records. So `read_run` folds only those, and `RunViews` folds only the ones that
-are new since its last read. `Tail` follows one partition and reports the end of runs; it waits for the log, never for a worker.
+`read_run` reads one run with its events, and `follow` goes on with what comes. `RunViews` reads only the records that are new
+since its last read. `Tail` follows one partition and reports the end of runs. All wait for the log, never for a worker.
 """
 
 from __future__ import annotations
@@ -9,75 +9,98 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from operator import itemgetter
+from typing import NamedTuple
 from weakref import WeakSet
 
 from ..core.fold import PartitionState, fold
-from ..core.state import EXPECTED, RunState
+from ..core.state import RunState
 from ..errors import LogUnavailable
-from ..events import NEVER_ENDS, Event, parse
+from ..events import NEVER_ENDS, Event
 from ..log import CLAIM_KEY, Log, Record, partition_of
+from .view import RunHistory, RunView, state_for
 
 LINGER_S = 5.0
+NEWS_S = 1.0
 READ_RECORDS = 2000
 KNOWN_RUNS = 1000
 KNOWN_BYTES = 16_000_000
 """How many runs `RunViews` keeps, and how many bytes of records; it keeps at least one run."""
 
 
-class RunView:
-    """One run, read from its records: the folded state, the accepted events, and whether a worker owns its partition.
+async def read_run(log: Log, run_id: str) -> RunHistory:
+    """Read the run as it is now, with its events. Raises LogUnavailable."""
+    history = RunHistory(run_id, state_for(log, run_id))
+    for record in await log.find(history.state.partition, (run_id, CLAIM_KEY)):
+        history.take(record)
+    return history
 
-    `kept`: the number of signals kept for a run of this id that has not begun.
+
+class News(NamedTuple):
+    """One piece of news of a run. `event`: None if only the owner changed; `owner`: the worker that then owned the partition.
+
+    `past`: later news was already known when this was yielded; `history` holds it.
     """
 
-    __slots__ = ("events", "kept", "owned", "run")
-
-    def __init__(self, run: RunState | None, events: list[Event], owned: bool, kept: int) -> None:
-        self.run = run
-        self.events = events
-        self.owned = owned
-        self.kept = kept
+    event: Event | None
+    history: RunHistory
+    owner: str | None
+    past: bool = False
 
 
-async def read_run(log: Log, run_id: str, *, events: bool = False) -> RunView:
-    """Read the run as it is now; with its events only if asked for. Raises LogUnavailable."""
-    partition = partition_of(run_id, log.partitions)
-    records = await log.find(partition, (run_id, CLAIM_KEY))
-    state = PartitionState(partition, log.partitions)
-    run: RunState | None = None
-    found: list[Event] = []
-    early: list[Event] = []  # signals that came since then for the next run of this id
+async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> AsyncGenerator[News]:
+    """Yield all news of the run from its start, as it comes; stops after the event that ends the run.
+
+    Raises LogUnavailable, and RunNotFound unless `wait_for_start` is set.
+    """
+    history = RunHistory(run_id, state_for(log, run_id))
+    partition = history.state.partition
+    _, end = await log.bounds(partition)
+    past = _news(history, await log.find(partition, (run_id, CLAIM_KEY)))
+    if not wait_for_start:
+        history.found(log)
+    for news in past:
+        yield news._replace(past=news is not past[-1])
+    reader = log.reader(partition, end)
+    try:
+        while history.run is None or not history.run.ended:
+            for news in _news(history, await reader.read(1000, NEWS_S)):
+                yield news
+    finally:
+        await reader.close()
+
+
+def _news(history: RunHistory, records: Iterable[Record]) -> list[News]:
+    """Take records into `history`. Earlier runs of this id ended long ago: they are no news."""
+    found: list[News] = []
     for record in records:
-        change = fold(state, record)
-        if change is None or (change.run is None and change.early is None):
+        if record.key not in (history.run_id, CLAIM_KEY):
             continue
-        if change.run is not None and change.run is not run:
-            run = change.run
-            found, early = early, []
-        if events:
-            (found if change.early is None else early).append(parse(change.event, record.offset, record.timestamp))
-    return RunView(run, found, state.owner is not None, state.kept_for(run_id, log.now()))
+        before, change = history.run, history.take(record)
+        if change is None or change.early is not None:
+            continue
+        if history.run is not before:
+            found = [News(event, history, history.owner) for event in history.events]
+        elif history.run is not None:
+            found.append(News(None if change.run is None else history.events[-1], history, history.owner))
+    return found
 
 
-class _Known:
+class _Known(RunView):
     """One run, folded as far as its records have been read."""
 
-    __slots__ = ("last", "run", "size_bytes", "state")
+    __slots__ = ("last", "size_bytes")
 
-    def __init__(self, state: PartitionState, records: Sequence[Record]) -> None:
-        self.state = state
-        self.run: RunState | None = None
+    def __init__(self, run_id: str, state: PartitionState, records: Sequence[Record]) -> None:
+        super().__init__(run_id, state)
         self.last = records[0]
         self.size_bytes = 0
-        self.take(records)
+        self.take_all(records)
 
-    def take(self, records: Iterable[Record]) -> None:
+    def take_all(self, records: Iterable[Record]) -> None:
         for record in records:
-            change = fold(self.state, record)
-            if change is not None and change.run is not None:
-                self.run = change.run
+            self.take(record)
             if record.offset > self.last.offset:
                 self.last = record
                 self.size_bytes += len(record.value)
@@ -96,9 +119,9 @@ class RunViews:
         self._size_bytes = 0
 
     async def read(self, run_id: str) -> RunView:
-        """Read the run as it is now, without its events. Raises LogUnavailable.
+        """Read the run as it is now. Raises LogUnavailable.
 
-        Use the state before you await anything: other reads change it.
+        Use the view before you await anything: other reads change it.
         """
         partition = partition_of(run_id, self._log.partitions)
         known = self._known.get(run_id)
@@ -109,17 +132,17 @@ class RunViews:
                 known = None
             else:
                 before = known.size_bytes
-                known.take(records)  # `fold` skips records that another read has folded meanwhile
+                known.take_all(records)  # `fold` skips records that another read has folded meanwhile
                 if self._known.get(run_id) is known:
                     self._size_bytes += known.size_bytes - before
         if known is None:
             records = await self._log.find(partition, (run_id, CLAIM_KEY))
             if not records:
                 self._drop(run_id)
-                return RunView(None, [], owned=False, kept=0)
-            known = _Known(PartitionState(partition, self._log.partitions), records)
+                return RunView(run_id, state_for(self._log, run_id))
+            known = _Known(run_id, state_for(self._log, run_id), records)
         self._keep(run_id, known)
-        return RunView(known.run, [], known.state.owner is not None, known.state.kept_for(run_id, self._log.now()))
+        return known
 
     def clear(self) -> None:
         self._known.clear()
@@ -143,10 +166,10 @@ class RunViews:
 class Watch:
     """Waits for the end of one run. Its tail holds it weakly, so the waiting code must hold it."""
 
-    __slots__ = ("__weakref__", "ended", "held", "needs_all", "state")
+    __slots__ = ("__weakref__", "ended", "held", "needs_all", "view")
 
-    def __init__(self, state: PartitionState, held: list[Record] | None = None) -> None:
-        self.state = state
+    def __init__(self, view: RunView, held: list[Record] | None = None) -> None:
+        self.view = view
         self.held = held  # records that the tail read while the past was being read
         self.needs_all = (
             # Until the run's version is known, any record may tell it, and with it how to decode the result; then few records
@@ -155,34 +178,25 @@ class Watch:
         )
         self.ended: asyncio.Future[RunState] = asyncio.get_running_loop().create_future()
 
-    @property
-    def begun(self) -> bool:
-        """Whether a run of the id is open; early signals do not count."""
-        return any(run.phase != EXPECTED for run in map(self.state.runs.peek, self.state.runs.ids()))
-
     def take(self, record: Record) -> None:
         if self.held is not None:
             self.held.append(record)
-            return
-        change = fold(self.state, record)
-        if change is None or change.run is None:
-            return
-        self.needs_all = change.run.version is None
-        if change.run.ended and not self.ended.done():
-            self.ended.set_result(change.run)
+        elif self.view.take(record) is not None:
+            self._look()
 
     def catch_up(self, past: Sequence[Record]) -> None:
         """Fold the past, then the held records; if the id was reused, the last run counts."""
         held, self.held = self.held or [], None
-        last: RunState | None = None
         for record in (*past, *held):
-            change = fold(self.state, record)
-            if change is not None and change.run is not None:
-                last = change.run
-        if last is not None:
-            self.needs_all = last.version is None
-            if last.ended:
-                self.ended.set_result(last)
+            self.view.take(record)
+        self._look()
+
+    def _look(self) -> None:
+        run = self.view.run
+        if run is not None:
+            self.needs_all = run.version is None
+            if run.ended and not self.ended.done():
+                self.ended.set_result(run)
 
 
 class _Watches(WeakSet[Watch]):
@@ -208,17 +222,17 @@ class Tail:
         """A watch for a run that is about to be started; None unless the tail follows the partition already."""
         if self._ready is None or not self._ready.done():
             return None
-        watch = Watch(self._state_at(self._claims.offset))
+        watch = Watch(RunView(run_id, self._state_at(self._claims.offset)))
         self._add(run_id, watch)
         return watch
 
     async def watch(self, run_id: str, start: int = 0) -> Watch:
         """A watch for a run that may have begun or ended long ago. It has no record below `start`. Raises LogUnavailable."""
-        watch = Watch(PartitionState(self._partition, self._log.partitions), [])
+        watch = Watch(RunView(run_id, PartitionState(self._partition, self._log.partitions)), [])
         self._add(run_id, watch)
         await self._follow()
         start = min(start, self._position)
-        watch.state = self._state_at(start)
+        watch.view.state = self._state_at(start)
         watch.catch_up(await self._log.find(self._partition, (run_id, CLAIM_KEY), start))
         return watch
 

@@ -158,7 +158,7 @@ def serving(client: Client) -> Client:
 
 async def is_owned(client: Client, run_id: str) -> bool:
     async with client:
-        return (await client.views.read(run_id)).owned
+        return (await client.views.read(run_id)).owner is not None
 
 
 def attempts_lost(client: Client, run_id: str) -> int:

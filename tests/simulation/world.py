@@ -35,7 +35,7 @@ from rules import Broken
 
 import stepfold.worker.pool
 from stepfold import Client
-from stepfold.client.tail import read_run
+from stepfold.client.tail import RunViews
 from stepfold.core.state import RunState
 from stepfold.errors import LogUnavailable, RunNotFound, StepfoldError
 from stepfold.log import Record, partition_of
@@ -576,8 +576,8 @@ class World(Watch):
         intent.done = True
 
     async def _has_ended(self, client: Client, run: Planned) -> bool:
-        view = await read_run(client.log, run.id)
-        return view.run is not None and view.run.ended
+        found = (await RunViews(client.log).read(run.id)).run
+        return found is not None and found.ended
 
     async def _result(self, client: Client, run_id: str) -> None:
         outcome: Any
@@ -741,10 +741,10 @@ class World(Watch):
         await driver.open()
         sent = {(name, f"from {run.id}") for run in self.runs for name in "xyz"} | {("release", None)}
         for run in self.runs:
-            view = await read_run(driver, run.id)
-            if view.run is None:
+            found = (await RunViews(driver).read(run.id)).run
+            if found is None:
                 raise AssertionError(f"run {run.id} is not in the log, although its start was acknowledged")
-            problem = self._judge(run, view.run, run.signals | sent)
+            problem = self._judge(run, found, run.signals | sent)
             if problem:
                 what = f"run {run.id} of {orjson.dumps(run.program).decode()}: {problem}"
                 raise Broken(19, what) if run.id in self._hostile else AssertionError(what)

@@ -13,8 +13,8 @@ from judge import Judge
 from judged import differences
 
 from stepfold import Client, RunNotFound
-from stepfold.cli.follow import look
 from stepfold.client.requests import signal_received
+from stepfold.client.tail import read_run
 from stepfold.core.ended import REMEMBER_MS
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.snapshot import pack, unpack
@@ -202,7 +202,7 @@ async def test_every_reader_of_a_run_to_come_tells_of_its_signals() -> None:
                 await ask()
             assert caught.value.kept == 1
         with pytest.raises(RunNotFound) as caught:
-            await look(client.log, RUN)
+            (await read_run(client.log, RUN)).found(client.log)
         assert caught.value.kept == 1
 
 

@@ -95,7 +95,7 @@ class Switched(MemoryDriver):
 async def _agree(views: RunViews, log: MemoryDriver, run_id: str = "r") -> None:
     """What is known is what a reading from the start gives."""
     known, read = await views.read(run_id), await read_run(log, run_id)
-    assert known.owned == read.owned
+    assert known.owner == read.owner
     assert (known.run and pack(known.run)) == (read.run and pack(read.run))
 
 
