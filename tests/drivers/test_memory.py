@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import itertools
+import pkgutil
 import uuid
 
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Entry, Log
-from stepfold.testing import LogSuite
+from stepfold.testing import LogSuite, suite
+from stepfold.testing.suite.base import LogTests
 
 names = (f"test-{number}" for number in itertools.count())
 
@@ -26,6 +29,13 @@ class TestSuite(LogSuite):
         other = MemoryDriver(log.name.removeprefix("memory://"))
         await other.open()
         return other
+
+
+def test_the_suite_has_the_tests_of_each_of_its_modules() -> None:
+    modules = [importlib.import_module(f"{suite.__name__}.{module.name}") for module in pkgutil.iter_modules(suite.__path__)]
+    subjects = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    subjects = {each for each in subjects if issubclass(each, LogTests)}
+    assert len(subjects) > 5 and subjects < set(LogSuite.__mro__)
 
 
 async def test_without_a_name_every_driver_has_its_own_log() -> None:
