@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.records import StepDecision
+from ..core.records import Base, StepDecision, StepRequest
 from ..core.state import RunState
 from ..events import Event
 from ..operations import BY_NAME, ENDS, GIVES_BACK, KIND_OF, TELLS
@@ -26,6 +26,8 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
     for event in events:
         if isinstance(event, StepDecision):
             _tell(lines, event, event.type, owners or {})
+        elif isinstance(event, StepRequest) and event.type in TELLS and event.step_id in lines:
+            TELLS[event.type](lines[event.step_id], event, _at(event))
     for step_id, kind, at, value in run.journal:
         line, end = lines.get(step_id), ENDS.get(kind)
         if line is None or end is None:  # a cancellation, no end, or `events` do not reach back to the run's start
@@ -33,6 +35,9 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
         line.running_since = line.next_at = None
         end(line, value, at)
         line.returned = kind in GIVES_BACK and step_id in run.returned
+    for step_id, op in run.open.items():
+        if step_id in lines and not run.ended:
+            lines[step_id].heartbeat_by = op.due_by_log
     owner = owners[max(owners)] if owners else None
     for line in lines.values():
         line.left = line.worker is not None and line.worker != owner
@@ -45,14 +50,17 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
 
 def _tell(lines: dict[str, Line], event: StepDecision, type: str, owners: Mapping[int, str | None]) -> None:
     """Add an event to the line of its operation."""
-    at = event.at if event.timestamp is None else event.timestamp
     line = lines.get(event.step_id)
     kind = KIND_OF.get(type)
     if line is None:
         line = lines[event.step_id] = Line(event.step_id, "step" if kind is None else kind.name)
     line.worker = owners.get(event.claim, line.worker)
     if kind is not None:
-        TELLS[type](line, event, at)
+        TELLS[type](line, event, _at(event))
+
+
+def _at(event: Base) -> int:
+    return event.at if event.timestamp is None else event.timestamp
 
 
 def note(line: Line, now_ms: int, beside: Beside) -> str:
@@ -75,7 +83,8 @@ def line_json(line: Line) -> dict[str, Any]:
 
     An open step has, as far as the log knows: `next_at`, when its next attempt is due, or `running_since`; the `worker` of the
     attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
-    `input_note`: what is missing there.
+    `input_note`: what is missing there. `until`: the end of a sleep, or the time-out of a wait or callback. An open callback may
+    have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come.
     """
     return {
         "step_id": line.step_id,
@@ -90,6 +99,8 @@ def line_json(line: Line) -> dict[str, Any]:
         "worker": line.worker,
         "heartbeat": line.heartbeat,
         "heartbeat_at": iso(line.heartbeat_at),
+        "heartbeat_by": iso(line.heartbeat_by),
+        "until": iso(line.until),
         "input": line.input,
         "input_note": line.input_note,
         "error": None if line.error is None else line.error.to_json(),

@@ -106,6 +106,12 @@ class Request(Base):
     from_: Annotated[Place | None, Field(alias="from"), PASSED_OVER] = None
 
 
+class StepRequest(Request):
+    """A request about one operation."""
+
+    step_id: str
+
+
 class Decision(Base):
     """A record of the owner, under its claim. The first decision of a run that was started without version carries `version`."""
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import orjson
 
 from .. import errors
-from ..core.records import FORMAT, ErrorModel, Request, StepDecision
+from ..core.records import FORMAT, ErrorModel, StepDecision, StepRequest
 from ..core.state import Open, RunState, deliver, is_new
 from ..errors import CallbackIdInvalid, ErrorInfo
 from ..values.names import valid_run_id
-from ..values.times import due, until, within
-from ..values.words import Beside, end_beside, joined, short
+from ..values.times import NEVER_MS, due, said, until, within
+from ..values.words import Beside, end_beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
 from .line import Line
@@ -41,10 +41,12 @@ class CallbackCreated(StepDecision):
     heartbeat_ms: int | None
 
     def detail(self, beside: Beside) -> str:
-        return "" if self.timeout_at is None else end_beside(self.timeout_at, self.at, beside)
+        until = "" if self.timeout_at is None else end_beside(self.timeout_at, self.at, beside)
+        silence = "" if self.heartbeat_ms is None else f"a heartbeat at least every {span(self.heartbeat_ms)}"
+        return joined(until, silence)
 
 
-class CallbackRequest(Request):
+class CallbackRequest(StepRequest):
     """A request about an open callback with this `nonce`."""
 
     never_ends = True
@@ -52,7 +54,6 @@ class CallbackRequest(Request):
     tone = "message"
     counts_if = "the run is open, and so is a callback of this `step_id`, which was created with this `nonce`"
 
-    step_id: str
     nonce: str
 
 
@@ -142,14 +143,6 @@ class OpenCallback(Open):
         return None if self.heartbeat_ms is None else self.beat_at + self.heartbeat_ms
 
     @property
-    def _first(self) -> tuple[int | None, str]:
-        """The time-out that comes first, and its kind."""
-        by = self.heartbeat_by
-        if by is None or (self.timeout_at is not None and self.timeout_at <= by):
-            return self.timeout_at, "timeout"
-        return by, "heartbeat"
-
-    @property
     def due_at(self) -> int | None:
         return due(self.timeout_at)
 
@@ -161,9 +154,10 @@ class OpenCallback(Open):
         return {"v": FORMAT, "kind": "heartbeat" if by_log else "timeout"}
 
     def words(self, step_id: str) -> str:
-        at, kind = self._first
-        limit = "" if at is None else f", {until(at)}" if kind == "timeout" else f", a heartbeat {until(at)}"
-        return f"callback {step_id!r}{limit}"
+        limit = "" if self.timeout_at is None else f" {until(self.timeout_at)}"
+        by = self.heartbeat_by
+        silence = "" if by is None or by >= NEVER_MS else f", the next heartbeat by {said(by)}"
+        return f"callback {step_id!r}{limit}{silence}"
 
 
 def _created(run: RunState, event: dict[str, Any]) -> bool:
@@ -265,6 +259,10 @@ def _tell_created(line: Line, event: CallbackCreated, at: int) -> None:
     line.until = event.timeout_at
 
 
+def _tell_heartbeat(line: Line, event: CallbackHeartbeat, at: int) -> None:
+    line.heartbeat_at = at
+
+
 def _tell_timed_out(line: Line, event: CallbackTimedOut, at: int) -> None:
     line.points.append((at, "timed out"))
 
@@ -283,6 +281,7 @@ def _tell_failure(line: Line, value: Any, at: int) -> None:
 
 def _tell_timeout(line: Line, value: Any, at: int) -> None:
     line.became = "timed out"
+    line.result = value
 
 
 def _note(line: Line, now_ms: int, beside: Beside) -> str:
@@ -290,8 +289,21 @@ def _note(line: Line, now_ms: int, beside: Beside) -> str:
         return short(line.result, 48)
     if line.became == "failed":
         return f"{line.error}"
-    until = "" if line.until is None else end_beside(line.until, line.points[0][0], beside)
-    return joined("no answer", until) if line.became == "timed out" else until
+    began = line.points[0][0]
+    if line.became == "timed out" and line.result == "heartbeat":
+        return f"no heartbeat since {beside(began if line.heartbeat_at is None else line.heartbeat_at, began)}"
+    until = "" if line.until is None else f" {end_beside(line.until, began, beside)}"
+    if line.became == "timed out":
+        return f"no answer{until}"
+    return joined(f"for an answer{until}", _heartbeats(line, now_ms, beside))
+
+
+def _heartbeats(line: Line, now_ms: int, beside: Beside) -> str:
+    """When the last one came, and when the next must have come."""
+    last = "no heartbeat yet" if line.heartbeat_at is None else f"heartbeat at {beside(line.heartbeat_at, now_ms)}"
+    if line.heartbeat_by is None:
+        return "" if line.heartbeat_at is None else last
+    return f"{last}, the {'first' if line.heartbeat_at is None else 'next'} by {beside(line.heartbeat_by, now_ms)}"
 
 
 KIND = Kind(
@@ -306,7 +318,11 @@ KIND = Kind(
     },
     open=OpenCallback,
     call=CallbackCall,
-    tells={"callback-created": _tell_created, "callback-timed-out": _tell_timed_out},
+    tells={
+        "callback-created": _tell_created,
+        "callback-heartbeat": _tell_heartbeat,
+        "callback-timed-out": _tell_timed_out,
+    },
     ends={"callback-completed": _tell_answer, "callback-failed": _tell_failure, "callback-timed-out": _tell_timeout},
     note=_note,
 )

@@ -19,6 +19,7 @@ class Line:
         "error",
         "heartbeat",
         "heartbeat_at",
+        "heartbeat_by",
         "input",
         "input_note",
         "kind",
@@ -40,7 +41,7 @@ class Line:
         self.kind = kind
         self.became: Became = "open"
         self.points: list[tuple[int, Mark]] = []
-        self.result: Any = None  # a step's result; the data of the signal that a wait got
+        self.result: Any = None  # of a step; the data of a signal or answer; which limit a callback has passed
         self.error: ErrorInfo | None = None  # of the last attempt that failed
         self.attempts = 0  # attempts that are over
         self.lost = 0  # lost attempts, which are among `attempts`
@@ -52,6 +53,7 @@ class Line:
         self.input_note: str | None = None
         self.heartbeat: Any = None
         self.heartbeat_at: int | None = None
-        self.until: int | None = None  # the end of a sleep, or the time-out of a wait
+        self.heartbeat_by: int | None = None  # when the next heartbeat must have come, by the log's clock
+        self.until: int | None = None  # the end of a sleep, or the time-out of a wait or callback
         self.signal: str | None = None  # the name of the signal that a wait waits for
         self.returned = False  # the wait was dropped, and its signal went back to the queue

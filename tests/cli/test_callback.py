@@ -28,10 +28,11 @@ def test_an_answer_a_failure_and_heartbeats(served: Shell) -> None:
     for run_id in ("c1", "c2"):
         served("run", "start", "reviewed", "--run-id", run_id)
     first, second = callback_of(served, "c1"), callback_of(served, "c2")
-    assert served("callback", "heartbeat", first).stderr == "the heartbeat is in the history of c1\n"
+    assert served("callback", "heartbeat", first).stderr == "the heartbeat of callback 'review' is in the history of c1\n"
     done = served("callback", "complete", first, "--data", '{"stars": 5}')
-    assert (done.stdout, done.stderr) == ("", "the answer is in the history of c1\n")
-    assert served("callback", "fail", second, "no time", "--type", "Refused").stderr == "the failure is in the history of c2\n"
+    assert (done.stdout, done.stderr) == ("", "the answer to callback 'review' is in the history of c1\n")
+    failed = served("callback", "fail", second, "no time", "--type", "Refused").stderr
+    assert failed == "the failure of callback 'review' is in the history of c2\n"
     until(lambda: served.json("run", "show", "c1")["result"] == {"stars": 5})
     until(lambda: served.json("run", "show", "c2")["state"] == "failed")
     assert "callback 'review' has failed: Refused: no time" in served.json("run", "show", "c2")["error"]["message"]
@@ -44,10 +45,16 @@ def test_an_answer_that_does_not_count_ends_with_1(served: Shell) -> None:
     served("run", "start", "reviewed", "--run-id", "c3")
     callback = callback_of(served, "c3")
     forged = str(CallbackId.parse(callback)._replace(nonce="0"))
-    said = "stepfold: the answer does not count: callback 'review' of run 'c3' is over, or never had this id\n"
-    assert served("callback", "complete", forged, code=1).stderr == said
+    said = "stepfold: the answer to callback 'review' of run 'c3' does not count: it "
+    assert served("callback", "complete", forged, code=1).stderr == f"{said}never had this id\n"
     served("callback", "complete", callback)
-    assert served("callback", "complete", callback, code=1).stderr == said
+    assert served("callback", "complete", callback, code=1).stderr.startswith(f"{said}was answered at ")
+    served("run", "start", "reviewed", "--run-id", "c4")
+    other = callback_of(served, "c4")
+    served("run", "cancel", "c4")
+    until(lambda: served.json("run", "show", "c4")["state"] == "cancelled")
+    said = "stepfold: the heartbeat of callback 'review' of run 'c4' does not count: the code no longer waits for it\n"
+    assert served("callback", "heartbeat", other, code=1).stderr == said
 
 
 def test_a_text_that_is_not_an_id_is_a_mistake(served: Shell) -> None:

@@ -13,12 +13,13 @@ from stage import Note, Replay, Stage
 
 from stepfold.authoring.callback import Callback
 from stepfold.authoring.step import Step
+from stepfold.client.story import line_json, story
 from stepfold.client.story import note as line_note
-from stepfold.client.story import story
 from stepfold.core.snapshot import pack, unpack
 from stepfold.errors import CallbackFailed, CallbackIdInvalid, CallbackTimedOut, NonDeterminism, StepFailed
 from stepfold.events import parse
 from stepfold.operations.callback import CallbackCall, CallbackId, OpenCallback
+from stepfold.operations.line import Line
 
 ERROR = {"type": "Refused", "message": "no"}
 OURS: dict[str, Any] = {"step_id": "c", "nonce": "n"}
@@ -164,8 +165,11 @@ def test_the_time_out_is_due_by_the_owners_clock_and_silence_by_the_logs() -> No
 
 def test_an_open_callback_in_words() -> None:
     assert OpenCallback("n", None, None, 0).words("c") == "callback 'c'"
-    assert OpenCallback("n", 1_000, None, 0).words("c") == "callback 'c', until 1970-01-01 00:00:01 UTC"
-    assert OpenCallback("n", 9_000, 1_000, 0).words("c") == "callback 'c', a heartbeat until 1970-01-01 00:00:01 UTC"
+    assert OpenCallback("n", 1_000, None, 0).words("c") == "callback 'c' until 1970-01-01 00:00:01 UTC"
+    by = "the next heartbeat by 1970-01-01 00:00:01 UTC"
+    assert OpenCallback("n", None, 1_000, 0).words("c") == f"callback 'c', {by}"
+    assert OpenCallback("n", 9_000, 1_000, 0).words("c") == f"callback 'c' until 1970-01-01 00:00:09 UTC, {by}"
+    assert OpenCallback("n", None, 2**63, 2**63).words("c") == "callback 'c'", "never"
 
 
 # Replay.
@@ -314,11 +318,11 @@ def beside(ms: int, other_ms: int) -> str:
 
 
 ENDS: list[tuple[str | None, dict[str, Any], str, str, str]] = [
-    (None, {}, "open", "until 0 ms", "until 0 ms"),
-    ("callback-heartbeat", {"nonce": "n"}, "open", "until 0 ms", ""),
+    (None, {}, "open", "for an answer until 0 ms", "until 0 ms"),
+    ("callback-heartbeat", {"nonce": "n"}, "open", "for an answer until 0 ms; heartbeat at 0 ms", ""),
     ("callback-completed", {"nonce": "n", "data": 7}, "done", "7", "7"),
     ("callback-failed", {"nonce": "n", "error": ERROR}, "failed", "Refused: no", "Refused: no"),
-    ("callback-timed-out", {"kind": "timeout"}, "timed out", "no answer; until 0 ms", "no answer in time"),
+    ("callback-timed-out", {"kind": "timeout"}, "timed out", "no answer until 0 ms", "no answer in time"),
     ("step-cancelled", {}, "dropped", "the code no longer waits for it", ""),
 ]
 
@@ -332,14 +336,53 @@ def test_the_line_of_a_callback(end: str | None, fields: dict[str, Any], became:
     [line] = story(ledger.run, events)
     assert (line.kind, line.became, line.until) == ("callback", became, START_MS)
     assert (line_note(line, START_MS, beside), events[-1].detail(beside)) == (noted, detail)
-    assert (line.result, str(line.error)) == (7 if became == "done" else None, "Refused: no" if became == "failed" else "None")
+    assert str(line.error) == ("Refused: no" if became == "failed" else "None")
+    assert line.result == {"done": 7, "timed out": "timeout"}.get(became)
 
 
 def test_a_callback_without_a_limit_in_words() -> None:
     ledger = created()
     events = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[1:]]
     [line] = story(ledger.run, events)
-    assert (line_note(line, START_MS, beside), events[-1].detail(beside)) == ("", "")
+    assert (line_note(line, START_MS, beside), events[-1].detail(beside)) == ("for an answer", "")
+
+
+def test_the_heartbeats_of_a_callback_in_words() -> None:
+    ledger = created(heartbeat_ms=10)
+
+    def told() -> tuple[str, str, Line]:
+        events = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[1:]]
+        [line] = story(ledger.run, events)
+        return line_note(line, START_MS, beside), events[-1].detail(beside), line
+
+    noted, detail, line = told()
+    assert (noted, detail) == ("for an answer; no heartbeat yet, the first by 10 ms", "a heartbeat at least every 10 ms")
+    assert (line.heartbeat_at, line.heartbeat_by) == (None, START_MS + 10)
+    ledger.now_ms += 9
+    ledger.accepts("callback-heartbeat", **OURS)
+    noted, _, line = told()
+    assert noted == "for an answer; heartbeat at 9 ms, the next by 19 ms"
+    shown = line_json(line)
+    assert [shown[name] and shown[name][-4:-1] for name in ("heartbeat_at", "heartbeat_by", "until")] == ["009", "019", None]
+    ledger.accepts("callback-timed-out", step_id="c", kind="heartbeat", at=START_MS + 19)
+    noted, _, line = told()
+    assert (noted, line.heartbeat_by) == ("no heartbeat since 9 ms", None)
+
+
+def test_a_callback_that_nobody_worked_on_in_words() -> None:
+    ledger = created(heartbeat_ms=10)
+    ledger.now_ms += 10
+    ledger.accepts("callback-timed-out", step_id="c", kind="heartbeat")
+    events = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[1:]]
+    [line] = story(ledger.run, events)
+    assert line_note(line, START_MS, beside) == "no heartbeat since 0 ms"
+
+
+def test_a_heartbeat_alone_makes_no_line() -> None:
+    ledger = created(heartbeat_ms=10)
+    ledger.accepts("callback-heartbeat", **OURS)
+    [heartbeat] = [parse(json.loads(one.value), one.offset, one.timestamp) for one in ledger.records[-1:]]
+    assert story(ledger.run, [heartbeat]) == []
 
 
 # Ids.
