@@ -132,6 +132,8 @@ class Checker:
                 part.claimed_by.append(writer)
             return
         if kind in REQUESTS:
+            if void is None and writer == "stranger" and "nonce" in event:
+                self._broken(21, "a stranger has answered, or sent a heartbeat", partition, record)
             if event["run_id"] == key:
                 part.requests.add((key, event["request"]))
             if void is None and run is not None and kind == "started":
@@ -499,7 +501,7 @@ class Checker:
         if counts and what == "forged":
             raise Broken(21, f"a forged answer to a callback of run {run.id} counts")
         given = [entry.value for entry in run.journal if entry.kind in ANSWERS]
-        if counts and what == "good" and data not in given:
+        if counts and what in ("good", "list") and data not in given:
             raise Broken(21, f"the answer {data!r} to a callback of run {run.id} counts, and the log says {given}")
 
     def client_result(self, run_id: str, outcome: Any) -> None:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from stepfold import Retry, Step, StepFailed, current_step
+from stepfold import Callback, CallbackTimedOut, Retry, Step, StepFailed, current_step
 from stepfold.errors import ConfigError, ErrorInfo, LogUnavailable, NonDeterminism, NotOwner
 
 Node = list[Any]
@@ -37,6 +37,7 @@ class Host(Protocol):
     def step_started(self, run_id: str, step_id: str, attempt: int, args: Any, heartbeat: Any) -> None: ...
     def step_beat(self, run_id: str, step_id: str, attempt: int, details: Any) -> None: ...
     def step_ended(self, run_id: str, step_id: str, attempt: int, outcome: Any) -> None: ...
+    def asked(self, callback_id: str, answers: list[list[Any]]) -> None: ...
 
 
 class Machine(Protocol):
@@ -482,6 +483,87 @@ async def _cancels_itself(machine: Any, step: Step, variant: int, data: Any) -> 
     return ["survived"]
 
 
+# -- callbacks
+
+ANSWERS: list[list[Any]] = [[0, "forged", "client"], [0, "list", "client"], [500, "list", "twice"], [3_000, "list", "inbox"]]
+GOOD = [["got", [f"good {number}"]] for number in (1, 2, 3)]
+SILENCE = ["silence"]
+
+
+async def _heard(callback: Callback) -> list[Any]:
+    """What came of it. The data are a list, which whoever gets it may change."""
+    try:
+        return ["got", await callback]
+    except CallbackTimedOut:
+        return SILENCE
+
+
+async def _awaits_twice(machine: Any, step: Step, variant: int, data: Any) -> Any:
+    """One after the other, in two tasks, or with a task that gives up between."""
+    callback = await step.callback("h-callback", timeout=20)
+    machine.host.asked(callback.id, ANSWERS)
+    if variant == 0:
+        return ["heard", await _heard(callback), await _heard(callback)]
+    if variant == 1:
+        return ["heard", *await asyncio.gather(_heard(callback), _heard(callback))]
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await _heard(callback)
+    return ["heard", await _heard(callback), await _heard(callback)]
+
+
+async def _drops_a_callback(machine: Any, step: Step, variant: int, data: Any) -> Any:
+    """Before it is durable, while its id is handed out or nobody has answered, or while a task of its own waits."""
+    if variant == 0:
+        asking = asyncio.ensure_future(step.callback("h-callback", timeout="1h"))
+        await asyncio.sleep(0)
+    elif variant == 1:
+        asking = asyncio.ensure_future(step.wait_for_callback("h-callback", machine.hostile.hands_out, timeout="1h"))
+        await step.sleep("h-wait", 0.2)
+    else:
+        callback = await step.callback("h-callback", timeout="1h")
+        machine.host.asked(callback.id, ANSWERS)
+        asking = asyncio.ensure_future(_heard(callback))
+        del callback
+        await step.sleep("h-wait", 0.2)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await step.sleep("h-nap", 1)
+    return ["survived"]
+
+
+async def _never_awaits(machine: Any, step: Step, variant: int, data: Any) -> Any:
+    """The answers come while the run goes on, or when it has ended."""
+    callback = await step.callback("h-callback", timeout=None if variant else "1h", heartbeat=None if variant else 1)
+    machine.host.asked(callback.id, ANSWERS)
+    await step.sleep("h-nap", 1 if variant == 2 else 0)
+    return ["survived"]
+
+
+async def _hands_its_id_on(machine: Any, step: Step, variant: int, data: Any) -> Any:
+    """To the next run in this process, which has it answered; it does the same for the one before."""
+    callback = await step.callback("h-callback", timeout=20)
+    ids = machine.host.shared.setdefault("ids", [])
+    for other in ids[-1:]:
+        machine.host.asked(other, ANSWERS)
+    if callback.id not in ids:
+        ids.append(callback.id)
+    return ["heard", await _heard(callback)]
+
+
+async def _changes_its_answer(machine: Any, step: Step, variant: int, data: Any) -> Any:
+    """And waits, so that a replay may come between: that gives the answer as it was."""
+    callback = await step.callback("h-callback", timeout=20)
+    machine.host.asked(callback.id, ANSWERS)
+    answer = await _heard(callback)
+    seen = copy.deepcopy(answer)
+    if answer[0] == "got":
+        answer[1].append("changed")
+    await step.run("h-returns", machine.hostile.returns, 0)
+    await step.sleep("h-nap", 5)
+    return ["heard", seen]
+
+
 async def _step(machine: Any, step: Step, name: str, variant: int, timeout: float | None = None) -> Any:
     work = getattr(machine.hostile, name)
     try:
@@ -564,6 +646,10 @@ class Steps:
                     await asyncio.sleep(50)
             return "swallowed"
 
+        async def hands_out(callback_id: str) -> None:
+            begin(callback_id)
+            host.asked(callback_id, ANSWERS)
+
         async def never(variant: int) -> None:
             begin(variant)
             await asyncio.get_running_loop().create_future()
@@ -601,6 +687,7 @@ class Steps:
             changes,
         )
         self.swallows, self.never, self.blocks, self.dies, self.beats = swallows, never, blocks, dies, beats
+        self.hands_out = hands_out
 
 
 # -- all of them
@@ -635,6 +722,11 @@ KINDS: dict[str, Kind] = {
     "names": Kind(_names, len(IDS), (FAILED,), ("survived", "refused")),
     "sends": Kind(_sends, len(VALUES), (FAILED,), ("survived", "refused")),
     "cancels itself": Kind(_cancels_itself, 2, (FAILED,)),
+    "awaits twice": Kind(_awaits_twice, 3, (), ("heard",)),
+    "drops a callback": Kind(_drops_a_callback, 3),
+    "never awaits": Kind(_never_awaits, 3),
+    "hands its id on": Kind(_hands_its_id_on, 1, (), ("heard",)),
+    "changes its answer": Kind(_changes_its_answer, 1, (), ("heard",)),
     "step raises": Kind(_step_raises, len(ERRORS), (), ("refused",)),
     "plain step raises": Kind(_plain_step_raises, len(ERRORS), (), ("refused",)),
     "step returns": Kind(_step_returns, len(VALUES), (), ("refused", "same")),
@@ -662,6 +754,8 @@ def allowed(node: Node, value: Any) -> bool:
         return value[1] == data
     if kind == "changes arguments":
         return value[1] == [{"n": 1}]
+    if value[0] == "heard":
+        return value[1] in (*GOOD, SILENCE) and all(heard == value[1] for heard in value[2:])
     if kind == "sleeps":
         return value[0] == "refused" or TIMES[variant][2] is SOON
     return True

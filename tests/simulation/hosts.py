@@ -53,10 +53,10 @@ class Host:
             now = self._process.clock()
             self._world.tell(lambda eye: eye.step_ended(self.name, run_id, step_id, attempt, now, outcome))
 
-    def asked(self, run_id: str, callback_id: str, answers: list[list[Any]]) -> None:
+    def asked(self, callback_id: str, answers: list[list[Any]]) -> None:
         if self._process.state == "dead":
             raise Gone
-        self._world.answering.asked(run_id, callback_id, answers)
+        self._world.answering.asked(callback_id, answers)
 
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None:
         if self._process.state == "dead":

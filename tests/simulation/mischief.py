@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import strangers
 
-from stepfold.log import CLAIM_KEY
+from stepfold.log import CLAIM_KEY, partition_of
 from stepfold.testing.faulty import Transaction
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def stranger(world: World, random: Random) -> None:
     """Somebody with write access who should not have it."""
     part = random.choice(world.log.partitions)
     run_id = random.choice(world.runs).id if world.runs else "nobody"
-    what, entry = strangers.record(random, part.records, part.by_key.get(CLAIM_KEY, []), run_id, world.loop.clock())
+    known = [one for one in world.answering.known.values() if partition_of(one.run_id, world.partitions) == part.number]
+    if known and random.random() < 0.3:
+        what, entry = strangers.answer(random, known, part.by_key, run_id, world.loop.clock())
+    else:
+        what, entry = strangers.record(random, part.records, part.by_key.get(CLAIM_KEY, []), run_id, world.loop.clock())
     world.happened("stranger", f"partition {part.number}: {what}")
     world.log.put(part.number, [entry], "stranger", world.loop.clock())
 
@@ -88,7 +92,11 @@ def foreigner(world: World, random: Random) -> None:
     """Somebody puts something into the inbox that is no request, or one that concerns nobody."""
     if world.log.kafka:
         run_id = random.choice(world.runs).id if world.runs else "nobody"
-        record = strangers.odd(random, run_id) if random.random() < 0.5 else (b"key", strangers.request(random, run_id), ())
+        known = list(world.answering.known.values())
+        if known and random.random() < 0.3:
+            record = b"key", strangers.about_callbacks(random, known), ()
+        else:
+            record = strangers.odd(random, run_id) if random.random() < 0.5 else (b"key", strangers.request(random, run_id), ())
         world.happened("foreign", world.log.put_inbox(random.randrange(world.partitions), *record))
 
 
@@ -100,9 +108,10 @@ def transaction(world: World, random: Random) -> None:
     commits = random.random() < 0.3
     for_s = random.choice((0, 0.5, 5, 40))
     transactions = Transaction(world.log)
+    known = list(world.answering.known.values())
     for _ in range(random.choice((1, 2, 4))):
         run_id = random.choice(world.runs).id
-        value = strangers.request(random, run_id) if commits else strangers.given_up(random, run_id)
+        value = strangers.request(random, run_id) if commits else strangers.given_up(random, run_id, known)
         transactions.put(random.randrange(world.partitions), None, value)
     world.happened("transaction", f"open for {for_s} s, then it {'commits' if commits else 'aborts'}")
     world.after(for_s, transactions.end, commits)

@@ -42,8 +42,6 @@ class Host(hostile.Host, Protocol):
 
     beating: bool
 
-    def asked(self, run_id: str, callback_id: str, answers: list[list[Any]]) -> None: ...
-
     def delivered(self, run_id: str, step_id: str, value: Any, at_ms: int) -> None: ...
 
 
@@ -317,7 +315,7 @@ class _Machine:
         step_id = self._id(path, name)
         limits = [None if ms is None else ms / 1000 for ms in (timeout_ms, heartbeat_ms)]
         callback = await step.callback(name, timeout=limits[0], heartbeat=limits[1])
-        self.host.asked(self.ctx.run_id, callback.id, answers)
+        self.host.asked(callback.id, answers)
         try:
             value = await callback
         except CallbackFailed as error:

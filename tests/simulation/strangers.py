@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from stepfold.log import CLAIM_KEY, Entry, Record
+from stepfold.operations.callback import CallbackId
 from stepfold.values.codec import dumps
 
 LIVELY = 6
@@ -43,6 +46,107 @@ def record(random: Random, records: Sequence[Record], claims: Sequence[Record], 
     return "garbage", Entry(random.choice((run_id, run_id, CLAIM_KEY, "@odd", "")), value)
 
 
+ANSWERS: tuple[dict[str, Any], ...] = (
+    {"type": "callback-completed", "data": "of a stranger"},
+    {"type": "callback-failed", "error": {"type": "E", "message": "of a stranger"}},
+    {"type": "callback-heartbeat"},
+)
+_NOT_TEXTS: tuple[Any, ...] = (None, 5, True, [], {})
+_ODD_FIELDS: dict[str, tuple[Any, ...]] = {
+    "v": (9, None, "2", 2.5, True),
+    "at": (None, "now", 1.5, []),
+    "run_id": _NOT_TEXTS,
+    "request": _NOT_TEXTS,
+    "step_id": (*_NOT_TEXTS, "", "a/b/c"),
+    "nonce": _NOT_TEXTS,
+    "error": (
+        None,
+        5,
+        "no",
+        [],
+        {},
+        {"type": "E"},
+        {"message": "m"},
+        {"type": 5, "message": "m"},
+        {"type": "E", "message": None},
+    ),
+}
+_GONE = object()
+
+
+def answer(
+    random: Random, known: Sequence[CallbackId], by_key: Mapping[str, Sequence[Record]], run_id: str, now_ms: int
+) -> tuple[str, Entry]:
+    """A record of the history about a callback, by somebody who may read everything, and what is wrong with it in words.
+
+    `by_key`: the records of the callback's partition. `run_id`: another run, perhaps.
+    """
+    callback = random.choice(known)
+    records = by_key.get(callback.run_id, ())
+    fields: dict[str, Any] = {"v": 2, "at": now_ms, "request": f"stranger {random.random()}", **callback._asdict()}
+    fields |= random.choice(ANSWERS)
+    key, wrong = callback.run_id, random.choice(("nonce", "request", "before", "after", "run", "key", "field", "field"))
+    start = next((event for event in map(_event, records) if event.get("type") == "started" and event.get("run_id") == key), None)
+    if wrong == "request" and start is not None:  # which its run remembers for ever
+        fields["request"] = start["request"]
+    elif wrong == "before":
+        fields["step_id"] = f"{callback.step_id}#{random.randrange(2, 9)}"
+    elif wrong == "after" and any(_answers(_event(record), callback) for record in records):
+        pass
+    elif wrong == "run" and run_id != key:
+        key = fields["run_id"] = run_id
+    elif wrong == "key":
+        key = random.choice(("", CLAIM_KEY, f"{key} ", "another"))
+    elif wrong == "field":
+        name = random.choice([name for name in _ODD_FIELDS if name in fields] + ["data"] * ("data" in fields))
+        fields[name] = random.choice((_GONE, *_ODD_FIELDS.get(name, ())))
+        if fields[name] is _GONE:
+            del fields[name]
+    else:
+        wrong = "nonce"
+        others = [other.nonce for other in known if other.nonce != callback.nonce]
+        fields["nonce"] = random.choice(("", callback.nonce[:-1], f"{callback.nonce}=", "forged", *others[-3:]))
+    return f"{fields.get('type')} with a wrong {wrong}", Entry(key, dumps(fields))
+
+
+def _event(record: Record) -> dict[str, Any]:
+    try:
+        event = orjson.loads(record.value)
+    except ValueError:
+        return {}
+    return cast(dict[str, Any], event) if isinstance(event, dict) else {}
+
+
+def _answers(event: dict[str, Any], callback: CallbackId) -> bool:
+    """Whether this ends the callback, unless that was over before. Strangers' own answers tell nothing."""
+    by_others = not str(event.get("data", event.get("error"))).count("of a stranger")
+    return by_others and event.get("type") in ("callback-completed", "callback-failed") and event.get("nonce") == callback.nonce
+
+
+def about_callbacks(random: Random, known: Sequence[CallbackId]) -> bytes:
+    """The value of an inbox record about a callback, with something in it that is not as it should be."""
+    callback = random.choice(known)
+    forged = callback._replace(nonce=random.choice(("forged", callback.nonce[:-1], callback.nonce * 2)))
+    elsewhere = callback._replace(run_id=random.choice(("nobody", "x" * 200)))
+    later = callback._replace(step_id=f"{callback.step_id}#{random.randrange(2, 9)}")
+    to_it = random.choice(({"data": "of a stranger"}, {"error": {"message": "of a stranger"}}, {"heartbeat": True}))
+    ids = (None, 5, "", "id", f"{callback}=", f"{callback}"[:-2], callback.nonce, [f"{callback}"])
+    contents: tuple[dict[str, Any], ...] = ({}, {"data": 1, "heartbeat": True}, {"heartbeat": False}, {"error": "no"})
+    errors: tuple[dict[str, Any], ...] = ({}, {"message": 5}, {"type": "E"}, {"type": 5, "message": "m"})
+    fields = random.choice(
+        (
+            *({"id": f"{other}", **to_it} for other in (forged, elsewhere, later)),
+            *({"id": odd, **to_it} for odd in ids),
+            *({"id": f"{callback}", **odd} for odd in contents),
+            *({"id": f"{callback}", "error": odd} for odd in errors),
+        )
+    )
+    if random.random() < 0.5:
+        return dumps({"type": "callback", **fields})
+    event = {"specversion": "1.0", "type": "stepfold.callback", "source": "stranger", "id": f"{random.random()}", "data": fields}
+    return dumps(event)
+
+
 def request(random: Random, run_id: str) -> bytes | None:
     """The value of an inbox record that starts nothing and ends nothing."""
     to_nobody = {"run_id": run_id, "signal": "unknown"}
@@ -60,8 +164,11 @@ def request(random: Random, run_id: str) -> bytes | None:
     )
 
 
-def given_up(random: Random, run_id: str) -> bytes:
+def given_up(random: Random, run_id: str, known: Sequence[CallbackId]) -> bytes:
     """The value of an inbox record of a transaction that is aborted: it would change what becomes of a run."""
+    if known and random.random() < 0.3:
+        to_it = random.choice(({"data": "given up"}, {"error": {"message": "given up"}}, {"heartbeat": True}))
+        return dumps({"type": "callback", "id": str(random.choice(known)), **to_it})
     return random.choice(
         (
             dumps({"type": "start", "workflow": "program", "run_id": run_id, "data": ["seq", []]}),

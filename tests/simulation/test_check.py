@@ -199,6 +199,10 @@ def answered(what: str) -> None:
     asking(begun()).checker.client_acked("callback", RUN, "", [what, f"{what} 0", True])
 
 
+def by_a_stranger(kind: str, **fields: Any) -> None:
+    asking(begun()).put({"type": kind, "run_id": RUN, "request": "q", "step_id": "c", "nonce": "n", **fields}, "stranger")
+
+
 def signalled(story: Story) -> Story:
     story.request("signal-received", "s1", signal="x", data=1)
     return story
@@ -375,6 +379,9 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (20, "was aborted", lambda: ended(begun()).quiet([SimpleNamespace(place="r", value=b"{}")], {0})),
     (21, "a forged answer .* counts", lambda: answered("forged")),
     (21, "counts, and the log says", lambda: answered("good")),
+    (21, "counts, and the log says", lambda: answered("list")),
+    (21, "a stranger has answered", lambda: by_a_stranger("callback-completed", data=1)),
+    (21, "a stranger has answered", lambda: by_a_stranger("callback-heartbeat")),
     (7, "the callback ends at 2000", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout")),
     (7, "cannot have said more", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout", at=2000)),
     (19, "is tried again", lambda: begun().decide("step-failed", "h-unwritable", attempt=1, error=ERROR, next_at=1100)),
