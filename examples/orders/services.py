@@ -10,24 +10,24 @@ class CardDeclined(NonRetryable):
 
 
 class Bank:
-    """Takes money once for each idempotency key, however often it is asked."""
+    """Takes money once for each idempotency key, however often it is asked, and pays back all that it has taken for an order."""
 
     def __init__(self) -> None:
         self.payments: dict[str, int] = {}  # cents, by payment id
         self.outages = 0  # so many of the next calls fail after the money was taken
 
-    async def charge(self, customer: str, cents: int, *, idempotency_key: str) -> str:
+    async def charge(self, order_id: str, customer: str, cents: int, *, idempotency_key: str) -> str:
         if customer == "mallory":
             raise CardDeclined(f"{customer} has no credit")
-        payment = f"payment/{idempotency_key}"
+        payment = f"{order_id}/{idempotency_key}"
         self.payments[payment] = cents
         if self.outages > 0:
             self.outages -= 1
             raise ConnectionError("the bank's answer was lost")
         return payment
 
-    async def refund(self, payment: str) -> None:
-        self.payments.pop(payment, None)
+    async def refund(self, order_id: str) -> None:
+        self.payments = {payment: cents for payment, cents in self.payments.items() if not payment.startswith(f"{order_id}/")}
 
 
 class Warehouse:
@@ -36,12 +36,11 @@ class Warehouse:
     def __init__(self) -> None:
         self.reserved: dict[str, list[str]] = {}
 
-    def reserve(self, order_id: str, items: list[str]) -> str:
+    def reserve(self, order_id: str, items: list[str]) -> None:
         self.reserved[order_id] = items
-        return order_id
 
-    def release(self, reservation: str) -> None:
-        self.reserved.pop(reservation, None)
+    def release(self, order_id: str) -> None:
+        self.reserved.pop(order_id, None)
 
 
 class Carrier:

@@ -120,6 +120,53 @@ def test_a_cancelled_order_is_undone_first() -> None:
     assert workflow.bank.payments == {} and workflow.warehouse.reserved == {}
 
 
+class SlowBank(Bank):
+    """Takes the money some time after it was asked, whether or not anybody still waits for the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def charge(self, order_id: str, customer: str, cents: int, *, idempotency_key: str) -> str:
+        charging = asyncio.create_task(self._charge_later(order_id, customer, cents, idempotency_key))
+        self.asked.set()
+        return await asyncio.shield(charging)
+
+    async def _charge_later(self, order_id: str, customer: str, cents: int, idempotency_key: str) -> str:
+        await asyncio.sleep(2)
+        return await super().charge(order_id, customer, cents, idempotency_key=idempotency_key)
+
+
+def test_a_payment_that_is_under_way_when_the_order_is_cancelled_is_paid_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        slow = SlowBank()
+        monkeypatch.setattr(workflow, "bank", slow)
+        async with client.worker():
+            run = await client.start_workflow(process_order, SMALL)
+            await slow.asked.wait()
+            await run.cancel("ordered by mistake")
+            with pytest.raises(WorkflowCancelled):
+                await run.result()
+            await asyncio.sleep(5)
+            assert [event.step_id for event in await run.history() if event.type == "step-completed"][-2:] == [
+                "refund",
+                "release",
+            ]
+
+    virtually(test())
+    assert workflow.bank.payments == {} and workflow.warehouse.reserved == {} and workflow.carrier.parcels == {}
+
+
+def test_money_that_was_taken_is_paid_back_although_the_payment_has_failed() -> None:
+    async def test() -> None:
+        workflow.bank.outages = 5  # as many as there are attempts
+        with pytest.raises(WorkflowFailed):
+            await outcome_of(SMALL)
+
+    virtually(test())
+    assert workflow.bank.payments == {} and workflow.warehouse.reserved == {}
+
+
 def test_a_worker_goes_on_where_another_one_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with client:

@@ -1,4 +1,8 @@
-"""An order: reserve, charge, have large sums approved, ship. If it ends before that, what the log knows as done is undone first.
+"""An order: reserve, charge, have large sums approved, ship. If it ends before that, all is undone first.
+
+A failed step may have had its effect: the bank took the money, and its answers were lost. So the order is undone by its id,
+whatever its steps returned. A refund must not overtake its payment, so a cancellation waits for a payment that is under way. It
+does not wait for the carrier: the parcel of an order that is cancelled at that moment may be on its way; the money is paid back.
 
 stepfold worker workflow:client
 """
@@ -36,13 +40,14 @@ class Outcome(BaseModel):
     tracking: str | None = None
 
 
-def reserve(order: Order) -> str:
-    return warehouse.reserve(order.order_id, order.items)
+def reserve(order: Order) -> None:
+    warehouse.reserve(order.order_id, order.items)
 
 
 async def charge(order: Order) -> str:
     # The key is the same on every attempt, so the bank takes the money once, also when its answer is lost.
-    return await bank.charge(order.customer, order.total_cents, idempotency_key=current_step().idempotency_key)
+    key = current_step().idempotency_key
+    return await bank.charge(order.order_id, order.customer, order.total_cents, idempotency_key=key)
 
 
 def ship(order: Order) -> str:
@@ -52,17 +57,17 @@ def ship(order: Order) -> str:
 @client.workflow(id="process-order")
 async def process_order(ctx: Context[Order], step: Step) -> Outcome:
     order = ctx.input.data
-    reservation = await step.run("reserve", reserve, order)
-    payment: str | None = None
     try:
-        payment = await step.run("charge", charge, order, retry=Retry(5, backoff="1s"), timeout="30s")
+        with step.shield():
+            await step.run("reserve", reserve, order)
+            await step.run("charge", charge, order, retry=Retry(5, backoff="1s"), timeout="30s")
         if await approved(order, step):
             tracking = await step.run("ship", ship, order)
             return Outcome(status="shipped", total_cents=order.total_cents, tracking=tracking)
     except (Exception, asyncio.CancelledError):
-        await undo(step, reservation, payment)
+        await undo(order, step)
         raise
-    await undo(step, reservation, payment)
+    await undo(order, step)
     return Outcome(status="declined", total_cents=order.total_cents)
 
 
@@ -74,10 +79,9 @@ async def approved(order: Order, step: Step) -> bool:
     return answer is not None and answer.data.granted
 
 
-async def undo(step: Step, reservation: str, payment: str | None) -> None:
+async def undo(order: Order, step: Step) -> None:
     """Compensation. A cancellation of the run waits until it is through."""
     stubborn = Retry(max_attempts=1000, max_backoff="10m")
     with step.shield():
-        if payment is not None:
-            await step.run("refund", bank.refund, payment, retry=stubborn)
-        await step.run("release", warehouse.release, reservation, retry=stubborn)
+        await step.run("refund", bank.refund, order.order_id, retry=stubborn)
+        await step.run("release", warehouse.release, order.order_id, retry=stubborn)
