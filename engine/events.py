@@ -41,7 +41,7 @@ from .core.lifecycle import (
     StepCancelled,
     WorkflowUnknown,
 )
-from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, Place, Request, StepDecision
+from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, OperationDecision, Place, Request
 from .operations.callback import CallbackCompleted, CallbackCreated, CallbackFailed, CallbackHeartbeat, CallbackTimedOut
 from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
 from .operations.sleep import SleepCompleted, SleepScheduled
@@ -73,6 +73,7 @@ __all__ = [
     "Event",
     "Failed",
     "InputCompleted",
+    "OperationDecision",
     "Place",
     "Quarantined",
     "Request",
@@ -85,7 +86,6 @@ __all__ = [
     "Started",
     "StepCancelled",
     "StepCompleted",
-    "StepDecision",
     "StepFailed",
     "StepHeartbeat",
     "WaitStarted",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.records import Base, StepDecision, StepRequest
+from ..core.records import Base, OperationDecision, OperationRequest
 from ..core.state import RunState
 from ..events import Event
 from ..operations import BY_NAME, ENDS, GIVES_BACK, KIND_OF, TELLS
@@ -24,9 +24,9 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
     """
     lines: dict[str, Line] = {}
     for event in events:
-        if isinstance(event, StepDecision):
+        if isinstance(event, OperationDecision):
             _tell(lines, event, event.type, owners or {})
-        elif isinstance(event, StepRequest) and event.type in TELLS and event.step_id in lines:
+        elif isinstance(event, OperationRequest) and event.type in TELLS and event.step_id in lines:
             TELLS[event.type](lines[event.step_id], event, _at(event))
     for step_id, kind, at, value in run.journal:
         line, end = lines.get(step_id), ENDS.get(kind)
@@ -48,7 +48,7 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
     return list(lines.values())
 
 
-def _tell(lines: dict[str, Line], event: StepDecision, type: str, owners: Mapping[int, str | None]) -> None:
+def _tell(lines: dict[str, Line], event: OperationDecision, type: str, owners: Mapping[int, str | None]) -> None:
     """Add an event to the line of its operation."""
     line = lines.get(event.step_id)
     kind = KIND_OF.get(type)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ..operations import GIVES_BACK
 from ..values.words import Beside, short
-from .records import PASSED_OVER, Base, Decision, ErrorModel, Request, StepDecision
+from .records import PASSED_OVER, Base, Decision, ErrorModel, OperationDecision, Request
 from .state import RunState, deliver
 
 MAX_REASON_CHARS = 10_000
@@ -64,7 +64,7 @@ class CancelRequested(Request):
         return self.reason or ""
 
 
-class StepCancelled(StepDecision):
+class StepCancelled(OperationDecision):
     """The code no longer waits for this operation. A signal that was delivered to it goes back to the front of its queue."""
 
     counts_if = "the operation is open; or it is a wait that got a signal, which goes back to its queue, once"

@@ -106,7 +106,7 @@ class Request(Base):
     from_: Annotated[Place | None, Field(alias="from"), PASSED_OVER] = None
 
 
-class StepRequest(Request):
+class OperationRequest(Request):
     """A request about one operation."""
 
     step_id: str
@@ -123,7 +123,7 @@ class Decision(Base):
     version: str | None = None
 
 
-class StepDecision(Decision):
+class OperationDecision(Decision):
     """A decision about one operation. `step_id`: its path through its scopes, numbered when repeated (`charge#2`)."""
 
     never_ends = True

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import orjson
 
 from .. import errors
-from ..core.records import FORMAT, ErrorModel, StepDecision, StepRequest
+from ..core.records import FORMAT, ErrorModel, OperationDecision, OperationRequest
 from ..core.state import Open, RunState, deliver, is_new
 from ..errors import CallbackIdInvalid, ErrorInfo
 from ..values.names import valid_run_id
@@ -26,7 +26,7 @@ from .kind import Kind
 from .line import Line
 
 
-class CallbackCreated(StepDecision):
+class CallbackCreated(OperationDecision):
     """The code asks for an answer from outside, and gets an id that holds `nonce`.
 
     `timeout_at`: the time-out, ms since 1970; `heartbeat_ms`: how long nobody may be silent, counted from the log's time of this
@@ -46,7 +46,7 @@ class CallbackCreated(StepDecision):
         return joined(until, silence)
 
 
-class CallbackRequest(StepRequest):
+class CallbackRequest(OperationRequest):
     """A request about an open callback with this `nonce`."""
 
     never_ends = True
@@ -85,7 +85,7 @@ class CallbackHeartbeat(CallbackRequest):
     type: Literal["callback-heartbeat"] = "callback-heartbeat"
 
 
-class CallbackTimedOut(StepDecision):
+class CallbackTimedOut(OperationDecision):
     """Nobody has answered in time, or for `heartbeat_ms` there was no heartbeat."""
 
     tone = "trouble"

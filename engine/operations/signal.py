@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from ..core.records import Request, StepDecision
+from ..core.records import OperationDecision, Request
 from ..core.state import Open, RunState, deliver, is_new
 from ..values.times import due, until, within
 from ..values.words import Beside, end_beside, short
@@ -30,7 +30,7 @@ class SignalReceived(Request):
         return f"{self.signal} {short(self.data)}"
 
 
-class WaitStarted(StepDecision):
+class WaitStarted(OperationDecision):
     """The code waits for a signal, until `timeout_at` (ms) unless that is null."""
 
     counts_if = "the `step_id` is new in the run"
@@ -43,7 +43,7 @@ class WaitStarted(StepDecision):
         return f"for signal {self.signal!r}"
 
 
-class WaitTimedOut(StepDecision):
+class WaitTimedOut(OperationDecision):
     tone = "trouble"
     counts_if = "the wait is open, and `at` is not before its `timeout_at`"
 

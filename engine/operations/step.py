@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from .. import errors
-from ..core.records import PASSED_OVER, ErrorModel, StepDecision
+from ..core.records import PASSED_OVER, ErrorModel, OperationDecision
 from ..core.state import Delivery, Open, RunState, deliver
 from ..errors import ErrorInfo
 from ..values.codec import Codec
@@ -28,7 +28,7 @@ _delivery = Delivery._make  # costs half as much as the constructor, for the mos
 _NEXT = "the step is not over, and `attempt` is the next one: 1, or 1 more than its failed and lost attempts"
 
 
-class StepCompleted(StepDecision):
+class StepCompleted(OperationDecision):
     """An attempt succeeded. `attempt` counts from 1."""
 
     is_result = True
@@ -44,7 +44,7 @@ class StepCompleted(StepDecision):
         return attempt + ("" if self.result is None else short(self.result))
 
 
-class StepFailed(StepDecision):
+class StepFailed(OperationDecision):
     """An attempt failed. The next one is due at `next_at` (ms); null: this was the last one."""
 
     tone = "trouble"
@@ -62,7 +62,7 @@ class StepFailed(StepDecision):
         return f"attempt {self.attempt}: {self.error}; {again}"
 
 
-class AttemptStarted(StepDecision):
+class AttemptStarted(OperationDecision):
     """An attempt is about to run. Recorded if the step is at_most_once, lost an attempt before, or records its input.
 
     `input`: the arguments, for people; `input_note`: which of them are cut or cannot be written.
@@ -79,7 +79,7 @@ class AttemptStarted(StepDecision):
         return joined(f"attempt {self.attempt}", _input(self.input, self.input_note))
 
 
-class AttemptLost(StepDecision):
+class AttemptLost(OperationDecision):
     """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
     tone = "trouble"
@@ -92,7 +92,7 @@ class AttemptLost(StepDecision):
         return f"attempt {self.attempt} may have been running when its worker died"
 
 
-class StepHeartbeat(StepDecision):
+class StepHeartbeat(OperationDecision):
     """A running attempt reports its progress; the next attempt gets the last `details`."""
 
     counts_if = _NEXT + "; `at` is above that of its last heartbeat"

@@ -9,7 +9,7 @@ import pytest
 
 from stepfold import events
 from stepfold.core import lifecycle
-from stepfold.core.records import Base, StepDecision, StepRequest
+from stepfold.core.records import Base, OperationDecision, OperationRequest
 from stepfold.core.state import Open
 from stepfold.operations import CALLS, ENDS, KINDS, OPEN, RULES, SETTLED_BY, TELLS
 from stepfold.operations.call import Call
@@ -38,8 +38,8 @@ def test_each_event_of_a_run_has_a_rule() -> None:
 def test_a_kind_is_whole(kind: Kind) -> None:
     assert kind.name == kind.open.kind == kind.call.kind
     assert kind.rules.keys() == types(list(kind.records))
-    decisions = types([record for record in kind.records if issubclass(record, StepDecision)])
-    assert decisions <= kind.tells.keys() <= decisions | types([one for one in kind.records if issubclass(one, StepRequest)])
+    decisions = types([record for record in kind.records if issubclass(record, OperationDecision)])
+    assert decisions <= kind.tells.keys() <= decisions | types([one for one in kind.records if issubclass(one, OperationRequest)])
     assert kind.ends.keys() == kind.call.settles.keys() >= kind.gives_back.keys()
     assert kind.open.when_due is None or kind.open.when_due in kind.rules
     assert kind.call.words
