@@ -17,7 +17,7 @@ from ..client.requests import checked_run_id
 from ..client.story import line_json
 from ..values.text import shown_json
 from .output import Format, OutputOption, Text, print_object, remark
-from .picture import steps_table
+from .picture import operations_table
 from .problems import Exit, Problem
 from .target import AppOption, UrlOption, client_of, connected, load, run_async
 
@@ -104,7 +104,7 @@ def _verified(found: Verification) -> Iterator[RenderableType]:
     )
     if lines:
         yield ""
-        yield steps_table(lines, first_ms=run.started_at, now_ms=run.now)
+        yield operations_table(lines, first_ms=run.started_at, now_ms=run.now)
 
 
 def replay(

@@ -52,7 +52,7 @@ WINDOW = 50
 """How many operations are drawn by default."""
 
 
-def steps_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
+def operations_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
     """Operations, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
     last = max(now_ms, first_ms + 1)
     made = table("", "step", "attempts", "time line", "at", "", right=("at",), spare=("time line", "at", "attempts", ""))
@@ -137,7 +137,7 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
     if len(lines) < total:
         parts.append(Text(f"{len(lines):,} of {total:,} operations (--limit, --failed):", "dim"))
     if lines:
-        parts.append(steps_table(lines, first_ms=run.started_at, now_ms=end))
+        parts.append(operations_table(lines, first_ms=run.started_at, now_ms=end))
     return Group(*parts)
 
 
