@@ -55,17 +55,17 @@ class _Overtaken(Exception):
 
 
 class Database:
-    """The database for the projections of `log`. `given`: a URL or an engine; None: `default_database(log)`, which is ours alone.
+    """The database for the projections of `log`. `database`: a URL or an engine; None: `default_database(log)`, ours alone.
 
     Raises ConfigError for a bad database URL.
     """
 
-    def __init__(self, log: Log, given: str | sa.URL | sa.Engine | None) -> None:
+    def __init__(self, log: Log, database: str | sa.URL | sa.Engine | None) -> None:
         self.log = log
-        self.is_default = given is None
-        self.engine = given if isinstance(given, sa.Engine) else _engine(given or default_database(log))
+        self.is_default = database is None
+        self.engine = database if isinstance(database, sa.Engine) else _engine(database or default_database(log))
         self.name = self.engine.url.render_as_string(hide_password=True)
-        self._is_lent = isinstance(given, sa.Engine)
+        self._is_lent = isinstance(database, sa.Engine)
 
     def open(self) -> None:
         """Connect and make missing tables. Raises ConfigError if the database cannot be used."""

@@ -87,10 +87,9 @@ class KafkaDriver:
     @classmethod
     def from_url(cls, url: str, **options: Unpack[KafkaOptions]) -> KafkaDriver:
         """Parses `kafka://host:port[,host:port…]/namespace[?session_timeout_s=10&patience_s=30]`; `options` win over the URL."""
-        bootstrap, namespace, given = parsed(url)
-        given.update(options)
+        bootstrap, namespace, of_url = parsed(url)
         try:
-            return cls(bootstrap, namespace, **given)
+            return cls(bootstrap, namespace, **{**of_url, **options})
         except ConfigError as error:
             raise ConfigError(f"{url!r}: {error}") from None
 

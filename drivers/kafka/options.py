@@ -54,15 +54,15 @@ def parsed(url: str) -> tuple[str, str, KafkaOptions]:
     if parts.scheme != "kafka" or not parts.netloc or not namespace or parts.fragment or "@" in url:
         told = f"kafka://…@{url.rpartition('@')[2]}" if "@" in url else url
         raise ConfigError(f"{told!r} is not a Kafka URL: kafka://host:port[,host:port]/namespace; credentials are options")
-    given: KafkaOptions = {}
+    options: KafkaOptions = {}
     for name, values in parse_qs(parts.query, keep_blank_values=True).items():
         if name not in ("session_timeout_s", "patience_s"):
             raise ConfigError(f"{url!r}: unknown option {name!r}; the options are session_timeout_s and patience_s")
         try:
-            given[name] = float(values[-1])
+            options[name] = float(values[-1])
         except ValueError:
             raise ConfigError(f"{url!r}: {name} must be a number of seconds") from None
-    return parts.netloc, namespace, given
+    return parts.netloc, namespace, options
 
 
 def _is_host(name: str) -> bool:

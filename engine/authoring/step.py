@@ -36,7 +36,7 @@ from ..values.options import flag
 from ..values.pace import Pace, pace_of
 from ..values.retry import Retry
 from ..values.same import shown
-from ..values.taken import FIXED, Given, by_value
+from ..values.taken import FIXED, Copies, by_value
 from ..values.times import ms_of
 from .callback import Callback
 
@@ -176,12 +176,12 @@ class Step(Generic[Ext]):
         elif not isinstance(retry, Retry):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             raise _no_retry(step_id, retry)
         codec, pace = _callee(fn)
-        given = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._given(step_id, fn, args)
+        copies = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._copies(step_id, fn, args)
         timeout_ms = None if timeout is None else duration_ms(timeout)
-        call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, given, record_input, pace)
+        call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, copies, record_input, pace)
         return self._ask(step_id, call, _source())
 
-    def _given(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
+    def _copies(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Copies | None:
         """A maker of arguments for each attempt; None if nothing needs a copy, as on a replay that has the result."""
         if self._execution.is_known(f"{self._scope}{step_id}"):
             return None
@@ -371,9 +371,9 @@ class Step(Generic[Ext]):
         try:
             inner = Step[Any](self._execution, self._ports, f"{path}/")
             args = (callback_id,)
-            given = inner._given("submit", submit, args) if type(submit) is partial else None
+            copies = inner._copies("submit", submit, args) if type(submit) is partial else None
             codec, pace = _callee(submit)
-            step = StepCall(submit, args, retry, None, False, codec, given, pace=pace)
+            step = StepCall(submit, args, retry, None, False, codec, copies, pace=pace)
             await inner._ask("submit", step, source)
             return await callback
         except BaseException:

@@ -304,7 +304,7 @@ class Client:
                 return Run(self, run_id, codec, start=existing.start)
         if existing is None:
             raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
-        if existing.workflow != workflow_id or not same_json(existing.given, orjson.loads(encoded)):
+        if existing.workflow != workflow_id or not same_json(existing.start_input, orjson.loads(encoded)):
             raise RunAlreadyExists(
                 f"run {run_id!r} exists already, of workflow {existing.workflow!r} and with another input; choose another run id"
             )

@@ -331,7 +331,7 @@ def _is_of(run: RunState, started: dict[str, Any]) -> bool:
     """Whether `started` asks for the run's workflow and input. A run that no inbox started has no digest: compare its input."""
     if run.digest:
         return run.digest == digest_of(started)
-    return run.workflow == started["workflow"] and same_json(run.given, started["input"])
+    return run.workflow == started["workflow"] and same_json(run.start_input, started["input"])
 
 
 def _belongs(state: PartitionState, run_id: str) -> bool:

@@ -184,11 +184,11 @@ def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
     if run.open.pop(step_id, None) is not None:
         run.done.add(step_id)
         return True
-    given = next((d for d in reversed(run.journal) if d.step_id == step_id and d.kind in GIVES_BACK), None)
-    if given is None or step_id in run.returned:
+    delivery = next((one for one in reversed(run.journal) if one.step_id == step_id and one.kind in GIVES_BACK), None)
+    if delivery is None or step_id in run.returned:
         return False
     run.returned.add(step_id)
-    GIVES_BACK[given.kind](run, given.value)
+    GIVES_BACK[delivery.kind](run, delivery.value)
     return True
 
 

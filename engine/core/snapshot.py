@@ -38,7 +38,7 @@ def pack(run: RunState) -> bytes:
             run.request,
             run.digest,
             [run.suspected, run.suspected_by] if run.suspected else None,
-            None if run.given is run.input else [run.given],
+            None if run.start_input is run.input else [run.start_input],
             sorted(run.returned) or None,
         ]
     )
@@ -64,6 +64,6 @@ def unpack(data: bytes) -> RunState:
     if fields[23] is not None:
         run.suspected, run.suspected_by = fields[23]
     if fields[24] is not None:
-        [run.given] = fields[24]
+        [run.start_input] = fields[24]
     run.returned.update(fields[25] or ())
     return run

@@ -64,7 +64,6 @@ class RunState:
         "ended_at",
         "error",
         "folded",
-        "given",
         "id",
         "input",
         "journal",
@@ -78,6 +77,7 @@ class RunState:
         "returned",
         "signals",
         "start",
+        "start_input",
         "started_at",
         "suspected",
         "suspected_by",
@@ -90,7 +90,7 @@ class RunState:
         self.id = run_id
         self.workflow = workflow
         self.version = version
-        self.input = self.given = input  # now, and as the start gave it; an expected run: signals kept, [time, event] each
+        self.input = self.start_input = input  # now, and as the start gave it; an expected run: signals kept, [time, event] each
         self.digest = 0  # of workflow and input, if `started` came from an inbox
         self.trigger: Any = None
         self.start = start  # offset of `started`

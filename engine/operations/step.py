@@ -15,7 +15,7 @@ from ..errors import ErrorInfo
 from ..values.codec import Codec
 from ..values.pace import ON_LOOP, Pace
 from ..values.retry import Retry
-from ..values.taken import Given
+from ..values.taken import Copies
 from ..values.times import due, said
 from ..values.words import Beside, joined, short, span
 from .call import Call, Raise
@@ -228,7 +228,7 @@ def _error(call: StepCall, step_id: str, value: Any) -> Raise:
 class StepCall(Call):
     """Run `fn(*args)` on a worker."""
 
-    __slots__ = ("args", "at_most_once", "codec", "fn", "given", "pace", "record_input", "retry", "timeout_ms")
+    __slots__ = ("args", "at_most_once", "codec", "copies", "fn", "pace", "record_input", "retry", "timeout_ms")
     kind = "step"
     words = "step.run"
     settles: ClassVar = {"result": _result, "error": _error}
@@ -241,7 +241,7 @@ class StepCall(Call):
         timeout_ms: int | None,
         at_most_once: bool,
         codec: Codec,
-        given: Given | None = None,
+        copies: Copies | None = None,
         record_input: bool = False,
         pace: Pace = ON_LOOP,
     ) -> None:
@@ -252,7 +252,7 @@ class StepCall(Call):
         self.timeout_ms = timeout_ms
         self.at_most_once = at_most_once
         self.codec = codec
-        self.given = given  # makes `fn` and `args` anew for each attempt, if they are data
+        self.copies = copies  # makes `fn` and `args` anew for each attempt, if they are data
         self.record_input = record_input
 
 

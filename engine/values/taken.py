@@ -34,8 +34,8 @@ from ..errors import ConfigError
 from .codec import REPLACED, codec_for
 from .exact import STRICT, Exact, exact, json_copy
 
-Given = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
-"""Makes the function and the arguments of a step anew for each attempt."""
+Copies = Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
+"""Makes copies of the function and the arguments of a step, for one attempt."""
 
 _NONE: dict[Any, Any] = {}
 _REVERSIBLE: tuple[Any, ...] = ([], _NONE, _NONE.values(), _NONE.items(), deque[Any](), OrderedDict[Any, Any]())
@@ -73,7 +73,7 @@ def is_fixed(args: tuple[Any, ...]) -> bool:
     return True
 
 
-def by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
+def by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Copies | None:
     """A maker of a function and arguments for each attempt; None if nothing in them needs a copy.
 
     Raises TypeError for an argument that can be iterated only once.
@@ -82,9 +82,9 @@ def by_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Given | None:
         snapshot = _json_snapshot(args) or _typed_snapshot(args)
         if snapshot is not None:
             return lambda: (fn, snapshot())
-    given = (fn, args)
-    own = taken(given)
-    return None if own is given else lambda: taken(own)
+    call = (fn, args)
+    own = taken(call)
+    return None if own is call else lambda: taken(own)
 
 
 def _json_snapshot(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]] | None:

@@ -283,9 +283,9 @@ def _called(attempt: Attempt, rest: Awaitable[Any] | None) -> Awaitable[Any]:
     if rest is not None:
         return rest
     call = attempt.call
-    if call.given is None:
+    if call.copies is None:
         return call.fn(*call.args)
-    fn, args = call.given()
+    fn, args = call.copies()
     return fn(*args)
 
 
@@ -303,7 +303,7 @@ def _plain_call(limit: int, attempt: Attempt) -> Outcome:
     current_step_var.set(RunningStep(attempt))
     try:
         try:
-            fn, args = (call.fn, call.args) if call.given is None else call.given()
+            fn, args = (call.fn, call.args) if call.copies is None else call.copies()
             value = fn(*args)
             return Pending(value) if inspect.isawaitable(value) else _encoded(attempt, value, limit)
         except (StopIteration, GeneratorExit) as error:  # callers give these a meaning of their own

@@ -433,7 +433,7 @@ def test_what_the_start_gave_is_compared_not_what_was_made_of_it() -> None:
     ledger.start(input={"n": 1}, **place(0))
     ledger.accepts("input-completed", input={"n": 1, "made": "anew"})
     stored_run = unpack(pack(ledger.run))
-    assert (stored_run.given, stored_run.input) == ({"n": 1}, {"n": 1, "made": "anew"})
+    assert (stored_run.start_input, stored_run.input) == ({"n": 1}, {"n": 1, "made": "anew"})
     ledger.write(ledger.event("started", workflow="process-order", input={"n": 1}, **place(1)), key=RUN)
     assert ledger.state.refused == []
 

@@ -214,9 +214,9 @@ class Attempts:
             return
         attempt.op.recorded = True
         attempt.announced = True
-        given = self._input(attempt) if attempt.call.record_input else {}
+        recorded = self._input(attempt) if attempt.call.record_input else {}
         try:
-            self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **given)
+            self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **recorded)
         except Exception as error:  # noqa: BLE001  # it may be another run that gives this one its turn
             self._contain(attempt.run, error)
 
@@ -225,7 +225,7 @@ class Attempts:
         call = attempt.call
         try:
             return self._watch.ask(
-                attempt.named, lambda: recorded_input(*((call.fn, call.args) if call.given is None else call.given()))
+                attempt.named, lambda: recorded_input(*((call.fn, call.args) if call.copies is None else call.copies()))
             )
         except BaseException as error:
             if from_keyboard(error):
