@@ -80,7 +80,7 @@ class LocalReader:
         pass
 
 
-class Tail:
+class LocalTail:
     """The end of one partition, as far as this process knows, and the reads that wait beyond it.
 
     A waiting read wakes in the turn after the news, and only if its position is still below the end: by then the appending

@@ -19,7 +19,7 @@ from typing import Any
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack, Entry, InboxRecord, Record, ack_of, record_of
 
-from ._local import MAX_VALUE_BYTES, LocalReader, NoExtras, Tail, check_entries, clock_of, wall_clock_ms
+from ._local import MAX_VALUE_BYTES, LocalReader, LocalTail, NoExtras, check_entries, clock_of, wall_clock_ms
 
 APPENDS_PER_TURN = 64
 """One append in this many gives the other tasks a turn; an append itself never waits."""
@@ -34,7 +34,7 @@ class _Store:
         self.timestamp = 0
         self.checkpoints: dict[str, bytes] = {}
         self.members: list[_Membership] = []
-        self.tails: list[Tail] = []
+        self.tails: list[LocalTail] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         self._by_key: dict[str, list[Record]] = defaultdict(list)
         self._indexed = 0
@@ -67,7 +67,7 @@ class MemoryDriver:
         self._has_own_clock = clock is not None
         store = _stores.get(name) or _Store(log_id or uuid.uuid4().hex)
         self._store = _stores.setdefault(name, store) if name else store
-        self._tail: Tail | None = None
+        self._tail: LocalTail | None = None
         self._members: list[_Membership] = []
         self._appends = 0
 
@@ -104,7 +104,7 @@ class MemoryDriver:
         store.loop = loop
         if not self._has_own_clock:
             self._clock = clock_of(loop)
-        self._tail = Tail(loop, len(store.records))
+        self._tail = LocalTail(loop, len(store.records))
         store.tails.append(self._tail)
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class MemoryDriver:
         for member in self._members[:]:
             await member.leave()
 
-    def _opened(self, partition: int) -> Tail:
+    def _opened(self, partition: int) -> LocalTail:
         if self._tail is None:
             raise LogUnavailable(f"{self.name} is not open; open it, or enter its client, first")
         if partition != 0:

@@ -26,7 +26,7 @@ from . import topics as kafka_topics
 from .administration import Administration, InboxPosition
 from .cluster import Cluster, TopicPartition, describe
 from .dead_letters import DeadLetter, Redriven, bury, text_of
-from .fetcher import Fetcher, Tail, offsets, scan
+from .fetcher import Fetcher, KafkaTail, offsets, scan
 from .finder import Finder
 from .group import GroupMember
 from .inbox import KafkaInbox
@@ -77,7 +77,7 @@ class KafkaDriver:
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
         self._members: dict[GroupMember, KafkaInbox] = {}
-        self._tails: dict[int, set[Tail[Record]]] = {}
+        self._tails: dict[int, set[KafkaTail[Record]]] = {}
         self._finders: dict[int, Finder] = {}
         self._echoes: list[tuple[int, Sequence[Entry], Sequence[Ack]]] = []
         self._foreign_topics: dict[str, int] = {}
@@ -267,16 +267,16 @@ class KafkaDriver:
     def reader(self, partition: int, offset: int) -> KafkaReader:
         return KafkaReader(self, partition, offset)
 
-    def tail(self, partition: int, offset: int, news: Callable[[], None]) -> Tail[Record]:
+    def tail(self, partition: int, offset: int, news: Callable[[], None]) -> KafkaTail[Record]:
         """A tail of history records, which `close` ends."""
         self._opened()
         assert self._fetcher is not None
-        tail = Tail(self._fetcher, TopicPartition(self.namespace.history, partition), offset, _record, news)
+        tail = KafkaTail(self._fetcher, TopicPartition(self.namespace.history, partition), offset, _record, news)
         self._tails.setdefault(partition, set()).add(tail)
         return tail
 
-    def forget(self, tail: Tail[Record]) -> None:
-        self._tails.get(tail.place.partition, set[Tail[Record]]()).discard(tail)
+    def forget(self, tail: KafkaTail[Record]) -> None:
+        self._tails.get(tail.place.partition, set[KafkaTail[Record]]()).discard(tail)
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         wanted = [key.encode("utf-8", "surrogatepass") for key in keys]

@@ -2,7 +2,7 @@
 # aiokafka ships no types; nothing of it leaves this module untyped.
 """Reading: tails that follow partitions, a scan of existing records, and the bounds of a partition.
 
-A `Tail` is a position in one partition, with records fetched ahead. The `Fetcher` asks for all tails that have no request
+A `KafkaTail` is a position in one partition, with records fetched ahead. The `Fetcher` asks for all tails that have no request
 under way, per node in as few requests as their number allows. So a busy process with several partitions spends one request on all
 of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the same position share a fetch
 and its decoding. A tail that nobody reads takes no more part once it is far enough ahead.
@@ -80,7 +80,7 @@ def _wanted(partition: int, offset: int, most_bytes: int) -> tuple[int, int, int
     return partition, -1, offset, -1, most_bytes
 
 
-class Tail(Generic[P]):
+class KafkaTail(Generic[P]):
     """The records of one partition from `offset` on.
 
     `make` turns a fetched record into the item that `take` returns. `news` is called when `ready` may have become true. A tail
@@ -259,7 +259,7 @@ class _Own:
         self.under_way = 0
         self.since = 0.0  # when the last append ended, or the first of those under way began
         self.end = -1  # the end offset of the last append
-        self.tails: list[Tail[Any]] = []  # tails that wait for the next append
+        self.tails: list[KafkaTail[Any]] = []  # tails that wait for the next append
 
 
 class Fetcher:
@@ -269,14 +269,14 @@ class Fetcher:
         self._cluster = cluster
         self._patience_s = patience_s
         self._loop = asyncio.get_running_loop()
-        self._wanting: list[Tail[Any]] = []
+        self._wanting: list[KafkaTail[Any]] = []
         self._scheduled = False
-        self._flights: dict[_Flight, list[Tail[Any]]] = {}
+        self._flights: dict[_Flight, list[KafkaTail[Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._own: dict[TopicPartition, _Own] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def want(self, tails: Iterable[Tail[Any]]) -> None:
+    def want(self, tails: Iterable[KafkaTail[Any]]) -> None:
         """Fetch for tails without a request under way. Those of one turn of the loop travel together."""
         self._wanting += tails
         if not self._scheduled:
@@ -307,7 +307,7 @@ class Fetcher:
         tails, own.tails = own.tails, []
         self.want(tails)
 
-    def _awaits_append(self, tail: Tail[Any]) -> bool:
+    def _awaits_append(self, tail: KafkaTail[Any]) -> bool:
         own = self._own.get(tail.place)
         if own is None or tail.offset < own.end or not self._is_appending(own):
             return False
@@ -341,7 +341,7 @@ class Fetcher:
         self._scheduled = False
         tails, self._wanting = self._wanting, []
         requests: dict[tuple[int, bool], list[dict[TopicPartition, _Flight]]] = {}
-        leaderless: list[Tail[Any]] = []
+        leaderless: list[KafkaTail[Any]] = []
         for tail in tails:
             if not tail.wants_more() or self._awaits_append(tail):
                 continue
@@ -379,8 +379,8 @@ class Fetcher:
         for place, flight in request.items():
             by_topic.setdefault(place.topic, []).append(_wanted(place.partition, flight.offset, _PARTITION_BYTES))
         failed: KafkaError = UnknownTopicOrPartitionError()  # the error for partitions that the answer leaves out
-        again: list[Tail[Any]] = []
-        retry: list[tuple[Tail[Any], KafkaError]] = []
+        again: list[KafkaTail[Any]] = []
+        retry: list[tuple[KafkaTail[Any], KafkaError]] = []
         try:
             question = _Fetch(_LONG_POLL_MS, _REQUEST_BYTES, list(by_topic.items()), committed=committed)
             answer = await self._cluster.ask(node, question, lane)
@@ -412,7 +412,7 @@ class Fetcher:
             await self._retry(retry)
 
     def _deliver(
-        self, flight: _Flight, tails: list[Tail[Any]], data: bytes | None, aborted: Sequence[tuple[int, int]] | None
+        self, flight: _Flight, tails: list[KafkaTail[Any]], data: bytes | None, aborted: Sequence[tuple[int, int]] | None
     ) -> None:
         items: list[Any] = []
         next_offset = flight.offset
@@ -422,7 +422,7 @@ class Fetcher:
         for tail in tails:
             tail.receive(items, next_offset, len(data or b""))
 
-    async def _retry(self, failed: list[tuple[Tail[Any], KafkaError]]) -> None:
+    async def _retry(self, failed: list[tuple[KafkaTail[Any], KafkaError]]) -> None:
         tails = [tail for tail, error in failed if tail.fail(error, self._patience_s)]
         if tails:
             await self._cluster.refresh()

@@ -26,7 +26,7 @@ from . import topics as kafka_topics
 from . import transactions as kafka_transactions
 from .cluster import Cluster, Topic, describe, log, name_of
 from .dead_letters import bury
-from .fetcher import Fetcher, Tail, offsets
+from .fetcher import Fetcher, KafkaTail, offsets
 from .group import GroupMember
 from .producer import Producer
 from .records import Raw, raw
@@ -62,7 +62,7 @@ class KafkaInbox:
         self._history_partitions = history_partitions
         self._inbox_partitions = inbox_partitions
         self._patience_s = patience_s
-        self._tails: dict[int, Tail[Raw]] = {}
+        self._tails: dict[int, KafkaTail[Raw]] = {}
         self._received: Sequence[InboxRecord] = ()
         self._topic_id = ""
         self._is_suspect = False  # the inbox may be another topic by now
@@ -182,7 +182,7 @@ class KafkaInbox:
             elif start < earliest:
                 log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
             self._check_open()  # otherwise no `close` would close the tail
-            tail = Tail(self._fetcher, place, max(start, earliest), raw, self._news.set, committed=True)
+            tail = KafkaTail(self._fetcher, place, max(start, earliest), raw, self._news.set, committed=True)
             tail.start()
             self._tails[partition] = tail
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeVar
 from stepfold.errors import ConfigError, LogUnavailable, StepfoldError
 from stepfold.log import Ack, Entry, Record, record_of
 
-from .._local import LocalReader, Tail, copy_of
+from .._local import LocalReader, LocalTail, copy_of
 from .file import Locked, PutBack, Queries, Row, Writer
 from .members import Roll, assign
 
@@ -83,7 +83,7 @@ _Work = _Append | _Checkpoint | _Call
 class Session:
     def __init__(self, name: str, path: Path) -> None:
         self.queries = Queries(path)
-        self.tails: list[Tail] = []
+        self.tails: list[LocalTail] = []
         self.recent: list[Recent] = []
         self.copies = 0  # how often the file was replaced by an older copy
         self.put_back = ""  # the message about that
@@ -123,7 +123,7 @@ class Session:
             self._stop()
             raise
         self.queries.file = writer.file
-        self.tails = [Tail(self._loop, end) for end in writer.ends]
+        self.tails = [LocalTail(self._loop, end) for end in writer.ends]
         self.recent = [Recent() for _ in writer.ends]
         return writer.id, writer.partitions
 

@@ -26,7 +26,7 @@ from stepfold.drivers.kafka import KafkaDriver
 from stepfold.drivers.kafka import driver as kafka_driver
 from stepfold.drivers.kafka import inbox as kafka_inbox
 from stepfold.drivers.kafka.cluster import Cluster
-from stepfold.drivers.kafka.fetcher import Tail
+from stepfold.drivers.kafka.fetcher import KafkaTail
 from stepfold.drivers.kafka.group import GroupMember
 from stepfold.errors import ConfigError, LogUnavailable, RunNotFound, WorkflowFailed
 from stepfold.log import CLAIM_KEY, Entry
@@ -333,7 +333,7 @@ async def test_a_look_at_the_topics_notices_an_inbox_that_was_made_again(
 ) -> None:
     """Even if no fetch has failed meanwhile. A start without a run id is another run in the new one."""
     nameless = record(0, value=b'{"type": "start", "workflow": "order", "data": "nameless"}')
-    monkeypatch.setattr(Tail, "was_cut_off", property(lambda tail: False, lambda tail, value: None), raising=False)
+    monkeypatch.setattr(KafkaTail, "was_cut_off", property(lambda tail: False, lambda tail, value: None), raising=False)
     async with shop.client.worker():
         await put(shop.driver, batch([nameless, *(record(number, value=start(f"old {number}")) for number in range(1, 5))]))
         await shop.ended(*(f"old {number}" for number in range(1, 5)))
