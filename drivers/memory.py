@@ -33,7 +33,7 @@ class _Store:
         self.records: list[Record] = []
         self.timestamp = 0
         self.checkpoints: dict[str, bytes] = {}
-        self.members: list[_Membership] = []
+        self.members: list[MemoryMembership] = []
         self.tails: list[LocalTail] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         self._by_key: dict[str, list[Record]] = defaultdict(list)
@@ -68,7 +68,7 @@ class MemoryDriver:
         store = _stores.get(name) or _Store(log_id or uuid.uuid4().hex)
         self._store = _stores.setdefault(name, store) if name else store
         self._tail: LocalTail | None = None
-        self._members: list[_Membership] = []
+        self._members: list[MemoryMembership] = []
         self._appends = 0
 
     @classmethod
@@ -167,9 +167,9 @@ class MemoryDriver:
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
         """Does nothing: without an inbox there is no producer to inform, and the fold's refusal is logged."""
 
-    async def join(self, member: str) -> _Membership:
+    async def join(self, member: str) -> MemoryMembership:
         self._opened(0)
-        return _Membership(member, self._store.members, self._members)
+        return MemoryMembership(member, self._store.members, self._members)
 
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
         self._opened(partition)
@@ -193,10 +193,10 @@ class MemoryDriver:
         return NoExtras("memory://", "ctx.ext")
 
 
-class _Membership:
+class MemoryMembership:
     """A place in the queue for the one partition: the first in `members` that has not retired has it."""
 
-    def __init__(self, member: str, members: list[_Membership], of_driver: list[_Membership]) -> None:
+    def __init__(self, member: str, members: list[MemoryMembership], of_driver: list[MemoryMembership]) -> None:
         self._member = member
         self._queues = (members, of_driver)
         self._answered: frozenset[int] | None = None

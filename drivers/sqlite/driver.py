@@ -22,7 +22,7 @@ from stepfold.log import Ack, Entry, InboxRecord, Record
 
 from .._local import MAX_VALUE_BYTES, LocalReader, NoExtras, check_entries, check_real_time, wall_clock_ms
 from .file import Writer
-from .session import Membership, Session
+from .session import Session, SQLiteMembership
 
 MAX_PARTITIONS = 256
 
@@ -164,7 +164,7 @@ class SQLiteDriver:
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
         """Does nothing: without an inbox there is no producer to inform, and the fold's refusal is logged."""
 
-    async def join(self, member: str) -> Membership:
+    async def join(self, member: str) -> SQLiteMembership:
         return await self._opened().join(member)
 
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:

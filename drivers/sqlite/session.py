@@ -110,7 +110,7 @@ class Session:
 
         self._roll = Roll(path.with_name(f"{path.name}.members"))
         self._roll_call_due = 0.0
-        self._members: dict[str, Membership] = {}
+        self._members: dict[str, SQLiteMembership] = {}
         self._shares: Mapping[str, frozenset[int]] = {}
 
     async def start(self, make: Callable[[], Writer]) -> tuple[str, int]:
@@ -306,9 +306,9 @@ class Session:
 
     # Members.
 
-    async def join(self, member: str) -> Membership:
+    async def join(self, member: str) -> SQLiteMembership:
         name = uuid.uuid4().hex
-        membership = self._members[name] = Membership(self, name, member)
+        membership = self._members[name] = SQLiteMembership(self, name, member)
         try:
             await self._call(lambda: self._roll.enter(name, member))
             await self._call(self._on_roll_call)
@@ -444,7 +444,7 @@ class Session:
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 
-class Membership:
+class SQLiteMembership:
     """The port's `Membership`. `changed` is set when its share may have changed."""
 
     def __init__(self, session: Session, name: str, member: str) -> None:
