@@ -19,7 +19,7 @@ from ..values.codec import Codec, describe, written
 from ..values.duration import Duration, duration_ms
 from .requests import Taken, of_signal, taken, untaken
 from .status import RunStatus, status_of
-from .tail import RunViews, Tail, Watch, read_run
+from .tail import RunViews, RunWatch, Tail, read_run
 
 Out = TypeVar("Out", default=Any)
 Call = TypeVar("Call")
@@ -53,7 +53,7 @@ class Gateway(Protocol):
 class Run(Generic[Out]):
     """A handle for one run."""
 
-    def __init__(self, gateway: Gateway, run_id: str, codec: Codec | None, watch: Watch | None = None, start: int = 0) -> None:
+    def __init__(self, gateway: Gateway, run_id: str, codec: Codec | None, watch: RunWatch | None = None, start: int = 0) -> None:
         self.id = run_id
         self._start = start  # offset below which the run has no record
         self._gateway = gateway

@@ -163,7 +163,7 @@ class RunViews:
             self._size_bytes -= known.size_bytes
 
 
-class Watch:
+class RunWatch:
     """Waits for the end of one run. Its tail holds it weakly, so the waiting code must hold it."""
 
     __slots__ = ("__weakref__", "ended", "held", "needs_all", "view")
@@ -199,7 +199,7 @@ class Watch:
                 self.ended.set_result(run)
 
 
-class _Watches(WeakSet[Watch]):
+class _RunWatches(WeakSet[RunWatch]):
     """The watches of one run."""
 
     needs_all = True  # whether any of them does
@@ -211,24 +211,24 @@ class Tail:
     def __init__(self, log: Log, partition: int) -> None:
         self._log = log
         self._partition = partition
-        self._watches: dict[str, _Watches] = {}
+        self._watches: dict[str, _RunWatches] = {}
         self._claims = PartitionState(partition, log.partitions)
         self._claimed: list[tuple[int, str | None, int]] = []  # (offset, owner, format) of every accepted claim
         self._position = 0  # `_claimed` holds all claims below this offset
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[None] | None = None
 
-    def expect(self, run_id: str) -> Watch | None:
+    def expect(self, run_id: str) -> RunWatch | None:
         """A watch for a run that is about to be started; None unless the tail follows the partition already."""
         if self._ready is None or not self._ready.done():
             return None
-        watch = Watch(RunView(run_id, self._state_at(self._claims.offset)))
+        watch = RunWatch(RunView(run_id, self._state_at(self._claims.offset)))
         self._add(run_id, watch)
         return watch
 
-    async def watch(self, run_id: str, start: int = 0) -> Watch:
+    async def watch(self, run_id: str, start: int = 0) -> RunWatch:
         """A watch for a run that may have begun or ended long ago. It has no record below `start`. Raises LogUnavailable."""
-        watch = Watch(RunView(run_id, PartitionState(self._partition, self._log.partitions)), [])
+        watch = RunWatch(RunView(run_id, PartitionState(self._partition, self._log.partitions)), [])
         self._add(run_id, watch)
         await self._follow()
         start = min(start, self._position)
@@ -250,10 +250,10 @@ class Tail:
         if fold(self._claims, record) is not None:
             self._claimed.append((self._claims.claim, self._claims.owner, self._claims.format))
 
-    def _add(self, run_id: str, watch: Watch) -> None:
+    def _add(self, run_id: str, watch: RunWatch) -> None:
         watches = self._watches.get(run_id)
         if watches is None:
-            watches = self._watches[run_id] = _Watches()
+            watches = self._watches[run_id] = _RunWatches()
         watches.needs_all = True
         watches.add(watch)
 

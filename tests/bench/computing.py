@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from figures import Figure
-from takeover import Watch
+from takeover import Takeovers
 
 from stepfold import Client, Context, Step
 from stepfold.drivers.broker import LocalBroker
@@ -90,7 +90,7 @@ async def rate(url: str, count: int) -> float:
     )
     try:
         async with Client(url) as starter:
-            async with Watch(starter.log) as watch:
+            async with Takeovers(starter.log) as watch:
                 await watch.owned_by(count)
             by_partition: dict[int, list[str]] = {partition: [] for partition in range(starter.log.partitions)}
             while any(len(ids) < RUNS_A_PARTITION for ids in by_partition.values()):

@@ -46,7 +46,7 @@ async def backlog(_folder: Path, count: int = 100_000) -> list[Figure]:
     ]
 
 
-class Watch:
+class Takeovers:
     """Who owns each partition, and since when its runs go on under that claim, by the log's time."""
 
     def __init__(self, driver: Log) -> None:
@@ -115,7 +115,7 @@ async def takeover(_folder: Path) -> list[Figure]:
         client = client_with_workflows(driver)
         workers = [await start_worker(url), await start_worker(url)]
         try:
-            async with client, Watch(driver) as watch:
+            async with client, Takeovers(driver) as watch:
                 for _ in range(40):
                     await client.start_workflow("ticking", 100_000)
                 for end, pauses in ((signal.SIGKILL, killed), (signal.SIGTERM, stopped)) * 2:

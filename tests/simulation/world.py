@@ -39,7 +39,7 @@ from stepfold.client.tail import RunViews
 from stepfold.core.state import RunState
 from stepfold.errors import LogUnavailable, RunNotFound, StepfoldError
 from stepfold.log import Record, partition_of
-from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, Transaction, Watch
+from stepfold.testing.faulty import FAULTS, FaultyDriver, FaultyLog, LogObserver, Transaction
 from stepfold.testing.processes import Process, ProcessLoop, current_process
 from stepfold.values.codec import dumps
 from stepfold.worker.host import Settings
@@ -145,7 +145,7 @@ def _stop(*_: object) -> None:
     os._exit(130)
 
 
-class World(Watch):
+class World(LogObserver):
     """Made and run once: `World(plan).run()`, which closes its loop. `observer` may be replaced before."""
 
     def __init__(self, plan: Plan) -> None:
@@ -176,7 +176,7 @@ class World(Watch):
             character="kafka" if kafka else "sqlite",
             partitions=self.partitions,
             rates=self._rates(random),
-            watch=self,
+            observer=self,
             name="simulated",
         )
         self.lives: list[Life] = []  # the living, by slot

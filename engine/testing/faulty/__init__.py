@@ -10,7 +10,7 @@ without rates it is a plain log.
 from __future__ import annotations
 
 from .driver import FaultyDriver
-from .faults import FAULTS, Watch
+from .faults import FAULTS, LogObserver
 from .group import FaultyMembership
 from .inbox import FaultyInbox
 from .log import Character, Checkpoints, FaultyLog, Transaction
@@ -25,6 +25,6 @@ __all__ = [
     "FaultyLog",
     "FaultyMembership",
     "FaultyReader",
+    "LogObserver",
     "Transaction",
-    "Watch",
 ]

@@ -127,7 +127,7 @@ class FaultyDriver:
         self._lane(partition).add(Call(len(entries), write, done))
         acks = await done
         for ack in acks:
-            log.watch.acknowledged(partition, ack.offset, process.name)
+            log.observer.acknowledged(partition, ack.offset, process.name)
         if log.happens("unknown-offset"):
             return [Ack(-1, ack.timestamp) for ack in acks]
         return acks
@@ -149,7 +149,7 @@ class FaultyDriver:
         await self.ask()
         found = sorted(record for key in wanted for record in part.by_key.get(key, ()) if record.offset >= start)
         for record in found:
-            self.log.watch.read(partition, record, self.process.name)
+            self.log.observer.read(partition, record, self.process.name)
         await asyncio.sleep(self.log.delay_s())
         return found
 

@@ -26,7 +26,7 @@ PATIENCE_S = 10.0
 """How long a process waits for the answer to a write."""
 
 
-class Watch:
+class LogObserver:
     """An observer of a log. Override the methods of interest."""
 
     def appended(self, partition: int, record: Record, writer: str) -> None:

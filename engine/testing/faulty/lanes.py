@@ -79,7 +79,7 @@ class Lane:
         log = self._driver.log
         if log.random.random() < 0.5:
             self._land(batch, False, log.times_put_back)
-        log.watch.crash(self._driver.process)
+        log.observer.crash(self._driver.process)
 
     def _land(self, batch: list[Call], acknowledged: bool, sent_to: int) -> None:
         """The batch arrives. `sent_to`: `times_put_back` when it was sent."""

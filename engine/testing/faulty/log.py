@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...log import Ack, Entry, InboxRecord, Record
 from ..processes import Process, ProcessLoop
 from .driver import FaultyDriver
-from .faults import KAFKA_ONLY, Watch
+from .faults import KAFKA_ONLY, LogObserver
 from .group import Group
 from .reader import FaultyReader
 
@@ -73,7 +73,7 @@ class Transaction:
 
 
 class FaultyLog:
-    """The stored log. `watch` observes everything; `counts` counts the faults that happened."""
+    """The stored log. `observer` observes everything; `counts` counts the faults that happened."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class FaultyLog:
         character: Character = "kafka",
         partitions: int = 2,
         rates: Mapping[str, float] | None = None,
-        watch: Watch | None = None,
+        observer: LogObserver | None = None,
         name: str = "faulty",
     ) -> None:
         self.loop = loop
@@ -93,7 +93,7 @@ class FaultyLog:
         self.id = f"{random.getrandbits(128):032x}"
         self.partitions = [Partition(number) for number in range(partitions)]
         self.rates: dict[str, float] = {}
-        self.watch = watch or Watch()
+        self.observer = observer or LogObserver()
         self.counts: Counter[str] = Counter()
         self.clock_ms = 0  # the error of the broker's clock
         self.times_put_back = 0
@@ -150,7 +150,7 @@ class FaultyLog:
             else:
                 of_key.append(record)
             acks.append(Ack._make((offset, timestamp)))
-            self.watch.appended(partition, record, writer)
+            self.observer.appended(partition, record, writer)
         for reader in part.readers:
             reader.news()
         return acks
@@ -164,7 +164,7 @@ class FaultyLog:
         if not self.kafka or self.happens("compacted"):
             last = {key: (offset, key, value) for offset, key, value in part.checkpoints}
             part.checkpoints = sorted(entry for entry in last.values() if entry[2] is not None)
-        self.watch.checkpoint(partition, items)
+        self.observer.checkpoint(partition, items)
 
     def put_inbox(
         self, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes | None], ...] = ()

@@ -49,9 +49,9 @@ class FaultyReader:
         records = part.records[first : first + limit]
         if records:
             self.position = records[-1].offset + 1
-            watch, reader = log.watch, driver.process.name
+            observer, reader = log.observer, driver.process.name
             for record in records:
-                watch.read(part.number, record, reader)
+                observer.read(part.number, record, reader)
         elif self.position < part.end:
             self.position = part.end
         return records
