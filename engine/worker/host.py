@@ -32,7 +32,7 @@ class Settings:
     max_turns: int = 1_000_000  # callbacks that a run's code may run without awaiting anything durable
 
 
-class Pool(Protocol):
+class PoolPort(Protocol):
     """The part of a worker's pool that its owners use."""
 
     @property
@@ -45,7 +45,7 @@ class Pool(Protocol):
     def abandon(self, attempt: Attempt) -> None: ...
 
 
-class Worker(Protocol):
+class WorkerPort(Protocol):
     """The part of a worker that its owners use."""
 
     name: str
@@ -56,7 +56,7 @@ class Worker(Protocol):
     watch: Watch
 
     @property
-    def pool(self) -> Pool: ...
+    def pool(self) -> PoolPort: ...
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None: ...
     def ctx_ext(self, run_id: str) -> object: ...
     async def is_live(self, name: str) -> bool: ...

@@ -32,7 +32,7 @@ PATIENCE_S = 30.0
 """An isolated step may take hours: after this time the suspects take their turn anyway."""
 
 
-class Turns(Protocol):
+class TurnsPort(Protocol):
     """Gives the turns: at most one announced thing at a time may end the process."""
 
     def wait(self, one: Suspects) -> None:
@@ -49,7 +49,7 @@ class Suspects:
     run.
     """
 
-    def __init__(self, turns: Turns, announce_code: Callable[[str], bool]) -> None:
+    def __init__(self, turns: TurnsPort, announce_code: Callable[[str], bool]) -> None:
         self.careful = False
         self._turns = turns
         self._announce_code = announce_code

@@ -29,7 +29,7 @@ from ...marks import mark_of
 from ..checkpoint import Checkpoint
 from ..claiming import READ_RECORDS, Claiming
 from ..clock import Clock, passing
-from ..host import HAND_OVER_S, Worker
+from ..host import HAND_OVER_S, WorkerPort
 from ..telling import Telling
 from .alarm import Alarm
 from .appending import Appending
@@ -46,7 +46,7 @@ logger = logging.getLogger("stepfold.worker")
 class Owner:
     """Owns one partition in one worker. `run` owns it until `leave`, another claim, or a log that fails."""
 
-    def __init__(self, log: Log, partition: int, worker: Worker) -> None:
+    def __init__(self, log: Log, partition: int, worker: WorkerPort) -> None:
         self.log = log
         self.partition = partition
         self.worker = worker

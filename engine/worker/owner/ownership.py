@@ -9,7 +9,7 @@ from ...core.fold import PartitionState
 from ...core.state import RunState
 from ...log import Log
 from ..clock import Clock
-from ..host import Worker
+from ..host import WorkerPort
 from .live import Live
 
 
@@ -18,7 +18,7 @@ class Ownership(Protocol):
 
     log: Log
     partition: int
-    worker: Worker
+    worker: WorkerPort
     loop: asyncio.AbstractEventLoop
     clock: Clock
     state: PartitionState | None
