@@ -22,11 +22,10 @@ from .dead_letters import DeadLetter, Redriven
 from .driver import KafkaDriver
 from .options import KafkaOptions, KafkaSecurity
 from .publish import KafkaContext, KafkaStep
-from .topics import Finding, TopicDescription
+from .topics import TopicDescription, TopicProblem
 
 __all__ = [
     "DeadLetter",
-    "Finding",
     "KafkaContext",
     "KafkaDriver",
     "KafkaOptions",
@@ -34,4 +33,5 @@ __all__ = [
     "KafkaStep",
     "Redriven",
     "TopicDescription",
+    "TopicProblem",
 ]

@@ -21,7 +21,7 @@ from .fetcher import offsets
 from .group import committed
 from .producer import Message, Producer
 from .records import Raw
-from .topics import Finding, Namespace, TopicDescription
+from .topics import Namespace, TopicDescription, TopicProblem
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Administration:
     async def create_topics(self, partitions: int, replication: int) -> None:
         await kafka_topics.create(self._cluster, self._name, self._namespace, partitions, replication, self._patience_s)
 
-    async def check_topics(self) -> list[Finding]:
+    async def check_topics(self) -> list[TopicProblem]:
         cluster = self._cluster
         topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
         findings = kafka_topics.check(cluster, self._name, self._namespace, topics)
@@ -68,7 +68,7 @@ class Administration:
         await cluster.start([topic.name for topic in held])
         places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
         findings += (
-            Finding(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
+            TopicProblem(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
             for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
         )
         return findings

@@ -34,9 +34,9 @@ from .options import KafkaOptions, KafkaSecurity, check, parsed
 from .producer import Message, Producer, Refused
 from .publish import KafkaContext, KafkaStep
 from .reader import KafkaReader
-from .topics import Finding, Namespace, TopicDescription
+from .topics import Namespace, TopicDescription, TopicProblem
 
-__all__ = ["DeadLetter", "Finding", "KafkaContext", "KafkaDriver", "KafkaStep", "Redriven", "TopicDescription"]
+__all__ = ["DeadLetter", "KafkaContext", "KafkaDriver", "KafkaStep", "Redriven", "TopicDescription", "TopicProblem"]
 
 MAX_VALUE_BYTES: Final = 1_000_000
 """One record must fit into a batch of Kafka's default size, with its key and the batch's header."""
@@ -403,7 +403,7 @@ class KafkaDriver:
         async with self._administering() as administration:
             await administration.create_topics(partitions, replication)
 
-    async def check_topics(self) -> list[Finding]:
+    async def check_topics(self) -> list[TopicProblem]:
         """The problems of the topics, each with its fix, the fatal ones first."""
         async with self._administering() as administration:
             return await administration.check_topics()

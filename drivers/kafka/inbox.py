@@ -30,7 +30,7 @@ from .fetcher import Fetcher, KafkaTail, offsets
 from .group import GroupMember
 from .producer import Producer
 from .records import Raw, raw
-from .topics import Finding, Namespace
+from .topics import Namespace, TopicProblem
 
 _LOOK_S: Final = 5.0
 """How often to look for transactions that hang."""
@@ -71,7 +71,7 @@ class KafkaInbox:
         self._closed = False
         self._held: dict[int, int] = {}
         """Partitions that a transaction holds up, with the offset for which the warning was logged."""
-        self._told: dict[Finding, float] = {}
+        self._told: dict[TopicProblem, float] = {}
         """The problems of the topics that were logged, and when."""
         member.on_change = self._news.set
         self._watching = asyncio.create_task(self._watch())
@@ -241,7 +241,7 @@ class KafkaInbox:
             self._inbox_partitions = topics[inbox].partitions
             self._news.set()
 
-    def _tell(self, findings: Sequence[Finding]) -> None:
+    def _tell(self, findings: Sequence[TopicProblem]) -> None:
         """Log each problem once: an error, and again every hour, if workers would refuse to start with it; else a warning."""
         now = time.monotonic()
         for finding in findings:

@@ -36,7 +36,7 @@ _READY_TIMEOUT_S: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class TopicProblem:
     """A problem of a topic. `fatal`: the driver refuses to work with it."""
 
     topic: str
@@ -45,7 +45,7 @@ class Finding:
     fatal: bool
 
 
-def in_words(findings: Iterable[Finding]) -> str:
+def in_words(findings: Iterable[TopicProblem]) -> str:
     """The findings on one line; topics with the same problem are grouped."""
     topics: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
@@ -193,16 +193,16 @@ async def limit(cluster: Cluster, topic: str) -> str:
     return f"{int(found[0]):,}" if found and found[0] else "unknown"
 
 
-def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription]) -> list[Finding]:
+def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription]) -> list[TopicProblem]:
     """The problems of the topics as `look` found them, the fatal ones first."""
-    findings: list[Finding] = []
+    findings: list[TopicProblem] = []
     history = topics.get(namespace.history)
     for name, required in _required(namespace).items():
         topic = topics.get(name)
         if topic is None:
             partitions, replication = (history.partitions, history.replication) if history else ("N", "R")
             mend = f"Run: stepfold topics create --url {url} --partitions {partitions} --replication {replication}"
-            findings.append(Finding(name, "does not exist", mend, fatal=True))
+            findings.append(TopicProblem(name, "does not exist", mend, fatal=True))
             continue
         is_unclean = name == namespace.history and topic.settings.get(_UNCLEAN) == "true"
         findings += _check_settings(cluster, namespace, topic, {**required, _UNCLEAN: "false"} if is_unclean else required)
@@ -216,7 +216,7 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
 
 def check_in_use(
     cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription], partitions: int
-) -> list[Finding]:
+) -> list[TopicProblem]:
     """As `check`, for a history that a worker has opened with so many partitions."""
     findings = check(cluster, url, namespace, topics)
     history = topics.get(namespace.history)
@@ -227,7 +227,7 @@ def check_in_use(
     return findings
 
 
-async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Finding]:
+async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[TopicProblem]:
     """Whether the inbox keeps requests for longer than the brokers keep the group's positions in it. Empty if the brokers do not
     tell.
     """
@@ -250,43 +250,47 @@ async def check_positions(cluster: Cluster, inbox: TopicDescription) -> list[Fin
         "that time without a worker, workers read all kept requests again. Nothing runs twice, but it takes time"
     )
     mend = f"{_alter(cluster, inbox, 'retention.ms', str(kept_ms))}, or raise {_POSITIONS_KEPT} of the brokers"
-    return [Finding(inbox.name, problem, mend, fatal=False)]
+    return [TopicProblem(inbox.name, problem, mend, fatal=False)]
 
 
 def _check_settings(
     cluster: Cluster, namespace: Namespace, topic: TopicDescription, required: Mapping[str, str]
-) -> Sequence[Finding]:
-    findings: list[Finding] = []
+) -> Sequence[TopicProblem]:
+    findings: list[TopicProblem] = []
     for key, value in required.items():
         found = topic.settings.get(key)
         if found != value:
-            findings.append(Finding(topic.name, f"{key} is {found}, not {value}", _alter(cluster, topic, key, value), fatal=True))
+            findings.append(
+                TopicProblem(topic.name, f"{key} is {found}, not {value}", _alter(cluster, topic, key, value), fatal=True)
+            )
     least = MIN_MESSAGE_BYTES
     if topic.name == namespace.dead_letters:
         least = DEAD_LETTER_BYTES
     size = int(topic.settings.get("max.message.bytes", least))
     if size < least:
         mend = _alter(cluster, topic, "max.message.bytes", str(least))
-        findings.append(Finding(topic.name, f"max.message.bytes is {size}, below {least}", mend, fatal=True))
+        findings.append(TopicProblem(topic.name, f"max.message.bytes is {size}, below {least}", mend, fatal=True))
     return findings
 
 
-def _check_replication(cluster: Cluster, topic: TopicDescription) -> Sequence[Finding]:
+def _check_replication(cluster: Cluster, topic: TopicDescription) -> Sequence[TopicProblem]:
     in_sync = int(topic.settings.get("min.insync.replicas", 1))
     if in_sync > topic.replication:
         problem = f"min.insync.replicas is {in_sync} with {topic.replication} replicas, so nothing can be appended"
-        return [Finding(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", str(topic.replication)), fatal=True)]
+        return [
+            TopicProblem(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", str(topic.replication)), fatal=True)
+        ]
     if in_sync == topic.replication > 1:
         problem = f"min.insync.replicas is {in_sync} with {topic.replication} replicas, so one lost broker stops every append"
         mend = _alter(cluster, topic, "min.insync.replicas", str(topic.replication - 1))
-        return [Finding(topic.name, problem, mend, fatal=False)]
+        return [TopicProblem(topic.name, problem, mend, fatal=False)]
     if topic.replication >= 3 and in_sync < 2:
         problem = f"min.insync.replicas is {in_sync}, so one lost broker may lose what was acknowledged"
-        return [Finding(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", "2"), fatal=False)]
+        return [TopicProblem(topic.name, problem, _alter(cluster, topic, "min.insync.replicas", "2"), fatal=False)]
     if topic.replication < 3 <= cluster.brokers:
         problem = f"has {topic.replication} replicas where {cluster.brokers} brokers could keep 3"
         mend = f"Give its partitions 3 replicas: kafka-reassign-partitions.sh --bootstrap-server {cluster.bootstrap} --execute"
-        return [Finding(topic.name, problem, mend, fatal=False)]
+        return [TopicProblem(topic.name, problem, mend, fatal=False)]
     return []
 
 
@@ -297,11 +301,11 @@ def _alter(cluster: Cluster, topic: TopicDescription, key: str, value: str) -> s
     )
 
 
-def _resized(url: str, namespace: Namespace, name: str, problem: str) -> Finding:
+def _resized(url: str, namespace: Namespace, name: str, problem: str) -> TopicProblem:
     other = url.replace(namespace.name, f"{namespace.name}-2")
     mend = (
         "The partitions of a history are fixed when it is created, since they decide where each run is. Start a new namespace "
         f"(stepfold topics create --url {other} --partitions N --replication R), or, if only {namespace.checkpoints} has other "
         "settings, delete it and create it again: it is rebuilt from the history"
     )
-    return Finding(name, problem, mend, fatal=True)
+    return TopicProblem(name, problem, mend, fatal=True)
