@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rawlog import Audit, Counts, Execution, History
+from rawlog import Audit, Counts, History, StepExecution
 
 PROGRAMS = Path(__file__).parent / "workload.py"
 
@@ -173,8 +173,8 @@ class Fleet:
         """By run, what the client was told of its end."""
         return {line.pop("ended"): line for line in self.told() if "ended" in line}
 
-    def executions(self) -> list[Execution]:
-        return [Execution(**line) for line in _lines(self.folder / "executions")]
+    def executions(self) -> list[StepExecution]:
+        return [StepExecution(**line) for line in _lines(self.folder / "executions")]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

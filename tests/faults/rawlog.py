@@ -127,7 +127,7 @@ class KafkaHistory:
 # Judging.
 
 
-class Execution(NamedTuple):
+class StepExecution(NamedTuple):
     """A line that a step has left outside, when it ran. `at`: wall clock, ms; `token`: what it returned."""
 
     run_id: str
@@ -303,9 +303,9 @@ class Audit:
             if returned["signals"] != taken or taken != sent[: len(taken)]:
                 self.violations.append(f"run {run.id}: sent {sent}, taken {taken}, its code saw {returned['signals']}")
 
-    def check_executions(self, executions: Iterable[Execution]) -> None:
+    def check_executions(self, executions: Iterable[StepExecution]) -> None:
         """No step ran again once its result was in the log, and no result is there that no execution gave."""
-        by_step: dict[tuple[str, str], list[Execution]] = {}
+        by_step: dict[tuple[str, str], list[StepExecution]] = {}
         for execution in executions:
             self.counts.executions += 1
             by_step.setdefault((execution.run_id, execution.step_id), []).append(execution)
@@ -321,7 +321,7 @@ class Audit:
                     elif one.at > result.timestamp:
                         self._late(one, result)
 
-    def _late(self, execution: Execution, result: Result) -> None:
+    def _late(self, execution: StepExecution, result: Result) -> None:
         """Only a worker that was fenced before the result, and did not know it yet, may have begun after it."""
         claims = self.partitions[result.partition].claims
         owners = [claim for claim in claims if claim.owner is not None and pid_of(claim.owner) == execution.pid]

@@ -12,7 +12,7 @@ from typing import Any
 import judge
 import pytest
 import rawlog
-from rawlog import Audit, Execution, Raw
+from rawlog import Audit, Raw, StepExecution
 
 RUN, OWNER, OTHER = "run", "host-10-a", "host-20-b"
 
@@ -42,13 +42,13 @@ def end(offset: int, token: str, held: int = 0) -> Raw:
 
 STARTED = record(1, {"type": "started", "request": "r", "workflow": "w", "input": None})
 GOOD = [claim(0, -1, OWNER), STARTED, completed(2, "x"), end(3, "x")]
-RAN = Execution(RUN, "a", 1, 10, 1001, "x")
+RAN = StepExecution(RUN, "a", 1, 10, 1001, "x")
 TOLD: dict[str, Any] = {RUN: {"type": "completed", "result": {"results": {"a": "x"}, "signals": []}}}
 
 
 def judged(
     records: Sequence[Raw],
-    executions: Sequence[Execution] = (RAN,),
+    executions: Sequence[StepExecution] = (RAN,),
     acknowledged: Sequence[str] = (RUN,),
     told: dict[str, Any] = TOLD,
 ) -> Audit:
