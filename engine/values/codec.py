@@ -35,7 +35,7 @@ from .annotations import by_function, name_of, return_annotation, said, unwrappe
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
-from .same import Change, attributes_of, difference, gives_the_same, in_words, place_of, shown
+from .same import Difference, attributes_of, difference, gives_the_same, in_words, place_of, shown
 from .text import shown as one_line
 
 T = TypeVar("T")
@@ -175,7 +175,7 @@ class Codec:
         """As `encode`, always with proof: decodes what it has written, and compares."""
         adapter = self.adapter
         assert adapter is not None
-        problem: Exception | Change | None = None
+        problem: Exception | Difference | None = None
         for by_alias, round_trip in _WAYS:
             try:
                 data = adapter.serializer.to_json(value, warnings=False, by_alias=by_alias, round_trip=round_trip)
@@ -193,7 +193,7 @@ class Codec:
         unfinished = _unfinished(value)
         if unfinished is not None:
             raise ValueInvalid(unfinished)
-        if isinstance(problem, Change):
+        if isinstance(problem, Difference):
             half = _half_within(problem.was, 1, set())
             if half is not None:  # pydantic replaces it in keys
                 raise ValueInvalid(f"{problem.place}: {half[-1]}" if problem.path else half[-1])

@@ -33,7 +33,7 @@ ANEW: Any = object()
 """Stands for a value that did not come back, but was made again."""
 
 
-class Change:
+class Difference:
     """The first difference between two values. `path` leads to it, from the inside out."""
 
     __slots__ = ("came", "path", "was")
@@ -43,7 +43,7 @@ class Change:
         self.came = came
         self.path: list[Any] = list(path)
 
-    def below(self, place: Any) -> Change:
+    def below(self, place: Any) -> Difference:
         """Add `place`, where the container holds the value, to the path."""
         self.path.append(place)
         return self
@@ -74,13 +74,13 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def difference(was: object, came: object) -> Change | None:
+def difference(was: object, came: object) -> Difference | None:
     """The first difference between `was` and `came`; None if they are the same. Raises any error that an `__eq__` raises."""
     kind = type(was)
     if kind is not type(came):
-        return None if kind is int and type(came) is float and was == came else Change(was, came)
+        return None if kind is int and type(came) is float and was == came else Difference(was, came)
     if kind in ATOMS:
-        return None if was == came else Change(was, came)
+        return None if was == came else Difference(was, came)
     return _comparer(kind)(was, came)
 
 
@@ -89,37 +89,37 @@ def same_json(one: Any, other: Any) -> bool:
     return orjson.dumps(one, option=orjson.OPT_SORT_KEYS) == orjson.dumps(other, option=orjson.OPT_SORT_KEYS)
 
 
-Comparer = Callable[[Any, Any], Change | None]
+Comparer = Callable[[Any, Any], Difference | None]
 
 
-def _floats(was: float, came: float) -> Change | None:
+def _floats(was: float, came: float) -> Difference | None:
     if was == came:
-        return None if was or math.copysign(1, was) == math.copysign(1, came) else Change(was, came)
-    return None if math.isnan(was) and math.isnan(came) else Change(was, came)
+        return None if was or math.copysign(1, was) == math.copysign(1, came) else Difference(was, came)
+    return None if math.isnan(was) and math.isnan(came) else Difference(was, came)
 
 
-def _complexes(was: complex, came: complex) -> Change | None:
+def _complexes(was: complex, came: complex) -> Difference | None:
     same = _floats(was.real, came.real) is None and _floats(was.imag, came.imag) is None
-    return None if same else Change(was, came)
+    return None if same else Difference(was, came)
 
 
-def _datetimes(was: datetime, came: datetime) -> Change | None:
+def _datetimes(was: datetime, came: datetime) -> Difference | None:
     same = was == came and was.fold == came.fold and was.utcoffset() == came.utcoffset()
-    return None if same else Change(was, came)
+    return None if same else Difference(was, came)
 
 
-def _times(was: time, came: time) -> Change | None:
+def _times(was: time, came: time) -> Difference | None:
     same = was.replace(tzinfo=None) == came.replace(tzinfo=None) and was.fold == came.fold and was.utcoffset() == came.utcoffset()
-    return None if same else Change(was, came)
+    return None if same else Difference(was, came)
 
 
-def _decimals(was: Decimal, came: Decimal) -> Change | None:
-    return None if str(was) == str(came) else Change(was, came)  # with all their digits
+def _decimals(was: Decimal, came: Decimal) -> Difference | None:
+    return None if str(was) == str(came) else Difference(was, came)  # with all their digits
 
 
-def _sequences(was: Any, came: Any) -> Change | None:
+def _sequences(was: Any, came: Any) -> Difference | None:
     if len(was) != len(came):
-        return Change(was, came)
+        return Difference(was, came)
     if len(was) > _MANY:
         kinds = set(map(type, was))
         if len(kinds) == 1 and kinds <= _QUICK and kinds == set(map(type, came)) and was == came:
@@ -131,17 +131,17 @@ def _sequences(was: Any, came: Any) -> Change | None:
     return None
 
 
-def _zeros(was: Iterable[float], came: Iterable[float]) -> Change | None:
+def _zeros(was: Iterable[float], came: Iterable[float]) -> Difference | None:
     for index, (one, other) in enumerate(zip(was, came, strict=True)):
         if not one and _floats(one, other) is not None:
-            return Change(one, other, index)
+            return Difference(one, other, index)
     return None
 
 
-def _mappings(was: dict[Any, Any], came: dict[Any, Any]) -> Change | None:
+def _mappings(was: dict[Any, Any], came: dict[Any, Any]) -> Difference | None:
     if len(was) != len(came):
         lost = next((key for key in was if key not in came), MISSING)
-        return Change(was, came) if lost is MISSING else Change(was[lost], MISSING, lost)
+        return Difference(was, came) if lost is MISSING else Difference(was[lost], MISSING, lost)
     if len(was) > _MANY and was == came:
         kinds = set(map(type, was.values()))
         if len(kinds) == 1 and kinds <= ATOMS and kinds == set(map(type, came.values())) and set(map(type, was)) == {str}:
@@ -150,7 +150,7 @@ def _mappings(was: dict[Any, Any], came: dict[Any, Any]) -> Change | None:
     for key, one in was.items():
         other = came.get(key, MISSING)
         if other is MISSING:
-            return Change(key, next((other for other in came if other not in was), MISSING), key)
+            return Difference(key, next((other for other in came if other not in was), MISSING), key)
         if type(key) is not str:
             if keys is None:
                 keys = {key: key for key in came}
@@ -163,32 +163,32 @@ def _mappings(was: dict[Any, Any], came: dict[Any, Any]) -> Change | None:
     return None
 
 
-def _sets(was: Any, came: Any) -> Change | None:
+def _sets(was: Any, came: Any) -> Difference | None:
     if len(was) != len(came):
-        return Change(was, came)
+        return Difference(was, came)
     others = {other: other for other in came}
     for one in was:
         other = others.get(one, MISSING)
         if other is MISSING:
-            return Change(was, came)
+            return Difference(was, came)
         change = difference(one, other)
         if change is not None:
             return change
     return None
 
 
-def _deques(was: deque[Any], came: deque[Any]) -> Change | None:
-    return Change(was, came) if was.maxlen != came.maxlen else _sequences(list(was), list(came))
+def _deques(was: deque[Any], came: deque[Any]) -> Difference | None:
+    return Difference(was, came) if was.maxlen != came.maxlen else _sequences(list(was), list(came))
 
 
-def _equals(was: Any, came: Any) -> Change | None:
-    return None if was is came or bool(was == came) else Change(was, came)
+def _equals(was: Any, came: Any) -> Difference | None:
+    return None if was is came or bool(was == came) else Difference(was, came)
 
 
-def _enums(was: Any, came: Any) -> Change | None:
+def _enums(was: Any, came: Any) -> Difference | None:
     if was is came or (was._name_ == came._name_ and difference(was._value_, came._value_) is None):
         return None
-    return Change(was, came)
+    return Difference(was, came)
 
 
 _BASES: dict[type, Comparer] = {
@@ -277,7 +277,7 @@ def _remembers(value: object) -> bool:
     return is_descriptor and not isinstance(value, FunctionType | classmethod | staticmethod)
 
 
-def _attributes(was: Any, came: Any, left_out: frozenset[str]) -> Change | None:
+def _attributes(was: Any, came: Any, left_out: frozenset[str]) -> Difference | None:
     ours: dict[str, Any] | None = getattr(was, "__dict__", None)
     theirs: dict[str, Any] | None = getattr(came, "__dict__", None)
     ours = {name: value for name, value in (ours or {}).items() if name not in left_out}
@@ -329,10 +329,10 @@ def _noted(kind: type[Any]) -> dict[str, FieldInfo]:
 def _of_fields(names: tuple[str, ...], left_out: frozenset[str], made_anew: tuple[str, ...] = ()) -> Comparer:
     known = left_out.union(names)
 
-    def compare(was: Any, came: Any) -> Change | None:
+    def compare(was: Any, came: Any) -> Difference | None:
         for name in made_anew:
             if hasattr(was, name):
-                return Change(getattr(was, name), ANEW, name)
+                return Difference(getattr(was, name), ANEW, name)
         for name in names:
             change = difference(getattr(was, name, MISSING), getattr(came, name, MISSING))
             if change is not None:
@@ -354,12 +354,12 @@ def _of_a_subclass(kind: type[Any], base: type) -> Comparer:
     names: tuple[str, ...] = getattr(kind, "_fields", ())
     left_out = _leaving_out(kind)
 
-    def compare(was: Any, came: Any) -> Change | None:
+    def compare(was: Any, came: Any) -> Difference | None:
         change = compare_base(was, came)
         if change is None and strict:
             change = compare_base(as_base(was), as_base(came))
             if change is not None and not change.path:
-                change = Change(was, came)
+                change = Difference(was, came)
         if change is not None:
             if names and change.path and type(change.path[-1]) is int:
                 change.path[-1] = names[change.path[-1]]
@@ -383,11 +383,11 @@ def _of_an_equality(left_out: frozenset[str]) -> Comparer:
         found = attributes_of(value).items()
         return {name: held for name, held in found if not name.startswith("_") and name not in left_out}
 
-    def compare(was: Any, came: Any) -> Change | None:
+    def compare(was: Any, came: Any) -> Difference | None:
         if was is came:
             return None
         if not bool(was == came):
-            return Change(was, came)
+            return Difference(was, came)
         pair = id(was), id(came)
         if pair in _under_way:  # an object that leads back to itself
             return None
@@ -412,14 +412,14 @@ def _of_models(kind: type[BaseModel]) -> Comparer:
         if one.default_factory and not gives_the_same(one.default_factory)
     ]
 
-    def compare(was: Any, came: Any) -> Change | None:
+    def compare(was: Any, came: Any) -> Difference | None:
         ours, theirs = was.__dict__, came.__dict__
         for name in made:
             if name in ours and name not in came.__pydantic_fields_set__:  # the JSON had no such field
-                return Change(ours[name], ANEW, name)
+                return Difference(ours[name], ANEW, name)
         for name in private:
             if name in (was.__pydantic_private__ or {}):
-                return Change(was.__pydantic_private__[name], ANEW, name)
+                return Difference(was.__pydantic_private__[name], ANEW, name)
         for name in names:
             one, other = ours.get(name, MISSING), theirs.get(name, MISSING)
             if type(one) is type(other) and type(one) in ATOMS and one == other:
@@ -438,7 +438,7 @@ def _of_models(kind: type[BaseModel]) -> Comparer:
     return compare
 
 
-def in_words(change: Change) -> str:
+def in_words(change: Difference) -> str:
     """A message, in one line: where and how a value would change, and what to do."""
     was: object = change.was
     came: object = change.came
@@ -457,7 +457,7 @@ def in_words(change: Change) -> str:
 _WRITTEN: dict[type, str] = {tuple: "tuple[…]", set: "set[…]", frozenset: "frozenset[…]", list: "list[…]", dict: "dict[…]"}
 
 
-def _advice(change: Change) -> str:
+def _advice(change: Difference) -> str:
     was: object = change.was
     came: object = change.came
     kind, other = type(was), type(came)
