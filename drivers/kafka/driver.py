@@ -31,7 +31,7 @@ from .finder import Finder
 from .group import GroupMember
 from .inbox import KafkaInbox
 from .options import KafkaOptions, KafkaSecurity, check, parsed
-from .producer import Message, Producer, Refused
+from .producer import Message, Producer, TopicRefused
 from .publish import KafkaContext, KafkaStep
 from .reader import KafkaReader
 from .topics import Namespace, TopicDescription, TopicProblem
@@ -392,7 +392,7 @@ class KafkaDriver:
                 f"a record of {size:,} bytes is too large for topic {topic!r}, whose max.message.bytes is "
                 f"{await kafka_topics.limit(cluster, topic)}: raise it, or keep large payloads elsewhere and pass a reference"
             ) from None
-        except Refused as refused:
+        except TopicRefused as refused:
             raise ConfigError(f"topic {topic!r}: {refused}; mend the topic or the rights, or publish to another one") from None
         return partition, ack.offset
 

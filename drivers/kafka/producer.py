@@ -47,7 +47,7 @@ _REFUSALS: Final = {
 _UNKNOWN_TOPIC: Final = 3
 
 
-class Refused(LogUnavailable):
+class TopicRefused(LogUnavailable):
     """A topic takes none of the records, however often they are sent. The message says why."""
 
 
@@ -156,7 +156,7 @@ class Producer:
         """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable.
 
         Raises EntryTooLarge for the first message that is above the topic's limit, with the acks of those before it; sends
-        nothing after it. Raises Refused if the topic takes none of them, and any error for a message that no batch can hold.
+        nothing after it. Raises TopicRefused if the topic takes none of them, and any error for a message that no batch can hold.
         Other calls go on.
         """
         done: asyncio.Future[list[Ack]] = self._loop.create_future()
@@ -336,7 +336,7 @@ class Producer:
             elif code in _TOO_LARGE and not queue.in_doubt:
                 self._split(queue)
             elif code in _REFUSALS and not queue.in_doubt:
-                self._refuse(queue, Refused(f"Kafka refused to append to {name_of(queue.place)}: {_REFUSALS[code]}"))
+                self._refuse(queue, TopicRefused(f"Kafka refused to append to {name_of(queue.place)}: {_REFUSALS[code]}"))
             elif error.retriable:
                 queue.in_doubt |= code != _UNKNOWN_TOPIC
                 self._check_patience(queue, error)

@@ -34,7 +34,7 @@ from .contexts import contexts
 from .frames import frames_of
 from .futures import DeterministicFuture, DeterministicTask
 from .handles import Handle, Timer
-from .refusals import Refusal
+from .refusals import CodeRefusal
 
 T = TypeVar("T")
 
@@ -405,7 +405,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if not self._abandoned and len(self.unhandled) < _KEPT:
             self.unhandled.append(Unhandled(message, error))
 
-    def _violation(self, refusal: Refusal, frames: Iterable[FrameType] | None = None) -> NonDeterminism:
+    def _violation(self, refusal: CodeRefusal, frames: Iterable[FrameType] | None = None) -> NonDeterminism:
         error = refusal.error(_stack() if frames is None else frames)
         if len(self.violations) < _KEPT:
             self.violations.append(error)

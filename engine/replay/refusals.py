@@ -10,7 +10,7 @@ from ..errors import NonDeterminism
 from .frames import source_of
 
 
-class Refusal(NamedTuple):
+class CodeRefusal(NamedTuple):
     """A refusal in words. `found`: the thing that the code used, in a few."""
 
     message: str
@@ -23,45 +23,45 @@ class Refusal(NamedTuple):
         return NonDeterminism(self.message + at, found=self.found, source=source)
 
 
-CLIENT = Refusal(
+CLIENT = CodeRefusal(
     "workflow code called a client, and each replay would repeat the call: signal another run by `await "
     "step.send_signal(...)`, and do anything else in a step, such as "
     '`await step.run("start", start)` with `async def start(): await client.start_workflow(...)`',
     "a call of a client",
 )
-SHARED = Refusal(
+SHARED = CodeRefusal(
     "workflow code uses an asyncio lock, semaphore, event, queue or future that belongs to another run (or event loop) "
     "and cannot wake this run; create it inside the workflow",
     "an object of another event loop",
 )
-PLAIN_TASK = Refusal(
+PLAIN_TASK = CodeRefusal(
     "workflow code called asyncio.Task; such a task cannot be ordered: use asyncio.create_task",
     "asyncio.Task",
 )
-FOREIGN_AWAITABLE = Refusal(
+FOREIGN_AWAITABLE = CodeRefusal(
     "workflow code awaited something that belongs to another event loop (a connection, a client, a task of the "
     "worker) outside a step; move it into `await step.run(...)`",
     "an awaitable of another event loop",
 )
-AS_COMPLETED = Refusal(
+AS_COMPLETED = CodeRefusal(
     "asyncio.as_completed over coroutines starts them in an order that differs between processes; pass tasks: "
     "asyncio.as_completed([asyncio.create_task(c) for c in coroutines])",
     "asyncio.as_completed over coroutines",
 )
 
 
-def spins(turns: int) -> Refusal:
+def spins(turns: int) -> CodeRefusal:
     """Code that never becomes idle."""
-    return Refusal(
+    return CodeRefusal(
         f"workflow code ran {turns} callbacks without awaiting anything durable: it spins; "
         f"await a step, a sleep or a signal in the loop",
         "a loop that awaits nothing durable",
     )
 
 
-def woken(cause: str) -> Refusal:
+def woken(cause: str) -> CodeRefusal:
     """An awaitable of the code that something outside the run completed: `cause`, in words."""
-    return Refusal(
+    return CodeRefusal(
         f"an awaitable of workflow code was completed {cause}, outside of the history, so no replay repeats "
         "it; move that work into `await step.run(...)` and use what it returns",
         f"a wake-up {cause}",
@@ -88,11 +88,11 @@ _REAL = {
 }
 
 
-def call_of_loop(name: str) -> Refusal:
+def call_of_loop(name: str) -> CodeRefusal:
     """A method of the event loop that a workflow's loop does not serve."""
     real = next((real for prefix, real in _REAL.items() if name.startswith(prefix)), None)
     if real is None:
         message = f"workflow code called loop.{name}; its event loop is stepfold's, and real work goes into `await step.run(...)`"
     else:
         message = f"workflow code called loop.{name} ({real}) outside a step; move it into `await step.run(...)`"
-    return Refusal(message, f"loop.{name}")
+    return CodeRefusal(message, f"loop.{name}")
