@@ -1,4 +1,4 @@
-"""Parses records of the inbox. Anyone may write there, in any language, so `parse` is total: a `Request`, or `Refused`.
+"""Parses records of the inbox. Anyone may write there, in any language, so `parse` is total: an `InboxRequest`, or `Refused`.
 
 A record is one JSON object, or a CloudEvent (its Kafka binding, structured or binary) whose data is that object. Pure: no
 clock, no randomness, no I/O. Every id is derived from the record, so a record that is read again gives the same request. The
@@ -23,11 +23,11 @@ from ..values.digits import loads, raw
 from ..values.names import printable, quoted, valid_run_id
 from ..values.nesting import MAX_DEPTH, is_deeper
 
-Kind = Literal["start", "signal", "event", "cancel", "callback"]
+InboxType = Literal["start", "signal", "event", "cancel", "callback"]
 
-_KINDS: tuple[Kind, ...] = ("start", "signal", "event", "cancel", "callback")
+_TYPES: tuple[InboxType, ...] = ("start", "signal", "event", "cancel", "callback")
 _PREFIX = "stepfold."
-_ASKED_AS: dict[str, Kind] = {
+_ASKED_AS: dict[str, InboxType] = {
     "started": "start",
     "signal-received": "signal",
     "cancel-requested": "cancel",
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InboxRequest:
     """A request from outside. `start` and `cancel` always have a `run_id`, `start` a `workflow`, `signal` a `signal`, `event` an
     `event`, `callback` a `callback`.
 
@@ -52,7 +52,7 @@ class Request:
     again.
     """
 
-    kind: Kind
+    type: InboxType
     id: str
     run_id: str | None = None
     workflow: str | None = None
@@ -78,7 +78,7 @@ class _CloudEvent(NamedTuple):
         return hashlib.sha256(f"{self.source}\0{self.id}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def parse(record: InboxRecord) -> Request:
+def parse(record: InboxRecord) -> InboxRequest:
     """Returns the request of a record. Raises only Refused, for any bytes."""
     if record.damage:
         raise Refused(record.damage)
@@ -93,14 +93,14 @@ def parse(record: InboxRecord) -> Request:
         fields = _object(_json(record.value, "the record"), "the record")
         if "specversion" not in fields:
             place = _unique(record)
-            return _request(fields, _kind(fields), place, place)
+            return _request(fields, _type_of(fields), place, place)
         event = _structured(fields, "")  # a structured CloudEvent that lost its headers on the way
     readable_id = printable(event.id).lstrip("@")
-    if event.type in {_PREFIX + kind for kind in _KINDS}:
-        kind = cast(Kind, event.type.removeprefix(_PREFIX))
+    if event.type in {_PREFIX + request_type for request_type in _TYPES}:
+        request_type = cast(InboxType, event.type.removeprefix(_PREFIX))
         fields = _object(event.data, f"the data of {event.type}")
-        return _request(fields, kind, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
-    return Request("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
+        return _request(fields, request_type, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
+    return InboxRequest("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
 
 
 def _unique(record: InboxRecord) -> str:
@@ -121,9 +121,9 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
     Its original form (a CloudEvent, say) is lost. Total: the request need not have been written by a router.
     """
-    kind = _ASKED_AS[event["type"]]
-    fields: dict[str, Any] = {"type": kind}
-    if kind == "callback":
+    request_type = _ASKED_AS[event["type"]]
+    fields: dict[str, Any] = {"type": request_type}
+    if request_type == "callback":
         fields["id"] = str(CallbackId(event["run_id"], event["step_id"], event["nonce"]))
     else:
         fields["run_id"] = event["run_id"]
@@ -131,7 +131,7 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
         if event.get(name) is not None:
             fields[name] = event[name]
     if event["type"] in ("started", "signal-received", "callback-completed"):
-        fields["data"] = event["input" if kind == "start" else "data"]
+        fields["data"] = event["input" if request_type == "start" else "data"]
     elif event["type"] == "callback-heartbeat":
         fields["heartbeat"] = True
     found: Any = event.get("from")
@@ -140,61 +140,62 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
     return InboxRecord(where, event["at"], None, orjson.dumps(fields), ())
 
 
-def _request(fields: dict[str, Any], kind: Kind, request_id: str, new_run_id: str) -> Request:
-    if kind == "callback":
+def _request(fields: dict[str, Any], request_type: InboxType, request_id: str, new_run_id: str) -> InboxRequest:
+    if request_type == "callback":
         return _answer(fields, request_id)
-    run_id = _text(fields, "run_id", kind, required=kind == "cancel")
-    if run_id is None and kind == "start":
+    run_id = _text(fields, "run_id", request_type, required=request_type == "cancel")
+    if run_id is None and request_type == "start":
         run_id = (
             new_run_id if valid_run_id(new_run_id) else hashlib.sha256(new_run_id.encode("utf-8", "surrogatepass")).hexdigest()
         )
     elif run_id is not None and not valid_run_id(run_id):
         raise Refused(f'`run_id` must be 1 to 200 printable characters, not beginning with "@"; it is {quoted(run_id)}')
-    if kind == "start" and fields.get("reply_to") is not None:
+    if request_type == "start" and fields.get("reply_to") is not None:
         raise Refused("`reply_to` is not served yet: leave it out, and read the outcome from the history")
-    if kind == "event":
-        request_id = _text(fields, "id", kind) or request_id
-    return Request(
-        kind,
+    if request_type == "event":
+        request_id = _text(fields, "id", request_type) or request_id
+    return InboxRequest(
+        request_type,
         request_id,
         run_id,
-        _text(fields, "workflow", kind, required=True) if kind == "start" else None,
-        _text(fields, "version", kind) if kind == "start" else None,
-        _text(fields, "signal", kind, required=True) if kind == "signal" else None,
-        _text(fields, "event", kind, required=True) if kind == "event" else None,
+        _text(fields, "workflow", request_type, required=True) if request_type == "start" else None,
+        _text(fields, "version", request_type) if request_type == "start" else None,
+        _text(fields, "signal", request_type, required=True) if request_type == "signal" else None,
+        _text(fields, "event", request_type, required=True) if request_type == "event" else None,
         fields.get("data"),
-        _text(fields, "reason", kind) if kind == "cancel" else None,
+        _text(fields, "reason", request_type) if request_type == "cancel" else None,
     )
 
 
-def _answer(fields: dict[str, Any], request_id: str) -> Request:
-    kind: Kind = "callback"
+def _answer(fields: dict[str, Any], request_id: str) -> InboxRequest:
+    request_type: InboxType = "callback"
     try:
         callback = CallbackId.parse(fields.get("id"))
     except CallbackIdInvalid as error:
         raise Refused(f"the callback's `id`: {error}") from None
-    given = [name for name in ("data", "error", "heartbeat") if name in fields]
-    if len(given) != 1:
-        raise Refused(f"a callback has one of `data`, `error` and `heartbeat`; this one has {' and '.join(given) or 'none'}")
-    if given == ["data"]:
-        return Request(kind, request_id, callback=callback, data=fields["data"])
-    if given == ["heartbeat"]:
+    parts = [name for name in ("data", "error", "heartbeat") if name in fields]
+    if len(parts) != 1:
+        raise Refused(f"a callback has one of `data`, `error` and `heartbeat`; this one has {' and '.join(parts) or 'none'}")
+    if parts == ["data"]:
+        return InboxRequest(request_type, request_id, callback=callback, data=fields["data"])
+    if parts == ["heartbeat"]:
         if fields["heartbeat"] is not True:
             raise Refused(f"the callback's `heartbeat` must be true; it is {_shown(fields['heartbeat'])}")
-        return Request(kind, request_id, callback=callback, heartbeat=True)
+        return InboxRequest(request_type, request_id, callback=callback, heartbeat=True)
     error = _object(fields["error"], "the callback's `error`")
     message = error.get("message")
     if not isinstance(message, str):
         raise Refused(f"the `message` of the callback's `error` must be a text; it is {_shown(message)}")
-    return Request(kind, request_id, callback=callback, error=(_text(error, "type", kind) or "CallbackFailed", message))
+    error_type = _text(error, "type", request_type) or "CallbackFailed"
+    return InboxRequest(request_type, request_id, callback=callback, error=(error_type, message))
 
 
-def _kind(fields: dict[str, Any]) -> Kind:
-    found = fields.get("type")
-    for kind in _KINDS:
-        if found == kind:
-            return kind
-    raise Refused(f"`type` must be one of {', '.join(_KINDS)}; it is {_shown(found)}")
+def _type_of(fields: dict[str, Any]) -> InboxType:
+    asked = fields.get("type")
+    for request_type in _TYPES:
+        if asked == request_type:
+            return request_type
+    raise Refused(f"`type` must be one of {', '.join(_TYPES)}; it is {_shown(asked)}")
 
 
 def _structured(value: Any, content_type: str) -> _CloudEvent:
@@ -264,12 +265,12 @@ def _object(value: Any, what: str) -> dict[str, Any]:
     return cast(dict[str, Any], value)
 
 
-def _text(fields: dict[str, Any], name: str, kind: Kind, *, required: bool = False) -> str | None:
+def _text(fields: dict[str, Any], name: str, request_type: InboxType, *, required: bool = False) -> str | None:
     value = fields.get(name)
     if value is None and not required:
         return None
     if not isinstance(value, str) or not value:
-        raise Refused(f"the {kind}'s `{name}` must be a text; it is {_shown(value)}")
+        raise Refused(f"the {request_type}'s `{name}` must be a text; it is {_shown(value)}")
     return value
 
 

@@ -28,7 +28,7 @@ from ..client.requests import (
 from ..errors import ConfigError, ErrorInfo, InputInvalid, LogUnavailable, message_of
 from ..log import Entry, EntryTooLarge, Inbox, InboxRecord, Log, partition_of
 from ..values.digits import held, raw
-from .inbox import Refused, Request, parse, place_of
+from .inbox import InboxRequest, Refused, parse, place_of
 from .interrupts import from_keyboard
 from .watchdog import Stuck, Watch
 
@@ -97,7 +97,7 @@ class Router:
             raise Refused(f"it would be {len(entry.value):,} bytes in the history; the limit is {self._log.max_value_bytes:,}")
         return entry
 
-    def _check(self, request: Request, record: InboxRecord) -> Entry:
+    def _check(self, request: InboxRequest, record: InboxRecord) -> Entry:
         try:
             return self._checked(request, place_of(record), self._log.now())
         except (Refused, Stuck):
@@ -109,21 +109,21 @@ class Router:
                 raise
             raise Refused(f"the check failed: {ErrorInfo.of(error)}") from error
 
-    def _checked(self, request: Request, place: dict[str, Any] | None, at: int) -> Entry:
+    def _checked(self, request: InboxRequest, place: dict[str, Any] | None, at: int) -> Entry:
         data = raw(request.data)
         if len(data) > self._max_payload_bytes:
             raise Refused(f"its data is {len(data):,} bytes; the limit is {self._max_payload_bytes:,}")
-        if request.kind == "start":
+        if request.type == "start":
             assert request.workflow is not None and request.run_id is not None
             workflow = self._registry.find(request.workflow, request.version)
             data = held(request.data) if workflow is None else workflow.encode_json(request.data)
             return started(request.run_id, request.workflow, request.version, data, request=request.id, at=at, place=place)
-        if request.kind == "signal":
+        if request.type == "signal":
             if request.run_id is None or request.signal is None:
                 raise Refused("a signal without `run_id`: named signals are not served yet; address the signal to a run")
             data = held(request.data)
             return signal_received(request.run_id, request.signal, data, request=request.id, at=at, place=place)
-        if request.kind == "cancel":
+        if request.type == "cancel":
             assert request.run_id is not None
             return cancel_requested(request.run_id, request.reason, request=request.id, at=at, place=place)
         if request.callback is not None:

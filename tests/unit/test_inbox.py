@@ -25,7 +25,7 @@ from stepfold.log import Entry, InboxRecord
 from stepfold.operations.callback import CallbackId
 from stepfold.values.digits import raw
 from stepfold.values.names import valid_run_id
-from stepfold.worker.inbox import Refused, Request, as_found, parse, place_of
+from stepfold.worker.inbox import InboxRequest, Refused, as_found, parse, place_of
 
 PLACE = "shop.inbox/3/1742"
 JSON_VALUES = st.recursive(
@@ -58,12 +58,12 @@ CALLBACK = str(CallbackId("r", "s", "n"))
 
 def test_a_start() -> None:
     request = parse(record({"type": "start", "workflow": "process-order", "run_id": "order-42", "data": {"a": 1}}))
-    assert request == Request("start", PLACE, "order-42", "process-order", data={"a": 1})
+    assert request == InboxRequest("start", PLACE, "order-42", "process-order", data={"a": 1})
 
 
 def test_a_start_with_everything_and_fields_of_tomorrow() -> None:
     fields = {"type": "start", "workflow": "w", "run_id": "r", "version": "2", "reply_to": None, "data": None, "priority": 9}
-    assert parse(record(fields)) == Request("start", PLACE, "r", "w", version="2")
+    assert parse(record(fields)) == InboxRequest("start", PLACE, "r", "w", version="2")
 
 
 def test_a_start_without_a_run_id_gets_one_from_its_place() -> None:
@@ -84,7 +84,7 @@ def test_ids_from_places_differ_in_an_inbox_that_was_made_again() -> None:
 
 def test_an_answer_to_a_callback() -> None:
     callback = {"type": "callback", "id": CALLBACK}
-    asked = Request("callback", PLACE, callback=CallbackId("r", "s", "n"))
+    asked = InboxRequest("callback", PLACE, callback=CallbackId("r", "s", "n"))
     assert parse(record(callback | {"data": {"stars": 5}, "run_id": "of no use"})) == replace(asked, data={"stars": 5})
     assert parse(record(callback | {"error": {"message": ""}})) == replace(asked, error=("CallbackFailed", ""))
     assert parse(record(callback | {"error": {"type": "T", "message": "m"}})) == replace(asked, error=("T", "m"))
@@ -92,13 +92,15 @@ def test_an_answer_to_a_callback() -> None:
 
 
 def test_signal_event_cancel() -> None:
-    assert parse(record({"type": "signal", "run_id": "r", "signal": "ok", "data": [1]})) == Request(
+    assert parse(record({"type": "signal", "run_id": "r", "signal": "ok", "data": [1]})) == InboxRequest(
         "signal", PLACE, "r", signal="ok", data=[1]
     )
-    assert parse(record({"type": "signal", "signal": "ok"})) == Request("signal", PLACE, signal="ok")
-    assert parse(record({"type": "event", "event": "paid", "data": 1, "id": "e"})) == Request("event", "e", event="paid", data=1)
-    assert parse(record({"type": "event", "event": "paid"})) == Request("event", PLACE, event="paid")
-    assert parse(record({"type": "cancel", "run_id": "r", "reason": "late"})) == Request("cancel", PLACE, "r", reason="late")
+    assert parse(record({"type": "signal", "signal": "ok"})) == InboxRequest("signal", PLACE, signal="ok")
+    assert parse(record({"type": "event", "event": "paid", "data": 1, "id": "e"})) == InboxRequest(
+        "event", "e", event="paid", data=1
+    )
+    assert parse(record({"type": "event", "event": "paid"})) == InboxRequest("event", PLACE, event="paid")
+    assert parse(record({"type": "cancel", "run_id": "r", "reason": "late"})) == InboxRequest("cancel", PLACE, "r", reason="late")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_structured_and_binary_say_the_same() -> None:
     second = parse(record(data, binary("stepfold.start", **{"content-type": "application/json"})))
     without_headers = parse(record(structured("stepfold.start", data)))
     assert first == second == without_headers
-    assert (first.kind, first.workflow, first.data) == ("start", "w", {"a": 1})
+    assert (first.type, first.workflow, first.data) == ("start", "w", {"a": 1})
     assert first.run_id is not None and first.run_id.startswith("evt-1-") and valid_run_id(first.run_id)
 
 
@@ -173,11 +175,11 @@ def test_source_and_id_only_together_are_an_identity() -> None:
 
 def test_the_data_of_our_types_is_the_request() -> None:
     signal = parse(record(structured("stepfold.signal", {"run_id": "r", "signal": "ok"}), CLOUD))
-    assert (signal.kind, signal.run_id, signal.signal) == ("signal", "r", "ok")
+    assert (signal.type, signal.run_id, signal.signal) == ("signal", "r", "ok")
     cancel = parse(record({"run_id": "r"}, binary("stepfold.cancel")))
-    assert (cancel.kind, cancel.run_id) == ("cancel", "r")
+    assert (cancel.type, cancel.run_id) == ("cancel", "r")
     event = parse(record(structured("stepfold.event", {"event": "paid", "id": "e"}), CLOUD))
-    assert (event.kind, event.event, event.id) == ("event", "paid", "e")
+    assert (event.type, event.event, event.id) == ("event", "paid", "e")
 
 
 def test_any_other_type_is_an_event_by_that_name() -> None:
@@ -185,7 +187,7 @@ def test_any_other_type_is_an_event_by_that_name() -> None:
         parse(record(structured("com.example.paid", {"amount": 3}), CLOUD)),
         parse(record({"amount": 3}, binary("com.example.paid"))),
     ):
-        assert (request.kind, request.event, request.data) == ("event", "com.example.paid", {"amount": 3})
+        assert (request.type, request.event, request.data) == ("event", "com.example.paid", {"amount": 3})
     assert parse(record(None, binary("com.example.paid"))).data is None
 
 
@@ -283,8 +285,8 @@ def test_any_record_is_a_request_or_refused(value: bytes | None, headers: list[t
     raw(request.data)
     assert request.id
     assert request.run_id is None or valid_run_id(request.run_id)
-    assert {"start": request.workflow, "signal": request.signal, "event": request.event, "cancel": request.run_id}[request.kind]
-    if request.kind == "start":
+    assert {"start": request.workflow, "signal": request.signal, "event": request.event, "cancel": request.run_id}[request.type]
+    if request.type == "start":
         assert request.run_id is not None
 
 
@@ -329,7 +331,7 @@ def test_what_was_found_in_the_inbox_can_be_put_there_again(asked: dict[str, Any
     assert parse(found._replace(place=PLACE)) == parse(record(asked))
 
 
-def answer(request: Request, at: dict[str, Any]) -> Entry:
+def answer(request: InboxRequest, at: dict[str, Any]) -> Entry:
     """As a router does."""
     assert request.callback is not None
     if request.error is not None:
