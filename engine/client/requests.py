@@ -104,9 +104,9 @@ def callback_heartbeat(callback: CallbackId, *, request: str, at: int, place: di
     return _answer("callback-heartbeat", callback, request, at, place)
 
 
-def _answer(kind: str, callback: CallbackId, request: str, at: int, place: dict[str, Any] | None, **fields: Any) -> Entry:
+def _answer(type: str, callback: CallbackId, request: str, at: int, place: dict[str, Any] | None, **fields: Any) -> Entry:
     event = {
-        "type": kind,
+        "type": type,
         "v": FORMAT,
         "run_id": callback.run_id,
         "at": at,

@@ -53,7 +53,7 @@ _FOR_EVER_MS = 2**64
 _RULES = {**OF_RUNS, **OF_OPERATIONS}
 """By event type. A rule gets a run that is open or quarantined: it checks the precondition, changes the run, and returns whether
 it accepted the event."""
-_DECIDES = frozenset(kind for kind, shape in SHAPES.items() if shape.decision and kind not in OF_THE_OWNER)
+_DECIDES = frozenset(event_type for event_type, shape in SHAPES.items() if shape.decision and event_type not in OF_THE_OWNER)
 
 
 class PartitionState:
@@ -162,10 +162,10 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     event = decode(record.value)
     if event is None:
         return None
-    kind = event["type"]
-    if kind == "claim":
+    event_type = event["type"]
+    if event_type == "claim":
         return _claim(state, record, event)
-    if not SHAPES[kind].decision:
+    if not SHAPES[event_type].decision:
         return _request(state, record, event)
     if event["claim"] != state.claim or event["v"] > state.format or event["run_id"] != record.key:
         return None
@@ -175,10 +175,10 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     before = run.now
     if record.timestamp > before:
         run.now = record.timestamp
-    if not _RULES[kind](run, event):
+    if not _RULES[event_type](run, event):
         run.now = before
         return None
-    if kind in _DECIDES:
+    if event_type in _DECIDES:
         run.decided = True
         run.awaits_worker = False
         run.suspected = 0
@@ -220,12 +220,12 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     state.refused.clear()
     if _was_seen(state, event) or event["v"] > state.format or event["run_id"] != record.key:
         return None
-    kind, run = event["type"], state.runs.get(record.key)
+    event_type, run = event["type"], state.runs.get(record.key)
     if run is not None and record.offset < run.folded:
         return None
     if run is None or run.phase == EXPECTED:
-        return _begin(state, record, event, run) if kind == "started" else _expect(state, record, event, run)
-    if kind == "started":
+        return _begin(state, record, event, run) if event_type == "started" else _expect(state, record, event, run)
+    if event_type == "started":
         if "from" in event and not _is_of(run, event):
             state.refuse(event, f"run {run.id!r} exists, of workflow {run.workflow!r}, with another input")
         return None
@@ -233,10 +233,10 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     before = run.now
     run.now = max(before, record.timestamp)
     repeated = run.remembers(event["request"], memory_ms)
-    if repeated or not _RULES[kind](run, event):
+    if repeated or not _RULES[event_type](run, event):
         run.now = before
-        if not repeated and kind in REFUSALS and "from" in event:
-            state.refuse(event, REFUSALS[kind])
+        if not repeated and event_type in REFUSALS and "from" in event:
+            state.refuse(event, REFUSALS[event_type])
         return None
     run.forget(memory_ms)
     run.requests[event["request"]] = run.now

@@ -47,7 +47,7 @@ class Appending:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def emit(self, run: RunState, kind: str, /, **fields: Any) -> None:
+    def emit(self, run: RunState, type: str, /, **fields: Any) -> None:
         """Append a decision about a run. `fields` may contain another `at` than now.
 
         Raises PayloadTooLarge for a record above the log's limit, and TypeError for what JSON cannot hold. Queued, such a record
@@ -57,14 +57,14 @@ class Appending:
         if not ownership.active:
             return
         event: dict[str, Any] = {
-            "type": kind,
+            "type": type,
             "v": PLAIN,
             "run_id": run.id,
             "at": self._log.now(),
             "claim": ownership.claim,
             **fields,
         }
-        if run.version is None and kind != "workflow-unknown":
+        if run.version is None and type != "workflow-unknown":
             live = ownership.live.get(run.id)
             if live is not None:
                 event["version"] = live.workflow.version

@@ -103,11 +103,11 @@ class Attempts:
 
     def react(self, live: Live, event: dict[str, Any]) -> bool:
         """Go on after an accepted record of an attempt. Returns False if only an attempt starts, so that nothing else follows."""
-        kind = event["type"]
-        if kind not in ("attempt-lost", "attempt-started", "step-failed"):
+        event_type = event["type"]
+        if event_type not in ("attempt-lost", "attempt-started", "step-failed"):
             return True
         step_id = event["step_id"]
-        if kind == "attempt-started":
+        if event_type == "attempt-started":
             attempt = live.attempts.get(step_id)
             if attempt is not None:
                 if not self._ownership.leaving:
@@ -115,7 +115,7 @@ class Attempts:
                 return False
         self.over(live, step_id)
         op = live.execution.ops.get(step_id)
-        if kind == "attempt-lost" and op is not None:
+        if event_type == "attempt-lost" and op is not None:
             self.dispatch(live, op)
         return True
 

@@ -295,8 +295,8 @@ class Owner:
 
     def _react(self, state: PartitionState, event: dict[str, Any], run: RunState) -> None:
         live = self.live.get(run.id)
-        kind = event["type"]
-        if kind == RESULT and live is not None:  # short path for nine records in ten
+        event_type = event["type"]
+        if event_type == RESULT and live is not None:  # short path for nine records in ten
             self._attempts.over(live, event["step_id"])
             self._code.advance(live)
             return
@@ -306,7 +306,7 @@ class Owner:
             self._residents.unknown_workflow.pop(run.id, None)
             self._recovery.orphans.discard(run.id)
             return
-        if kind == "code-suspected":
+        if event_type == "code-suspected":
             self._recovery.run_suspect(run)
             return
         armed = event.get("step_id")
@@ -314,14 +314,15 @@ class Owner:
             self._alarm.arm_by_log(run.open[armed], run.id, armed, run.now)
             armed = None
         if live is None:
-            if kind in _MAY_END and run.cancel_requested and self._recovery.ends_without_code(run):
+            news = event_type in _WAKES or len(run.journal) > state.runs.executed(run.id)
+            if event_type in _MAY_END and run.cancel_requested and self._recovery.ends_without_code(run):
                 self._code.record_cancelled(run)
-            elif run.phase == "open" and not self.leaving and (kind in _WAKES or len(run.journal) > state.runs.executed(run.id)):
+            elif news and run.phase == "open" and not self.leaving:
                 self._residents.revive(run)
-            for step_id in run.open if kind == "resumed" else (armed,):
+            for step_id in run.open if event_type == "resumed" else (armed,):
                 self._alarm.arm(run, step_id)
             return
-        if kind == "quarantined":
+        if event_type == "quarantined":
             self._code.close(live)
             return
         if not self._attempts.react(live, event):

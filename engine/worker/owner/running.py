@@ -154,8 +154,8 @@ class Running:
             op.recorded = True
             if call.lasts_ms is not None:
                 op.elapsed = self._clock.elapsed() + call.lasts_ms  # whatever the clock says meanwhile
-            kind, fields = first
-            self._emit(live.run, kind, step_id=op.id, **fields, at=now)
+            event_type, fields = first
+            self._emit(live.run, event_type, step_id=op.id, **fields, at=now)
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
         """Record the end of a run whose code has ended."""
@@ -229,13 +229,13 @@ class Running:
 
     def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
         """The log did not take a decision about a run, which is too large for it today. Decide something smaller."""
-        kind = event["type"]
-        if SHAPES[kind].is_result:
+        event_type = event["type"]
+        if SHAPES[event_type].is_result:
             if "step_id" in event:
                 self.attempts.not_taken(run, event, error)
             else:
                 self._fail(run, ErrorInfo.of(error))
-        elif kind != "quarantined":
+        elif event_type != "quarantined":
             self.contain(run, error)
         else:
             kept, message = event["error"], event["error"].get("message", "")
