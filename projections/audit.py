@@ -535,7 +535,7 @@ def _recorded(run: RunState) -> tuple[str, str]:
 
 def _ended(workflow: Workflow[Any, Any], outcome: Outcome) -> tuple[str, str]:
     error = outcome.error
-    if outcome.kind == "completed":
+    if outcome.phase == "completed":
         try:
             return "completed", _canonical(orjson.loads(workflow.encode_result(outcome.value)))
         except BaseException as unencodable:  # as for the owner: the run has failed

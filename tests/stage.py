@@ -64,8 +64,8 @@ class Replay:
     @property
     def ended(self) -> list[str]:
         """The outcome in words that can be compared."""
-        found = self.execution.outcome
-        return [] if found is None else [found.kind, repr(found.value), repr(found.error)]
+        outcome = self.execution.outcome
+        return [] if outcome is None else [outcome.phase, repr(outcome.value), repr(outcome.error)]
 
 
 class Stage:

@@ -65,7 +65,7 @@ class Op:
 class Outcome(NamedTuple):
     """How the code ended: "completed" (value), "failed" (error) or "cancelled"."""
 
-    kind: str
+    phase: str
     value: Any = None
     error: BaseException | None = None
 
@@ -449,7 +449,7 @@ class Execution:
         if waiting:
             return ", ".join(str(op) for op in waiting[:5])
         if self.outcome is not None:
-            how = "returned" if self.outcome.kind == "completed" else self.outcome.kind
+            how = "returned" if self.outcome.phase == "completed" else self.outcome.phase
             return f"the workflow had {how}" + (f": {ErrorInfo.of(self.outcome.error)}" if self.outcome.error is not None else "")
         return "the workflow waits for nothing that is durable"
 

@@ -251,7 +251,7 @@ def test_the_zoo_comes_to_its_ends() -> None:
                 else:
                     stage.at_random(random)
             assert stage.live.outcome is not None, program.__name__
-            ends.add(stage.live.outcome.kind)
+            ends.add(stage.live.outcome.phase)
     assert ends == {"completed", "failed", "cancelled"}
 
 

@@ -56,7 +56,7 @@ class Lane:
         self._waiting = []
         delay_s = log.delay_s()
         down_s = log.down_until - log.loop.time()
-        fault = "refused" if down_s > 0 else next((kind for kind in WRITE_FAULTS if log.happens(kind)), None)
+        fault = "refused" if down_s > 0 else next((one for one in WRITE_FAULTS if log.happens(one)), None)
         if fault is None:
             log.later(delay_s, self._land, batch, True, log.times_put_back)
         elif fault == "slow":

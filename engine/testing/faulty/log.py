@@ -105,17 +105,17 @@ class FaultyLog:
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Use these probabilities of faults from now on."""
-        self.rates = {kind: rate for kind, rate in rates.items() if self.kafka or kind not in KAFKA_ONLY}
+        self.rates = {fault: rate for fault, rate in rates.items() if self.kafka or fault not in KAFKA_ONLY}
 
     def driver(self, process: Process) -> FaultyDriver:
         """The driver of one process."""
         return FaultyDriver(self, process)
 
-    def happens(self, kind: str) -> bool:
+    def happens(self, fault: str) -> bool:
         """Decide whether a fault happens now, and count it."""
-        rate = self.rates.get(kind)
+        rate = self.rates.get(fault)
         if rate and self.random.random() < rate:
-            self.counts[kind] += 1
+            self.counts[fault] += 1
             return True
         return False
 

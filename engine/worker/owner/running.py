@@ -165,7 +165,7 @@ class Running:
             logger.warning("run %s: %s%s", run.id, message, trace, extra={"run_id": run.id, "workflow": run.workflow})
         self._leave_behind(live, outcome)
         self.attempts.withdraw(live)
-        if outcome.kind == "completed":
+        if outcome.phase == "completed":
             try:
                 result = self._watch.run(live, lambda: live.execution.inside(live.workflow.encode_result, outcome.value))
                 if len(result) > self._worker.settings.max_payload_bytes:
@@ -178,7 +178,7 @@ class Running:
                 if from_keyboard(error):
                     raise
                 self._fail(run, self._described(live, error))
-        elif outcome.kind == "cancelled":
+        elif outcome.phase == "cancelled":
             self.record_cancelled(run)
         else:
             assert outcome.error is not None
@@ -189,7 +189,7 @@ class Running:
         live.execution.advance()
         outcome = live.execution.outcome
         try:
-            if outcome is not None and outcome.kind == "completed":
+            if outcome is not None and outcome.phase == "completed":
                 live.execution.inside(live.workflow.encode_result, outcome.value)
             elif outcome is not None and outcome.error is not None:
                 live.execution.inside(ErrorInfo.of, outcome.error)
@@ -199,14 +199,14 @@ class Running:
     def _leave_behind(self, live: Live, outcome: Outcome) -> None:
         """Record operations as cancelled that branches of the code still waited for at its end, and warn."""
         left = live.execution.left
-        if not left or outcome.kind == "cancelled":
+        if not left or outcome.phase == "cancelled":
             return
         run = live.run
         for op in left:
             if op.recorded:
                 self._emit(run, "step-cancelled", step_id=op.id)
         named = [str(op) if op.timer is None else "an asyncio timer" for op in left if not op.handed_out]
-        if named and outcome.kind == "completed":
+        if named and outcome.phase == "completed":
             logger.warning(
                 "run %s of %s completed while branches of its code still waited for %s: these waits are dropped and running "
                 "steps are cancelled; await the tasks of such branches before the workflow returns (asyncio.TaskGroup does so)",
