@@ -4,6 +4,7 @@
     feed     one projection over one partition, exactly once: positions, transactions, the fold's state in the database
     runner   ProjectionRunner: follows the log
     runs     the runs, one row each: list, filter, search
+    steps    operations, one row each; errors in groups; counts a minute
     audit    a run's history as a chained file: export, verify, replay
 
 The engine does not import this package.
@@ -13,10 +14,13 @@ from .base import Batch, Projection, RunChange, RunSoFar
 from .feed import default_database
 from .runner import Lag, ProjectionRunner
 from .runs import RunFilter, RunRow, RunsProjection, count_runs, list_runs
+from .steps import ErrorGroup, Minute, StepRow, StepsProjection, list_errors, list_minutes, list_steps
 
 __all__ = [
     "Batch",
+    "ErrorGroup",
     "Lag",
+    "Minute",
     "Projection",
     "ProjectionRunner",
     "RunChange",
@@ -24,7 +28,12 @@ __all__ = [
     "RunRow",
     "RunSoFar",
     "RunsProjection",
+    "StepRow",
+    "StepsProjection",
     "count_runs",
     "default_database",
+    "list_errors",
+    "list_minutes",
     "list_runs",
+    "list_steps",
 ]

@@ -60,7 +60,7 @@ _SUMS: dict[str, sa.ColumnElement[Any]] = {
     "attempts_failed": runs.c.attempts_failed + sa.bindparam("more_attempts_failed", type_=sa.Integer),
     "last_error": sa.func.coalesce(sa.bindparam("new_error", type_=sa.Text), runs.c.last_error),
 }
-_HAVE_ERRORS = frozenset(model.model_fields["type"].default for model in get_args(RunEvent) if "error" in model.model_fields)
+HAVE_ERRORS = frozenset(model.model_fields["type"].default for model in get_args(RunEvent) if "error" in model.model_fields)
 _OF_RUN = runs.c.run_id == sa.bindparam("id", type_=sa.String)
 _DELETE = sa.delete(runs).where(_OF_RUN)
 _INSERT = sa.insert(runs)
@@ -108,8 +108,8 @@ class _News:
             self.inputs[run_id] = _json(change.fields["input"])
         elif kind in COUNTED:
             self.counts[COUNTED[kind]][run_id] += 1
-        if kind in _HAVE_ERRORS:
-            self.errors[run_id] = _text(str(ErrorInfo.from_json(change.fields["error"])))
+        if kind in HAVE_ERRORS:
+            self.errors[run_id] = text_of(str(ErrorInfo.from_json(change.fields["error"])))
 
     def write(self, connection: sa.Connection) -> None:
         updates = [self._update(run) for run_id, run in self.changed.items() if run_id not in self.begun]
@@ -125,7 +125,7 @@ class _News:
         return {
             **_changing(run),
             "run_id": run.id,
-            "workflow": _text(run.workflow, 200),
+            "workflow": text_of(run.workflow, 200),
             "partition": run.partition,
             "started_at": run.folded.started_at,
             **{name: count[run.id] for name, count in self.counts.items()},
@@ -145,7 +145,7 @@ class _News:
 def _changing(run: RunSoFar) -> dict[str, Any]:
     folded = run.folded
     return {
-        "version": None if run.version is None else _text(run.version, 200),
+        "version": None if run.version is None else text_of(run.version, 200),
         "state": run.state,
         "updated_at": folded.now,
         "ended_at": folded.ended_at,
@@ -155,10 +155,10 @@ def _changing(run: RunSoFar) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return _text(orjson.dumps(value).decode())
+    return text_of(orjson.dumps(value).decode())
 
 
-def _text(text: str, limit: int = EXCERPT) -> str:
+def text_of(text: str, limit: int = EXCERPT) -> str:
     """The text in the length of its column and without NUL, which some databases do not accept."""
     if len(text) > limit:
         text = f"{text[: limit - 1]}…"

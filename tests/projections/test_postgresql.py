@@ -20,7 +20,7 @@ from test_projections import small, some_runs
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, ProjectionFailed
 from stepfold.events import RunEvent, Started
-from stepfold.projections import Projection, ProjectionRunner, RunSoFar, RunsProjection, count_runs, list_runs
+from stepfold.projections import Projection, ProjectionRunner, RunSoFar, RunsProjection, StepsProjection, count_runs, list_errors, list_runs, list_steps
 
 __all__ = ["small"]
 pytestmark = pytest.mark.postgres
@@ -81,20 +81,22 @@ async def test_exactly_once_over_restarts_and_a_rebuild(small: None, database: s
     await log.open()
     for part in ("one", "two", "three"):
         await some_runs(log, 6, part)
-        async with ProjectionRunner(log, [Recorder(), RunsProjection()], database=database) as runner:
+        async with ProjectionRunner(log, [Recorder(), RunsProjection(), StepsProjection()], database=database) as runner:
             await runner.catch_up()
             assert await told(runner) == await to_be_told(log)
-            assert [lag.behind for lag in await runner.lag()] == [0, 0]
-    async with ProjectionRunner(log, [Recorder(), RunsProjection()], database=database) as runner:
+            assert [lag.behind for lag in await runner.lag()] == [0, 0, 0]
+    async with ProjectionRunner(log, [Recorder(), RunsProjection(), StepsProjection()], database=database) as runner:
         await runner.rebuild()
         assert await told(runner) == await to_be_told(log)
         assert await runner.query(count_runs) == 18
+        steps = [row for run in await runner.query(list_runs, limit=100) for row in await runner.query(list_steps, run.run_id)]
+        assert {row.state for row in steps} == {"done"} and len(steps) >= 18
 
 
 async def test_every_record_is_survived(small: None, database: str) -> None:
     log = await strange_log()
     for _ in range(2):
-        async with ProjectionRunner(log, [RunsProjection()], database=database) as runner:
+        async with ProjectionRunner(log, [RunsProjection(), StepsProjection()], database=database) as runner:
             await runner.catch_up()
             rows = await runner.query(list_runs, limit=1000)
             assert {row.run_id for row in rows} >= {"plain", "last"}
