@@ -1,11 +1,12 @@
 """The runs, one row each: for `run list`, dashboards and SQL clients.
 
     stepfold_runs(run_id, workflow, version, state, partition, started_at, updated_at, ended_at, steps_completed,
-                  attempts_failed, waiting_on, last_error, input, result)
+                  attempts_failed, waiting_on, waiting_kind, waiting_step, waiting_until, last_error, input, result)
 
 Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting_on` (a JSON list) are the words of
-`Run.status()`. `input` and `result` are the beginning of the JSON, for people and for search. A run id can be used again a day
-after its end; the row is then that of the last run.
+`Run.status()`. `waiting_kind` and `waiting_step` are kind and step id of the oldest operation that is open; `waiting_until` is
+when the first of the open ones is due. `input` and `result` are the beginning of the JSON, for people and for search. A run id
+can be used again a day after its end; the row is then that of the last run.
 """
 
 from __future__ import annotations
@@ -45,15 +46,20 @@ runs = sa.Table(
     sa.Column("steps_completed", sa.Integer, nullable=False),
     sa.Column("attempts_failed", sa.Integer, nullable=False),
     sa.Column("waiting_on", sa.Text, nullable=False),
+    sa.Column("waiting_kind", sa.String(20)),
+    sa.Column("waiting_step", sa.String(1300)),
+    sa.Column("waiting_until", sa.BigInteger),
     sa.Column("last_error", sa.Text),
     sa.Column("input", sa.Text, nullable=False),
     sa.Column("result", sa.Text),
     sa.Index("stepfold_runs_started", "started_at"),
+    sa.Index("stepfold_runs_updated", "updated_at"),
     sa.Index("stepfold_runs_state", "state", "started_at"),
     sa.Index("stepfold_runs_workflow", "workflow", "started_at"),
 )
 
-_CHANGING = ("version", "state", "updated_at", "ended_at", "waiting_on", "result")
+_WAITING = ("waiting_on", "waiting_kind", "waiting_step", "waiting_until")
+_CHANGING = ("version", "state", "updated_at", "ended_at", *_WAITING, "result")
 _NEW_VALUES: dict[str, sa.ColumnElement[Any]] = {name: sa.bindparam(f"new_{name}", type_=runs.c[name].type) for name in _CHANGING}
 _SUMS: dict[str, sa.ColumnElement[Any]] = {
     "steps_completed": runs.c.steps_completed + sa.bindparam("more_steps_completed", type_=sa.Integer),
@@ -72,7 +78,7 @@ class RunsProjection(Projection):
     """Keeps the table `stepfold_runs`; `list_runs` and `count_runs` read it."""
 
     name = "stepfold-runs"
-    version = 1
+    version = 2
     metadata = metadata
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
@@ -106,7 +112,7 @@ class _News:
                 noted.pop(run_id, None)
         elif kind == "input-completed":
             self.inputs[run_id] = _json(change.fields["input"])
-        elif kind in COUNTED:
+        elif COUNTED.get(kind) in self.counts:
             self.counts[COUNTED[kind]][run_id] += 1
         if kind in HAVE_ERRORS:
             self.errors[run_id] = text_of(str(ErrorInfo.from_json(change.fields["error"])))
@@ -144,12 +150,17 @@ class _News:
 
 def _changing(run: RunSoFar) -> dict[str, Any]:
     folded = run.folded
+    open_ones = () if folded.ended else folded.open.values()
+    oldest = next(iter(folded.open), None) if open_ones else None
     return {
         "version": None if run.version is None else text_of(run.version, 200),
         "state": run.state,
         "updated_at": folded.now,
         "ended_at": folded.ended_at,
         "waiting_on": orjson.dumps(run.waiting_on).decode(),
+        "waiting_kind": None if oldest is None else folded.open[oldest].kind,
+        "waiting_step": None if oldest is None else text_of(oldest, 1300),
+        "waiting_until": min((due for op in open_ones for due in (op.due_at, op.due_by_log) if due is not None), default=None),
         "result": _json(folded.result) if folded.phase == "completed" else None,
     }
 
@@ -180,6 +191,9 @@ class RunRow:
     steps_completed: int
     attempts_failed: int
     waiting_on: list[str]
+    waiting_kind: str | None
+    waiting_step: str | None
+    waiting_until: datetime | None
     last_error: str | None
     input: str
     result: str | None
@@ -188,34 +202,48 @@ class RunRow:
 class RunFilter(TypedDict, total=False):
     """Conditions on runs; all must hold.
 
-    `state`: one or several; `started_after`, `started_before`: aware datetimes; `error`: text in the last error; `search`:
-    text in the run id, workflow, last error, input or result. Texts match in upper and lower case alike.
+    `state`: one or several; `started_after`, `started_before`: aware datetimes; `waiting_kind`: of the oldest open operation;
+    `attempts_failed`: at least so many; `error`: text in the last error; `search`: text in the run id, workflow, last error,
+    input or result. Texts match in upper and lower case alike.
     """
 
     workflow: str
     state: State | Collection[State]
     started_after: datetime
     started_before: datetime
+    waiting_kind: str
+    attempts_failed: int
     error: str
     search: str
 
 
 Order = Literal["newest", "oldest", "updated"]
-_ORDERS: dict[Order, tuple[sa.ColumnElement[Any], ...]] = {
-    "newest": (runs.c.started_at.desc(), runs.c.run_id),
-    "oldest": (runs.c.started_at, runs.c.run_id),
-    "updated": (runs.c.updated_at.desc(), runs.c.run_id),
+_ORDERS: dict[Order, tuple[sa.Column[int], bool]] = {
+    "newest": (runs.c.started_at, True),
+    "oldest": (runs.c.started_at, False),
+    "updated": (runs.c.updated_at, True),
 }
 
 
 def list_runs(
-    connection: sa.Connection, *, order: Order = "newest", limit: int = 50, offset: int = 0, **filters: Unpack[RunFilter]
+    connection: sa.Connection,
+    *,
+    order: Order = "newest",
+    limit: int = 50,
+    after: RunRow | None = None,
+    **filters: Unpack[RunFilter],
 ) -> list[RunRow]:
-    """Runs by start, the newest or the oldest first, or by last change; `limit` of them after the first `offset`.
+    """Runs by start, the newest or the oldest first, or by last change; `limit` of them behind the row `after`.
 
-    With a runner: `await runner.query(list_runs, state="failed")`. Raises ValueError for a naive datetime.
+    With a runner: `await runner.query(list_runs, state="failed")`. A page costs the same wherever it is. Raises ValueError for a
+    naive datetime.
     """
-    query = sa.select(runs).where(*_conditions(filters)).order_by(*_ORDERS[order]).limit(limit).offset(offset)
+    column, falls = _ORDERS[order]
+    query = sa.select(runs).where(*_conditions(filters)).order_by(column.desc() if falls else column, runs.c.run_id).limit(limit)
+    if after is not None:
+        at = ms_of(after.updated_at if order == "updated" else after.started_at)
+        beyond = column < at if falls else column > at
+        query = query.where(sa.or_(beyond, sa.and_(column == at, runs.c.run_id > after.run_id)))
     return [_row(row) for row in connection.execute(query)]
 
 
@@ -235,6 +263,10 @@ def _conditions(filters: RunFilter) -> list[sa.ColumnElement[bool]]:
         found.append(runs.c.started_at >= ms_of(filters["started_after"]))
     if "started_before" in filters:
         found.append(runs.c.started_at < ms_of(filters["started_before"]))
+    if "waiting_kind" in filters:
+        found.append(runs.c.waiting_kind == filters["waiting_kind"])
+    if "attempts_failed" in filters:
+        found.append(runs.c.attempts_failed >= filters["attempts_failed"])
     if "error" in filters:
         found.append(runs.c.last_error.icontains(filters["error"], autoescape=True))
     if "search" in filters:
@@ -256,6 +288,9 @@ def _row(row: sa.Row[Any]) -> RunRow:
         row.steps_completed,
         row.attempts_failed,
         orjson.loads(row.waiting_on),
+        row.waiting_kind,
+        row.waiting_step,
+        None if row.waiting_until is None else utc(row.waiting_until),
         row.last_error,
         row.input,
         row.result,

@@ -2,7 +2,8 @@
 
     stepfold_steps(run_id, step_id, kind, state, attempts, lost, began_at, ended_at, until, last_error, fingerprint)
     stepfold_errors(fingerprint, workflow, step, type, likeness, sample, count, first_at, last_at, last_run_id)
-    stepfold_minutes(minute, partition, workflow, started, completed, failed, cancelled, steps_completed, attempts_failed)
+    stepfold_minutes(minute, partition, workflow, started, completed, failed, cancelled, steps_completed, attempts_failed,
+                     attempts_lost)
     stepfold_durations(minute, partition, workflow, measure, bucket, count)
 
 Times are milliseconds since 1970, UTC, by the log's clock; `minute` is the beginning of one. One row of `stepfold_steps` is one
@@ -78,7 +79,7 @@ minutes = sa.Table(
     sa.Column("workflow", sa.String(200), primary_key=True),
     *(
         sa.Column(name, sa.BigInteger, nullable=False)
-        for name in ("started", "completed", "failed", "cancelled", "steps_completed", "attempts_failed")
+        for name in ("started", "completed", "failed", "cancelled", "steps_completed", "attempts_failed", "attempts_lost")
     ),
 )
 durations = sa.Table(
@@ -158,11 +159,11 @@ class _News:
         self.ended.pop(run_id, None)
 
     def _take_step(self, run: RunState, workflow: str, type: str, fields: dict[str, Any], error: ErrorInfo | None) -> None:
-        """What a decision about an operation says of it."""
+        """Note a decision about an operation."""
         step_id, kind = fields["step_id"], KIND_OF.get(type)
         row = self._row(run, step_id, None if kind is None else kind.name)
         row["attempts"] = max(row["attempts"], fields.get("attempt", 0))
-        row["lost"] += type == "attempt-lost"
+        row["lost"] += COUNTED.get(type) == "attempts_lost"
         operation = run.open.get(step_id)
         row["until"] = None if operation is None else operation.due_at
         if operation is None and row["state"] == "open":
@@ -175,7 +176,7 @@ class _News:
         row["fingerprint"] = fingerprint(workflow, row["step_id"], error)
 
     def _take_ends(self, run: RunState) -> None:
-        """What came of operations, by the newest entries of the journal. Those that an earlier change has told end the search."""
+        """Note the ends of operations, by the newest entries of the journal; stops at those noted before."""
         rows = self.steps[run.id]
         for step_id, kind, at, value in reversed(run.journal):
             end = ENDS.get(kind)
@@ -357,7 +358,7 @@ class ErrorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What happened in one minute, UTC. `p50_ms`, `p95_ms` and `p99_ms`: how long runs took that ended in it; None: none did."""
+    """The counts of one minute, UTC. `p50_ms`, `p95_ms` and `p99_ms`: how long runs took that ended in it; None: none did."""
 
     minute: datetime
     started: int
@@ -366,6 +367,7 @@ class Minute:
     cancelled: int
     steps_completed: int
     attempts_failed: int
+    attempts_lost: int
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None

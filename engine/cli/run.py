@@ -211,7 +211,7 @@ def time_of(text: str, now_ms: int) -> datetime:
 def row_json(row: RunRow) -> dict[str, Any]:
     """A row for programs. `input`, `result`: the beginning of their JSON, as text."""
     found = asdict(row)
-    for name in ("started_at", "updated_at", "ended_at"):
+    for name in ("started_at", "updated_at", "ended_at", "waiting_until"):
         found[name] = None if found[name] is None else iso(times.ms_of(found[name]))
     return found
 

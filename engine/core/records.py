@@ -62,7 +62,7 @@ class Base(BaseModel):
     tone: ClassVar[Tone] = "plain"
     """How a display sets off events of this type."""
 
-    counted_as: ClassVar[Literal["steps_completed", "attempts_failed"] | None] = None
+    counted_as: ClassVar[Literal["steps_completed", "attempts_failed", "attempts_lost"] | None] = None
     """The number of a run that an event of this type raises by one."""
 
     when_refused: ClassVar[str] = ""

@@ -83,6 +83,7 @@ class AttemptLost(OperationDecision):
     """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
     tone = "trouble"
+    counted_as = "attempts_lost"
     counts_if = _NEXT
 
     type: Literal["attempt-lost"] = "attempt-lost"

@@ -20,7 +20,16 @@ from test_projections import small, some_runs
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, ProjectionFailed
 from stepfold.events import RunEvent, Started
-from stepfold.projections import Projection, ProjectionRunner, RunSoFar, RunsProjection, StepsProjection, count_runs, list_errors, list_runs, list_steps
+from stepfold.projections import (
+    Projection,
+    ProjectionRunner,
+    RunSoFar,
+    RunsProjection,
+    StepsProjection,
+    count_runs,
+    list_runs,
+    list_steps,
+)
 
 __all__ = ["small"]
 pytestmark = pytest.mark.postgres

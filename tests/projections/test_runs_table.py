@@ -25,6 +25,7 @@ from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.log import Entry
 from stepfold.projections import ProjectionRunner, RunRow, RunsProjection, count_runs, feed, list_runs, runner
+from stepfold.projections.runs import Order
 
 
 async def row_of(runner: ProjectionRunner, run_id: str) -> RunRow:
@@ -270,12 +271,58 @@ def test_filters_and_search(listing: sa.Connection) -> None:
     assert ids(list_runs(listing, search="ODD", state="completed")) == "751"
     assert ids(list_runs(listing, search="a result")) == "751"
     assert ids(list_runs(listing, limit=3)) == "987"
-    assert ids(list_runs(listing, limit=3, offset=3)) == "654"
-    assert ids(list_runs(listing, limit=3, offset=9)) == "0"
     assert count_runs(listing) == 10
     assert count_runs(listing, workflow="odd", state="failed") == 2
     with pytest.raises(ValueError, match="2030-01-01T00:00:00 has no time zone"):
         list_runs(listing, started_after=NOW.replace(tzinfo=None))
+
+
+@pytest.mark.parametrize("order", ["newest", "oldest", "updated"])
+def test_pages_hold_every_run_once(listing: sa.Connection, order: Order) -> None:
+    listing.execute(
+        sa.text("UPDATE stepfold_runs SET started_at = 7, updated_at = 8 WHERE run_id IN ('run-3', 'run-4', 'run-5')")
+    )
+    whole = ids(list_runs(listing, order=order))
+    pages = [list_runs(listing, order=order, limit=2)]
+    while pages[-1]:
+        pages.append(list_runs(listing, order=order, limit=2, after=pages[-1][-1]))
+    assert "".join(map(ids, pages)) == whole and len(whole) == 10
+
+
+async def test_what_runs_wait_for_can_be_listed() -> None:
+    client = Client(driver=MemoryDriver())
+
+    def fails() -> None:
+        raise OSError("no answer")
+
+    @client.workflow(id="waits")
+    async def waits(ctx: Context[str], step: Step) -> None:
+        if ctx.input.data == "signal":
+            await step.wait_for_signal("approval", signal="go", timeout="1h")
+        if ctx.input.data == "callback":
+            await (await step.callback("review", heartbeat="10m"))
+        if ctx.input.data == "backoff":
+            await step.run("call", fails, retry=Retry(9, backoff="1h"))
+
+    async with client, client.worker(), ProjectionRunner(client, [RunsProjection()]) as runner:
+        for kind in ("signal", "callback", "backoff", "nothing"):
+            await client.start_workflow(waits, kind, run_id=kind)
+
+        async def waiting() -> list[RunRow]:
+            await runner.catch_up()
+            rows = await runner.query(list_runs, state="waiting")
+            return rows if len(rows) == 3 and all(row.waiting_until is not None for row in rows) else []
+
+        rows = {row.run_id: row for row in await eventually(waiting)}
+        found = {run_id: (row.waiting_kind, row.waiting_step) for run_id, row in rows.items()}
+        assert found == {"signal": ("wait", "approval"), "callback": ("callback", "review"), "backoff": ("step", "call")}
+        for run_id, minutes in (("signal", 60), ("callback", 10), ("backoff", 60)):
+            until = rows[run_id].waiting_until
+            assert until is not None and minutes / 2 < (until - rows[run_id].started_at).total_seconds() / 60 < 1.5 * minutes
+        assert [row.run_id for row in await runner.query(list_runs, waiting_kind="callback")] == ["callback"]
+        assert [row.run_id for row in await runner.query(list_runs, attempts_failed=1)] == ["backoff"]
+        [ended] = await runner.query(list_runs, state="completed")
+        assert (ended.waiting_kind, ended.waiting_step, ended.waiting_until) == (None, None, None)
 
 
 def test_sql_clients_see_the_same(listing: sa.Connection) -> None:

@@ -93,6 +93,7 @@ def test_any_history_gives_the_rows_that_its_story_describes(choices: list[Choic
         for name in ("started", "completed", "failed", "cancelled"):
             assert sum(getattr(minute, name) for minute in counted) == types[name]
         assert sum(minute.steps_completed for minute in counted) == types["step-completed"]
+        assert sum(minute.attempts_lost for minute in counted) == types["attempt-lost"]
         await driver.close()
 
     with pytest.MonkeyPatch.context() as patch:
