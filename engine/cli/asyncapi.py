@@ -1,15 +1,18 @@
 """The contract of a namespace's topics for users without stepfold: JSON Schema and AsyncAPI 3. Pure.
 
-The history's part comes from the event models, which also say when a record counts. The inbox's part is written here; a test
-compares it with `stepfold.worker.inbox`. It does not contain what the router refuses for now (events, and signals without a run
-id).
+The history's part comes from the event models, which also say when a record counts. The inbox's part comes from the models of
+requests and from the kinds that `stepfold.worker.inbox` knows; limits and words are written here. It does not contain what the
+router refuses for now (events, and signals without a run id).
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from ..events import FORMAT, Event, json_schema
+from ..core.records import OperationRequest, Request
+from ..events import FORMAT, Event, RunEvent, json_schema
+from ..worker import inbox
 
 if TYPE_CHECKING:
     from stepfold.drivers.kafka.topics import Namespace
@@ -33,7 +36,7 @@ All other records (duplicates, late records of a worker that lost its partition,
 
 _INBOX = """\
 Requests from anyone, in any language: one JSON object per record, with any key, from any partitioner; or a CloudEvent of
-version 1 in the Kafka binding, structured or binary, of type `stepfold.start`, `stepfold.signal` or `stepfold.cancel`, with that
+version 1 in the Kafka binding, structured or binary, of type {types}, with that
 object (without its `type`) as JSON data. A request that cannot be served goes to the dead letters with the reason.
 One key, such as the run id, keeps the requests for a run in order. A signal that comes before its run is kept for 24 hours."""
 
@@ -101,12 +104,14 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
         "servers": {f"broker-{n}": {"host": host, "protocol": "kafka"} for n, host in enumerate(bootstrap.split(","), 1)},
         "channels": {
             "history": _channel(namespace.history, _acceptance(), sorted(history), topicConfiguration=for_ever),
-            "inbox": _channel(namespace.inbox, _INBOX, [*(f"request-{kind}" for kind in requests), "request-cloud-event"]),
+            "inbox": _channel(
+                namespace.inbox, _inbox(list(requests)), [*(f"request-{kind}" for kind in requests), "request-cloud-event"]
+            ),
             "dead-letters": _channel(namespace.dead_letters, _DEAD_LETTERS, ["dead-letter"]),
         },
         "operations": {
             "record": _operation("send", "history", "The history of each run, for any reader."),
-            "request": _operation("receive", "inbox", "Start a run, send it a signal, or cancel it."),
+            "request": _operation("receive", "inbox", "Start a run, send it a signal, cancel it, or answer a callback."),
             "refuse": _operation("send", "dead-letters", "Requests that could not be served."),
         },
         "components": {"messages": messages, "schemas": {**events, **requests, "cloud-event": _cloud_event(list(requests))}},
@@ -119,6 +124,11 @@ def _acceptance() -> str:
     for model in get_args(Event):
         types.setdefault(model.counts_if, []).append(f"`{model.model_fields['type'].default}`")
     return _ACCEPTANCE.format(conditions="\n".join(f"  - {', '.join(names)}: {words}" for words, names in types.items()))
+
+
+def _inbox(kinds: list[str]) -> str:
+    *types, last = (f"`stepfold.{kind}`" for kind in kinds)
+    return _INBOX.format(types=f"{', '.join(types)} or {last}")
 
 
 def _channel(topic: str, description: str, messages: list[str], **binding: Any) -> dict[str, Any]:
@@ -190,39 +200,65 @@ _RUN_ID = {
 }
 
 
+_ANY = {"description": "Any JSON value; null if it is left out."}
+_TEXT = {"type": "string", "minLength": 1}
+_HEARTBEAT = "heartbeat"  # stands for the content of an answer that has none
+_FIELDS: dict[str, dict[str, Any]] = {
+    "workflow": {**_TEXT, "description": "The workflow's id."},
+    "version": {**_TEXT, "description": "The workflow's version; without it the newest that the worker knows."},
+    "run_id": _RUN_ID,
+    "input": {"description": "The workflow's input."},
+    "signal": {**_TEXT, "maxLength": 200},
+    "reason": {**_TEXT, "description": "A reason, for people."},
+    _HEARTBEAT: {"const": True},
+    "error": {
+        "type": "object",
+        "required": ["message"],
+        "properties": {"type": {**_TEXT, "description": "CallbackFailed if it is left out."}, "message": {"type": "string"}},
+    },
+}
+_NAMES = {"input": "data"}
+"""By field of a record: its name in the inbox, where they differ."""
+_TAKEN = {field.name for field in fields(inbox.InboxRequest)}
+_SUMMARIES = {
+    "start": "Start a run. A repeat of its `run_id` starts nothing. Without one, the record's place or CloudEvent gives it.",
+    "signal": "Send a signal to a run.",
+    "cancel": "Ask a run to end.",
+    "callback": "Answer a callback with data or with an error, or say that somebody still works on the answer.",
+}
+
+
 def _request_schemas() -> dict[str, dict[str, Any]]:
-    data: dict[str, Any] = {"description": "Any JSON value; null if it is left out."}
+    """By kind of request: what the records that it may become have beyond the fields of every request."""
+    models: dict[str, list[type[Request]]] = {}
+    for model in get_args(RunEvent):
+        if issubclass(model, Request):
+            models.setdefault(inbox.ASKED_AS[str(model.model_fields["type"].default)], []).append(model)
+    return {kind: _request_schema(kind, of_kind) for kind, of_kind in models.items()}
 
-    def request(kind: str, description: str, required: list[str], **properties: Any) -> dict[str, Any]:
-        return {
-            "type": "object",
-            "description": description,
-            "required": ["type", *required],
-            "properties": {"type": {"type": "string", "const": kind}, **properties},
-        }
 
-    text = {"type": "string", "minLength": 1}
+def _request_schema(kind: str, models: list[type[Request]]) -> dict[str, Any]:
+    if issubclass(models[0], OperationRequest):  # the id of the operation holds the run id and what addresses the operation
+        address = set(models[0].model_fields).intersection(*(model.model_fields for model in models))
+        properties: dict[str, Any] = {"id": {**_TEXT, "description": "The id that the workflow's code has handed out."}}
+        contents = [next((name for name in model.model_fields if name not in address), _HEARTBEAT) for model in models]
+        properties |= {name: _FIELDS.get(name, {"description": "Any JSON value."}) for name in contents}
+        return _object(kind, ["id"], properties) | {"oneOf": [{"required": [name]} for name in contents]}
+    [model] = models
+    own = [name for name in model.model_fields if name not in Request.model_fields and _NAMES.get(name, name) in _TAKEN]
+    required = [name for name in own if model.model_fields[name].annotation is str]
+    if kind != "start":
+        required.insert(0, "run_id")
+    properties = {_NAMES.get(name, name): _FIELDS.get(name, _ANY) for name in ("run_id", *own)}
+    return _object(kind, required, properties)
+
+
+def _object(kind: str, required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
     return {
-        "start": request(
-            "start",
-            "Start a run. A repeat of its `run_id` starts nothing. Without one, the record's place or CloudEvent gives it.",
-            ["workflow"],
-            workflow={**text, "description": "The workflow's id."},
-            version={**text, "description": "The workflow's version; without it the newest that the worker knows."},
-            run_id=_RUN_ID,
-            data={"description": "The workflow's input."},
-        ),
-        "signal": request(
-            "signal",
-            "Send a signal to a run.",
-            ["run_id", "signal"],
-            run_id=_RUN_ID,
-            signal={**text, "maxLength": 200},
-            data=data,
-        ),
-        "cancel": request(
-            "cancel", "Ask a run to end.", ["run_id"], run_id=_RUN_ID, reason={**text, "description": "A reason, for people."}
-        ),
+        "type": "object",
+        "description": _SUMMARIES[kind],
+        "required": ["type", *required],
+        "properties": {"type": {"type": "string", "const": kind}, **properties},
     }
 
 

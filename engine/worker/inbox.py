@@ -27,7 +27,7 @@ InboxType = Literal["start", "signal", "event", "cancel", "callback"]
 
 _TYPES: tuple[InboxType, ...] = ("start", "signal", "event", "cancel", "callback")
 _PREFIX = "stepfold."
-_ASKED_AS: dict[str, InboxType] = {
+ASKED_AS: dict[str, InboxType] = {
     "started": "start",
     "signal-received": "signal",
     "cancel-requested": "cancel",
@@ -121,7 +121,7 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
     Its original form (a CloudEvent, say) is lost. Total: the request need not have been written by a router.
     """
-    request_type = _ASKED_AS[event["type"]]
+    request_type = ASKED_AS[event["type"]]
     fields: dict[str, Any] = {"type": request_type}
     if request_type == "callback":
         fields["id"] = str(CallbackId(event["run_id"], event["step_id"], event["nonce"]))

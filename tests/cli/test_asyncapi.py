@@ -15,11 +15,12 @@ from shell import Shell
 
 from stepfold import Client, Context, Step
 from stepfold.cli.asyncapi import document, history_schema
+from stepfold.core.records import Request
 from stepfold.drivers import KafkaDriver
 from stepfold.events import Event, RunEvent, decode
 from stepfold.log import CLAIM_KEY, InboxRecord
 from stepfold.operations.callback import CallbackId
-from stepfold.worker.inbox import Refused, parse
+from stepfold.worker.inbox import Refused, as_found, parse
 
 LOG = KafkaDriver.from_url("kafka://kafka-1:9092,kafka-2:9092/shop")
 DOCUMENT = document(LOG.namespace, LOG.bootstrap)
@@ -180,6 +181,47 @@ def test_what_the_schema_requires_the_code_requires(name: str) -> None:
             "signal",
             "run_id",
         )
+
+
+def test_every_request_that_the_router_serves_is_in_the_contract() -> None:
+    """By kind, as a record of the history becomes one again."""
+    place = {"inbox": "i", "partition": 0, "offset": 1}
+    error = {"type": "E", "message": "no"}
+    record = {"at": 1, "run_id": "r", "from": place, "error": error, "workflow": "w", "version": "1", "input": 1}
+    record |= {"signal": "s", "data": [1], "reason": "r", "step_id": "a", "nonce": "n"}
+    kinds: list[str] = []
+    for model in get_args(RunEvent):
+        if issubclass(model, Request):
+            own = {name: value for name, value in record.items() if name in (*model.model_fields, "from")}
+            found = as_found({**own, "type": model.model_fields["type"].default})
+            request = orjson.loads(found.value or b"")
+            schema = SCHEMAS[request["type"]]
+            assert fits(schema, request, DOCUMENT) and request.keys() <= schema["properties"].keys()
+            assert parse(found).type == request["type"]
+            kinds.append(request["type"])
+    messages = DOCUMENT["channels"]["inbox"]["messages"].keys()
+    assert messages == {*(f"request-{kind}" for kind in kinds), "request-cloud-event"}
+    assert set(SCHEMAS["cloud-event"]["properties"]["type"]["enum"]) == {f"stepfold.{kind}" for kind in kinds}
+
+
+@pytest.mark.parametrize(
+    ("answer", "good"),
+    [
+        ({"data": None}, True),
+        ({"heartbeat": True}, True),
+        ({"error": {"message": ""}}, True),
+        ({"error": {"message": "m", "type": "E"}}, True),
+        ({}, False),
+        ({"data": 1, "heartbeat": True}, False),
+        ({"heartbeat": False}, False),
+        ({"error": {"type": "E"}}, False),
+        ({"error": {"message": 5}}, False),
+        ({"error": "no"}, False),
+    ],
+)
+def test_an_answer_is_taken_if_the_schema_says_so(answer: dict[str, Any], good: bool) -> None:
+    record = {"type": "callback", "id": str(CallbackId("r", "s", "n")), **answer}
+    assert fits(SCHEMAS["callback"], record, DOCUMENT) == _is_taken(record) == good
 
 
 def _value(schema: dict[str, Any]) -> Any:
