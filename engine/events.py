@@ -8,8 +8,8 @@ Pure. An event is a JSON object with a kebab-case `type`. Three families:
 - `claim`: names the owner of the partition from its offset on.
 
 Changes are additive. A record carries the lowest `v` whose readers can judge it. A claim's `v` is the newest format that its
-owner can judge; a record above it is void for every reader. The rules of format 2 that differ from those of format 1 apply
-under a claim of 2 or more, and before the first claim.
+owner can judge; a record above it is void for every reader. Under a claim of 1 the fold judges as format 1 did: it remembers
+requests for ever, ignores places in an inbox, and keeps no signal that comes before its run.
 
 The engine works on plain dicts, which `decode` has checked against the same models. The models are for people, other
 languages and the documentation.

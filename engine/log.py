@@ -4,7 +4,8 @@ A log has a fixed number of partitions. A partition is an append-only sequence o
 dense, offsets. The log gives order and durability per partition and assigns partitions to members. It never judges a
 record: the fold fences stale owners, in the same way for every driver.
 
-The suite in `stepfold.testing.suite` is the executable form of this text. A new driver is complete when it passes the suite.
+The suite in `stepfold.testing.suite` is the executable form of this text. A new driver is complete when it passes the suite. To
+be opened by URL it also has a class method `from_url(url)`, which raises ValueError, and a line in `drivers/__init__.py`.
 """
 
 from __future__ import annotations

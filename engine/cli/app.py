@@ -65,8 +65,8 @@ def main() -> NoReturn:
     except SystemExit as end:
         end_process_soon(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
-    except BaseException:  # STEPFOLD_TRACEBACK
-        end_process_soon(Exit.NO)
+    except BaseException:
+        end_process_soon(Exit.FAULT)
         raise
 
 
@@ -100,12 +100,13 @@ def command() -> NoReturn:
         _fail(f"{what}{error.strerror or error}", Exit.LOG)
     except MemoryError:
         _fail("there is not enough memory for this", Exit.LOG)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # anything else is a bug of stepfold
         usage = _usage_problem(error)
         if usage is not None:
             _fail(usage, Exit.USAGE)
         if os.environ.get(TRACEBACK):
-            raise
+            traceback.print_exception(error)
+            sys.exit(Exit.FAULT)
         _fail(_fault(error), Exit.FAULT)
     sys.exit(code if isinstance(code, int) else Exit.OK)
 

@@ -3,16 +3,19 @@
 Pure, total and the same for every reader: no I/O, no clock, no randomness, no exception for any content of a record. The fold
 accepts a record iff
 
-1. a decision was written under the claim that is current at its offset, and a request is not a repeat; and
-2. its precondition holds: the step has no result yet and the attempt is the next one, the wait is open, the run is
-   unknown (`started`) or has not ended.
+1. its value has the shape of its type (`events.decode`), and its `v` is not above the format of the claim;
+2. its key is its `run_id`;
+3. a decision was written under the claim that is current at its offset, and a request is not a repeat; and
+4. the rule of its type holds (`counts_if` of each model says it in words): the step has no result yet and the attempt is the
+   next one, the wait is open, the run has not ended. For `started` that is `_begin`: the run is unknown, and its id belongs to
+   the partition.
 
 Every other record changes nothing. This rule alone makes duplicates, zombies and races harmless.
 
 The fold knows a repeated request by its id, for as long as the partition remembers the id. It knows a repeated request from an
 inbox by its place there, for ever: the state keeps the highest place seen of each inbox partition, and a request at or
-below that place is void. Routers append requests in the order of the inbox and leave no gaps. So a request that is void
-for its place has an earlier copy in the stream of the same run, and a reader of that run alone reaches the same verdict.
+below that place is void. Routers append requests in the order of the inbox and leave no gaps. So if the place of a request
+was seen before, the request itself was appended before, to the same run, and a reader of that run alone finds it there.
 
 A signal may come before its run. The fold keeps such signals in a run of the phase EXPECTED, for as long as a request is
 remembered or until `started` makes it an open run. `Change.run` is None for these signals, so most readers never see them.

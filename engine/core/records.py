@@ -1,4 +1,9 @@
-"""The families of records, with the fields that all records of a family have. Pure."""
+"""The families of records, with the fields that all records of a family have. Pure.
+
+the fields of each type    lifecycle.py (start, cancellation, quarantine, end, claims) and operations/*.py
+when a record counts       fold.py; `counts_if` of each type says it in words
+all types in one list      stepfold/events.py
+"""
 
 from __future__ import annotations
 
@@ -26,8 +31,8 @@ def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 
 
 PASSED_OVER = WrapValidator(_or_none)
-"""Marks an optional field that was added later. A value of a wrong type counts as absent and never makes the record void: readers
-that do not know the field could not judge by it."""
+"""Marks an optional field that was added later. A value of a wrong type counts as absent and never makes the record void, since
+older readers, which do not know the field, accept the record."""
 
 
 class ErrorModel(BaseModel):

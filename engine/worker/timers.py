@@ -21,8 +21,9 @@ def _always(run_id: str) -> bool:
 class Timers:
     """Due times (ms, by any clock), each with a run and the operation that it is for; the earliest first.
 
-    `at` is the time in the record, if it differs from the due time; the caller recognises a stale timer by it. `is_there` says
-    whether a run exists; timers of other runs are dropped.
+    `at` is the time that the operation's record names (a sleep's `wake_at`); the due time differs where it is by another clock. A
+    timer is stale if its operation now names another time. `is_there` says whether a run exists; timers of other runs are
+    dropped.
     """
 
     def __init__(self, is_there: Callable[[str], bool] = _always) -> None:

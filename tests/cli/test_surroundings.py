@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from shell import Shell, shell_in, until
 
+from stepfold.cli import app as app_module
+
 ENVIRONMENTS = {
     "no columns": {"COLUMNS": "0", "LINES": "0"},
     "columns that are none": {"COLUMNS": "wide", "TERMINAL_WIDTH": "wide"},
@@ -157,3 +159,19 @@ def test_a_projection_is_a_service(place: Shell, tmp_path: Path) -> None:
         last = failed[2].splitlines()[-1]
         assert failed[0] == 1 and failed[2].count("raised ValueError: not mine") == 1
         assert ('seen.py", line 10' if command == "run" else "seen.py:10") in failed[2] and last.startswith("stepfold: ")
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_bug_ends_a_command_with_70_and_its_traceback_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shown: bool
+) -> None:
+    def bug(**options: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("sys.argv", ["stepfold", "run", "list"])
+    monkeypatch.setattr(app_module, "app", bug)
+    monkeypatch.setenv(app_module.TRACEBACK, "1" if shown else "")
+    with pytest.raises(SystemExit) as end:
+        app_module.command()
+    assert end.value.code == 70
+    assert ("Traceback" in capsys.readouterr().err) is shown
