@@ -62,7 +62,7 @@ class MemoryDriver:
     max_value_bytes = MAX_VALUE_BYTES
 
     def __init__(self, name: str = "", *, clock: Callable[[], int] | None = None, log_id: str | None = None) -> None:
-        self.name = f"memory://{name}"
+        self.name = self.url = f"memory://{name}"
         self._clock = clock or wall_clock_ms
         self._has_own_clock = clock is not None
         store = _stores.get(name) or _Store(log_id or uuid.uuid4().hex)
@@ -182,9 +182,6 @@ class MemoryDriver:
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         self._opened(partition)
         yield dict(self._store.checkpoints)
-
-    def inbox(self) -> None:
-        return None
 
     def step_ext(self, step: Any) -> NoExtras:
         return NoExtras("memory://", "step.ext")

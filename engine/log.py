@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from .errors import PayloadTooLarge
 
@@ -148,12 +148,26 @@ class Inbox(Protocol):
         ...
 
 
+@runtime_checkable
+class InboxMembership(Membership, Protocol):
+    """A membership on a log that has an inbox. On other logs clients append requests to the history directly."""
+
+    def inbox(self) -> Inbox:
+        """The inbox partitions of this member."""
+        ...
+
+
 class Log(Protocol):
     """One namespace on one log. Every method may raise `LogUnavailable`."""
 
     @property
     def name(self) -> str:
-        """A name that people recognise, such as "sqlite:///orders.db"."""
+        """A name that people recognise, such as "sqlite:///orders.db". Texts may hold it; no code reads it back."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The URL by which another process opens this log, with all options that the URL of such a log can have."""
         ...
 
     @property
@@ -209,7 +223,7 @@ class Log(Protocol):
         ...
 
     async def join(self, member: str) -> Membership:
-        """Become a member with this id. Each call needs an id of its own."""
+        """Become a member with this id. Each call needs an id of its own. An `InboxMembership` if the log has an inbox."""
         ...
 
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
@@ -218,10 +232,6 @@ class Log(Protocol):
 
     def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         """The items stored beside the partition, in portions. A later value of a key replaces an earlier one (None: deleted)."""
-        ...
-
-    def inbox(self) -> Inbox | None:
-        """The inbox, for a member that has joined; None if clients append requests to the history directly."""
         ...
 
     def step_ext(self, step: Any) -> object:

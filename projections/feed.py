@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import orjson
 import sqlalchemy as sa
@@ -330,13 +331,14 @@ def default_database(log: Log) -> sa.URL:
     An SQLite file beside an SQLite log (`orders.db` has `orders.projections.db`), `<namespace>.projections.db` in the current
     directory for Kafka, memory for memory. Raises ConfigError for other logs.
     """
-    scheme, _, rest = log.name.partition("://")
-    if scheme == "memory":
+    url = urlsplit(log.url)
+    if url.scheme == "memory":
         return sa.URL.create("sqlite")
-    if scheme == "sqlite":
-        return sa.URL.create("sqlite", database=str(PurePath(rest[1:]).with_suffix(".projections.db")))
-    if scheme == "kafka":
-        return sa.URL.create("sqlite", database=f"{rest.rpartition('/')[2]}.projections.db")
+    if url.scheme == "sqlite":
+        path = PurePath(unquote(url.path[1:], errors="surrogateescape"))
+        return sa.URL.create("sqlite", database=str(path.with_suffix(".projections.db")))
+    if url.scheme == "kafka":
+        return sa.URL.create("sqlite", database=f"{url.path.strip('/')}.projections.db")
     raise ConfigError(f"name a database for the projections of {log.name}, such as database='sqlite:///projections.db'")
 
 

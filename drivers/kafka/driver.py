@@ -16,11 +16,12 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Unpack, cast
+from urllib.parse import urlencode
 
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
 
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
-from stepfold.log import Ack, Entry, EntryTooLarge, Inbox, InboxRecord, Membership, Record, partition_of
+from stepfold.log import Ack, Entry, EntryTooLarge, InboxRecord, Record, partition_of
 
 from . import topics as kafka_topics
 from .administration import Administration, InboxPosition
@@ -43,6 +44,15 @@ MAX_VALUE_BYTES: Final = 1_000_000
 _MAX_KEY_BYTES: Final = 40_000
 _LEAVING_PATIENCE_S: Final = 3
 _LOOK_S: Final = 0.25
+
+
+class KafkaMember(GroupMember):
+    """A member with its inbox."""
+
+    reads: KafkaInbox
+
+    def inbox(self) -> KafkaInbox:
+        return self.reads
 
 
 class KafkaDriver:
@@ -76,7 +86,7 @@ class KafkaDriver:
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
-        self._members: dict[GroupMember, KafkaInbox] = {}
+        self._members: set[KafkaMember] = set()
         self._tails: dict[int, set[KafkaTail[Record]]] = {}
         self._finders: dict[int, Finder] = {}
         self._echoes: list[tuple[int, Sequence[Entry], Sequence[Ack]]] = []
@@ -96,6 +106,12 @@ class KafkaDriver:
     @property
     def name(self) -> str:
         return f"kafka://{self.bootstrap}/{self.namespace.name}"
+
+    @property
+    def url(self) -> str:
+        options = {"session_timeout_s": (self._session_timeout_s, 10), "patience_s": (self._patience_s, 30)}
+        query = urlencode({name: f"{seconds}" for name, (seconds, default) in options.items() if seconds != default})
+        return f"{self.name}?{query}" if query else self.name
 
     @property
     def id(self) -> str:
@@ -294,16 +310,15 @@ class KafkaDriver:
 
     # Members and the inbox.
 
-    async def join(self, member: str) -> Membership:
+    async def join(self, member: str) -> KafkaMember:
         cluster = self._opened()
         assert self._fetcher is not None
 
         def left() -> None:
-            inbox = self._members.pop(joined, None)
-            if inbox is not None:
-                inbox.close()
+            self._members.discard(joined)
+            joined.reads.close()
 
-        joined = GroupMember(
+        joined = KafkaMember(
             self.bootstrap,
             cast(Mapping[str, Any], self._security),
             self.namespace,
@@ -313,7 +328,7 @@ class KafkaDriver:
             self._hurry,
             left,
         )
-        self._members[joined] = KafkaInbox(
+        joined.reads = KafkaInbox(
             cluster,
             self._fetcher,
             lambda: self._producer("other"),
@@ -323,13 +338,8 @@ class KafkaDriver:
             self._inbox_partitions,
             self._patience_s,
         )
+        self._members.add(joined)
         return joined
-
-    def inbox(self) -> Inbox | None:
-        """The inbox of the member that joined last."""
-        if not self._members:
-            raise LogUnavailable(f"{self.name}: the inbox is for members; join first")
-        return list(self._members.values())[-1]
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
         await bury(self._opened(), lambda: self._producer("other"), self.namespace, record, reason, self._patience_s)

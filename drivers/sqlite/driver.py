@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import Ack, Entry, InboxRecord, Record
@@ -52,6 +52,7 @@ class SQLiteDriver:
             raise ConfigError(f'{self.name}: durability must be "full" or "normal", not {durability!r}')
         if partitions is not None and not 1 <= partitions <= MAX_PARTITIONS:
             raise ConfigError(f"{self.name}: partitions must be a number from 1 to {MAX_PARTITIONS}, not {partitions}")
+        self._given_path = path
         self._path = Path(os.path.realpath(path))
         self._durability = durability
         self._wanted_partitions = partitions
@@ -75,10 +76,17 @@ class SQLiteDriver:
         if partitions is not None and (not partitions.isdecimal() or len(partitions) > 9):
             raise ConfigError(f"{url!r}: partitions must be a number, not {partitions!r}")
         return cls(
-            unquote(parts.path[1:]),
+            unquote(parts.path[1:], errors="surrogateescape"),
             durability=cast(Literal["full", "normal"], durability),
             partitions=None if partitions is None else int(partitions),
         )
+
+    @property
+    def url(self) -> str:
+        partitions = {} if self._wanted_partitions is None else {"partitions": self._wanted_partitions}
+        options = urlencode(({} if self._durability == "full" else {"durability": self._durability}) | partitions)
+        path = quote(self._given_path, errors="surrogateescape")
+        return f"sqlite:///{path}?{options}" if options else f"sqlite:///{path}"
 
     @property
     def id(self) -> str:
@@ -176,9 +184,6 @@ class SQLiteDriver:
         while portion := await session.ask(session.queries.checkpoints, partition, after):
             yield portion
             after = next(reversed(portion))
-
-    def inbox(self) -> None:
-        return None
 
     def step_ext(self, step: Any) -> NoExtras:
         return NoExtras("sqlite:///", "step.ext")

@@ -54,7 +54,7 @@ def demo(
         if kafka:
             # Kafka notices a dead worker when its session times out: here after 3 s, by default after 10.
             url = stack.enter_context(local_kafka("demo", "?session_timeout_s=3"))
-        performance = Performance(url, folder)
+        performance = Performance(url, folder, on_kafka=kafka)
         try:
             run_async(performance.perform())
         except TimeoutError:
@@ -68,8 +68,9 @@ def demo(
 class Performance:
     """One performance of the demo: workers, run, and what this process has seen."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *, on_kafka: bool) -> None:
         self.url = url
+        self.on_kafka = on_kafka
         self.client = Client(url)
         self.effects = folder / "effects.jsonl"
         self.effects.touch()
@@ -132,19 +133,22 @@ class Performance:
 
     async def start(self) -> None:
         """Start the run: by a plain Kafka record if there is an inbox, else by the client."""
-        if not self.url.startswith("kafka://"):
+        if not self.on_kafka:
             await self.client.start_workflow("order", self.order, run_id=RUN_ID)
             self.say(f"started {RUN_ID}: from now on it will finish, whatever happens to a worker")
             return
-        bootstrap, _, namespace = self.client.log.name.removeprefix("kafka://").partition("/")
+        from stepfold.drivers import KafkaDriver
+
+        log = self.client.log
+        assert isinstance(log, KafkaDriver)
         request = {"type": "start", "workflow": "order", "run_id": RUN_ID, "data": self.order}
         script = Path(__file__).with_name("demo_producer.py")
         producer = await asyncio.create_subprocess_exec(
-            sys.executable, script, bootstrap, f"{namespace}.inbox", json.dumps(request)
+            sys.executable, script, log.bootstrap, log.namespace.inbox, json.dumps(request)
         )
         if await producer.wait() != 0:
             raise Problem("the Kafka producer could not publish the start", Exit.LOG)
-        self.say(f"a plain Kafka producer, without stepfold, wrote a start to {namespace}.inbox")
+        self.say(f"a plain Kafka producer, without stepfold, wrote a start to {log.namespace.inbox}")
 
     async def follow(self) -> None:
         """Read each event as it comes, and act at the scripted points."""

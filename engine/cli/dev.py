@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -56,7 +57,7 @@ def dev(
         return
     if url is not None:
         client = Client(url)
-    elif client.log.name.startswith("sqlite://"):
+    elif client.log.url.startswith("sqlite://"):
         tell_of_two_logs(app, client)
     else:
         remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
@@ -110,10 +111,10 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
 async def _develop(app: str, client: Client) -> None:
     out = console()
     async with connected(client, may_create=True):
-        elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {client.log.name}"
+        elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {shlex.quote(client.log.url)}"
         remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        await until_first(_keep_running(app, client.log.name), *printing)
+        await until_first(_keep_running(app, client.log.url), *printing)
 
 
 async def _keep_running(app: str, url: str) -> None:

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -178,11 +179,11 @@ def quiet() -> None:
 
 def check_reachable(client: Client, *, may_create: bool) -> None:
     """Raises Problem for a log that lives in one process only, and for a file that does not exist."""
-    name = client.log.name
-    if name.startswith("memory://"):
+    name, url = client.log.name, urlsplit(client.log.url)
+    if url.scheme == "memory":
         raise Problem(f"{name} lives inside one process, so the command line cannot reach it: use sqlite:// or kafka:// (--url)")
-    path = name.removeprefix("sqlite:///")
-    if path != name and not may_create and not Path(path).exists():
+    path = unquote(url.path[1:], errors="surrogateescape")
+    if url.scheme == "sqlite" and not may_create and not Path(path).exists():
         raise Problem(f"there is no file {path!r}, so there is no log: name another with --url, --app or STEPFOLD_URL", Exit.LOG)
 
 

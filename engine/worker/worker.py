@@ -21,7 +21,7 @@ from ..authoring.step import StepPorts
 from ..authoring.workflow import Registry, Workflow
 from ..core.state import RunState
 from ..errors import ConfigError, LogUnavailable, StepfoldError
-from ..log import Log, Membership
+from ..log import InboxMembership, Log, Membership
 from ..values.backoff import Backoff
 from ..values.duration import words
 from .ends import Canary
@@ -91,11 +91,10 @@ class Worker:
         self.watch.start()
         self.registry.on_change.append(self._workflows_changed)
         self._tasks = [Canary(self._guard(self._owning, self._membership), self._cancelled_by, "stepfold-assignments")]
-        inbox = self.log.inbox()
-        if inbox is not None:
+        if isinstance(self._membership, InboxMembership):
             from .router import Router
 
-            router = Router(self.log, inbox, self.registry, self.settings.max_payload_bytes, self.watch)
+            router = Router(self.log, self._membership.inbox(), self.registry, self.settings.max_payload_bytes, self.watch)
             self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
 
     async def stop(self, grace_s: float) -> None:

@@ -12,7 +12,7 @@ from unittest import SkipTest
 import pytest
 
 from stepfold.errors import LogUnavailable
-from stepfold.log import Entry, Log
+from stepfold.log import Entry, InboxMembership, Log
 from stepfold.testing import LogSuite
 from stepfold.testing.faulty import Character, FaultyDriver, FaultyLog, Transaction
 from stepfold.testing.processes import Process, ProcessLoop
@@ -143,9 +143,9 @@ def test_what_a_transaction_has_given_up_is_not_received() -> None:
         log = FaultyLog(loop, Random(6), partitions=1)
         driver = log.driver(Process(loop, "worker"))
         await driver.open()
-        await driver.join("worker")
-        inbox = driver.inbox()
-        assert inbox is not None
+        member = await driver.join("worker")
+        assert isinstance(member, InboxMembership)
+        inbox = member.inbox()
         aborted, committed = Transaction(log), Transaction(log)
         aborted.put(0, None, b"aborted")
         committed.put(0, None, b"committed")

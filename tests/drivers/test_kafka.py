@@ -27,8 +27,9 @@ from kafka_suite import Broker, KafkaSuite, connections_may_leak, delete_group, 
 
 from stepfold.drivers.kafka import KafkaDriver, Redriven
 from stepfold.drivers.kafka import cluster as kafka_cluster
+from stepfold.drivers.kafka.driver import KafkaMember
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
-from stepfold.log import Entry, Inbox, InboxRecord, Membership, Record
+from stepfold.log import Entry, Inbox, InboxRecord, Record
 
 pytestmark = pytest.mark.kafka
 
@@ -316,13 +317,13 @@ async def test_without_positions_the_inbox_is_read_from_its_beginning_and_it_is_
     for number in range(3):
         await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % number, partition=0)
     member = await joined(driver, "first")
-    assert len(await receive(members_inbox(driver), 3)) == 3
+    assert len(await receive(member.inbox(), 3)) == 3
     await member.leave()
     assert not [one for one in caplog.records if "has no position" in one.getMessage()], "a new group has lost nothing"
     await driver.append(0, [Entry("run", b"")])
     await delete_group(driver)
-    await joined(driver, "second")
-    assert len(await receive(members_inbox(driver), 3)) == 3
+    second = await joined(driver, "second")
+    assert len(await receive(second.inbox(), 3)) == 3
     [line] = [one.getMessage() for one in caplog.records if "has no position" in one.getMessage()]
     assert f"{driver.namespace.inbox}/0: group {driver.namespace.group} has no position there" in line
     assert "All 3 requests are read again" in line
@@ -334,15 +335,15 @@ async def test_an_inbox_that_was_made_again_is_read_from_its_beginning(
     for number in range(3):
         await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % number, partition=0)
     member = await joined(driver, "first")
-    await receive(members_inbox(driver), 3)
+    await receive(member.inbox(), 3)
     await member.leave()
     await delete(admin, [driver.namespace.inbox])
     await driver.create_topics(4, 1)
     again = KafkaDriver.from_url(driver.name)
     await again.open()
     await foreigner.send_and_wait(driver.namespace.inbox, b"new", partition=0)
-    await joined(again, "second")
-    [one] = await receive(members_inbox(again), 1)
+    second = await joined(again, "second")
+    [one] = await receive(second.inbox(), 1)
     assert one.value == b"new"
     await again.close()
 
@@ -461,43 +462,41 @@ async def test_the_inbox_takes_records_of_any_producer_once(driver: KafkaDriver,
     for number, value in enumerate(sent):
         await foreigner.send_and_wait(driver.namespace.inbox, value, key=None if number % 2 else b"key-%d" % number)
     first = await joined(driver, "first")
-    inbox = members_inbox(driver)
+    inbox = first.inbox()
     records = await receive(inbox, 50)
     assert sorted(record.value or b"" for record in records) == sorted(sent)
     assert len({record.place for record in records}) == 50
     assert all(record.place.startswith(f"{driver.namespace.inbox}/") and record.timestamp > 0 for record in records)
     await first.leave()
-    await joined(driver, "second")
+    second = await joined(driver, "second")
     await foreigner.send_and_wait(driver.namespace.inbox, b"one more", headers=[("ce_id", b"7"), ("empty", b"")])
-    [news] = await receive(members_inbox(driver), 1)
+    [news] = await receive(second.inbox(), 1)
     assert (news.value, news.headers) == (b"one more", (("ce_id", b"7"), ("empty", b"")))
 
 
 async def test_what_is_not_done_comes_again(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
     await foreigner.send_and_wait(driver.namespace.inbox, b"a", partition=2)
     first = await joined(driver, "first")
-    inbox = members_inbox(driver)
+    inbox = first.inbox()
     [once] = await inbox.receive()
     assert list(await inbox.receive()) == [once], "here"
     await first.leave()
     second = await joined(driver, "second")
-    inbox = members_inbox(driver)
+    inbox = second.inbox()
     assert list(await inbox.receive()) == [once], "at the next owner"
     await inbox.done([once])
     await second.leave()
-    await joined(driver, "third")
+    third = await joined(driver, "third")
     await foreigner.send_and_wait(driver.namespace.inbox, b"b", partition=2)
-    [next_one] = await members_inbox(driver).receive()
+    [next_one] = await third.inbox().receive()
     assert next_one.value == b"b"
 
 
 async def test_the_inbox_is_for_members(driver: KafkaDriver) -> None:
     """Who waits for it while its member leaves is told that, whatever it was just asking the broker for."""
-    with pytest.raises(LogUnavailable, match="join first"):
-        driver.inbox()
     for turns in (0, 1, 2, 4, 8, 16):
         member = await joined(driver, "short")
-        inbox = members_inbox(driver)
+        inbox = member.inbox()
         receiving = asyncio.create_task(inbox.receive())
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -530,7 +529,7 @@ async def test_who_retires_reads_no_inbox_and_what_it_had_not_done_comes_to_the_
     driver: KafkaDriver, foreigner: AIOKafkaProducer
 ) -> None:
     one = await joined(driver, "one")
-    retiring = members_inbox(driver)
+    retiring = one.inbox()
     await foreigner.send_and_wait(driver.namespace.inbox, b"done", partition=0)
     await retiring.done(await retiring.receive())
     await foreigner.send_and_wait(driver.namespace.inbox, b"not done", partition=0)
@@ -542,21 +541,21 @@ async def test_who_retires_reads_no_inbox_and_what_it_had_not_done_comes_to_the_
         pass
     for partition in range(4):
         await foreigner.send_and_wait(driver.namespace.inbox, b"%d" % partition, partition=partition)
-    values = [record.value or b"" for record in await receive(members_inbox(driver), 5)]
+    values = [record.value or b"" for record in await receive(other.inbox(), 5)]
     assert sorted(values) == [b"0", b"1", b"2", b"3", b"not done"]
     await retiring.done(received)
     for member in one, other:
         await member.leave()
-    await joined(driver, "third")
+    third = await joined(driver, "third")
     await foreigner.send_and_wait(driver.namespace.inbox, b"later", partition=0)
-    assert [record.value for record in await receive(members_inbox(driver), 1)] == [b"later"]
+    assert [record.value for record in await receive(third.inbox(), 1)] == [b"later"]
 
 
 async def test_two_members_share_the_inbox(driver: KafkaDriver, foreigner: AIOKafkaProducer) -> None:
     first, second = await driver.join("first"), None
-    one = members_inbox(driver)
+    one = first.inbox()
     second = await driver.join("second")
-    other = members_inbox(driver)
+    other = second.inbox()
     while len(await first.assigned()) != 2:
         pass
     while len(await second.assigned()) != 2:
@@ -573,8 +572,8 @@ async def test_refused_records_are_kept_as_they_were_and_can_be_sent_again(
     headers = [("trace", b"\x00\xff"), ("stepfold-reason", b"a header of the producer's own")]
     await foreigner.send_and_wait(driver.namespace.inbox, b"\x00 not JSON", key=b"\xfe", partition=3, headers=headers)
     await foreigner.send_and_wait(driver.namespace.inbox, value=None, key=b"tombstone", partition=3)
-    await joined(driver, "router")
-    inbox = members_inbox(driver)
+    router = await joined(driver, "router")
+    inbox = router.inbox()
     records = await receive(inbox, 2, done=False)
     for record in records:
         await inbox.refuse(record, "it is not JSON — ключ")
@@ -615,8 +614,8 @@ async def test_dead_letters_of_others_are_sent_again_as_well(driver: KafkaDriver
         await foreigner.send_and_wait(driver.namespace.dead_letters, origin, partition=0, headers=headers)
     await foreigner.send_and_wait(driver.namespace.dead_letters, b"without headers", partition=0)
     assert (await driver.redrive()).sent == 8
-    await joined(driver, "router")
-    records = await receive(members_inbox(driver), 8)
+    router = await joined(driver, "router")
+    records = await receive(router.inbox(), 8)
     partitions = {record.value: record.place.split("/")[1] for record in records}
     assert (partitions[b"shop.inbox/2/7"], partitions[b"\xff/3/7"], partitions[b"shop.inbox/99/1"]) == ("2", "3", "0")
     assert len(partitions) == 8
@@ -669,9 +668,9 @@ async def test_a_member_that_is_none_of_ours_gets_no_share_and_stops_nobody(driv
 
 
 async def test_a_record_too_large_to_be_copied_is_refused_without_its_value(driver: KafkaDriver) -> None:
-    await joined(driver, "router")
+    router = await joined(driver, "router")
     huge = InboxRecord(f"{driver.namespace.inbox}/0/7", 1, b"key", b"x" * 3_000_000, ())
-    await members_inbox(driver).refuse(huge, "too large")
+    await router.inbox().refuse(huge, "too large")
     [letter] = await driver.dead_letters()
     assert (letter.key, letter.value, letter.omitted) == (b"key", None, True)
     assert (await driver.redrive()).sent == 0
@@ -685,8 +684,8 @@ async def test_the_largest_record_of_an_inbox_fits_into_the_dead_letters(driver:
     value = b"x" * 1_048_500
     await producer.send_and_wait(driver.namespace.inbox, value, partition=0)
     await producer.stop()
-    await joined(driver, "router")
-    inbox = members_inbox(driver)
+    router = await joined(driver, "router")
+    inbox = router.inbox()
     [record] = await inbox.receive()
     await inbox.refuse(record, "too large")
     [letter] = await driver.dead_letters()
@@ -767,17 +766,11 @@ async def delete(admin: AIOKafkaAdminClient, topics: Iterable[str]) -> None:
         pass
 
 
-async def joined(driver: KafkaDriver, name: str) -> Membership:
+async def joined(driver: KafkaDriver, name: str) -> KafkaMember:
     member = await driver.join(name)
     while await member.assigned() != EVERYTHING:
         pass
     return member
-
-
-def members_inbox(driver: KafkaDriver) -> Inbox:
-    inbox = driver.inbox()
-    assert inbox is not None
-    return inbox
 
 
 async def receive(inbox: Inbox, count: int, *, done: bool = True) -> list[InboxRecord]:

@@ -47,8 +47,7 @@ async def received(driver: KafkaDriver, last: bytes) -> tuple[Inbox, list[InboxR
     member = await driver.join("router")
     while not await member.assigned():
         pass
-    inbox = driver.inbox()
-    assert inbox is not None
+    inbox = member.inbox()
     found: list[InboxRecord] = []
     async with asyncio.timeout(60):
         while not found or found[-1].value != last:
@@ -237,8 +236,7 @@ async def test_nothing_of_an_open_transaction_is_received_before_it_is_committed
     member = await driver.join("router")
     while not await member.assigned():
         pass
-    router = driver.inbox()
-    assert router is not None
+    router = member.inbox()
     found: list[bytes | None] = []
     async with asyncio.timeout(60):
         while len(found) < 2:

@@ -56,8 +56,7 @@ async def test_topics_members_and_an_inbox(old_broker: Broker, monkeypatch: pyte
     await producer.send_and_wait(driver.namespace.inbox, b"open", partition=0)
 
     async def receive(count: int) -> list[InboxRecord]:
-        inbox = driver.inbox()
-        assert inbox is not None
+        inbox = member.inbox()
         found: list[InboxRecord] = []
         async with asyncio.timeout(60):
             while len(found) < count:

@@ -12,7 +12,7 @@ import pytest
 
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Entry, Log
+from stepfold.log import Entry, InboxMembership, Log
 from stepfold.testing import LogSuite, suite
 from stepfold.testing.suite.base import LogTests
 
@@ -178,7 +178,11 @@ def test_its_id_may_be_given() -> None:
 
 async def test_it_adds_nothing_to_ext() -> None:
     log = MemoryDriver()
-    assert log.inbox() is None
+    await log.open()
+    member = await log.join("a")
+    assert not isinstance(member, InboxMembership)
+    await member.leave()
+    await log.close()
     with pytest.raises(ConfigError, match=r"memory:// adds nothing to step\.ext"):
         log.step_ext(None).publish  # noqa: B018 - the access is the test
     with pytest.raises(ConfigError, match=r"memory:// adds nothing to ctx\.ext"):

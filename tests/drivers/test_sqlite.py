@@ -22,7 +22,7 @@ import pytest
 from stepfold.drivers import SQLiteDriver
 from stepfold.drivers.sqlite.file import Writer
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import Entry, Log, Record
+from stepfold.log import Entry, InboxMembership, Log, Record
 from stepfold.testing import LogSuite
 
 ONE = [Entry("run", b"{}")]
@@ -179,7 +179,11 @@ async def test_durability_normal_is_a_log_like_the_other(path: Path) -> None:
 
 async def test_it_adds_nothing_to_ext(path: Path) -> None:
     log = SQLiteDriver(path)
-    assert log.inbox() is None
+    await log.open()
+    member = await log.join("a")
+    assert not isinstance(member, InboxMembership)
+    await member.leave()
+    await log.close()
     with pytest.raises(ConfigError, match=r"sqlite:/// adds nothing to step\.ext"):
         log.step_ext(None).publish  # noqa: B018 - the access is the test
     with pytest.raises(ConfigError, match=r"sqlite:/// adds nothing to ctx\.ext"):

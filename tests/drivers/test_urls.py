@@ -89,3 +89,36 @@ def test_where_files_cannot_be_locked_it_is_said_what_to_do() -> None:
 def test_a_url_is_a_text(url: Any) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(repr(url))} names no log; expected memory://"):
         open_driver(url)
+
+
+# The URL of a log opens the same log elsewhere, with its options.
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "memory://",
+        "memory://shared",
+        "sqlite:///orders.db",
+        "sqlite:////var/lib/orders.db",
+        "sqlite:///my%20orders%3F%23.db?durability=normal",
+        "sqlite:///orders.db?durability=normal&partitions=8",
+        "sqlite:///%FF.db",
+        "kafka://one:9092,two:9092/shop",
+        "kafka://one:9092/shop?session_timeout_s=6.5&patience_s=60.0",
+    ],
+)
+def test_a_url_comes_back(url: str) -> None:
+    assert open_driver(url).url == url
+
+
+def test_a_log_that_was_made_without_a_url_has_one() -> None:
+    assert SQLiteDriver("my orders.db", durability="normal", partitions=2).url == (
+        "sqlite:///my%20orders.db?durability=normal&partitions=2"
+    )
+    assert KafkaDriver("one:9092", "shop", patience_s=5).url == "kafka://one:9092/shop?patience_s=5"
+
+
+def test_a_name_has_no_options() -> None:
+    assert open_driver("sqlite:///my%20orders.db?durability=normal").name == "sqlite:///my orders.db"
+    assert open_driver("kafka://one:9092/shop?patience_s=60").name == "kafka://one:9092/shop"

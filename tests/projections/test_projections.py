@@ -506,15 +506,16 @@ async def test_tables_of_another_log_are_not_touched_unless_they_are_ours_alone(
 
 
 async def test_where_projections_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def of(name: str) -> str:
+    def of(url: str) -> str:
         driver = MemoryDriver()
-        driver.name = name
+        driver.url = url
         return default_database(driver).render_as_string()
 
     assert of("memory://") == "sqlite://"
     assert of("sqlite:///orders.db") == "sqlite:///orders.projections.db"
     assert of("sqlite:////var/lib/orders.sqlite") == "sqlite:////var/lib/orders.projections.db"
-    assert of("kafka://one:9092,two:9092/shop") == "sqlite:///shop.projections.db"
+    assert of("sqlite:///my%20orders.db?durability=normal") == "sqlite:///my orders.projections.db"
+    assert of("kafka://one:9092,two:9092/shop?patience_s=5") == "sqlite:///shop.projections.db"
     with pytest.raises(ConfigError, match="name a database"):
         of("pigeon://home")
     monkeypatch.chdir(tmp_path)

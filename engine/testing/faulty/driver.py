@@ -12,7 +12,7 @@ from ...log import Ack, Entry, InboxRecord, Record
 from ..processes import Process
 from .faults import PATIENCE_S
 from .group import FaultyMembership
-from .inbox import FaultyInbox
+from .inbox import FaultyInboxMembership
 from .lanes import Call, Lane
 from .reader import FaultyReader
 
@@ -30,7 +30,7 @@ class FaultyDriver:
     def __init__(self, log: FaultyLog, process: Process) -> None:
         self.log = log
         self.process = process
-        self.name = log.name
+        self.name = self.url = log.name
         self.now = process.clock
         self._open = False
         self._lanes: dict[str | int, Lane] = {}
@@ -161,7 +161,8 @@ class FaultyDriver:
     async def join(self, member: str) -> FaultyMembership:
         """As the port says."""
         await self.ask()
-        joined = FaultyMembership(self.log.group, self, member)
+        kind = FaultyInboxMembership if self.log.kafka else FaultyMembership
+        joined = kind(self.log.group, self, member)
         self._members.append(joined)
         return joined
 
@@ -202,10 +203,6 @@ class FaultyDriver:
             position = entries[-1][0] + 1
             yield {key: value for _, key, value in entries}
             await self.ask()
-
-    def inbox(self) -> FaultyInbox | None:
-        """As the port says."""
-        return FaultyInbox(self._members[-1]) if self.log.kafka else None
 
     def step_ext(self, step: Any) -> NoReturn:
         """Raises ConfigError: this driver adds nothing."""

@@ -10,6 +10,14 @@ from ...log import InboxRecord
 from .group import FaultyMembership
 
 
+class FaultyInboxMembership(FaultyMembership):
+    """An `InboxMembership`."""
+
+    def inbox(self) -> FaultyInbox:
+        """As the port says."""
+        return FaultyInbox(self)
+
+
 class FaultyInbox:
     """An `Inbox`. The member that a partition is assigned to reads the inbox partition of the same number."""
 

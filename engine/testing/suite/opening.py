@@ -15,6 +15,7 @@ class OpeningTests(LogTests):
     async def test_says_what_it_is(self) -> None:
         async with self.fresh() as log:
             assert log.name, "a log has a name that a person recognises"
+            assert "://" in log.url, "a log has a URL"
             assert log.id, "an open log knows its identity"
             assert log.partitions >= 1
             assert log.max_value_bytes >= 900_000, "a payload of 900 kB must fit"
