@@ -34,11 +34,11 @@ from stepfold.values.times import utc
 class RunSoFar:
     """A run as it is right after an event. Only read it, and only while the event is applied."""
 
-    __slots__ = ("_place", "folded")
+    __slots__ = ("_state", "folded")
 
-    def __init__(self, folded: RunState, place: PartitionState) -> None:
+    def __init__(self, folded: RunState, state: PartitionState) -> None:
         self.folded = folded  # the engine's own state; may change between versions of stepfold
-        self._place = place
+        self._state = state
 
     @property
     def id(self) -> str:
@@ -48,7 +48,7 @@ class RunSoFar:
     @property
     def partition(self) -> int:
         """The partition of the history that holds the run."""
-        return self._place.partition
+        return self._state.partition
 
     @property
     def workflow(self) -> str:
@@ -68,12 +68,12 @@ class RunSoFar:
     @property
     def state(self) -> State:
         """The state in one word, as in `Run.status()`."""
-        return run_state(self.folded, self._place.owner is not None)
+        return run_state(self.folded, self._state.owner is not None)
 
     @property
     def waiting_on(self) -> list[str]:
         """In words, what must happen next, as in `Run.status()`; empty once the run has ended."""
-        return [] if self.folded.ended else waiting_words(self.folded, self._place.owner is not None)
+        return [] if self.folded.ended else waiting_words(self.folded, self._state.owner is not None)
 
     @property
     def started_at(self) -> datetime:
@@ -131,22 +131,22 @@ class RunChange:
 class Batch:
     """The changes of one transaction, all of one partition. Iterate once, to the end: the iteration folds the records."""
 
-    def __init__(self, place: PartitionState, records: Sequence[Record], note: Callable[[str], None]) -> None:
-        self.partition = place.partition
-        self.was_owned = place.owner is not None
+    def __init__(self, state: PartitionState, records: Sequence[Record], note: Callable[[str], None]) -> None:
+        self.partition = state.partition
+        self.was_owned = state.owner is not None
         self.current = records[0].offset  # the record that is being folded or applied
         self.last: RunChange | None = None
         self.claim: Record | None = None  # the last accepted claim among these records
-        self._place = place
+        self._state = state
         self._records = iter(records)
         self._note = note
 
     def __iter__(self) -> Iterator[RunChange]:
-        place, note = self._place, self._note
+        state, note = self._state, self._note
         for record in self._records:
             self.current = record.offset
             self.last = None
-            change = fold(place, record)
+            change = fold(state, record)
             if change is None:
                 continue
             if change.early is not None:
@@ -155,18 +155,18 @@ class Batch:
                 self.claim = record
             else:
                 note(change.run.id)
-                self.last = RunChange(change.event, record, RunSoFar(change.run, place))
+                self.last = RunChange(change.event, record, RunSoFar(change.run, state))
                 yield self.last
 
     @property
     def owned(self) -> bool:
         """Whether a worker owns the partition after the changes seen so far; `was_owned`: before the first."""
-        return self._place.owner is not None
+        return self._state.owner is not None
 
     def open_runs(self) -> Iterator[RunSoFar]:
         """The partition's runs that have not ended."""
-        runs = map(self._place.runs.get, self._place.runs.ids())
-        return (RunSoFar(run, self._place) for run in runs if run is not None and run.phase != EXPECTED)
+        runs = map(self._state.runs.get, self._state.runs.ids())
+        return (RunSoFar(run, self._state) for run in runs if run is not None and run.phase != EXPECTED)
 
 
 class Projection:

@@ -59,7 +59,7 @@ class Op:
         self.handed_out = False
 
     def __str__(self) -> str:
-        return f"{self.call.words} {self.id!r}" + (f" at {_place(self.source)}" if self.source else "")
+        return f"{self.call.words} {self.id!r}" + (f" at {_line(self.source)}" if self.source else "")
 
 
 class Outcome(NamedTuple):
@@ -223,7 +223,7 @@ class Execution:
             running = self.ops.get(before)
             if running is not None and not running.handed_out:
                 raise ValueError(
-                    f"step id {base_id!r} is used twice at the same time, here and at {_place(running.source)}; "
+                    f"step id {base_id!r} is used twice at the same time, here and at {_line(running.source)}; "
                     f'give each branch a scope of its own: async with step.scope("...") as step'
                 )
         self._counts[base_id] = count
@@ -368,7 +368,7 @@ class Execution:
                 f"run {self.run.id!r}: {op}: {error}",
                 expected=f"a value of {op} that is the same at each replay",
                 found=str(error),
-                source=_places((op,)),
+                source=_lines((op,)),
             ) from None
         except BaseException as error:  # the user's types may raise anything
             if self.loop.host.from_keyboard(error):
@@ -378,7 +378,7 @@ class Execution:
                 f"run {self.run.id!r}: the recorded value of {op} does not fit its type today: {cause}",
                 expected=f"a value that fits {op}",
                 found=cause,
-                source=_places((op,)),
+                source=_lines((op,)),
             ) from error
         else:
             if type(settled) is Raise:
@@ -436,7 +436,7 @@ class Execution:
         waiting = tuple(self.ops.values() if ops is None else ops)
         found = found or self._standing(waiting)
         after = f"; the last operation that agreed was {self._last}" if self._last is not None and not waiting else ""
-        source = _places(waiting) or _places((self._last,) if self._last is not None else ())
+        source = _lines(waiting) or _lines((self._last,) if self._last is not None else ())
         return NonDeterminism(
             f"run {self.run.id!r} ({self.run.workflow}): the history holds {expected}, but the code came to {found}{after}. "
             f"Its code, or what it depends on, has changed or is not deterministic",
@@ -458,9 +458,9 @@ def _cause(error: BaseException) -> str:
     return describe(error) if isinstance(error, ValidationError) else str(ErrorInfo.of(error))
 
 
-def _place(source: Source | None) -> str:
+def _line(source: Source | None) -> str:
     return f"{source[0].co_filename}:{source[1]}" if source else "?"
 
 
-def _places(ops: Iterable[Op]) -> tuple[str, ...]:
-    return tuple(_place(op.source) for op in ops if op.source is not None)
+def _lines(ops: Iterable[Op]) -> tuple[str, ...]:
+    return tuple(_line(op.source) for op in ops if op.source is not None)
