@@ -184,10 +184,10 @@ class Client:
         """The tail that follows the run's partition."""
         log = self.connected()
         partition = partition_of(run_id, log.partitions)
-        found = self._tails.get(partition)
-        if found is None:
-            found = self._tails[partition] = Tail(log, partition)
-        return found
+        tail = self._tails.get(partition)
+        if tail is None:
+            tail = self._tails[partition] = Tail(log, partition)
+        return tail
 
     # -- runs
 

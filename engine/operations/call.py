@@ -56,5 +56,5 @@ class Call:
         `now`: ms since 1970; `new_id` makes a text that nobody can guess."""
         return None
 
-    def check(self, found: Open) -> None:
+    def check(self, known: Open) -> None:
         """Compare with the open operation of the same id and kind in the log. Raises Differs."""

@@ -171,8 +171,8 @@ def _created(run: RunState, event: dict[str, Any]) -> bool:
 
 def _addressed(run: RunState, event: dict[str, Any]) -> OpenCallback | None:
     """The open callback that a request is for."""
-    found = run.open.get(event["step_id"])
-    return found if isinstance(found, OpenCallback) and found.nonce == event["nonce"] else None
+    op = run.open.get(event["step_id"])
+    return op if isinstance(op, OpenCallback) and op.nonce == event["nonce"] else None
 
 
 def _completed(run: RunState, event: dict[str, Any]) -> bool:
@@ -190,18 +190,18 @@ def _failed(run: RunState, event: dict[str, Any]) -> bool:
 
 
 def _heartbeat(run: RunState, event: dict[str, Any]) -> bool:
-    found = _addressed(run, event)
-    if found is None:
+    op = _addressed(run, event)
+    if op is None:
         return False
-    found.beat_at = run.now
+    op.beat_at = run.now
     return True
 
 
 def _timed_out(run: RunState, event: dict[str, Any]) -> bool:
-    found = run.open.get(event["step_id"])
-    if not isinstance(found, OpenCallback):
+    op = run.open.get(event["step_id"])
+    if not isinstance(op, OpenCallback):
         return False
-    at = found.timeout_at if event["kind"] == "timeout" else found.heartbeat_by
+    at = op.timeout_at if event["kind"] == "timeout" else op.heartbeat_by
     if at is None or event["at"] < at:
         return False
     _end(run, event, event["kind"])

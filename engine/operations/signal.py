@@ -145,9 +145,9 @@ class WaitCall(Call):
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
         return "wait-started", {"signal": self.signal, "timeout_at": timeout_at}
 
-    def check(self, found: Open) -> None:
-        assert isinstance(found, OpenWait)
-        self.check_name(found.signal)
+    def check(self, known: Open) -> None:
+        assert isinstance(known, OpenWait)
+        self.check_name(known.signal)
 
     def check_name(self, signal: str) -> None:
         """Raise Differs unless this wait is for `signal`."""

@@ -143,15 +143,15 @@ class OpenStep(Open):
 def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
     """The open step, if the event is about its next attempt; else None. Opens a step that has no record yet."""
     step_id = event["step_id"]
-    found = run.open.get(step_id)
-    if found is None:
+    op = run.open.get(step_id)
+    if op is None:
         if step_id in run.done or not step_id or event["attempt"] != 1:
             return None
-        found = run.open[step_id] = OpenStep()
-        return found
-    if not isinstance(found, OpenStep) or event["attempt"] != found.attempts + 1:
+        op = run.open[step_id] = OpenStep()
+        return op
+    if not isinstance(op, OpenStep) or event["attempt"] != op.attempts + 1:
         return None
-    return found
+    return op
 
 
 def _completed(run: RunState, event: dict[str, Any]) -> bool:

@@ -151,19 +151,19 @@ class Execution:
 
     def take_requested(self) -> list[Op]:
         """The operations that the code has requested since the last call and still waits for."""
-        found = self._requested
-        if len(found) == 1:  # the common case, without a new list
+        requested = self._requested
+        if len(requested) == 1:  # the common case, without a new list
             self._requested = []
-            return found if found[0].id in self.ops else []
+            return requested if requested[0].id in self.ops else []
         self._requested = []
-        return [op for op in found if self.ops.get(op.id) is op]
+        return [op for op in requested if self.ops.get(op.id) is op]
 
     def take_dropped(self) -> list[Op]:
         """The operations that the code has dropped since the last call."""
         if not self._dropped:
             return []
-        found, self._dropped = self._dropped, []
-        return found
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     @property
     def has_news(self) -> bool:

@@ -71,11 +71,11 @@ class DeterministicTask(asyncio.Task[T]):
 
 def _gathering_hash(future: Any) -> int:
     # `asyncio.gather` makes its future without `create_future`: with the usual hash its place in a set would be random.
-    found: int | None = getattr(future, "creation_hash", None)
-    if found is None:
-        number: Callable[[], int] | None = getattr(future.get_loop(), "next_future_hash", None)
-        found = future.creation_hash = object.__hash__(future) if number is None else number()
-    return found
+    number: int | None = getattr(future, "creation_hash", None)
+    if number is None:
+        new_number: Callable[[], int] | None = getattr(future.get_loop(), "next_future_hash", None)
+        number = future.creation_hash = object.__hash__(future) if new_number is None else new_number()
+    return number
 
 
 # For the whole process: asyncio has no other way to set the hash of this future.

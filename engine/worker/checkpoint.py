@@ -90,16 +90,16 @@ class Checkpoint:
         self.told = 0
         self._incomplete = self.foreign_writes_possible = self._useless = False
         _, self.known = await log.bounds(partition)
-        found = self._finding()
+        stored = self._stored_state()
         why, remedy = "no checkpoint covers them", "Restore the log from a backup, or use a new namespace"
         state = None
         try:
             async for portion in log.checkpoint_load(partition):
-                found.take(portion)
+                stored.take(portion)
                 await asyncio.sleep(0)
-            state = found.state()
+            state = stored.state()
             if state is not None:
-                await self._check_log(state, [*found.marks, *found.beyond(state.offset)])
+                await self._check_log(state, [*stored.marks, *stored.beyond(state.offset)])
         except Misfit as error:
             state, why = None, f"its checkpoint is of another log: {error}"
             remedy = (
@@ -114,7 +114,7 @@ class Checkpoint:
         except Exception as error:  # noqa: BLE001 - a damaged checkpoint may raise anything
             state, why = None, f"its checkpoint cannot be read ({error})"
             logger.warning("%s partition %d: checkpoint cannot be read (%s); folding from the start", log.name, partition, error)
-            self.told = found.told
+            self.told = stored.told
         start, end = await log.bounds(partition)  # read bounds last: the previous owner may still append and checkpoint meanwhile
         if state is None:
             if start > 0:
@@ -129,12 +129,12 @@ class Checkpoint:
                 f"{log.name} partition {partition}: a checkpoint covers it up to offset {state.offset}, but the log holds only "
                 f"offsets {start} to {end}: records were lost. Restore the log from a backup, or use a new namespace"
             )
-        if found.marks:
-            self.claimed, self.last = found.marks[0], found.marks[-1]
-        self._others.update(found.others)
-        self._superseded.update(found.worthless)
-        self._pieces.update(found.pieces)
-        self._chunks.update(found.lengths)
+        if stored.marks:
+            self.claimed, self.last = stored.marks[0], stored.marks[-1]
+        self._others.update(stored.others)
+        self._superseded.update(stored.worthless)
+        self._pieces.update(stored.pieces)
+        self._chunks.update(stored.lengths)
         return state
 
     async def _find_useless(self) -> None:
@@ -145,8 +145,8 @@ class Checkpoint:
                 (self._superseded if _rest(key).startswith("r/") else self._others)[key] = None
 
     # A method of its own, so that the simulations can watch how a checkpoint is read.
-    def _finding(self) -> Found:
-        return Found(self._log, self._partition)
+    def _stored_state(self) -> StoredState:
+        return StoredState(self._log, self._partition)
 
     async def fits(self, state: PartitionState) -> bool:
         """Whether the log still holds the marked records of `state` and the records that follow it. Raises LogUnavailable."""
@@ -318,8 +318,8 @@ _KEY = re.compile(r"([0-9]{1,18})/(m|e/[0-9]{1,9}|r/.+)", re.DOTALL)
 
 def _parts(key: str) -> tuple[int, str]:
     """The claim of a key and the rest of it; (-1, "") for a key that no owner writes."""
-    found = _KEY.fullmatch(key)
-    return (-1, "") if found is None else (int(found[1]), found[2])
+    match = _KEY.fullmatch(key)
+    return (-1, "") if match is None else (int(match[1]), match[2])
 
 
 def _rest(key: str) -> str:
@@ -363,7 +363,7 @@ class Misfit(Exception):
     """The stored state belongs to another log: this one was restored, cut off, or made again."""
 
 
-class Found:
+class StoredState:
     """Reads what is stored, portion by portion. Its methods raise on items that cannot be read or do not fit."""
 
     def __init__(self, log: Log, partition: int) -> None:

@@ -24,7 +24,7 @@ from stepfold.core.snapshot import unpack
 from stepfold.core.state import RunState
 from stepfold.errors import CallbackFailed, CallbackTimedOut, StepFailed
 from stepfold.log import Record
-from stepfold.worker.checkpoint import Checkpoint, Found
+from stepfold.worker.checkpoint import Checkpoint, StoredState
 
 LOST_IN_A_ROW = 7
 """How often a step may be lost with its worker before its run is quarantined instead."""
@@ -623,11 +623,11 @@ class _Checkpoint(Checkpoint):
         super().__init__(log, partition, _is_idle)
         self._unpacked = unpacked
 
-    def _finding(self) -> Found:
-        return _Found(self._log, self._partition, self._unpacked)
+    def _stored_state(self) -> StoredState:
+        return _StoredState(self._log, self._partition, self._unpacked)
 
 
-class _Found(Found):
+class _StoredState(StoredState):
     def __init__(self, log: Any, partition: int, unpacked: dict[tuple[bytes, int, int], RunState]) -> None:
         super().__init__(log, partition)
         self._unpacked = unpacked
