@@ -19,6 +19,8 @@ import pytest
 from repository import ROOT, tracked
 
 from stepfold import operations
+from stepfold.core import lifecycle
+from stepfold.core.records import Base
 
 ROOMS = ("engine", "drivers", "projections")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -110,6 +112,11 @@ KNOW_A_KIND = {
     "engine/worker/inbox.py": "what anyone sends",
     "engine/cli/demo.py": "it waits for its own workflow",
 }
+
+
+# Where a variable has a better name than `found`, and the modules in which it is what the code of a run came to.
+SAYS_FOUND = ("engine/core", "engine/operations", "engine/replay", "engine/authoring", "engine/worker", "engine/client")
+FOUND_BY_REPLAY = ("engine/operations/call.py", "engine/replay/execution.py", "engine/replay/refusals.py")
 
 
 def module_name(path: str) -> str:
@@ -271,6 +278,45 @@ def test_two_things_of_one_name_are_told_apart() -> None:
         for alias in node.names
         if alias.name in both
     )
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """But a record and the error that it leads to, which the test above tells apart."""
+    errors = {node.name for node in MODULES["engine/errors.py"].body if isinstance(node, ast.ClassDef)}
+    records = {record.__name__ for record in (*lifecycle_records(), *(r for kind in operations.KINDS for r in kind.records))}
+    paths: dict[str, list[str]] = {}
+    for path, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                paths.setdefault(node.name, []).append(path)
+    paths["Call"].remove("engine/testing/faulty/lanes.py")  # a write under way, in a log that only tests know
+    nothing(f"{name}: {', '.join(where)}" for name, where in paths.items() if len(where) > 1 + (name in errors & records))
+
+
+def lifecycle_records() -> list[type]:
+    return [value for value in vars(lifecycle).values() if inspect.isclass(value) and issubclass(value, Base)]
+
+
+def test_variables_say_what_they_hold() -> None:
+    nothing(f"{path}:{line}: {name}" for path in MODULES for line, name in _bound(MODULES[path]) if _is_vague(path, name))
+
+
+def _bound(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Variables that are set, and parameters; and `kind` where it is the type of an event."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        if isinstance(node, ast.Assign) and re.match(r"\(?kind\b.*= event\['type'\]", ast.unparse(node)):
+            yield node.lineno, "kind, for the type of an event"
+
+
+def _is_vague(path: str, name: str) -> bool:
+    """Whether a name says nothing here. `found` is also a part of NonDeterminism: the thing that the code came to."""
+    if name == "found":
+        return room(path) in SAYS_FOUND and (path not in FOUND_BY_REPLAY)
+    return name == "given" or name.startswith("kind,")
 
 
 def test_the_pure_core_is_pure() -> None:

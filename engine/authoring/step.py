@@ -562,7 +562,7 @@ current_step_var: ContextVar[RunningStep | None] = ContextVar("stepfold_current_
 
 def current_step() -> RunningStep:
     """The running attempt, inside a step function. Raises RuntimeError elsewhere."""
-    found = current_step_var.get()
-    if found is None:
+    running = current_step_var.get()
+    if running is None:
         raise RuntimeError("current_step() was called outside a step function")
-    return found
+    return running

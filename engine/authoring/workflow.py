@@ -100,11 +100,11 @@ class Workflow(Generic[In, Out]):
 
     def _as_given(self, data: Any) -> bytes | None:
         try:
-            given = dumps(data)
-            self.input.decode(orjson.loads(given))
+            encoded = dumps(data)
+            self.input.decode(orjson.loads(encoded))
         except (TypeError, ValueError):  # plain JSON cannot hold it, or the model cannot read it from that
             return None
-        return given
+        return encoded
 
     def decode_input(self, value: Any) -> Any:
         """The typed input for recorded JSON. Raises InputInvalid."""

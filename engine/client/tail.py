@@ -73,7 +73,7 @@ async def follow(log: Log, run_id: str, *, wait_for_start: bool = False) -> Asyn
 
 def _news(history: RunHistory, records: Iterable[Record]) -> list[News]:
     """Take records into `history`. Earlier runs of this id ended long ago: they are no news."""
-    found: list[News] = []
+    news: list[News] = []
     for record in records:
         if record.key not in (history.run_id, CLAIM_KEY):
             continue
@@ -81,10 +81,10 @@ def _news(history: RunHistory, records: Iterable[Record]) -> list[News]:
         if change is None or change.early is not None:
             continue
         if history.run is not before:
-            found = [News(event, history, history.owner) for event in history.events]
+            news = [News(event, history, history.owner) for event in history.events]
         elif history.run is not None:
-            found.append(News(None if change.run is None else history.events[-1], history, history.owner))
-    return found
+            news.append(News(None if change.run is None else history.events[-1], history, history.owner))
+    return news
 
 
 class _Known(RunView):

@@ -116,9 +116,9 @@ class CallbackId(NamedTuple):
         if type(text) is str:
             try:
                 run_id, step_id, _, nonce = orjson.loads(base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
-                found = cls(run_id, step_id, nonce)
-                if all(type(part) is str and part for part in found) and valid_run_id(run_id) and str(found) == text:
-                    return found
+                parsed = cls(run_id, step_id, nonce)
+                if all(type(part) is str and part for part in parsed) and valid_run_id(run_id) and str(parsed) == text:
+                    return parsed
             except (ValueError, TypeError, binascii.Error):
                 pass
         raise CallbackIdInvalid(text)

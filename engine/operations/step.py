@@ -317,8 +317,8 @@ def _note(line: Line, now_ms: int, beside: Beside) -> str:
 
 def _input(arguments: list[Any] | None, note: str | None) -> str:
     """The recorded arguments; "" if the step does not record them."""
-    given = "" if arguments is None else f"input {short(arguments)}"
-    return given if note is None else f"{given} ({note})".lstrip()
+    recorded = "" if arguments is None else f"input {short(arguments)}"
+    return recorded if note is None else f"{recorded} ({note})".lstrip()
 
 
 def _next_attempt(line: Line, now_ms: int, beside: Beside) -> str:

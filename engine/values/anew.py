@@ -40,11 +40,11 @@ def made_alone(value: Any) -> str | None:
 
 def _made(model: BaseModel) -> Iterable[str]:
     """The fields that a factory has filled."""
-    given = model.__pydantic_fields_set__
+    in_data = model.__pydantic_fields_set__
     for name, field in type(model).__pydantic_fields__.items():
         factory = field.default_factory
         if (
-            name in given
+            name in in_data
             or factory is None
             or factory in _FIXED
             or gives_the_same(factory)

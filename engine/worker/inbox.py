@@ -134,8 +134,8 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
         fields["data"] = event["input" if request_type == "start" else "data"]
     elif event["type"] == "callback-heartbeat":
         fields["heartbeat"] = True
-    found: Any = event.get("from")
-    place = cast(dict[str, Any], found) if isinstance(found, dict) else {}
+    origin: Any = event.get("from")
+    place = cast(dict[str, Any], origin) if isinstance(origin, dict) else {}
     where = f"{place['inbox']}/{place['partition']}/{place['offset']}" if PLACE.fits(place) else "unknown/0/0"
     return InboxRecord(where, event["at"], None, orjson.dumps(fields), ())
 
@@ -251,12 +251,12 @@ def _json(value: bytes | None, what: str) -> Any:
     if value is None:
         raise Refused(f"{what} has no value")
     try:
-        found = loads(value)
+        parsed = loads(value)
     except ValueError as error:
         raise Refused(f"{what} is not JSON: {error}") from None
-    if is_deeper(value, found):
+    if is_deeper(value, parsed):
         raise Refused(f"{what} is nested more than {MAX_DEPTH} deep")
-    return found
+    return parsed
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:

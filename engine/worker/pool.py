@@ -370,13 +370,13 @@ def in_context(
                 keep_for_ever(coro)
                 what.end_dropped()
                 return True
-            resume, given = coro.throw, error
+            resume, sent = coro.throw, error
         else:
-            resume, given = coro.send, value
+            resume, sent = coro.send, value
         watch.turn += 1
         watch.what = what
         try:
-            waits_for = context.run(resume, given)
+            waits_for = context.run(resume, sent)
         except StopIteration:
             return True
         finally:

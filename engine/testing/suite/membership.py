@@ -46,9 +46,9 @@ class MembershipTests(LogTests):
         """Wait until the members share all partitions, and each has one if there are enough."""
 
         def shared() -> bool:
-            given = [partition for member in members for partition in member.latest or ()]
+            assigned = [partition for member in members for partition in member.latest or ()]
             fair = log.partitions < len(members) or all(member.latest for member in members)
-            return fair and sorted(given) == list(range(log.partitions))
+            return fair and sorted(assigned) == list(range(log.partitions))
 
         await self.eventually(f"each partition has one of {len(members)} owners", shared)
 
