@@ -172,7 +172,10 @@ class Codec:
         return []
 
     def prove(self, value: Any) -> bytes:
-        """As `encode`, always with proof: decodes what it has written, and compares."""
+        """As `encode`, always with proof: decodes what it has written, and compares.
+
+        The result is decoded again where the code gets it: a client or a replay has only the bytes.
+        """
         adapter = self.adapter
         assert adapter is not None
         problem: Exception | Difference | None = None

@@ -71,6 +71,7 @@ class Recovery:
         """
         name = self._worker.name
         self._log_now = log_now
+        # previous: nobody, it released -> False; another worker -> True; this one -> as before: True if it had not recovered all
         self.crashed = previous is not None and (previous != name or self.crashed)
         if previous != name:
             self.orphans.clear()
