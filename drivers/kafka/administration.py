@@ -68,7 +68,7 @@ class Administration:
         await cluster.start([topic.name for topic in held])
         places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
         findings += (
-            TopicProblem(one.place.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
+            TopicProblem(one.topic_partition.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
             for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
         )
         return findings
@@ -87,13 +87,13 @@ class Administration:
         ends = await kafka_transactions.ends(cluster, places, self._patience_s)
         done = await committed(cluster, self._namespace, len(places), self._patience_s)
         found: list[InboxPosition] = []
-        for place, (stable, end) in ends.items():
-            one = await kafka_transactions.open_at(cluster, place, stable) if stable < end else None
-            first, _ = await offsets(cluster, place, self._patience_s)
-            last = done.get(place.partition)
-            position = None if last is None or not last.counts_in(topics[place.topic].id) else last.offset
+        for topic_partition, (stable, end) in ends.items():
+            one = await kafka_transactions.open_at(cluster, topic_partition, stable) if stable < end else None
+            first, _ = await offsets(cluster, topic_partition, self._patience_s)
+            last = done.get(topic_partition.partition)
+            position = None if last is None or not last.counts_in(topics[topic_partition.topic].id) else last.offset
             waiting = end - max(first, first if position is None else position)
-            found.append(InboxPosition(place.partition, position, end, max(waiting, 0), one.problem if one else ""))
+            found.append(InboxPosition(topic_partition.partition, position, end, max(waiting, 0), one.problem if one else ""))
         return found
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
@@ -155,5 +155,5 @@ class Administration:
     def _origin(self, letter: DeadLetter) -> TopicPartition:
         """The partition of the inbox that a letter came from; partition 0 if that is unknown."""
         found = re.fullmatch(r".*/([0-9]{1,9})/[0-9]+", letter.origin)
-        place = TopicPartition(self._namespace.inbox, int(found[1]) if found else 0)
-        return place if self._cluster.leader(place) is not None else TopicPartition(self._namespace.inbox, 0)
+        topic_partition = TopicPartition(self._namespace.inbox, int(found[1]) if found else 0)
+        return topic_partition if self._cluster.leader(topic_partition) is not None else TopicPartition(self._namespace.inbox, 0)

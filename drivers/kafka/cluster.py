@@ -221,11 +221,11 @@ class Cluster:
             log.info("Kafka at %s answers again, after %.0f s", self.bootstrap, time.monotonic() - self._away_since)
         self._away_since, self._said_away = None, False
 
-    def leader(self, place: TopicPartition) -> int | None:
+    def leader(self, topic_partition: TopicPartition) -> int | None:
         """The node that leads the partition, as far as is known; else None."""
         if self._client is None:
             return None
-        node = self._client.cluster.leader_for_partition(place)
+        node = self._client.cluster.leader_for_partition(topic_partition)
         return None if node is None or node < 0 else node
 
     async def refresh(self) -> None:
@@ -330,12 +330,12 @@ class Cluster:
             connection.close()
         return "it accepts connections, but does not name its brokers"
 
-    def report(self, place: TopicPartition, damaged: Raw) -> None:
+    def report(self, topic_partition: TopicPartition, damaged: Raw) -> None:
         """Warn once that a record does not count, so that its producer can be corrected."""
-        where = place, damaged.offset
+        where = topic_partition, damaged.offset
         if where not in self._reported and len(self._reported) < _MOST_REPORTED:
             self._reported.add(where)
-            log.warning("%s at %d: %s; the record is ignored", name_of(place), damaged.offset, damaged.damage)
+            log.warning("%s at %d: %s; the record is ignored", name_of(topic_partition), damaged.offset, damaged.damage)
 
     @property
     def controller(self) -> int | None:
@@ -397,7 +397,9 @@ def new_backoff() -> Backoff:
     return Backoff(BACKOFF_S, _MAX_BACKOFF_S)
 
 
-async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: TopicPartition | str, patience_s: float) -> T:
+async def patiently(
+    cluster: Cluster, call: Callable[[], Awaitable[T]], topic_partition: TopicPartition | str, patience_s: float
+) -> T:
     """Repeat `call` until it succeeds. Raises LogUnavailable after `patience_s`, or if repeating cannot help."""
     started = time.monotonic()
     backoff = new_backoff()
@@ -406,7 +408,7 @@ async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: T
             return await call()
         except KafkaError as error:
             if not error.retriable or time.monotonic() - started > patience_s:
-                name = place if isinstance(place, str) else name_of(place)
+                name = topic_partition if isinstance(topic_partition, str) else name_of(topic_partition)
                 if isinstance(error, Damaged):
                     raise LogUnavailable(f"{name}: {error}") from None
                 waited_s = time.monotonic() - started
@@ -416,8 +418,8 @@ async def patiently(cluster: Cluster, call: Callable[[], Awaitable[T]], place: T
         await asyncio.sleep(backoff.next_s())
 
 
-def name_of(place: TopicPartition) -> str:
-    return f"{place.topic}/{place.partition}"
+def name_of(topic_partition: TopicPartition) -> str:
+    return f"{topic_partition.topic}/{topic_partition.partition}"
 
 
 def copy_of(error: LogUnavailable) -> LogUnavailable:

@@ -65,34 +65,36 @@ async def bury(
 
     Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
     """
-    place = TopicPartition(namespace.dead_letters, 0)
+    topic_partition = TopicPartition(namespace.dead_letters, 0)
     for left_out in range(3):
         try:
-            await producer().send(place, [letter(namespace, record, reason, left_out)])
+            await producer().send(topic_partition, [letter(namespace, record, reason, left_out)])
         except EntryTooLarge:
             continue
         except LogUnavailable as error:
             try:
-                topics = await describe(cluster, [place.topic], patience_s)
+                topics = await describe(cluster, [topic_partition.topic], patience_s)
             except LogUnavailable:
                 raise error from None
-            if place.topic in topics:
+            if topic_partition.topic in topics:
                 raise
             log.error(
                 "%s does not exist any more, so %s waits, and the requests behind it; run `stepfold topics create`",
-                place.topic,
+                topic_partition.topic,
                 record.place,
             )
-            raise LogUnavailable(f"{place.topic} does not exist any more; run `stepfold topics create`") from None
+            raise LogUnavailable(f"{topic_partition.topic} does not exist any more; run `stepfold topics create`") from None
         if left_out:
             log.warning(
                 "%s: its dead letter was written without all its bytes: max.message.bytes of %s is too low; see "
                 "`stepfold topics check`",
                 record.place,
-                place.topic,
+                topic_partition.topic,
             )
         return
-    raise LogUnavailable(f"{place.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`")
+    raise LogUnavailable(
+        f"{topic_partition.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`"
+    )
 
 
 def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int = 0) -> Message:
@@ -115,10 +117,10 @@ def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int
 
 async def read_dead_letters(cluster: Cluster, namespace: Namespace, keep: Callable[[Raw], None], patience_s: float) -> set[str]:
     """Call `keep` for every refused record. Returns the places of those that were sent again."""
-    place = TopicPartition(namespace.dead_letters, 0)
-    start, end = await offsets(cluster, place, patience_s)
+    topic_partition = TopicPartition(namespace.dead_letters, 0)
+    start, end = await offsets(cluster, topic_partition, patience_s)
     redriven: set[str] = set()
-    async for portion in scan(cluster, place, start, end, raw, patience_s):
+    async for portion in scan(cluster, topic_partition, start, end, raw, patience_s):
         for record in portion:
             if record.damage:
                 continue

@@ -214,17 +214,17 @@ class KafkaDriver:
     async def append(self, partition: int, entries: Sequence[Entry]) -> Sequence[Ack]:
         self._opened()
         messages = _messages(entries)
-        place = TopicPartition(self.namespace.history, partition)
+        topic_partition = TopicPartition(self.namespace.history, partition)
         fetcher = self._fetcher
         assert fetcher is not None
-        fetcher.append_begins(place)
+        fetcher.append_begins(topic_partition)
         try:
-            acks = await self._producer("history").send(place, messages)
+            acks = await self._producer("history").send(topic_partition, messages)
         except EntryTooLarge as error:
             size, appended = len(entries[len(error.appended)].value), error.appended
-            raise EntryTooLarge(await self._no_room(place.topic, size), appended) from None
+            raise EntryTooLarge(await self._no_room(topic_partition.topic, size), appended) from None
         finally:
-            fetcher.append_ends(place)
+            fetcher.append_ends(topic_partition)
         if acks:
             if not self._echoes:
                 asyncio.get_running_loop().call_soon(self._echo)
@@ -292,7 +292,7 @@ class KafkaDriver:
         return tail
 
     def forget(self, tail: KafkaTail[Record]) -> None:
-        self._tails.get(tail.place.partition, set[KafkaTail[Record]]()).discard(tail)
+        self._tails.get(tail.topic_partition.partition, set[KafkaTail[Record]]()).discard(tail)
 
     async def find(self, partition: int, keys: Iterable[str], start: int = 0) -> Sequence[Record]:
         wanted = [key.encode("utf-8", "surrogatepass") for key in keys]
@@ -302,9 +302,9 @@ class KafkaDriver:
             await self.check_identity()
             finder = None
         if finder is None:
-            place = TopicPartition(self.namespace.history, partition)
+            topic_partition = TopicPartition(self.namespace.history, partition)
             finder = self._finders[partition] = Finder(
-                lambda start, end, make: scan(self._opened(), place, start, end, make, self._patience_s), _record
+                lambda start, end, make: scan(self._opened(), topic_partition, start, end, make, self._patience_s), _record
             )
         return await finder.find(wanted, max(first, start), end) if wanted else []
 
@@ -349,22 +349,22 @@ class KafkaDriver:
     async def checkpoint_put(self, partition: int, items: Mapping[str, bytes | None]) -> None:
         self._opened()
         messages = _messages(items.items())
-        place = TopicPartition(self.namespace.checkpoints, partition)
+        topic_partition = TopicPartition(self.namespace.checkpoints, partition)
         try:
-            await self._producer("other").send(place, messages)
+            await self._producer("other").send(topic_partition, messages)
         except EntryTooLarge as error:
             size = len(messages[len(error.appended)].value or b"")
-            raise PayloadTooLarge(await self._no_room(place.topic, size)) from None
+            raise PayloadTooLarge(await self._no_room(topic_partition.topic, size)) from None
 
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:
         cluster = self._opened()
-        place = TopicPartition(self.namespace.checkpoints, partition)
-        start, end = await offsets(cluster, place, self._patience_s)
+        topic_partition = TopicPartition(self.namespace.checkpoints, partition)
+        start, end = await offsets(cluster, topic_partition, self._patience_s)
 
         def make(record: Any) -> tuple[str, bytes | None]:
             return text_of(record.key or b""), record.value
 
-        async for portion in scan(cluster, place, start, end, make, self._patience_s):
+        async for portion in scan(cluster, topic_partition, start, end, make, self._patience_s):
             yield dict(portion)
 
     # Users' extensions.

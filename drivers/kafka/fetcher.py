@@ -91,14 +91,14 @@ class KafkaTail(Generic[P]):
     def __init__(
         self,
         fetcher: Fetcher,
-        place: TopicPartition,
+        topic_partition: TopicPartition,
         offset: int,
         make: Callable[[Any], P],
         news: Callable[[], None],
         *,
         committed: bool = False,
     ) -> None:
-        self.place = place
+        self.topic_partition = topic_partition
         self.make = make
         self.committed = committed
         self.offset = offset
@@ -215,7 +215,7 @@ class KafkaTail(Generic[P]):
         """Note a failed fetch. Returns whether to try again."""
         self.was_cut_off = True
         if isinstance(error, OffsetOutOfRangeError):
-            where = f"{name_of(self.place)} has no offset {self.offset}"
+            where = f"{name_of(self.topic_partition)} has no offset {self.offset}"
             self._fail(_Gone(f"{where}: records were deleted or the topic was recreated; see `stepfold topics check`"))
             return False
         if isinstance(error, Damaged) and self.committed:
@@ -230,7 +230,7 @@ class KafkaTail(Generic[P]):
         elif now - self.failing_since > patience_s:
             self.failing_since = now
             why = str(error) if isinstance(error, Damaged) else repr(error)
-            self._fail(LogUnavailable(f"{name_of(self.place)} could not be read for {patience_s:g} s: {why}"))
+            self._fail(LogUnavailable(f"{name_of(self.topic_partition)} could not be read for {patience_s:g} s: {why}"))
         return True
 
     def _fail(self, error: LogUnavailable) -> None:
@@ -245,7 +245,7 @@ class _Gone(LogUnavailable):
 class _Flight(NamedTuple):
     """An entry of a request; it serves all tails that want exactly this."""
 
-    place: TopicPartition
+    topic_partition: TopicPartition
     offset: int
     make: Callable[[Any], Placed]
 
@@ -283,22 +283,22 @@ class Fetcher:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
-    def append_begins(self, place: TopicPartition) -> None:
-        own = self._own.get(place)
+    def append_begins(self, topic_partition: TopicPartition) -> None:
+        own = self._own.get(topic_partition)
         if own is None:
-            own = self._own[place] = _Own()
+            own = self._own[topic_partition] = _Own()
         if not own.under_way:
             own.since = self._loop.time()
         own.under_way += 1
 
-    def append_ends(self, place: TopicPartition) -> None:
-        own = self._own[place]
+    def append_ends(self, topic_partition: TopicPartition) -> None:
+        own = self._own[topic_partition]
         own.under_way -= 1
         own.since = self._loop.time()
 
-    def appended(self, place: TopicPartition, end: int) -> None:
+    def appended(self, topic_partition: TopicPartition, end: int) -> None:
         """`end`: the offset after our append. The tails right before the append have got its records."""
-        own = self._own[place]
+        own = self._own[topic_partition]
         own.end = max(own.end, end)
         if any(tail.offset < end for tail in own.tails):
             self._release(own)
@@ -308,7 +308,7 @@ class Fetcher:
         self.want(tails)
 
     def _awaits_append(self, tail: KafkaTail[Any]) -> bool:
-        own = self._own.get(tail.place)
+        own = self._own.get(tail.topic_partition)
         if own is None or tail.offset < own.end or not self._is_appending(own):
             return False
         own.tails.append(tail)
@@ -345,23 +345,23 @@ class Fetcher:
         for tail in tails:
             if not tail.wants_more() or self._awaits_append(tail):
                 continue
-            flight = _Flight(tail.place, tail.offset, tail.make)
+            flight = _Flight(tail.topic_partition, tail.offset, tail.make)
             shared = self._flights.get(flight)
             if shared is not None:
                 shared.append(tail)
                 continue
-            node = self._cluster.leader(tail.place)
+            node = self._cluster.leader(tail.topic_partition)
             if node is None:
                 leaderless.append(tail)
                 continue
             self._flights[flight] = [tail]
             of_node = requests.setdefault((node, tail.committed), [])
             for request in of_node:
-                if len(request) < _REQUEST_PARTITIONS and tail.place not in request:
-                    request[tail.place] = flight
+                if len(request) < _REQUEST_PARTITIONS and tail.topic_partition not in request:
+                    request[tail.topic_partition] = flight
                     break
             else:
-                of_node.append({tail.place: flight})
+                of_node.append({tail.topic_partition: flight})
         for (node, committed), of_node in requests.items():
             for request in of_node:
                 self._run(self._fetch(node, request, committed))
@@ -376,8 +376,10 @@ class Fetcher:
     async def _fetch(self, node: int, request: dict[TopicPartition, _Flight], committed: bool) -> None:
         lane = self._cluster.take_lane()
         by_topic: dict[str, list[tuple[int, int, int, int, int]]] = {}
-        for place, flight in request.items():
-            by_topic.setdefault(place.topic, []).append(_wanted(place.partition, flight.offset, _PARTITION_BYTES))
+        for topic_partition, flight in request.items():
+            by_topic.setdefault(topic_partition.topic, []).append(
+                _wanted(topic_partition.partition, flight.offset, _PARTITION_BYTES)
+            )
         failed: KafkaError = UnknownTopicOrPartitionError()  # the error for partitions that the answer leaves out
         again: list[KafkaTail[Any]] = []
         retry: list[tuple[KafkaTail[Any], KafkaError]] = []
@@ -417,7 +419,7 @@ class Fetcher:
         items: list[Any] = []
         next_offset = flight.offset
         if data:
-            report = partial(self._cluster.report, flight.place)
+            report = partial(self._cluster.report, flight.topic_partition)
             items, next_offset = decode(data, min(tail.offset for tail in tails), flight.make, aborted, report)
         for tail in tails:
             tail.receive(items, next_offset, len(data or b""))
@@ -431,22 +433,22 @@ class Fetcher:
 
 
 async def scan(
-    cluster: Cluster, place: TopicPartition, start: int, end: int, make: Callable[[Any], T | None], patience_s: float
+    cluster: Cluster, topic_partition: TopicPartition, start: int, end: int, make: Callable[[Any], T | None], patience_s: float
 ) -> AsyncGenerator[list[T], None]:
     """Yield, in portions, what `make` returns for records from `start` to below `end`, except None. Raises LogUnavailable."""
     lane = cluster.take_lane()
 
     async def fetch() -> tuple[list[T | None], int]:
-        node = cluster.leader(place)
+        node = cluster.leader(topic_partition)
         if node is None:
             raise LeaderNotAvailableError
-        question = _Fetch(0, _SCAN_BYTES, [(place.topic, [_wanted(place.partition, start, _SCAN_BYTES)])])
+        question = _Fetch(0, _SCAN_BYTES, [(topic_partition.topic, [_wanted(topic_partition.partition, start, _SCAN_BYTES)])])
         answer = await cluster.ask(node, question, lane)
         for _topic, partitions in answer.topics:
             for _partition, code, *_, data in partitions:
                 if code:
                     raise for_code(code)
-                return decode(data or b"", start, wanted, None, partial(cluster.report, place))
+                return decode(data or b"", start, wanted, None, partial(cluster.report, topic_partition))
         raise UnknownTopicOrPartitionError
 
     def wanted(record: Any) -> T | None:
@@ -455,25 +457,27 @@ async def scan(
     since = time.monotonic()
     while start < end:
         before = start
-        found, start = await patiently(cluster, fetch, place, patience_s)
+        found, start = await patiently(cluster, fetch, topic_partition, patience_s)
         if start > before:
             since = time.monotonic()
         elif time.monotonic() - since > patience_s:
-            raise LogUnavailable(f"{name_of(place)} has nothing at {start}, but reported its end as {end}: was it truncated?")
+            raise LogUnavailable(
+                f"{name_of(topic_partition)} has nothing at {start}, but reported its end as {end}: was it truncated?"
+            )
         else:
             await asyncio.sleep(BACKOFF_S)
         yield [one for one in found if one is not None]
     cluster.give_lane(lane)
 
 
-async def offsets(cluster: Cluster, place: TopicPartition, patience_s: float) -> tuple[int, int]:
+async def offsets(cluster: Cluster, topic_partition: TopicPartition, patience_s: float) -> tuple[int, int]:
     """The first offset kept, and the offset after the last record. Raises LogUnavailable."""
 
     async def ask(which: int) -> int:
-        node = cluster.leader(place)
+        node = cluster.leader(topic_partition)
         if node is None:
             raise LeaderNotAvailableError
-        answer = await cluster.ask(node, OffsetRequest(-1, 0, [(place.topic, [(place.partition, which)])]))
+        answer = await cluster.ask(node, OffsetRequest(-1, 0, [(topic_partition.topic, [(topic_partition.partition, which)])]))
         for _topic, partitions in answer.topics:
             for _partition, code, _timestamp, offset in partitions:
                 if code:
@@ -482,6 +486,7 @@ async def offsets(cluster: Cluster, place: TopicPartition, patience_s: float) ->
         raise UnknownTopicOrPartitionError
 
     earliest, latest = await asyncio.gather(
-        patiently(cluster, lambda: ask(-2), place, patience_s), patiently(cluster, lambda: ask(-1), place, patience_s)
+        patiently(cluster, lambda: ask(-2), topic_partition, patience_s),
+        patiently(cluster, lambda: ask(-1), topic_partition, patience_s),
     )
     return earliest, latest

@@ -231,8 +231,8 @@ class GroupMember:
         synced = await self._ask(SyncGroupRequest(group, self._generation, self._member_id, _NOT_STATIC, shares))
         _raise_for(synced.error_code)
         mine = ConsumerProtocolMemberAssignment.decode(synced.member_assignment)
-        places = (place for place in mine.partitions() if place.topic == self._namespace.history)
-        self._assign(frozenset(place.partition for place in places if 0 <= place.partition < self._partitions))
+        history = [each.partition for each in mine.partitions() if each.topic == self._namespace.history]
+        self._assign(frozenset(partition for partition in history if 0 <= partition < self._partitions))
 
     def _assign(self, assignment: frozenset[int]) -> None:
         self.assignment = frozenset() if self._retired else assignment

@@ -99,7 +99,7 @@ class KafkaInbox:
             failure: LogUnavailable | None = None
             for partition, tail in list(self._tails.items()):
                 try:
-                    records += (_record(tail.place, taken, self._topic_id) for taken in tail.take(1000))
+                    records += (_record(tail.topic_partition, taken, self._topic_id) for taken in tail.take(1000))
                 except LogUnavailable as error:
                     tail.close()
                     del self._tails[partition]
@@ -114,7 +114,7 @@ class KafkaInbox:
     def _let_go(self) -> set[int]:
         """Drop partitions that are not this member's. Returns those that are."""
         assignment = self._member.assignment or frozenset()
-        mine = {place for place in range(self._inbox_partitions) if place % self._history_partitions in assignment}
+        mine = {number for number in range(self._inbox_partitions) if number % self._history_partitions in assignment}
         for partition in self._tails.keys() - mine:
             self._tails.pop(partition).close()
             self._done.pop(partition, None)
@@ -165,39 +165,45 @@ class KafkaInbox:
         new = sorted(self._let_go() - self._tails.keys())
         committed = await self._member.committed(self._namespace.inbox, new, self._patience_s)
         for partition in new:
-            place = TopicPartition(self._namespace.inbox, partition)
-            earliest, end = await offsets(self._cluster, place, self._patience_s)
+            topic_partition = TopicPartition(self._namespace.inbox, partition)
+            earliest, end = await offsets(self._cluster, topic_partition, self._patience_s)
             position = committed.get(partition)
             start = None if position is None else position.offset
             if position is not None and not position.counts_in(self._topic_id):
-                log.warning("%s/%d was made again after it was read up to %d: it is read from its beginning", *place, start)
+                log.warning(
+                    "%s/%d was made again after it was read up to %d: it is read from its beginning", *topic_partition, start
+                )
                 start = earliest
             elif start is None:
                 start = earliest
                 if end > earliest:
-                    await self._say_lost(place, end - earliest)
+                    await self._say_lost(topic_partition, end - earliest)
             elif start > end:
-                log.warning("%s/%d ends at %d, and was read up to %d: it was recreated or truncated", *place, end, start)
+                log.warning(
+                    "%s/%d ends at %d, and was read up to %d: it was recreated or truncated", *topic_partition, end, start
+                )
                 start = earliest
             elif start < earliest:
-                log.error("%s/%d: requests %d to %d were deleted unread; raise its retention", *place, start, earliest - 1)
+                log.error(
+                    "%s/%d: requests %d to %d were deleted unread; raise its retention", *topic_partition, start, earliest - 1
+                )
             self._check_open()  # otherwise no `close` would close the tail
-            tail = KafkaTail(self._fetcher, place, max(start, earliest), raw, self._news.set, committed=True)
+            tail = KafkaTail(self._fetcher, topic_partition, max(start, earliest), raw, self._news.set, committed=True)
             tail.start()
             self._tails[partition] = tail
 
-    async def _say_lost(self, place: TopicPartition, count: int) -> None:
+    async def _say_lost(self, topic_partition: TopicPartition, count: int) -> None:
         """Warn that a partition is read from its beginning, unless the history is empty: a new group, or one that lost its
         positions.
         """
-        served = TopicPartition(self._namespace.history, place.partition % self._history_partitions)
+        served = TopicPartition(self._namespace.history, topic_partition.partition % self._history_partitions)
         _, end = await offsets(self._cluster, served, self._patience_s)
         if end:
             log.warning(
                 "%s: group %s has no position there: no worker ran for longer than offsets.retention.minutes, or the group was "
                 "deleted or is new. All %d requests are read again; those that were served are recognised by their place, and "
                 "void",
-                name_of(place),
+                name_of(topic_partition),
                 self._namespace.group,
                 count,
             )
@@ -212,12 +218,12 @@ class KafkaInbox:
                 is_held = tail.held_since is not None and time.monotonic() - tail.held_since >= kafka_transactions.HELD_S
                 if not is_held:
                     if self._held.pop(partition, None) is not None:
-                        log.info("%s is read again: the transaction has ended", name_of(tail.place))
+                        log.info("%s is read again: the transaction has ended", name_of(tail.topic_partition))
                 elif self._held.get(partition) != tail.stable:
                     self._held[partition] = tail.stable
-                    found = await kafka_transactions.open_at(self._cluster, tail.place, tail.stable)
+                    found = await kafka_transactions.open_at(self._cluster, tail.topic_partition, tail.stable)
                     mend = found.mend(self._cluster.bootstrap)
-                    log.warning("%s: no request is read, for %s. %s", name_of(tail.place), found.problem, mend)
+                    log.warning("%s: no request is read, for %s. %s", name_of(tail.topic_partition), found.problem, mend)
             for partition in self._held.keys() - self._tails.keys():
                 del self._held[partition]
 
@@ -282,9 +288,11 @@ class KafkaInbox:
         self._news.set()
 
 
-def _record(place: TopicPartition, record: Raw, topic_id: str) -> InboxRecord:
+def _record(topic_partition: TopicPartition, record: Raw, topic_id: str) -> InboxRecord:
     offset, timestamp, key, value, headers, damage = record
-    return InboxRecord(f"{place.topic}/{place.partition}/{offset}", timestamp, key, value, headers, damage, topic_id)
+    return InboxRecord(
+        f"{topic_partition.topic}/{topic_partition.partition}/{offset}", timestamp, key, value, headers, damage, topic_id
+    )
 
 
 def _place_of(record: InboxRecord) -> tuple[int, int]:

@@ -96,10 +96,10 @@ class _Batch(NamedTuple):
 class _Queue:
     """The calls that wait for one partition. At most one batch is under way, so order and sequence cannot break."""
 
-    __slots__ = ("batch", "calls", "in_doubt", "most_bytes", "place", "sending", "sequence", "waiting_since")
+    __slots__ = ("batch", "calls", "in_doubt", "most_bytes", "sending", "sequence", "topic_partition", "waiting_since")
 
-    def __init__(self, place: TopicPartition) -> None:
-        self.place = place
+    def __init__(self, topic_partition: TopicPartition) -> None:
+        self.topic_partition = topic_partition
         self.calls: deque[_Call] = deque()
         self.batch: _Batch | None = None
         self.sending = False
@@ -152,7 +152,7 @@ class Producer:
     def failed(self) -> bool:
         return self._failure is not None
 
-    def send(self, place: TopicPartition, messages: Sequence[Message]) -> asyncio.Future[list[Ack]]:
+    def send(self, topic_partition: TopicPartition, messages: Sequence[Message]) -> asyncio.Future[list[Ack]]:
         """Queue messages. The future gives one Ack each (offset -1 if the broker does not know it), or raises LogUnavailable.
 
         Raises EntryTooLarge for the first message that is above the topic's limit, with the acks of those before it; sends
@@ -165,12 +165,12 @@ class Producer:
         elif not messages:
             done.set_result([])
         else:
-            queue = self._active.get(place)
+            queue = self._active.get(topic_partition)
             if queue is None:
-                queue = self._queues.get(place)
+                queue = self._queues.get(topic_partition)
                 if queue is None:
-                    queue = self._queues[place] = _Queue(place)
-                self._active[place] = queue
+                    queue = self._queues[topic_partition] = _Queue(topic_partition)
+                self._active[topic_partition] = queue
                 queue.waiting_since = time.monotonic()
                 self._idle.clear()
             queue.calls.append(_Call(messages, done))
@@ -249,7 +249,7 @@ class Producer:
         for queue in list(self._active.values()):
             if queue.sending:
                 continue
-            node = self._cluster.leader(queue.place)
+            node = self._cluster.leader(queue.topic_partition)
             if node is None:
                 self._check_patience(queue, LeaderNotAvailableError())
                 leaderless = True
@@ -315,7 +315,7 @@ class Producer:
         return _Batch(alone or bytes(builder.build()), first, parts, timestamp, queue.waiting_since)
 
     async def _request(self, node: int, queues: list[_Queue]) -> None:
-        batches = [(queue.place, queue.batch.data) for queue in queues if queue.batch is not None]
+        batches = [(queue.topic_partition, queue.batch.data) for queue in queues if queue.batch is not None]
         failed: KafkaError | None = None
         results: Mapping[tuple[str, int], tuple[int, int, int]] = {}
         try:
@@ -328,7 +328,7 @@ class Producer:
             return
         again = False
         for queue in queues:
-            code, offset, timestamp = results.get(queue.place, (-1, -1, -1))
+            code, offset, timestamp = results.get(queue.topic_partition, (-1, -1, -1))
             error = failed or (for_code(code)() if code else None)
             queue.sending = False
             if error is None or isinstance(error, DuplicateSequenceNumber):
@@ -336,13 +336,15 @@ class Producer:
             elif code in _TOO_LARGE and not queue.in_doubt:
                 self._split(queue)
             elif code in _REFUSALS and not queue.in_doubt:
-                self._refuse(queue, TopicRefused(f"Kafka refused to append to {name_of(queue.place)}: {_REFUSALS[code]}"))
+                self._refuse(
+                    queue, TopicRefused(f"Kafka refused to append to {name_of(queue.topic_partition)}: {_REFUSALS[code]}")
+                )
             elif error.retriable:
                 queue.in_doubt |= code != _UNKNOWN_TOPIC
                 self._check_patience(queue, error)
                 again = True
             else:
-                raise LogUnavailable(f"Kafka refused to append to {name_of(queue.place)}: {error!r}")
+                raise LogUnavailable(f"Kafka refused to append to {name_of(queue.topic_partition)}: {error!r}")
         if again:
             await self._cluster.refresh()
             await asyncio.sleep(BACKOFF_S)
@@ -359,7 +361,7 @@ class Producer:
             if offset < 0:  # a repeat of a batch whose offset the broker has forgotten
                 call.acks.extend([Ack(-1, timestamp)] * count)
             else:
-                call.acks.extend([Ack(place, timestamp) for place in range(offset, offset + count)])
+                call.acks.extend([Ack(topic_partition, timestamp) for topic_partition in range(offset, offset + count)])
                 offset += count
             if len(call.acks) == len(call.messages) and not call.done.done():
                 call.done.set_result(call.acks)
@@ -370,7 +372,7 @@ class Producer:
         if queue.calls:
             queue.waiting_since = time.monotonic()
         else:
-            del self._active[queue.place]
+            del self._active[queue.topic_partition]
             if not self._active:
                 self._idle.set()
 
@@ -384,7 +386,9 @@ class Producer:
             return
         queue.most_bytes = MAX_BATCH_BYTES  # this record was the cause
         [(call, _)] = batch.parts
-        message = f"Kafka refused to append to {name_of(queue.place)}: {len(batch.data):,} bytes are too large for the topic"
+        message = (
+            f"Kafka refused to append to {name_of(queue.topic_partition)}: {len(batch.data):,} bytes are too large for the topic"
+        )
         self._refuse(queue, EntryTooLarge(message, call.acks))
 
     def _refuse(self, queue: _Queue, error: EntryTooLarge | LogUnavailable) -> None:
@@ -403,7 +407,7 @@ class Producer:
         waited_s = time.monotonic() - since
         if waited_s <= self._patience_s():
             return
-        late = LogUnavailable(f"Kafka did not take records for {name_of(queue.place)} for {waited_s:.1f} s: {error!r}")
+        late = LogUnavailable(f"Kafka did not take records for {name_of(queue.topic_partition)} for {waited_s:.1f} s: {error!r}")
         if queue.in_doubt:
             raise late
         if queue.batch is not None:

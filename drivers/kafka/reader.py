@@ -52,7 +52,7 @@ class KafkaReader:
         last = self._last
         if last is None:
             return
-        partition = self._tail.place.partition
+        partition = self._tail.topic_partition.partition
         start, end = await self._driver.bounds(partition)
         if await moved(self._driver, partition, [mark_of(last)], start, end) is not None:
             lost = self._driver.lost_end(partition, last.offset)

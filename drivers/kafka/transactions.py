@@ -34,7 +34,7 @@ HELD_S: Final = 30.0
 class OpenTransaction(NamedTuple):
     """One open transaction. `since`: when it began, else when its producer last wrote, ms since 1970. Unknown: None or ""."""
 
-    place: TopicPartition
+    topic_partition: TopicPartition
     offset: int
     producer: int | None = None
     id: str = ""
@@ -53,13 +53,13 @@ class OpenTransaction(NamedTuple):
         if self.since is not None:
             began = datetime.fromtimestamp(self.since / 1000, UTC)
             when = f" since {began:%Y-%m-%d %H:%M:%S} UTC ({self.age_s:.0f} s)"
-        return f"a transaction of {whose} is open{when} at offset {self.offset} of partition {self.place.partition}"
+        return f"a transaction of {whose} is open{when} at offset {self.offset} of partition {self.topic_partition.partition}"
 
     def mend(self, bootstrap: str) -> str:
         at_last = "" if self.timeout_ms is None else f" (its broker does so after {self.timeout_ms / 1000:g} s)"
         return (
             f"Let its producer commit or abort it{at_last}, or run: kafka-transactions.sh --bootstrap-server {bootstrap} abort "
-            f"--topic {self.place.topic} --partition {self.place.partition} --start-offset {self.offset}"
+            f"--topic {self.topic_partition.topic} --partition {self.topic_partition.partition} --start-offset {self.offset}"
         )
 
 
@@ -69,11 +69,11 @@ async def ends(cluster: Cluster, places: Iterable[TopicPartition], patience_s: f
 
     async def ask(isolation: int) -> dict[TopicPartition, int]:
         by_node: dict[int, dict[str, list[tuple[int, int]]]] = {}
-        for place in wanted:
-            node = cluster.leader(place)
+        for topic_partition in wanted:
+            node = cluster.leader(topic_partition)
             if node is None:
                 raise LeaderNotAvailableError
-            by_node.setdefault(node, {}).setdefault(place.topic, []).append((place.partition, -1))
+            by_node.setdefault(node, {}).setdefault(topic_partition.topic, []).append((topic_partition.partition, -1))
         found: dict[TopicPartition, int] = {}
         for node, topics in by_node.items():
             answer = await cluster.ask(node, OffsetRequest(-1, isolation, list(topics.items())))
@@ -86,15 +86,15 @@ async def ends(cluster: Cluster, places: Iterable[TopicPartition], patience_s: f
 
     stable = await patiently(cluster, lambda: ask(1), "positions", patience_s)
     end = await patiently(cluster, lambda: ask(0), "positions", patience_s)
-    return {place: (stable[place], end[place]) for place in wanted}
+    return {topic_partition: (stable[topic_partition], end[topic_partition]) for topic_partition in wanted}
 
 
-async def open_at(cluster: Cluster, place: TopicPartition, offset: int) -> OpenTransaction:
+async def open_at(cluster: Cluster, topic_partition: TopicPartition, offset: int) -> OpenTransaction:
     """The transaction that holds readers up at `offset`, with what the brokers tell about it. Never raises."""
-    found = OpenTransaction(place, offset)
+    found = OpenTransaction(topic_partition, offset)
     try:
         async with asyncio.timeout(10):
-            producers = await _producers(cluster, place)
+            producers = await _producers(cluster, topic_partition)
             if offset not in producers:
                 return found
             producer, written = producers[offset]
@@ -106,24 +106,26 @@ async def open_at(cluster: Cluster, place: TopicPartition, offset: int) -> OpenT
                     timeout_ms, began = await _described(cluster, node, transaction_id)
                     return found._replace(timeout_ms=timeout_ms, since=began if 0 < began < _NO_DATE else since)
     except (KafkaError, ConfigError, TimeoutError) as error:
-        log.debug("transactions of %s are not told: %r", name_of(place), error)
+        log.debug("transactions of %s are not told: %r", name_of(topic_partition), error)
     return found
 
 
 async def hanging(cluster: Cluster, places: Iterable[TopicPartition], patience_s: float) -> list[OpenTransaction]:
     """Transactions that have been open for `HELD_S` or longer, or for an unknown time."""
     found: list[OpenTransaction] = []
-    for place, (stable, end) in (await ends(cluster, places, patience_s)).items():
+    for topic_partition, (stable, end) in (await ends(cluster, places, patience_s)).items():
         if stable < end:
-            one = await open_at(cluster, place, stable)
+            one = await open_at(cluster, topic_partition, stable)
             if one.age_s is None or one.age_s >= HELD_S:
                 found.append(one)
     return found
 
 
-async def _producers(cluster: Cluster, place: TopicPartition) -> Mapping[int, tuple[int, int]]:
+async def _producers(cluster: Cluster, topic_partition: TopicPartition) -> Mapping[int, tuple[int, int]]:
     """First offset of a transaction -> its producer id, and when that last wrote."""
-    answer = await cluster.ask(cluster.leader(place), _DescribeProducers([(place.topic, [place.partition], {})]))
+    answer = await cluster.ask(
+        cluster.leader(topic_partition), _DescribeProducers([(topic_partition.topic, [topic_partition.partition], {})])
+    )
     [(_topic, [(_partition, code, _message, producers, _)], _)] = answer.topics
     if code:
         raise for_code(code)
