@@ -13,7 +13,7 @@ from ..processes import Process
 from .faults import PATIENCE_S
 from .group import FaultyMembership
 from .inbox import FaultyInboxMembership
-from .lanes import Call, Lane
+from .lanes import Lane, Write
 from .reader import FaultyReader
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class FaultyDriver:
             return log.put(partition, entries[:count], process.name, process.clock())
 
         done: asyncio.Future[list[Ack]] = log.loop.create_future()
-        self._lane(partition).add(Call(len(entries), write, done))
+        self._lane(partition).add(Write(len(entries), write, done))
         acks = await done
         for ack in acks:
             log.observer.acknowledged(partition, ack.offset, process.name)
@@ -185,7 +185,7 @@ class FaultyDriver:
             log.put_checkpoint(partition, dict(pairs[:count]))
 
         done: asyncio.Future[None] = log.loop.create_future()
-        self._lane("other").add(Call(len(pairs), write, done))
+        self._lane("other").add(Write(len(pairs), write, done))
         await done
 
     async def checkpoint_load(self, partition: int) -> AsyncIterator[Mapping[str, bytes | None]]:

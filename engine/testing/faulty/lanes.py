@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LATE_S = 120.0
 
 
-class Call:
+class Write:
     """One append or one checkpoint under way. `write(n)` makes the first `n` of its `count` entries durable."""
 
     __slots__ = ("count", "done", "write")
@@ -32,15 +32,15 @@ class Lane:
 
     def __init__(self, driver: FaultyDriver) -> None:
         self._driver = driver
-        self._waiting: list[Call] = []
-        self._sent: list[Call] | None = None
+        self._waiting: list[Write] = []
+        self._sent: list[Write] | None = None
         self._held = False
 
     @property
     def idle(self) -> bool:
         return not self._waiting and self._sent is None
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Write) -> None:
         self._waiting.append(call)
         if self._sent is None:
             self._send()
@@ -75,13 +75,13 @@ class Lane:
         if self._waiting and self._sent is None:
             self._send()
 
-    def _crash(self, batch: list[Call]) -> None:
+    def _crash(self, batch: list[Write]) -> None:
         log = self._driver.log
         if log.random.random() < 0.5:
             self._land(batch, False, log.times_put_back)
         log.observer.crash(self._driver.process)
 
-    def _land(self, batch: list[Call], acknowledged: bool, sent_to: int) -> None:
+    def _land(self, batch: list[Write], acknowledged: bool, sent_to: int) -> None:
         """The batch arrives. `sent_to`: `times_put_back` when it was sent."""
         driver = self._driver
         log = driver.log
@@ -103,7 +103,7 @@ class Lane:
         if acknowledged:
             driver.later(log.delay_s(), self._acknowledge, batch, answers)
 
-    def _acknowledge(self, batch: list[Call], answers: list[Any]) -> None:
+    def _acknowledge(self, batch: list[Write], answers: list[Any]) -> None:
         if self._sent is not batch:  # the process has given it up
             return
         self._sent = None
@@ -113,7 +113,7 @@ class Lane:
         if self._waiting:
             self._send()
 
-    def _fail(self, batch: list[Call]) -> None:
+    def _fail(self, batch: list[Write]) -> None:
         if self._sent is batch:
             self._driver.session_failed(self)
 
