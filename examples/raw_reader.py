@@ -18,26 +18,27 @@ from importlib import import_module
 from typing import Any, cast
 
 # The fields of a well-formed event: i integer, s string, o object, e error, * anything; ? or null; in brackets: may be absent.
-REQUEST, DECISION = "run_id:s request:s (from:*) ", "run_id:s claim:i (version:s?) "
+REQUEST, DECISION = "run_id:s request:s (from:*) (by:*) ", "run_id:s claim:i (version:s?) "
 STEP = DECISION + "step_id:s "
-ANSWER = REQUEST + "step_id:s nonce:s "
+OPENS, TIMES = STEP + "(at_line:*) ", " (queued_at:*) (began_at:*)"
+ANSWER = REQUEST + "step_id:s nonce:s (why:*) "
 Event = dict[str, Any]
 FIELDS = {
     "claim": "prev:i owner:s? nonce:s (memory_ms:*)",
-    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?)",
-    "signal-received": REQUEST + "signal:s data:*",
+    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?) (why:*)",
+    "signal-received": REQUEST + "signal:s data:* (why:*)",
     "cancel-requested": REQUEST + "(reason:s?)",
-    "step-completed": STEP + "attempt:i result:*",
-    "step-failed": STEP + "attempt:i error:e next_at:i?",
-    "attempt-started": STEP + "attempt:i (input:*) (input_note:*)",
-    "attempt-lost": STEP + "attempt:i",
-    "step-heartbeat": STEP + "attempt:i details:*",
+    "step-completed": STEP + "attempt:i result:*" + TIMES,
+    "step-failed": OPENS + "attempt:i error:e next_at:i?" + TIMES,
+    "attempt-started": OPENS + "attempt:i (input:*) (input_note:*)",
+    "attempt-lost": OPENS + "attempt:i",
+    "step-heartbeat": OPENS + "attempt:i details:*",
     "step-cancelled": STEP,
-    "sleep-scheduled": STEP + "wake_at:i",
+    "sleep-scheduled": OPENS + "wake_at:i",
     "sleep-completed": STEP,
-    "wait-started": STEP + "signal:s timeout_at:i?",
+    "wait-started": OPENS + "signal:s timeout_at:i?",
     "wait-timed-out": STEP,
-    "callback-created": STEP + "nonce:s timeout_at:i? heartbeat_ms:i?",
+    "callback-created": OPENS + "nonce:s timeout_at:i? heartbeat_ms:i?",
     "callback-completed": ANSWER + "data:*",
     "callback-failed": ANSWER + "error:e",
     "callback-heartbeat": ANSWER,
@@ -49,7 +50,7 @@ FIELDS = {
     "quarantined": DECISION + "error:e",
     "resumed": DECISION,
     "completed": DECISION + "result:*",
-    "failed": DECISION + "error:e",
+    "failed": DECISION + "error:e (at_line:*)",
     "cancelled": DECISION + "(reason:s?)",
 }
 BECOMES = {
@@ -134,7 +135,8 @@ class Run:
 
     def accept(self, event: Event, now: int) -> bool:
         """Whether the precondition holds; if so, what follows. `now`: the run's time, with this record."""
-        kind, step = event["type"], event.get("step_id", "")
+        kind = event["type"]
+        step = event["step_id"] if "step_id:s" in FIELDS[kind] else ""
         known = self.open.get(step)
         fresh = bool(step) and known is None and step not in self.done
         if "attempt:i" in FIELDS[kind]:

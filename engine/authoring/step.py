@@ -26,7 +26,8 @@ from ..operations.callback import CallbackCall
 from ..operations.signal import WaitCall
 from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
-from ..replay.execution import Execution, Source
+from ..replay.execution import Execution
+from ..replay.frames import Source
 from ..replay.futures import DeterministicTask
 from ..values.annotations import by_function
 from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written

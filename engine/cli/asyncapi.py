@@ -210,6 +210,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "input": {"description": "The workflow's input."},
     "signal": {**_TEXT, "maxLength": 200},
     "reason": {**_TEXT, "description": "A reason, for people."},
+    "by": {"type": "string", "maxLength": 200, "description": "Who asks, for people; of a CloudEvent its source if left out."},
+    "why": {"type": "string", "maxLength": 10_000, "description": "Why, for people."},
     _HEARTBEAT: {"const": True},
     "error": {
         "type": "object",
@@ -242,14 +244,14 @@ def _request_schema(kind: str, models: list[type[Request]]) -> dict[str, Any]:
         address = set(models[0].model_fields).intersection(*(model.model_fields for model in models))
         properties: dict[str, Any] = {"id": {**_TEXT, "description": "The id that the workflow's code has handed out."}}
         contents = [next((name for name in model.model_fields if name not in address), _HEARTBEAT) for model in models]
-        properties |= {name: _FIELDS.get(name, {"description": "Any JSON value."}) for name in contents}
+        properties |= {name: _FIELDS.get(name, {"description": "Any JSON value."}) for name in (*contents, "by", "why")}
         return _object(kind, ["id"], properties) | {"oneOf": [{"required": [name]} for name in contents]}
     [model] = models
     own = [name for name in model.model_fields if name not in Request.model_fields and _NAMES.get(name, name) in _TAKEN]
     required = [name for name in own if model.model_fields[name].annotation is str]
     if kind != "start":
         required.insert(0, "run_id")
-    properties = {_NAMES.get(name, name): _FIELDS.get(name, _ANY) for name in ("run_id", *own)}
+    properties = {_NAMES.get(name, name): _FIELDS.get(name, _ANY) for name in ("run_id", *own, "by")}
     return _object(kind, required, properties)
 
 

@@ -14,7 +14,7 @@ from ..operations.callback import CallbackId
 from .output import local, remark, zone
 from .problems import Exit, Problem
 from .run import Data, json_of
-from .target import AppOption, UrlOption, client_of, connected, run_async
+from .target import AppOption, By, UrlOption, Why, asker, client_of, connected, run_async
 
 app = typer.Typer(no_args_is_help=True, help="Answer callbacks by their ids, or send them heartbeats.")
 
@@ -28,10 +28,10 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The id that the workflow'
 
 
 @app.command()
-def complete(id: Id, data: Data = None, app: AppOption = None, url: UrlOption = None) -> None:
+def complete(id: Id, data: Data = None, by: By = None, why: Why = None, app: AppOption = None, url: UrlOption = None) -> None:
     """Answer a callback. Ends with 1 if the answer does not count: the callback is over, or never had this id."""
     value = json_of(data)
-    _answer(id, app, url, lambda client: client.complete_callback(id, value), "the answer to")
+    _answer(id, app, url, lambda client: client.complete_callback(id, value, by=asker(by), why=why), "the answer to")
 
 
 @app.command()
@@ -39,17 +39,19 @@ def fail(
     id: Id,
     message: Annotated[str, typer.Argument(metavar="MESSAGE", help="Why it has failed.", show_default=False)],
     type: Annotated[str, typer.Option("--type", metavar="TEXT", help="The type of the error.")] = "CallbackFailed",
+    by: By = None,
+    why: Why = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
     """Say that a callback has failed: its `await` raises CallbackFailed. Ends with 1 if that does not count."""
-    _answer(id, app, url, lambda client: client.fail_callback(id, message, type), "the failure of")
+    _answer(id, app, url, lambda client: client.fail_callback(id, message, type, by=asker(by), why=why), "the failure of")
 
 
 @app.command()
-def heartbeat(id: Id, app: AppOption = None, url: UrlOption = None) -> None:
+def heartbeat(id: Id, by: By = None, why: Why = None, app: AppOption = None, url: UrlOption = None) -> None:
     """Say that somebody still works on the answer. Ends with 1 if nobody waits for it any more."""
-    _answer(id, app, url, lambda client: client.heartbeat_callback(id), "the heartbeat of")
+    _answer(id, app, url, lambda client: client.heartbeat_callback(id, by=asker(by), why=why), "the heartbeat of")
 
 
 def _answer(id: str, app: str | None, url: str | None, send: Callable[[Client], Coroutine[Any, Any, bool]], what: str) -> None:

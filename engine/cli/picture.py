@@ -1,13 +1,13 @@
 """Pictures of a run for people: its operations with their attempts on a time line, and its events one by one.
 
-`stepfold.client.story` gives the outcomes; this module gives them words and colours. The log holds when an attempt ended, not
-when it began. So the line of a step starts with the first known time: a single attempt is one point, a retried step goes from the
-first failure to the end.
+`stepfold.client.story` gives the outcomes; this module gives them words and colours. The record of an attempt's end says when it
+was queued and when it began. Records of older workers do not: then the line of a step starts with the first known time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import cast
 
 from rich.console import Group, RenderableType
@@ -15,11 +15,11 @@ from rich.table import Table
 
 from ..client.status import State, run_state, waiting_words
 from ..client.story import Line, attempts_in_words, note
-from ..core.records import Tone
+from ..core.records import Request, Tone
 from ..core.state import RunState
 from ..errors import ErrorInfo
 from ..events import Event
-from ..values.words import short, span
+from ..values.words import joined, sender, short, span
 from .output import Text, beside, local, table, zone
 
 LINE_WIDTH = 32
@@ -46,7 +46,7 @@ _TONES: dict[Tone, str] = {
     "success": "green",
     "message": "magenta",
 }
-_POINTS = {"began": "╶", "ended": "●", "failed": "✗", "lost": "†", "timed out": "⧖"}
+_POINTS = {"queued": "┄", "began": "╶", "ended": "●", "failed": "✗", "lost": "†", "timed out": "⧖"}
 _UNNAMED = "(a first attempt is not in the log before it ends, unless its step has heartbeats, at_most_once or record_input)"
 WINDOW = 50
 """How many operations are drawn by default."""
@@ -55,7 +55,11 @@ WINDOW = 50
 def operations_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
     """Operations, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
     last = max(now_ms, first_ms + 1)
-    made = table("", "step", "attempts", "time line", "at", "", right=("at",), spare=("time line", "at", "attempts", ""))
+    made = table(
+        *("", "step", "attempts", "queued", "ran", "time line", "at", ""),
+        right=("queued", "ran", "at"),
+        spare=("time line", "queued", "at", "ran", "attempts", ""),
+    )
     for step in lines:
         mark, colour = _MARKS[step.became]
         scope, slash, name = step.step_id.rpartition("/")
@@ -63,6 +67,8 @@ def operations_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Ta
             Text(mark, colour),
             Text.assemble((scope + slash, "dim"), name),
             attempts_in_words(step),
+            "" if step.queued_ms is None else span(step.queued_ms),
+            "" if step.ran_ms is None else span(step.ran_ms),
             _time_line(step, first_ms, last),
             f"+{span(step.points[-1][0] - first_ms)}" if step.points else "",
             Text(note(step, now_ms, beside), "red" if step.became == "failed" else "dim"),
@@ -82,6 +88,9 @@ def _time_line(step: Line, first: int, last: int) -> Text:
         end = LINE_WIDTH - 1 if step.became == "open" else column(step.points[-1][0])
         for at in range(begin, end + 1):
             cells[at] = "─"
+        for (at, mark), (then, _) in pairwise(step.points):
+            if mark == "queued":
+                cells[column(at) : column(then)] = "┄" * (column(then) - column(at))
         for at, mark in step.points:
             cells[column(at)] = _POINTS[mark]
     line = Text("".join(cells), "cyan" if step.became == "open" else "green")
@@ -104,8 +113,17 @@ def chosen(lines: Sequence[Line], limit: int | None, *, failed: bool = False) ->
     return [line for at, line in enumerate(lines) if at >= first or line.became == "open"]
 
 
-def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_ms: int, total: int = 0) -> RenderableType:
-    """A run with its state, what it waits for, the given operations out of `total`, and its end."""
+def run_picture(
+    run: RunState,
+    lines: Sequence[Line],
+    owner: str | None,
+    *,
+    now_ms: int,
+    total: int = 0,
+    asked: Mapping[str, str | None] | None = None,
+) -> RenderableType:
+    """A run with its state, what it waits for, the given operations out of `total`, and its end. `asked`: from `askers`."""
+    who = asked or {}
     end = run.ended_at if run.ended_at is not None else now_ms
     head = Text.assemble((run.id, "bold"), "  ", run.workflow, (f" version {run.version}" if run.version else "", "dim"), "  ")
     head.append_text(state_text(run_state(run, owner is not None)))
@@ -114,6 +132,8 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
     facts.add_column(overflow="fold")
     verb = "took" if run.ended else "for"
     facts.add_row("started", f"{local(run.started_at)} {zone()}, {verb} {span(max(end - run.started_at, 0))}")
+    if said := sender(who.get("by"), who.get("why")):
+        facts.add_row("asked", said)
     facts.add_row("input", short(run.input, 200))
     if not run.ended:
         for index, words in enumerate(waiting_words(run, owner is not None)):
@@ -127,8 +147,11 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
         facts.add_row("result", Text(short(run.result, 400), "green"))
     elif run.phase == "failed" and error is not None:
         facts.add_row("error", Text(str(error) + (f" (step {error.step_id})" if error.step_id else ""), "red"))
+        if who.get("at_line"):
+            facts.add_row("", f"at {who['at_line']}")
     elif run.cancel_requested:
-        facts.add_row("cancelled" if run.ended else "cancelling", run.reason or "no reason given")
+        words = joined(run.reason or "no reason given", sender(who.get("cancelled_by"), None))
+        facts.add_row("cancelled" if run.ended else "cancelling", words)
     parts: list[RenderableType] = [head, facts]
     if error is not None and error.traceback:
         parts += ["", *(Text(f"  {line}", "dim") for line in error.traceback.rstrip().split("\n"))]
@@ -144,7 +167,9 @@ def run_picture(run: RunState, lines: Sequence[Line], owner: str | None, *, now_
 def event_row(event: Event) -> tuple[Text, str, Text]:
     """An event's type in its colour, its step id, and its content."""
     step_id = cast(str, getattr(event, "step_id", ""))
-    return Text(event.type, _TONES[event.tone]), step_id, Text(event.detail(beside))
+    line = cast("str | None", getattr(event, "at_line", None))
+    who = event.sender() if isinstance(event, Request) else ""
+    return Text(event.type, _TONES[event.tone]), step_id, Text(joined(event.detail(beside), who, f"at {line}" if line else ""))
 
 
 def event_line(event: Event, first_ms: int) -> Text:

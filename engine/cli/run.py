@@ -15,7 +15,7 @@ import typer
 from ..client.client import Client
 from ..client.requests import checked_run_id
 from ..client.status import State, status_json, waiting_line
-from ..client.story import line_json
+from ..client.story import askers, line_json
 from ..client.tail import follow, read_run
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
@@ -51,7 +51,7 @@ from .picture import (
 )
 from .problems import Problem
 from .projection import DatabaseOption, running
-from .target import AppOption, UrlOption, client_of, connected, run_async
+from .target import AppOption, By, UrlOption, Why, asker, client_of, connected, run_async
 
 if TYPE_CHECKING:
     from stepfold.projections import RunRow
@@ -102,6 +102,8 @@ def start(
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Wait for the end, print the result, and exit with 1 if there is none.")
     ] = False,
+    by: By = None,
+    why: Why = None,
     app: AppOption = None,
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
@@ -123,7 +125,10 @@ def start(
 
     async def go() -> None:
         async with connected(client, may_create=True):
-            run = await client.start_workflow(workflow, value, run_id=run_id)
+            try:
+                run = await client.start_workflow(workflow, value, run_id=run_id, by=asker(by), why=why)
+            except ValueError as error:
+                raise Problem(str(error)) from None
             if wait:
                 remark(run.id)
                 ended = await _watch(client, run.id)
@@ -243,10 +248,10 @@ def show(
             run, owner, lines = history.found(client.log), history.owner, history.story()
             if output is Format.TABLE:
                 drawn = chosen(lines, limit or WINDOW, failed=failed)
-                draw(run_picture(run, drawn, owner, now_ms=client.log.now(), total=len(lines)))
+                draw(run_picture(run, drawn, owner, now_ms=client.log.now(), total=len(lines), asked=askers(history.events)))
             else:
                 steps = [line_json(line) for line in chosen(lines, limit, failed=failed)]
-                print_object(output, status_json(run, owner is not None) | {"steps": steps}, "")
+                print_object(output, status_json(run, owner is not None) | askers(history.events) | {"steps": steps}, "")
 
     run_async(go())
 
@@ -318,6 +323,8 @@ def signal(
     run_id: RunId,
     name: Annotated[str, typer.Argument(metavar="SIGNAL", help="The signal's name.", show_default=False)],
     data: Data = None,
+    by: By = None,
+    why: Why = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
@@ -328,7 +335,7 @@ def signal(
     async def go() -> None:
         async with connected(client):
             try:
-                await client.run(run_id).signal(name, value)
+                await client.run(run_id).signal(name, value, by=asker(by), why=why)
             except ValueError as error:
                 raise Problem(str(error)) from None
             remark(f"signal {name!r} is in the history of {run_id}")
@@ -339,7 +346,8 @@ def signal(
 @app.command()
 def cancel(
     run_id: RunId,
-    reason: Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")] = None,
+    reason: Annotated[str | None, typer.Option("--reason", "--why", metavar="TEXT", help="Why; kept in the history.")] = None,
+    by: By = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
@@ -349,7 +357,7 @@ def cancel(
     async def go() -> None:
         async with connected(client):
             try:
-                await client.run(run_id).cancel(reason)
+                await client.run(run_id).cancel(reason, by=asker(by))
             except ValueError as error:
                 raise Problem(str(error)) from None
             remark(f"{run_id} was asked to end")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import importlib
 import inspect
 import logging
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import AsyncGenerator, Coroutine, Generator
@@ -22,6 +24,7 @@ import typer
 
 from ..client.client import DEFAULT_URL, Client
 from ..errors import ConfigError, ErrorInfo
+from ..values.names import printable
 from .output import remark
 from .problems import Exit, Problem
 
@@ -48,6 +51,23 @@ UrlOption = Annotated[
         help=f"The log. Without it: the log of APP's client, else STEPFOLD_URL, else {DEFAULT_URL}.",
     ),
 ]
+
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="NAME", help="Who asks, for the history. Without it: your user name and this machine."),
+]
+Why = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="Why you ask, for the history.")]
+
+
+def asker(by: str | None) -> str | None:
+    """The name for `by` in a request: the given one, else `user@machine`, as far as it is known."""
+    if by is not None:
+        return by
+    try:
+        name = printable(f"{getpass.getuser()}@{socket.gethostname()}")[:200]
+    except (OSError, KeyError, ImportError):  # a container without user names
+        return None
+    return name or None
 
 
 def client_of(app: str | None, url: str | None) -> Client:

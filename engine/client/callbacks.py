@@ -6,30 +6,34 @@ from ..log import Entry, partition_of
 from ..operations.callback import CallbackId
 from ..values.duration import Duration
 from ..worker.host import MAX_PAYLOAD_BYTES
-from .requests import Taken, callback_completed, callback_failed, callback_heartbeat, check_size, untaken
+from .requests import Sender, Taken, callback_completed, callback_failed, callback_heartbeat, check_size, untaken
 from .run import Gateway
 
 DATA = "the data of the callback"
 
 
-async def complete(gateway: Gateway, id: str, data: Taken, timeout: Duration | None) -> bool:
+async def complete(gateway: Gateway, id: str, data: Taken, timeout: Duration | None, asked: Sender) -> bool:
     """Answer with data. As the two below, returns whether the answer counts, and raises CallbackIdInvalid and RunNotFound."""
     callback, log, request = CallbackId.parse(id), gateway.connected(), gateway.ids()
     encoded = untaken(data)
     check_size(encoded, MAX_PAYLOAD_BYTES, DATA)
-    return await _send(gateway, callback_completed(callback, encoded, request=request, at=log.now()), request, timeout)
+    return await _send(
+        gateway, callback_completed(callback, encoded, request=request, at=log.now(), asked=asked), request, timeout
+    )
 
 
-async def fail(gateway: Gateway, id: str, type: str, message: str, timeout: Duration | None) -> bool:
+async def fail(gateway: Gateway, id: str, type: str, message: str, timeout: Duration | None, asked: Sender) -> bool:
     """Answer with an error. Raises ValueError for a type or message that is not valid."""
     callback, log, request = CallbackId.parse(id), gateway.connected(), gateway.ids()
-    return await _send(gateway, callback_failed(callback, type, message, request=request, at=log.now()), request, timeout)
+    return await _send(
+        gateway, callback_failed(callback, type, message, request=request, at=log.now(), asked=asked), request, timeout
+    )
 
 
-async def heartbeat(gateway: Gateway, id: str, timeout: Duration | None) -> bool:
+async def heartbeat(gateway: Gateway, id: str, timeout: Duration | None, asked: Sender) -> bool:
     """Send a heartbeat."""
     callback, log, request = CallbackId.parse(id), gateway.connected(), gateway.ids()
-    return await _send(gateway, callback_heartbeat(callback, request=request, at=log.now()), request, timeout)
+    return await _send(gateway, callback_heartbeat(callback, request=request, at=log.now(), asked=asked), request, timeout)
 
 
 async def _send(gateway: Gateway, entry: Entry, request: str, timeout: Duration | None) -> bool:

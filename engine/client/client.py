@@ -40,7 +40,19 @@ from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from . import callbacks
 from .patience import Patience
-from .requests import Taken, cancel_requested, check_size, checked_run_id, of_signal, signal_received, started, taken, untaken
+from .requests import (
+    NOBODY,
+    Sender,
+    Taken,
+    cancel_requested,
+    check_size,
+    checked_run_id,
+    of_signal,
+    signal_received,
+    started,
+    taken,
+    untaken,
+)
 from .run import Run, coroutine_function
 from .tail import RunViews, Tail
 
@@ -200,6 +212,8 @@ class Client:
         run_id: str | None = None,
         if_exists: Literal["return", "reject"] = "return",
         timeout: Duration | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> Coroutine[Any, Any, Run[Out]]: ...
 
     @overload
@@ -212,6 +226,8 @@ class Client:
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
         timeout: Duration | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> Coroutine[Any, Any, Run[Any]]: ...
 
     @coroutine_function
@@ -224,6 +240,8 @@ class Client:
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
         timeout: Duration | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> Coroutine[Any, Any, Run[Any]]:
         """Start a run and return its handle. The run is durable when the `await` returns.
 
@@ -234,7 +252,7 @@ class Client:
         before anything is written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
 
         `timeout`: how long to wait for the log, as in all calls. After it the run may have started all the same; with your own
-        `run_id` a repeat is harmless.
+        `run_id` a repeat is harmless. `by` (a name of up to 200 characters) and `why` (10,000): for people, as in all requests.
         """
         known = self.registry.find(workflow, version) if isinstance(workflow, str) else workflow
 
@@ -243,7 +261,7 @@ class Client:
                 return known.encode_input(data)
             return written(data, f"the input of workflow {workflow!r}")
 
-        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout)
+        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout, Sender(by, why))
 
     async def _start_workflow(
         self,
@@ -254,6 +272,7 @@ class Client:
         run_id: str | None,
         if_exists: str,
         timeout: Duration | None,
+        asked: Sender,
     ) -> Run[Any]:
         log = self.connected()
         if isinstance(workflow, str):
@@ -276,7 +295,7 @@ class Client:
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
         codec = known.output if known is not None else None
         async with self.patience(timeout):
-            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists)
+            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists, asked)
 
     async def _start(
         self,
@@ -287,17 +306,18 @@ class Client:
         codec: Codec | None,
         run_id: str | None,
         if_exists: str,
+        asked: Sender,
     ) -> Run[Any]:
         request = self.ids()
         if run_id is None:
             run_id = request
             watch = self.tail(run_id).expect(run_id)
-            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())
+            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
             [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
             return Run(self, run_id, codec, watch, max(ack.offset, 0))
         existing = (await self.views.read(checked_run_id(run_id))).run
         if existing is None or existing.ended:
-            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now())
+            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
             await log.append(partition_of(run_id, log.partitions), [entry])
             existing = (await self.views.read(run_id)).run
             if existing is not None and existing.request == request:
@@ -321,52 +341,60 @@ class Client:
         known = self.registry.find(run.workflow, run.version)
         return known.output if known is not None else ANY
 
-    async def signal_run(self, run_id: str, name: str, data: bytes, request: str) -> None:
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> None:
         """Append a signal for a run, once for each `request`; `data`: JSON. Raises RunNotFound, RunEnded and PayloadTooLarge."""
         log = self.connected()
         check_size(data, MAX_PAYLOAD_BYTES, of_signal(name))
-        entry = signal_received(run_id, name, data, request=request, at=log.now())
+        entry = signal_received(run_id, name, data, request=request, at=log.now(), asked=asked)
         run = (await self.views.read(run_id)).run
         if run is not None and request in run.requests:
             return
         _must_be_open(log, run_id, run)
         await log.append(partition_of(run_id, log.partitions), [entry])
 
-    async def cancel_run(self, run_id: str, reason: str | None) -> None:
+    async def cancel_run(self, run_id: str, reason: str | None, by: str | None = None) -> None:
         """Append a request to cancel a run. Raises RunNotFound and RunEnded."""
         log = self.connected()
-        entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now())
+        entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now(), by=by)
         _must_be_open(log, run_id, (await self.views.read(run_id)).run)
         await log.append(partition_of(run_id, log.partitions), [entry])
 
-    # -- callbacks
-
     @coroutine_function
-    def complete_callback(self, id: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, bool]:
+    def complete_callback(
+        self, id: str, data: Any = None, *, timeout: Duration | None = None, by: str | None = None, why: str | None = None
+    ) -> Coroutine[Any, Any, bool]:
         """Answer a callback by its id. Returns whether the answer counts: whether the callback was open and had this id.
 
-        The answer is durable when the `await` returns; of several answers the first in the log counts, and the log keeps the
-        others. The data are written at the call. All errors come at the `await`: CallbackIdInvalid, RunNotFound, InputInvalid for
-        data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
+        It is durable when the `await` returns; the first of several counts, and the log keeps the others. The data are written at
+        the call. All errors come at the `await`: CallbackIdInvalid, RunNotFound, InputInvalid for data that JSON cannot hold as
+        they are, PayloadTooLarge and LogUnavailable.
         """
-        return callbacks.complete(self, id, taken(lambda: written(data, callbacks.DATA)), timeout)
+        return callbacks.complete(self, id, taken(lambda: written(data, callbacks.DATA)), timeout, Sender(by, why))
 
     async def fail_callback(
-        self, id: str, message: str, type: str = "CallbackFailed", *, timeout: Duration | None = None
+        self,
+        id: str,
+        message: str,
+        type: str = "CallbackFailed",
+        *,
+        timeout: Duration | None = None,
+        by: str | None = None,
+        why: str | None = None,
     ) -> bool:
         """Answer a callback: it has failed, and `await callback` raises CallbackFailed with this type and message.
 
-        Otherwise as `complete_callback`. Raises ValueError for a type that is not 1 to 200 printable characters, and for a
-        message of more than 10,000 characters.
+        Otherwise as `complete_callback`. Raises ValueError for a bad type, and for a message above 10,000 characters.
         """
-        return await callbacks.fail(self, id, type, message, timeout)
+        return await callbacks.fail(self, id, type, message, timeout, Sender(by, why))
 
-    async def heartbeat_callback(self, id: str, *, timeout: Duration | None = None) -> bool:
+    async def heartbeat_callback(
+        self, id: str, *, timeout: Duration | None = None, by: str | None = None, why: str | None = None
+    ) -> bool:
         """Say that somebody still works on the answer: the callback's heartbeat time-out begins anew.
 
         Returns whether it counts, as `complete_callback`; False also says that nobody waits for the answer any more.
         """
-        return await callbacks.heartbeat(self, id, timeout)
+        return await callbacks.heartbeat(self, id, timeout, Sender(by, why))
 
     # -- workers
 

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from ..core.lifecycle import MAX_REASON_CHARS
+from ..core.lifecycle import MAX_REASON_CHARS, is_reason
 from ..errors import ConfigError, PayloadTooLarge
 from ..events import FORMAT, PLAIN, encode
 from ..log import Entry
 from ..operations.callback import CallbackId
 from ..values.names import no_run_id, quoted, valid_name, valid_run_id
+
+
+class Sender(NamedTuple):
+    """The sender of a request and the reason, for people: a name of 1 to 200 printable characters, and a text of up to 10,000.
+
+    Nobody checks the name.
+    """
+
+    by: str | None = None
+    why: str | None = None
+
+    def fields(self) -> dict[str, str]:
+        """The fields that the record gets. Raises ValueError for a name or text that is not valid."""
+        if self.by is not None and not valid_name(self.by):
+            raise ValueError(f"by={quoted(self.by)} is not the name of who asks: 1 to 200 printable characters")
+        if self.why is not None and not is_reason(self.why):
+            raise ValueError(f"why={str(self.why)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
+        return {name: value for name, value in zip(self._fields, self, strict=True) if value is not None}
+
+
+NOBODY = Sender()
 
 
 def started(
@@ -25,6 +46,7 @@ def started(
     at: int,
     trigger: dict[str, Any] | None = None,
     place: dict[str, Any] | None = None,
+    asked: Sender = NOBODY,
 ) -> Entry:
     """A request to start a run.
 
@@ -46,11 +68,18 @@ def started(
     }
     if trigger is not None:
         event["trigger"] = trigger
-    return Entry(run_id, encode(_placed(event, place)))
+    return _entry(event, place, asked)
 
 
 def signal_received(
-    run_id: str, signal: str, data: bytes, *, request: str, at: int, place: dict[str, Any] | None = None
+    run_id: str,
+    signal: str,
+    data: bytes,
+    *,
+    request: str,
+    at: int,
+    place: dict[str, Any] | None = None,
+    asked: Sender = NOBODY,
 ) -> Entry:
     """A signal for a run. `data`: JSON bytes. Raises ValueError for a bad name and ConfigError for a bad run id."""
     if not valid_name(signal):
@@ -64,12 +93,14 @@ def signal_received(
         "signal": signal,
         "data": orjson.Fragment(data),
     }
-    return Entry(run_id, encode(_placed(event, place)))
+    return _entry(event, place, asked)
 
 
-def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
-    """A request to cancel a run. Raises ValueError if the reason is not a text of up to 10,000 characters."""
-    if reason is not None and not _is_message(reason):
+def cancel_requested(
+    run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None, by: str | None = None
+) -> Entry:
+    """A request to cancel a run; `reason` says why. Raises ValueError if the reason is not a text of up to 10,000 characters."""
+    if reason is not None and not is_reason(reason):
         raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
     event = {
         "type": "cancel-requested",
@@ -79,32 +110,51 @@ def cancel_requested(run_id: str, reason: str | None, *, request: str, at: int, 
         "request": request,
         "reason": reason,
     }
-    return Entry(run_id, encode(_placed(event, place)))
+    return _entry(event, place, Sender(by))
 
 
-def callback_completed(callback: CallbackId, data: bytes, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
+def callback_completed(
+    callback: CallbackId,
+    data: bytes,
+    *,
+    request: str,
+    at: int,
+    place: dict[str, Any] | None = None,
+    asked: Sender = NOBODY,
+) -> Entry:
     """The answer to a callback. `data`: JSON bytes."""
-    return _answer("callback-completed", callback, request, at, place, data=orjson.Fragment(data))
+    return _answer("callback-completed", callback, request, at, place, asked, data=orjson.Fragment(data))
 
 
 def callback_failed(
-    callback: CallbackId, type: str, message: str, *, request: str, at: int, place: dict[str, Any] | None = None
+    callback: CallbackId,
+    type: str,
+    message: str,
+    *,
+    request: str,
+    at: int,
+    place: dict[str, Any] | None = None,
+    asked: Sender = NOBODY,
 ) -> Entry:
     """The answer to a callback that it has failed. Raises ValueError for a type that is not a name, and for a message that is
     not a text of up to 10,000 characters."""
     if not valid_name(type):
         raise ValueError(f"{quoted(type)} is not the type of an error: 1 to 200 printable characters")
-    if not _is_message(message):
+    if not is_reason(message):
         raise ValueError(f"the message {str(message)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
-    return _answer("callback-failed", callback, request, at, place, error={"type": type, "message": message})
+    return _answer("callback-failed", callback, request, at, place, asked, error={"type": type, "message": message})
 
 
-def callback_heartbeat(callback: CallbackId, *, request: str, at: int, place: dict[str, Any] | None = None) -> Entry:
+def callback_heartbeat(
+    callback: CallbackId, *, request: str, at: int, place: dict[str, Any] | None = None, asked: Sender = NOBODY
+) -> Entry:
     """A heartbeat of a callback."""
-    return _answer("callback-heartbeat", callback, request, at, place)
+    return _answer("callback-heartbeat", callback, request, at, place, asked)
 
 
-def _answer(type: str, callback: CallbackId, request: str, at: int, place: dict[str, Any] | None, **fields: Any) -> Entry:
+def _answer(
+    type: str, callback: CallbackId, request: str, at: int, place: dict[str, Any] | None, asked: Sender, **fields: Any
+) -> Entry:
     event = {
         "type": type,
         "v": FORMAT,
@@ -115,16 +165,15 @@ def _answer(type: str, callback: CallbackId, request: str, at: int, place: dict[
         "nonce": callback.nonce,
         **fields,
     }
-    return Entry(callback.run_id, encode(_placed(event, place)))
+    return _entry(event, place, asked)
 
 
-def _placed(event: dict[str, Any], place: dict[str, Any] | None) -> dict[str, Any]:
-    return event if place is None else {**event, "from": place}
-
-
-def _is_message(text: object) -> bool:
-    """Whether this is a text of up to 10,000 characters without lone surrogates."""
-    return type(text) is str and len(text) <= MAX_REASON_CHARS and text.encode(errors="ignore").decode() == text
+def _entry(event: dict[str, Any], place: dict[str, Any] | None, asked: Sender) -> Entry:
+    if place is not None:
+        event["from"] = place
+    if asked.by is not None or asked.why is not None:
+        event |= asked.fields()
+    return Entry(event["run_id"], encode(event))
 
 
 def checked_run_id(run_id: str) -> str:

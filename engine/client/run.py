@@ -17,7 +17,7 @@ from ..events import Event
 from ..log import Log
 from ..values.codec import Codec, describe, written
 from ..values.duration import Duration, duration_ms
-from .requests import Taken, of_signal, taken, untaken
+from .requests import NOBODY, Sender, Taken, of_signal, taken, untaken
 from .status import RunStatus, status_of
 from .tail import RunViews, RunWatch, Tail, read_run
 
@@ -45,9 +45,9 @@ class Gateway(Protocol):
 
     def result_codec(self, run: RunState) -> Codec: ...
 
-    async def signal_run(self, run_id: str, name: str, data: bytes, request: str) -> None: ...
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> None: ...
 
-    async def cancel_run(self, run_id: str, reason: str | None) -> None: ...
+    async def cancel_run(self, run_id: str, reason: str | None, by: str | None = None) -> None: ...
 
 
 class Run(Generic[Out]):
@@ -115,20 +115,25 @@ class Run(Generic[Out]):
         return history.events
 
     @coroutine_function
-    def signal(self, name: str, data: Any = None, *, timeout: Duration | None = None) -> Coroutine[Any, Any, None]:
+    def signal(
+        self, name: str, data: Any = None, *, timeout: Duration | None = None, by: str | None = None, why: str | None = None
+    ) -> Coroutine[Any, Any, None]:
         """Send the run a signal, which is kept until the run waits for it.
 
         The data are written at the call: a later change does not reach them. All errors come at the `await`: RunNotFound,
         RunEnded, InputInvalid for data that JSON cannot hold as they are, PayloadTooLarge and LogUnavailable.
         """
-        return self._signal(name, taken(lambda: written(data, of_signal(name))), timeout)
+        return self._signal(name, taken(lambda: written(data, of_signal(name))), timeout, Sender(by, why))
 
-    async def _signal(self, name: str, data: Taken, timeout: Duration | None) -> None:
+    async def _signal(self, name: str, data: Taken, timeout: Duration | None, asked: Sender) -> None:
         self._gateway.connected()
         async with self._gateway.patience(timeout):
-            await self._gateway.signal_run(self.id, name, untaken(data), self._gateway.ids())
+            await self._gateway.signal_run(self.id, name, untaken(data), self._gateway.ids(), asked)
 
-    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None) -> None:
-        """Ask the run to end. Its code gets CancelledError and may clean up. Raises RunNotFound, RunEnded and LogUnavailable."""
+    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None, by: str | None = None) -> None:
+        """Ask the run to end; `reason` says why, `by` who asks. Its code gets CancelledError and may clean up.
+
+        Raises RunNotFound, RunEnded and LogUnavailable.
+        """
         async with self._gateway.patience(timeout):
-            await self._gateway.cancel_run(self.id, reason)
+            await self._gateway.cancel_run(self.id, reason, by)

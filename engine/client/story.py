@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.records import Base, OperationDecision, OperationRequest
+from ..core.lifecycle import CancelRequested, Failed, Started
+from ..core.records import Base, OperationDecision, OperationRequest, Request
 from ..core.state import RunState
 from ..events import Event
 from ..operations import BY_NAME, ENDS, GIVES_BACK, KIND_OF, TELLS
 from ..operations.line import Line
-from ..values.words import Beside, iso, joined
+from ..values.words import Beside, iso, joined, sender
 
 
 def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | None] | None = None) -> list[Line]:
@@ -23,11 +24,14 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
     `events`: the accepted events of this run, from the fold; `run`: its state after them. `owners`: offset of a claim -> worker.
     """
     lines: dict[str, Line] = {}
+    asked: dict[str, Request] = {}
     for event in events:
         if isinstance(event, OperationDecision):
             _tell(lines, event, event.type, owners or {})
-        elif isinstance(event, OperationRequest) and event.type in TELLS and event.step_id in lines:
-            TELLS[event.type](lines[event.step_id], event, _at(event))
+        elif isinstance(event, Request):
+            asked[event.request] = event
+            if isinstance(event, OperationRequest) and event.type in TELLS and event.step_id in lines:
+                TELLS[event.type](lines[event.step_id], event, _at(event))
     for step_id, kind, at, value in run.journal:
         line, end = lines.get(step_id), ENDS.get(kind)
         if line is None or end is None:  # a cancellation, no end, or `events` do not reach back to the run's start
@@ -35,6 +39,9 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
         line.running_since = line.next_at = None
         end(line, value, at)
         line.returned = kind in GIVES_BACK and step_id in run.returned
+        request = asked.get(line.request or "")
+        if request is not None:
+            line.by, line.why = request.by, getattr(request, "why", None)
     for step_id, op in run.open.items():
         if step_id in lines and not run.ended:
             lines[step_id].heartbeat_by = op.due_by_log
@@ -55,6 +62,7 @@ def _tell(lines: dict[str, Line], event: OperationDecision, type: str, owners: M
     if line is None:
         line = lines[event.step_id] = Line(event.step_id, "step" if kind is None else kind.name)
     line.worker = owners.get(event.claim, line.worker)
+    line.at_line = getattr(event, "at_line", None) or line.at_line
     if kind is not None:
         TELLS[type](line, event, _at(event))
 
@@ -67,8 +75,23 @@ def note(line: Line, now_ms: int, beside: Beside) -> str:
     """Details of an operation beside its outcome, in words."""
     words = BY_NAME[line.kind].note
     if line.became != "dropped":
-        return words(line, now_ms, beside)
+        stands = "" if line.at_line is None or line.became not in ("open", "failed") else f"at {line.at_line}"
+        return joined(words(line, now_ms, beside), sender(line.by, line.why), stands)
     return joined("the code no longer waits for it", words(line, now_ms, beside) if line.returned else "")
+
+
+def askers(events: Sequence[Event]) -> dict[str, str | None]:
+    """The people who started the run (`by`, `why`) and cancelled it (`cancelled_by`), and the line of the code that failed it
+    (`at_line`), as far as the events say."""
+    known: dict[str, str | None] = {"by": None, "why": None, "cancelled_by": None, "at_line": None}
+    for event in events:
+        if isinstance(event, Started):
+            known |= {"by": event.by, "why": event.why}
+        elif isinstance(event, CancelRequested):
+            known["cancelled_by"] = event.by
+        elif isinstance(event, Failed):
+            known["at_line"] = event.at_line
+    return known
 
 
 def attempts_in_words(line: Line) -> str:
@@ -84,7 +107,9 @@ def line_json(line: Line) -> dict[str, Any]:
     An open step has, as far as the log knows: `next_at`, when its next attempt is due, or `running_since`; the `worker` of the
     attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
     `input_note`: what is missing there. `until`: the end of a sleep, or the time-out of a wait or callback. An open callback may
-    have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come.
+    have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come. `queued_ms`, `ran_ms`: how long
+    the last attempt that is over waited for a place, and ran. `at_line`: the line of the code. `by`, `why`: of the signal or
+    answer that ended it.
     """
     return {
         "step_id": line.step_id,
@@ -94,6 +119,11 @@ def line_json(line: Line) -> dict[str, Any]:
         "lost": line.lost,
         "first_at": iso(line.points[0][0]) if line.points else None,
         "last_at": iso(line.points[-1][0]) if line.points else None,
+        "queued_ms": line.queued_ms,
+        "ran_ms": line.ran_ms,
+        "at_line": line.at_line,
+        "by": line.by,
+        "why": line.why,
         "next_at": iso(line.next_at),
         "running_since": iso(line.running_since),
         "worker": line.worker,

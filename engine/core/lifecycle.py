@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
 from ..operations import GIVES_BACK
 from ..values.words import Beside, short
-from .records import PASSED_OVER, Base, Decision, ErrorModel, OperationDecision, Request
+from .records import PASSED_OVER, Base, Decision, ErrorModel, OperationDecision, Request, Words
 from .state import RunState, deliver
 
 MAX_REASON_CHARS = 10_000
-"""The limit for the reason of a cancellation, as requests and `cancelled` carry it."""
+"""The limit for the reason of a request, as requests and `cancelled` carry it."""
+
+
+def is_reason(text: object) -> TypeGuard[str]:
+    """Whether this is a text of up to 10,000 characters without lone surrogates."""
+    return type(text) is str and len(text) <= MAX_REASON_CHARS and text.encode(errors="ignore").decode() == text
 
 
 class Claim(Base):
@@ -46,6 +51,7 @@ class Started(Request):
     input: Any
     trigger: dict[str, Any] | None = None
     reply_to: str | None = None
+    why: Words = None
 
     def detail(self, beside: Beside) -> str:
         return f"{self.workflow} {short(self.input)}"
@@ -150,11 +156,14 @@ class Completed(Decision):
 
 
 class Failed(Decision):
+    """`at_line`: the file and line of the workflow's code that raised the error."""
+
     tone = "failure"
     counts_if = "the run is not quarantined"
 
     type: Literal["failed"] = "failed"
     error: ErrorModel
+    at_line: Words = None
 
     def detail(self, beside: Beside) -> str:
         return str(self.error)

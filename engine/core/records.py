@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from ..values.times import utc
-from ..values.words import Beside
+from ..values.words import Beside, sender
 
 Tone = Literal["plain", "trouble", "failure", "success", "message"]
 
@@ -33,6 +33,12 @@ def _or_none(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 PASSED_OVER = WrapValidator(_or_none)
 """Marks an optional field that was added later. A value of a wrong type counts as absent and never makes the record void, since
 older readers, which do not know the field, accept the record."""
+
+
+Words = Annotated[str | None, PASSED_OVER]
+"""A text for people, which decides nothing."""
+Clock = Annotated[int | None, PASSED_OVER]
+"""A time by the worker's clock, ms since 1970, which decides nothing."""
 
 
 class ErrorModel(BaseModel):
@@ -103,12 +109,17 @@ class Place(BaseModel):
 
 class Request(Base):
     """A record from outside, under no claim. `request` makes a repeat harmless for as long as the partition remembers it; `from`,
-    the place of a request that came through an inbox, makes it harmless for ever.
+    the place of a request that came through an inbox, makes it harmless for ever. `by`: who asked, as the asker says it.
     """
 
     run_id: str
     request: str
     from_: Annotated[Place | None, Field(alias="from"), PASSED_OVER] = None
+    by: Words = None
+
+    def sender(self) -> str:
+        """The sender and the reason, in words; "" if there is neither. A cancellation has its reason among its details."""
+        return sender(self.by, getattr(self, "why", None))
 
 
 class OperationRequest(Request):
@@ -134,3 +145,9 @@ class OperationDecision(Decision):
     never_ends = True
 
     step_id: str
+
+
+class FromCode(OperationDecision):
+    """A decision that says where the code stands. `at_line`: the file and line of the code that asked for the operation."""
+
+    at_line: Words = None

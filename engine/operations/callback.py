@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import orjson
 
 from .. import errors
-from ..core.records import FORMAT, ErrorModel, OperationDecision, OperationRequest
+from ..core.records import FORMAT, ErrorModel, FromCode, OperationDecision, OperationRequest, Words
 from ..core.state import Open, RunState, deliver, is_new
 from ..errors import CallbackIdInvalid, ErrorInfo
 from ..values.names import valid_run_id
@@ -26,7 +26,7 @@ from .kind import Kind
 from .line import Line
 
 
-class CallbackCreated(OperationDecision):
+class CallbackCreated(FromCode):
     """The code asks for an answer from outside, and gets an id that holds `nonce`.
 
     `timeout_at`: the time-out, ms since 1970; `heartbeat_ms`: how long nobody may be silent, counted from the log's time of this
@@ -55,6 +55,7 @@ class CallbackRequest(OperationRequest):
     counts_if = "the run is open, and so is a callback of this `step_id`, which was created with this `nonce`"
 
     nonce: str
+    why: Words = None
 
 
 class CallbackCompleted(CallbackRequest):
@@ -267,6 +268,10 @@ def _tell_timed_out(line: Line, event: CallbackTimedOut, at: int) -> None:
     line.points.append((at, "timed out"))
 
 
+def _tell_request(line: Line, event: CallbackRequest, at: int) -> None:
+    line.request = event.request
+
+
 def _tell_answer(line: Line, value: Any, at: int) -> None:
     line.became = "done"
     line.result = value
@@ -322,6 +327,8 @@ KIND = Kind(
         "callback-created": _tell_created,
         "callback-heartbeat": _tell_heartbeat,
         "callback-timed-out": _tell_timed_out,
+        "callback-completed": _tell_request,
+        "callback-failed": _tell_request,
     },
     ends={"callback-completed": _tell_answer, "callback-failed": _tell_failure, "callback-timed-out": _tell_timeout},
     note=_note,

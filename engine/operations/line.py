@@ -7,15 +7,17 @@ from typing import Any, Literal
 from ..errors import ErrorInfo
 
 Became = Literal["open", "done", "failed", "dropped", "timed out"]
-Mark = Literal["began", "failed", "lost", "ended", "timed out"]
+Mark = Literal["queued", "began", "failed", "lost", "ended", "timed out"]
 
 
 class Line:
     """One operation. Times are the log's, in milliseconds since 1970; None: not known, or there is none."""
 
     __slots__ = (
+        "at_line",
         "attempts",
         "became",
+        "by",
         "error",
         "heartbeat",
         "heartbeat_at",
@@ -27,12 +29,16 @@ class Line:
         "lost",
         "next_at",
         "points",
+        "queued_ms",
+        "ran_ms",
+        "request",
         "result",
         "returned",
         "running_since",
         "signal",
         "step_id",
         "until",
+        "why",
         "worker",
     )
 
@@ -44,6 +50,8 @@ class Line:
         self.result: Any = None  # of a step; the data of a signal or answer; which limit a callback has passed
         self.error: ErrorInfo | None = None  # of the last attempt that failed
         self.attempts = 0  # attempts that are over
+        self.queued_ms: int | None = None  # how long the last attempt that is over waited for a place, by the worker's clock
+        self.ran_ms: int | None = None  # how long it ran
         self.lost = 0  # lost attempts, which are among `attempts`
         self.next_at: int | None = None  # when the next attempt is due
         self.running_since: int | None = None  # time of the first record of the running attempt
@@ -56,4 +64,8 @@ class Line:
         self.heartbeat_by: int | None = None  # when the next heartbeat must have come, by the log's clock
         self.until: int | None = None  # the end of a sleep, or the time-out of a wait or callback
         self.signal: str | None = None  # the name of the signal that a wait waits for
+        self.at_line: str | None = None  # the line of the code that asked for it
+        self.request: str | None = None  # the id of the request that ended it
+        self.by: str | None = None  # who made that request, and why
+        self.why: str | None = None
         self.returned = False  # the wait was dropped, and its signal went back to the queue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from ..core.records import OperationDecision, Request
+from ..core.records import FromCode, OperationDecision, Request, Words
 from ..core.state import Open, RunState, deliver, is_new
 from ..values.times import due, until, within
 from ..values.words import Beside, end_beside, short
@@ -25,12 +25,13 @@ class SignalReceived(Request):
     type: Literal["signal-received"] = "signal-received"
     signal: str
     data: Any
+    why: Words = None
 
     def detail(self, beside: Beside) -> str:
         return f"{self.signal} {short(self.data)}"
 
 
-class WaitStarted(OperationDecision):
+class WaitStarted(FromCode):
     """The code waits for a signal, until `timeout_at` (ms) unless that is null."""
 
     counts_if = "the `step_id` is new in the run"
@@ -166,7 +167,7 @@ def _tell_timed_out(line: Line, event: WaitTimedOut, at: int) -> None:
 
 def _tell_signal(line: Line, value: Any, at: int) -> None:
     line.became = "done"
-    line.signal, line.result = value[0], value[1]
+    line.signal, line.result, line.request = value
     line.points.append((at, "ended"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
-from ..core.records import OperationDecision
+from ..core.records import FromCode, OperationDecision
 from ..core.state import Open, RunState, deliver, is_new
 from ..values.duration import timer_ms
 from ..values.times import NEVER_MS, due, until, within
@@ -15,7 +15,7 @@ from .kind import Kind
 from .line import Line
 
 
-class SleepScheduled(OperationDecision):
+class SleepScheduled(FromCode):
     """A sleep begins. `wake_at`: the time of its end, ms since 1970."""
 
     counts_if = "the `step_id` is new in the run"

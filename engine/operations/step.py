@@ -9,14 +9,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
 from .. import errors
-from ..core.records import PASSED_OVER, ErrorModel, OperationDecision
+from ..core.records import PASSED_OVER, Clock, ErrorModel, FromCode, OperationDecision
 from ..core.state import Delivery, Open, RunState, deliver
 from ..errors import ErrorInfo
 from ..values.codec import Codec
 from ..values.pace import ON_LOOP, Pace
 from ..values.retry import Retry
 from ..values.taken import Copies
-from ..values.times import due, said
+from ..values.times import FIRST_MS, due, said
 from ..values.words import Beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
@@ -29,7 +29,10 @@ _NEXT = "the step is not over, and `attempt` is the next one: 1, or 1 more than 
 
 
 class StepCompleted(OperationDecision):
-    """An attempt succeeded. `attempt` counts from 1."""
+    """An attempt succeeded. `attempt` counts from 1. By the worker's clock (ms) it ran from `began_at` to `at`, and
+    waited for a place before, from `queued_at` on. Without `queued_at` there was a place; without `began_at` it took less than
+    1 ms, or an older worker wrote the record.
+    """
 
     is_result = True
     counted_as = "steps_completed"
@@ -38,14 +41,18 @@ class StepCompleted(OperationDecision):
     type: Literal["step-completed"] = "step-completed"
     attempt: int
     result: Any
+    queued_at: Clock = None
+    began_at: Clock = None
 
     def detail(self, beside: Beside) -> str:
         attempt = f"attempt {self.attempt} " if self.attempt > 1 else ""
         return attempt + ("" if self.result is None else short(self.result))
 
 
-class StepFailed(OperationDecision):
-    """An attempt failed. The next one is due at `next_at` (ms); null: this was the last one."""
+class StepFailed(FromCode):
+    """An attempt failed. The next one is due at `next_at` (ms); null: this was the last one. `queued_at`, `began_at`: as in
+    `step-completed`.
+    """
 
     tone = "trouble"
     counted_as = "attempts_failed"
@@ -56,13 +63,15 @@ class StepFailed(OperationDecision):
     error: ErrorModel
     next_at: int | None
     heartbeat: Any = None
+    queued_at: Clock = None
+    began_at: Clock = None
 
     def detail(self, beside: Beside) -> str:
         again = "the last attempt" if self.next_at is None else f"again in {span(max(self.next_at - self.at, 0))}"
         return f"attempt {self.attempt}: {self.error}; {again}"
 
 
-class AttemptStarted(OperationDecision):
+class AttemptStarted(FromCode):
     """An attempt is about to run. Recorded if the step is at_most_once, lost an attempt before, or records its input.
 
     `input`: the arguments, for people; `input_note`: which of them are cut or cannot be written.
@@ -79,7 +88,7 @@ class AttemptStarted(OperationDecision):
         return joined(f"attempt {self.attempt}", _input(self.input, self.input_note))
 
 
-class AttemptLost(OperationDecision):
+class AttemptLost(FromCode):
     """The attempt may have been running when its worker died; or its worker left before the announced attempt ran."""
 
     tone = "trouble"
@@ -93,7 +102,7 @@ class AttemptLost(OperationDecision):
         return f"attempt {self.attempt} may have been running when its worker died"
 
 
-class StepHeartbeat(OperationDecision):
+class StepHeartbeat(FromCode):
     """A running attempt reports its progress; the next attempt gets the last `details`."""
 
     counts_if = _NEXT + "; `at` is above that of its last heartbeat"
@@ -257,12 +266,29 @@ class StepCall(Call):
         self.record_input = record_input
 
 
+def _tell_times(line: Line, event: StepCompleted | StepFailed, at: int) -> None:
+    """When the attempt was queued and when it began, counted back from the log's time of its end, `at`: clocks may differ."""
+    line.queued_ms = line.ran_ms = None
+    if event.began_at is None:
+        return
+    line.ran_ms = max(event.at - event.began_at, 0)
+    began = at - line.ran_ms
+    line.queued_ms = 0 if event.queued_at is None else max(event.began_at - event.queued_at, 0)
+    if line.running_since is None:
+        first = line.points[-1][0] if line.points else FIRST_MS
+        if line.queued_ms:
+            line.points.append((max(began - line.queued_ms, first), "queued"))
+        line.points.append((max(began, first), "began"))
+
+
 def _tell_completed(line: Line, event: StepCompleted, at: int) -> None:
+    _tell_times(line, event, at)
     line.points.append((at, "ended"))
     line.attempts = event.attempt
 
 
 def _tell_failed(line: Line, event: StepFailed, at: int) -> None:
+    _tell_times(line, event, at)
     line.points.append((at, "failed"))
     line.attempts, line.error = event.attempt, ErrorInfo.from_json(event.error.model_dump(exclude_none=True))
     line.next_at, line.running_since = event.next_at, None

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Iterable
-from types import CodeType
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import ValidationError
@@ -23,7 +22,7 @@ from ..operations import CALLS, GIVES_BACK, SETTLED_BY
 from ..operations.call import Call, Differs, MadeAnew, Raise
 from ..operations.sleep import sleep_of_timer
 from ..values.codec import describe
-from .frames import frames_of, frames_of_traceback, source_of
+from .frames import Source, frames_of, frames_of_traceback, place, source_of
 from .futures import DeterministicFuture, DeterministicTask
 from .handles import Timer
 from .loop import HOST, DeterministicLoop, Host
@@ -31,7 +30,6 @@ from .loop import HOST, DeterministicLoop, Host
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Source = tuple[CodeType, int]
 MAX_SWALLOWED_CANCELS = 100
 """How often code may swallow its cancellation before the run is ended without it."""
 
@@ -57,6 +55,11 @@ class Op:
         self.recorded = False
         self.elapsed: int | None = None
         self.handed_out = False
+
+    @property
+    def at_line(self) -> dict[str, str]:
+        """The field of a record that says where the code asked for it; empty for a timer of asyncio's."""
+        return {} if self.source is None else {"at_line": place(self.source)}
 
     def __str__(self) -> str:
         return f"{self.call.words} {self.id!r}" + (f" at {_line(self.source)}" if self.source else "")

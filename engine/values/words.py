@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from .text import shown_json
+from .text import shown, shown_json
 from .times import NEVER_MS, utc
 
 Beside = Callable[[int, int], str]
@@ -44,6 +44,11 @@ def iso(ms: int | None) -> str | None:
 def end_beside(ms: int, other_ms: int, beside: Beside) -> str:
     """The end of a wait: "until ..." or "for ever"."""
     return "for ever" if ms >= NEVER_MS else f"until {beside(ms, other_ms)}"
+
+
+def sender(by: str | None, why: str | None) -> str:
+    """The sender of a request and the reason; "" if neither is known."""
+    return ": ".join(shown(one) for one in (None if by is None else f"by {by}", why) if one is not None)
 
 
 def joined(*words: str) -> str:

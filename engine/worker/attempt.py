@@ -42,6 +42,7 @@ class Attempt:
     __slots__ = (
         "announced",
         "beats",
+        "began_at",
         "call",
         "dropped",
         "failures",
@@ -53,6 +54,7 @@ class Attempt:
         "op",
         "over",
         "owner",
+        "queued_at",
         "run",
         "since",
         "started",
@@ -70,6 +72,8 @@ class Attempt:
         self.beats: Heartbeats | None = None
         self.isolated = False  # the step may kill workers: nothing else that may runs beside it
         self.started = False  # its function may have been called
+        self.queued_at: int | None = None  # when it began to wait for a place, ms since 1970, by the worker's clock
+        self.began_at: int | None = None  # when its function was called, by the same clock
         self.since = 0.0  # start time by the loop's clock, s; without a timeout, when it first waits
         # ends the time of a plain function, or the clean-up time of a cancelled task
         self.timer: asyncio.TimerHandle | None = None
@@ -96,6 +100,15 @@ class Attempt:
         """The attempt in words, and as extra fields for a log record."""
         extra = {"run_id": self.run.id, "workflow": self.run.workflow, "step_id": self.op.id, "attempt": self.number}
         return f"step {self.op.id} of run {self.run.id} of {self.run.workflow} (attempt {self.number})", extra
+
+    @property
+    def times(self) -> dict[str, int]:
+        """The fields of its last record that say when it began, and since when it waited for a place."""
+        if self.began_at is None:
+            return {}
+        if self.queued_at is None:
+            return {"began_at": self.began_at}
+        return {"queued_at": self.queued_at, "began_at": self.began_at}
 
     def timed_out(self) -> TimeoutError:
         """The error of an attempt that exceeded its time-out, or that went on after a cancellation."""

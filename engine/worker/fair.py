@@ -9,23 +9,22 @@ from .attempt import Attempt
 
 
 class FairQueue:
-    """A queue of attempts. `next` holds one attempt of each run that waits; its further ones join at the end, one by one.
+    """A queue of `size` attempts. `next` holds one attempt of each run that waits; its further ones join at the end, one by one.
 
-    Look at `next`, and change it by the methods alone.
+    Look at `next` and `size`, and change them by the methods alone.
     """
 
-    __slots__ = ("_further", "_runs", "next")
+    __slots__ = ("_further", "_runs", "next", "size")
 
     def __init__(self) -> None:
+        self.size = 0
         self.next: deque[Attempt] = deque()
         self._runs: set[RunState] = set()  # those of `next`
         self._further: dict[RunState, deque[Attempt]] = {}
 
-    def __len__(self) -> int:
-        return len(self.next) + sum(map(len, self._further.values()))
-
     def add(self, attempt: Attempt) -> None:
         run = attempt.run
+        self.size += 1
         if run not in self._runs:
             self._runs.add(run)
             self.next.append(attempt)
@@ -36,6 +35,7 @@ class FairQueue:
 
     def take(self) -> Attempt:
         attempt = self.next.popleft()
+        self.size -= 1
         if attempt.run in self._further:
             self._follow(attempt.run)
         else:
@@ -48,10 +48,12 @@ class FairQueue:
         further = self._further.get(run)
         if further is not None and attempt in further:
             further.remove(attempt)
+            self.size -= 1
             if not further:
                 del self._further[run]
         elif attempt in self.next:
             self.next.remove(attempt)
+            self.size -= 1
             if further is None:
                 self._runs.discard(run)
             else:

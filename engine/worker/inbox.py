@@ -10,17 +10,18 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import orjson
 
+from ..core.lifecycle import is_reason
 from ..errors import CallbackIdInvalid
 from ..events import PLACE
 from ..log import InboxRecord
 from ..operations.callback import CallbackId
 from ..values.digits import loads, raw
-from ..values.names import printable, quoted, valid_run_id
+from ..values.names import printable, quoted, valid_name, valid_run_id
 from ..values.nesting import MAX_DEPTH, is_deeper
 
 InboxType = Literal["start", "signal", "event", "cancel", "callback"]
@@ -49,7 +50,7 @@ class InboxRequest:
 
     A callback has failed if it has an `error` (type and message), and is a heartbeat if `heartbeat` says so; otherwise `data` is
     its answer. `data` is any JSON value as `digits.loads` returns it. `id` is the same when the record, or the CloudEvent, comes
-    again.
+    again. `by`, `why`: who asks and why, for people.
     """
 
     type: InboxType
@@ -64,6 +65,8 @@ class InboxRequest:
     callback: CallbackId | None = None
     error: tuple[str, str] | None = None
     heartbeat: bool = False
+    by: str | None = None
+    why: str | None = None
 
 
 class _CloudEvent(NamedTuple):
@@ -98,7 +101,7 @@ def parse(record: InboxRecord) -> InboxRequest:
     readable_id = printable(event.id).lstrip("@")
     if event.type in {_PREFIX + request_type for request_type in _TYPES}:
         request_type = cast(InboxType, event.type.removeprefix(_PREFIX))
-        fields = _object(event.data, f"the data of {event.type}")
+        fields = {"by": event.source} | _object(event.data, f"the data of {event.type}")
         return _request(fields, request_type, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
     return InboxRequest("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
 
@@ -127,7 +130,7 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
         fields["id"] = str(CallbackId(event["run_id"], event["step_id"], event["nonce"]))
     else:
         fields["run_id"] = event["run_id"]
-    for name in ("workflow", "version", "signal", "reason", "error"):
+    for name in ("workflow", "version", "signal", "reason", "error", "by", "why"):
         if event.get(name) is not None:
             fields[name] = event[name]
     if event["type"] in ("started", "signal-received", "callback-completed"):
@@ -141,6 +144,13 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
 
 def _request(fields: dict[str, Any], request_type: InboxType, request_id: str, new_run_id: str) -> InboxRequest:
+    """`by` and `why` decide nothing, so what is not valid of them is left out."""
+    by, why = fields.get("by"), fields.get("why")
+    request = _asked_for(fields, request_type, request_id, new_run_id)
+    return replace(request, by=by if valid_name(by) else None, why=why if is_reason(why) else None)
+
+
+def _asked_for(fields: dict[str, Any], request_type: InboxType, request_id: str, new_run_id: str) -> InboxRequest:
     if request_type == "callback":
         return _answer(fields, request_id)
     run_id = _text(fields, "run_id", request_type, required=request_type == "cancel")

@@ -38,7 +38,8 @@ ATTEMPTS_PER_TURN = 100
 class Pool:
     """Runs the attempts of one worker and reports how they end.
 
-    `is_cancelled` says whether the worker itself is being cancelled. `threads` makes the object that runs plain functions.
+    `is_cancelled` says whether the worker itself is being cancelled. `now`: the worker's clock, ms since 1970. `threads` makes
+    the object that runs plain functions.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Pool:
         settings: Settings,
         watch: Watch,
         is_cancelled: Callable[[], bool],
+        now: Callable[[], int],
         threads: Callable[[Report], Threads] | None = None,
     ) -> None:
         self.running = 0  # attempts that have a place
@@ -54,6 +56,7 @@ class Pool:
         self._settings = settings
         self._watch = watch
         self._is_cancelled = is_cancelled
+        self._now = now
         self._queue = FairQueue()
         self._held = False
         self._runner_due = False  # a task for the queue exists and has not started
@@ -61,12 +64,12 @@ class Pool:
         if threads is None:
             threads = Inline if getattr(asyncio.get_running_loop(), "virtual", False) else StepThreads
         self._threads = threads(self._came_back)
-        self._call_plain = partial(_plain_call, settings.max_payload_bytes)
+        self._call_plain = partial(_plain_call, settings.max_payload_bytes, now)
         self._withdrawn: set[Attempt] = set()  # cancelled and still running
 
     def __len__(self) -> int:
         """The number of attempts that wait, run, or have a turn."""
-        return self.running + len(self._queue) + len(self.turns)
+        return self.running + self._queue.size + len(self.turns)
 
     def hold(self) -> None:
         """Keep dispatched attempts in the queue, and give no turn, until `release`, which starts them together."""
@@ -81,6 +84,8 @@ class Pool:
 
     def dispatch(self, attempt: Attempt) -> None:
         """Run an attempt when there is a place."""
+        if self.running + self._queue.size >= self._settings.concurrency and attempt.queued_at is None:
+            attempt.queued_at = self._now()
         self._queue.add(attempt)
         if not self._held:
             self._go_on()
@@ -88,6 +93,7 @@ class Pool:
     def dispatch_isolated(self, attempt: Attempt) -> None:
         """Run an attempt that may end this process; at most one such attempt of this worker is announced or runs."""
         attempt.isolated = True
+        attempt.queued_at = self._now()
         self.turns.wait(attempt)
 
     def withdraw(self, attempt: Attempt) -> None:
@@ -164,6 +170,7 @@ class Pool:
                 attempt = self._queue.take()
                 attempt.over = attempt.task = task
                 attempt.started = True
+                attempt.began_at = self._now()
                 if attempt.call.timeout_ms is not None:
                     attempt.since = asyncio.get_running_loop().time()
                 self.running += 1
@@ -297,9 +304,10 @@ def _goes_on(task: asyncio.Task[None] | None) -> bool:
         return False
 
 
-def _plain_call(limit: int, attempt: Attempt) -> Outcome:
+def _plain_call(limit: int, now: Callable[[], int], attempt: Attempt) -> Outcome:
     """Call a plain function, in a thread. Copies, encodes and describes there, so that users' classes cannot hold the loop up."""
     call, step_id = attempt.call, attempt.op.id
+    attempt.began_at = now()
     current_step_var.set(RunningStep(attempt))
     try:
         try:

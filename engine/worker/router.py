@@ -18,6 +18,7 @@ from typing import Any
 
 from ..authoring.workflow import Registry
 from ..client.requests import (
+    Sender,
     callback_completed,
     callback_failed,
     callback_heartbeat,
@@ -110,26 +111,29 @@ class Router:
             raise Refused(f"the check failed: {ErrorInfo.of(error)}") from error
 
     def _checked(self, request: InboxRequest, place: dict[str, Any] | None, at: int) -> Entry:
-        data = raw(request.data)
+        data, asked = raw(request.data), Sender(request.by, request.why)
         if len(data) > self._max_payload_bytes:
             raise Refused(f"its data is {len(data):,} bytes; the limit is {self._max_payload_bytes:,}")
         if request.type == "start":
             assert request.workflow is not None and request.run_id is not None
             workflow = self._registry.find(request.workflow, request.version)
             data = held(request.data) if workflow is None else workflow.encode_json(request.data)
-            return started(request.run_id, request.workflow, request.version, data, request=request.id, at=at, place=place)
+            return started(
+                request.run_id, request.workflow, request.version, data, request=request.id, at=at, place=place, asked=asked
+            )
         if request.type == "signal":
             if request.run_id is None or request.signal is None:
                 raise Refused("a signal without `run_id`: named signals are not served yet; address the signal to a run")
             data = held(request.data)
-            return signal_received(request.run_id, request.signal, data, request=request.id, at=at, place=place)
+            return signal_received(request.run_id, request.signal, data, request=request.id, at=at, place=place, asked=asked)
         if request.type == "cancel":
             assert request.run_id is not None
-            return cancel_requested(request.run_id, request.reason, request=request.id, at=at, place=place)
+            reason = request.why if request.reason is None else request.reason
+            return cancel_requested(request.run_id, reason, request=request.id, at=at, place=place, by=request.by)
         if request.callback is not None:
             if request.error is not None:
-                return callback_failed(request.callback, *request.error, request=request.id, at=at, place=place)
+                return callback_failed(request.callback, *request.error, request=request.id, at=at, place=place, asked=asked)
             if request.heartbeat:
-                return callback_heartbeat(request.callback, request=request.id, at=at, place=place)
-            return callback_completed(request.callback, held(request.data), request=request.id, at=at, place=place)
+                return callback_heartbeat(request.callback, request=request.id, at=at, place=place, asked=asked)
+            return callback_completed(request.callback, held(request.data), request=request.id, at=at, place=place, asked=asked)
         raise Refused(f"event {request.event!r}: events trigger no workflows yet; send a start")

@@ -74,7 +74,7 @@ class Worker:
         self._handing_over: dict[int, asyncio.Task[None]] = {}
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.pool = Pool(settings, self.watch, self._is_cancelled, threads)
+        self.pool = Pool(settings, self.watch, self._is_cancelled, log.now, threads)
         self._clocks_told: float | None = None
         self._unknown: set[tuple[str, str | None]] = set()
         self._stopped = asyncio.Event()

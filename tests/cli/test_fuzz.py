@@ -237,18 +237,35 @@ def odd_records(run_id: str, claim: int) -> Iterator[dict[str, Any]]:
         step = {"claim": claim, "at": at, "step_id": f"{texts[number]}{number}\x1b[2J\u202e"}
         value = VALUES[number % len(VALUES)]
         error = {"type": texts[number], "message": "\x1b[2J\n✔", "traceback": "a\n\x1b[2J\u2028", "more": value, "model_dump": 1}
+        times = {"queued_at": NUMBERS[number % 5], "began_at": at, "at_line": texts[number]}
         yield {**step, "type": "step-heartbeat", "attempt": 1, "details": value}
-        yield {**step, "type": "step-failed", "attempt": 1, "error": error, "next_at": at, "heartbeat": value, "offset": "x"}
+        yield {
+            **step,
+            "type": "step-failed",
+            "attempt": 1,
+            "error": error,
+            "next_at": at,
+            "heartbeat": value,
+            "offset": "x",
+            **times,
+        }
         given = {"input": [value] if number % 2 else value, "input_note": texts[number]}
         yield {**step, "type": "attempt-started", "attempt": 2, **given}
         yield {**step, "type": "attempt-lost", "attempt": 2}
-        yield {**step, "type": "step-completed", "attempt": 3, "result": value} if number % 2 else {"type": "nothing"}
+        yield {**step, "type": "step-completed", "attempt": 3, "result": value, **times} if number % 2 else {"type": "nothing"}
         yield {**step, "type": "sleep-scheduled", "step_id": f"sleep{number}", "wake_at": at}
         yield {**step, "type": "sleep-completed", "step_id": f"sleep{number}"}
         yield {**step, "type": "wait-started", "step_id": f"wait{number}", "signal": texts[number], "timeout_at": at}
         yield {**step, "type": "wait-timed-out", "step_id": f"wait{number}"}
-        yield {"type": "signal-received", "request": f"s{number}", "signal": texts[number], "data": value}
-    yield {"type": "cancel-requested", "request": "c", "reason": "\x1b[2J\u202e"}
+        yield {
+            "type": "signal-received",
+            "request": f"s{number}",
+            "signal": texts[number],
+            "data": value,
+            "by": texts[number],
+            "why": value,
+        }
+    yield {"type": "cancel-requested", "request": "c", "reason": "\x1b[2J\u202e", "by": "\x1b[2J\u202e"}
 
 
 async def write(url: str, run_id: str, end: dict[str, Any] | None) -> None:

@@ -231,5 +231,25 @@ def test_events_are_told_in_words_and_given_as_they_are_in_the_log() -> None:
     assert request.items() <= event_json(story.events[1]).items()
 
 
+def test_queue_wait_is_apart_from_run_time_and_people_are_named() -> None:
+    story = Story()  # started at 1,001,000
+    story.tell("step-completed", step_id="a", attempt=1, result=1, at=800, queued_at=0, began_at=400)
+    story.tell("cancel-requested", request="c", reason="enough", by="ben")
+    story.tell("failed", error=ERROR, at_line="flow.py:9")
+    [line] = [line for line in story.drawn() if line.startswith("✔")]
+    assert "400 ms  400 ms" in line and line.count("┄") > 3 and line.index("┄") < line.index("╶") < line.index("●")
+    assert story.run is not None
+    out = console()
+    with out.capture() as text:
+        asked = {"by": "ann", "why": "a test", "cancelled_by": "ben", "at_line": "flow.py:9"}
+        out.print(run_picture(story.run, [], None, now_ms=0, asked=asked))
+    drawn = [" ".join(line.split()) for line in text.get().splitlines()]
+    assert "asked by ann: a test" in drawn and "at flow.py:9" in drawn
+    assert [" ".join(event_line(event, 1_001_000).plain.split()[2:]) for event in story.events[2:]] == [
+        "cancel-requested enough; by ben",
+        "failed ConnectionError: no answer; at flow.py:9",
+    ]
+
+
 def test_a_time_is_local() -> None:
     assert local(1_700_000_000_007).endswith(":20.007") and local(None) == ""

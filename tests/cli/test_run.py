@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 from typing import Any
 
@@ -331,3 +332,16 @@ def on_a_terminal(shell: Shell, *arguments: str, columns: int = 80) -> str:
     os.close(ours)
     assert process.wait() == 0
     return printed.decode()
+
+
+def test_who_asks_and_why_are_in_the_history(shell: Shell) -> None:
+    start(shell, "approved", "named", "--by", "ann", "--why", "a test")
+    start(shell, "approved", "unnamed")
+    shell("run", "cancel", "named", "--why", "enough", "--by", "ben")
+    shown = shell.json("run", "show", "named")
+    assert (shown["by"], shown["why"], shown["reason"], shown["cancelled_by"]) == ("ann", "a test", "enough", "ben")
+    assert "asked       by ann: a test" in shell("run", "show", "named").stdout
+    assert shell.json("run", "show", "unnamed")["by"].endswith(f"@{socket.gethostname()}")
+    assert "by ben" in shell("run", "history", "named").stdout
+    refused = shell("run", "signal", "unnamed", "go", "--by", "", code=2)
+    assert "is not the name of who asks" in refused.stderr

@@ -340,10 +340,10 @@ async def test_a_record_too_large_when_a_timer_is_due_stops_no_other_timer(
 ) -> None:
     emit = Appending.emit
 
-    def emits(queue: Appending, run: RunState, kind: str, **fields: Any) -> None:
+    def emits(queue: Appending, run: RunState, kind: str, at: int | None = None, **fields: Any) -> None:
         if kind == "sleep-completed" and run.workflow == "hostile":
             raise PayloadTooLarge("the record sleep-completed")
-        emit(queue, run, kind, **fields)
+        emit(queue, run, kind, at, **fields)
 
     monkeypatch.setattr(Appending, "emit", emits)
     client = Client(driver=new_log())

@@ -117,13 +117,20 @@ def _history() -> list[Record]:
 def _values() -> list[bytes]:
     ledger = Ledger(stride=1)
     fields: dict[str, dict[str, Any]] = {
-        "step-completed": {"step_id": "a", "attempt": 2, "result": {"deep": [[1]]}},
-        "step-failed": {"step_id": "a", "attempt": 2, "error": {"type": "E", "message": "m", "traceback": "t"}, "next_at": None},
+        "step-completed": {"step_id": "a", "attempt": 2, "result": {"deep": [[1]]}, "queued_at": 1, "began_at": 2},
+        "step-failed": {
+            "step_id": "a",
+            "attempt": 2,
+            "error": {"type": "E", "message": "m", "traceback": "t"},
+            "next_at": None,
+            "began_at": 2**63,
+            "at_line": "a.py:1",
+        },
         "step-heartbeat": {"step_id": "a", "attempt": 2, "details": 7},
         "attempt-started": {"step_id": "a", "attempt": 2, "input": [[1]], "input_note": "cut"},
         "attempt-lost": {"step_id": "a", "attempt": 2},
         "step-cancelled": {"step_id": "a"},
-        "sleep-scheduled": {"step_id": "b", "wake_at": 7},
+        "sleep-scheduled": {"step_id": "b", "wake_at": 7, "at_line": "a.py:1"},
         "sleep-completed": {"step_id": "nap"},
         "wait-started": {"step_id": "c", "signal": "s", "timeout_at": 9},
         "wait-timed-out": {"step_id": "go"},
@@ -138,8 +145,8 @@ def _values() -> list[bytes]:
         "completed": {"result": None},
         "failed": {"error": {"type": "E", "message": "m", "step_id": "a"}},
         "cancelled": {"reason": "why"},
-        "signal-received": {"signal": "go", "data": 1},
-        "cancel-requested": {"reason": None},
+        "signal-received": {"signal": "go", "data": 1, "by": "me", "why": "so"},
+        "cancel-requested": {"reason": None, "by": "me"},
         "started": {"workflow": "w", "version": None, "input": {"n": 1}, "trigger": {"a": 1}},
     }
     claim = _history()[-1].offset

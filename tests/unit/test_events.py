@@ -13,31 +13,34 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
 from stepfold import events
-from stepfold.events import SHAPES, Shape, decode, encode, json_schema, parse
+from stepfold.events import SHAPES, Request, Shape, decode, encode, json_schema, parse
 
 ERROR = {"type": "ValueError", "message": "no", "traceback": "line 1", "step_id": "charge"}
-REQUEST = {"v": 1, "at": START_MS, "run_id": "r", "request": "q"}
+REQUEST = {"v": 1, "at": START_MS, "run_id": "r", "request": "q", "by": "me"}
 DECISION = {"v": 1, "at": START_MS, "run_id": "r", "claim": 0}
+TIMES = {"queued_at": START_MS, "began_at": START_MS}
+LINE = {"at_line": "orders/workflow.py:61"}
 
 WHOLE: dict[str, dict[str, Any]] = {
     "claim": {"v": 2, "at": START_MS, "prev": -1, "owner": None, "nonce": "n", "memory_ms": 1},
-    "started": REQUEST | {"workflow": "w", "version": None, "input": [1], "trigger": {"type": "cron"}, "reply_to": "answers"},
-    "signal-received": REQUEST | {"signal": "s", "data": None},
+    "started": REQUEST
+    | {"workflow": "w", "version": None, "input": [1], "trigger": {"type": "cron"}, "reply_to": "answers", "why": "a test"},
+    "signal-received": REQUEST | {"signal": "s", "data": None, "why": "a test"},
     "cancel-requested": REQUEST | {"reason": None},
-    "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None},
-    "step-failed": DECISION | {"step_id": "a", "attempt": 1, "error": ERROR, "next_at": None, "heartbeat": [3]},
-    "attempt-started": DECISION | {"step_id": "a", "attempt": 1, "input": [1], "input_note": "cut"},
-    "attempt-lost": DECISION | {"step_id": "a", "attempt": 1},
-    "step-heartbeat": DECISION | {"step_id": "a", "attempt": 1, "details": {}},
+    "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None, **TIMES},
+    "step-failed": DECISION | {"step_id": "a", "attempt": 1, "error": ERROR, "next_at": None, "heartbeat": [3], **TIMES, **LINE},
+    "attempt-started": DECISION | {"step_id": "a", "attempt": 1, "input": [1], "input_note": "cut", **LINE},
+    "attempt-lost": DECISION | {"step_id": "a", "attempt": 1, **LINE},
+    "step-heartbeat": DECISION | {"step_id": "a", "attempt": 1, "details": {}, **LINE},
     "step-cancelled": DECISION | {"step_id": "a"},
-    "sleep-scheduled": DECISION | {"step_id": "a", "wake_at": START_MS},
+    "sleep-scheduled": DECISION | {"step_id": "a", "wake_at": START_MS, **LINE},
     "sleep-completed": DECISION | {"step_id": "a"},
-    "wait-started": DECISION | {"step_id": "a", "signal": "s", "timeout_at": None},
+    "wait-started": DECISION | {"step_id": "a", "signal": "s", "timeout_at": None, **LINE},
     "wait-timed-out": DECISION | {"step_id": "a"},
-    "callback-created": DECISION | {"step_id": "a", "nonce": "n", "timeout_at": None, "heartbeat_ms": 1},
-    "callback-completed": REQUEST | {"step_id": "a", "nonce": "n", "data": None},
-    "callback-failed": REQUEST | {"step_id": "a", "nonce": "n", "error": ERROR},
-    "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n"},
+    "callback-created": DECISION | {"step_id": "a", "nonce": "n", "timeout_at": None, "heartbeat_ms": 1, **LINE},
+    "callback-completed": REQUEST | {"step_id": "a", "nonce": "n", "data": None, "why": "a test"},
+    "callback-failed": REQUEST | {"step_id": "a", "nonce": "n", "error": ERROR, "why": "a test"},
+    "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n", "why": "a test"},
     "callback-timed-out": DECISION | {"step_id": "a", "kind": "heartbeat"},
     "workflow-unknown": DECISION,
     "input-completed": DECISION | {"input": {"made": 1}},
@@ -46,10 +49,12 @@ WHOLE: dict[str, dict[str, Any]] = {
     "quarantined": DECISION | {"error": ERROR},
     "resumed": DECISION,
     "completed": DECISION | {"result": 1.5},
-    "failed": DECISION | {"error": {"type": "ValueError", "message": "no"}},
+    "failed": DECISION | {"error": {"type": "ValueError", "message": "no"}, **LINE},
     "cancelled": DECISION | {"reason": "why"},
 }
-PASSED_OVER = {("claim", "memory_ms"), ("attempt-started", "input"), ("attempt-started", "input_note")}
+PASSED_OVER = {("claim", "memory_ms"), ("attempt-started", "input"), ("attempt-started", "input_note")} | {
+    (kind, field) for kind, event in WHOLE.items() for field in event.keys() & {"by", "why", "at_line", "queued_at", "began_at"}
+}
 OPTIONAL = {"version", "trigger", "reply_to", "reason", "heartbeat"}
 TYPES = sorted(WHOLE)
 
@@ -97,6 +102,22 @@ def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, fie
         == judge.parse(encode(without))
         == (without if field in OPTIONAL or (kind, field) in PASSED_OVER else None)
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("started", "by me: a test"),
+        ("signal-received", "by me: a test"),
+        ("cancel-requested", "by me"),
+        ("callback-failed", "by me: a test"),
+    ],
+)
+def test_a_request_says_its_sender_in_words(kind: str, said: str) -> None:
+    request = parse({"type": kind} | WHOLE[kind])
+    assert isinstance(request, Request) and request.sender() == said
+    nobody = parse({"type": kind} | {name: value for name, value in WHOLE[kind].items() if name not in ("by", "why")})
+    assert isinstance(nobody, Request) and nobody.sender() == ""
 
 
 @pytest.mark.parametrize("kind", ["step-failed", "callback-failed", "quarantined", "failed"])

@@ -38,7 +38,7 @@ def queue(waiting: Iterable[Attempt]) -> FairQueue:
 
 def names(waiting: FairQueue) -> list[str]:
     taken: list[Any] = []
-    while len(waiting):
+    while waiting.size:
         first = waiting.next[0]
         taken.append(waiting.take())
         assert taken[-1] is first
@@ -47,7 +47,7 @@ def names(waiting: FairQueue) -> list[str]:
 
 def test_a_run_with_many_attempts_keeps_no_other_run_waiting() -> None:
     waiting = queue([*attempts(run("a"), 4), *attempts(run("b"), 2), *attempts(run("c"), 1)])
-    assert len(waiting) == 7
+    assert waiting.size == 7
     assert names(waiting) == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
 
 
@@ -65,7 +65,7 @@ def test_an_attempt_that_is_removed_leaves_the_others_in_order(number: int, left
     waiting = queue([*of_a, *attempts(run("b"), 1)])
     waiting.remove(of_a[number])
     waiting.remove(of_a[number])  # it is no longer there
-    assert len(waiting) == 3
+    assert waiting.size == 3
     assert names(waiting) == left
 
 
@@ -86,6 +86,6 @@ def test_every_attempt_is_taken_once_and_none_is_kept(seed: int) -> None:
         elif there:
             there.remove(attempt := random.choice(sorted(there, key=id)))
             waiting.remove(attempt)
-        assert len(waiting) == len(there)
+        assert waiting.size == len(there)
         assert bool(waiting.next) == bool(there)
     assert not any(getattr(waiting, name) for name in FairQueue.__slots__)

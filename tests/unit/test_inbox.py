@@ -310,6 +310,7 @@ def test_the_place_of_a_record_is_that_of_its_inbox_which_may_have_a_name_used_b
         {"type": "signal", "run_id": "r", "signal": "s", "data": [1]},
         {"type": "cancel", "run_id": "r", "reason": "why"},
         {"type": "cancel", "run_id": "r"},
+        {"type": "cancel", "run_id": "r", "by": "ann"},
         {"type": "callback", "id": CALLBACK, "data": None},
         {"type": "callback", "id": CALLBACK, "error": {"type": "T", "message": ""}},
         {"type": "callback", "id": CALLBACK, "heartbeat": True},
@@ -321,7 +322,7 @@ def test_what_was_found_in_the_inbox_can_be_put_there_again(asked: dict[str, Any
     entry = {
         "start": lambda: started("r", "w", asked.get("version"), data, **at),
         "signal": lambda: signal_received("r", "s", data, **at),
-        "cancel": lambda: cancel_requested("r", asked.get("reason"), **at),
+        "cancel": lambda: cancel_requested("r", asked.get("reason"), by=asked.get("by"), **at),
         "callback": lambda: answer(parse(record(asked)), at),
     }[asked["type"]]()
     event = decode(entry.value)
@@ -346,3 +347,14 @@ def test_where_nobodys_router_found_it_is_unknown(place: Any) -> None:
     event = decode(cancel_requested("r", None, request="q", at=1).value)
     assert event is not None
     assert as_found(event | {"from": place}).place == "unknown/0/0"
+
+
+def test_who_asks_and_why_decide_nothing() -> None:
+    found = parse(record({"type": "cancel", "run_id": "r", "by": "ann", "why": "enough"}))
+    assert (found.by, found.why) == ("ann", "enough")
+    for by, why in [("", "x" * 10_001), ({"id": 7}, 7), ("a\nb", None)]:
+        found = parse(record({"type": "start", "workflow": "w", "by": by, "why": why}))
+        assert (found.by, found.why) == (None, None)
+    event = {"specversion": "1.0", "type": "stepfold.start", "source": "/shop", "id": "7", "data": {"workflow": "w"}}
+    assert parse(record(event)).by == "/shop"
+    assert parse(record(event | {"data": {"workflow": "w", "by": "ann"}})).by == "ann"

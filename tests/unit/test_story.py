@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from histories import REQUESTS
 
-from stepfold.client.story import Line, attempts_in_words, line_json, note, story
+from stepfold.client.story import Line, askers, attempts_in_words, line_json, note, story
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.state import RunState
 from stepfold.events import Event, parse
@@ -31,7 +32,7 @@ class Log:
         self.put(CLAIM_KEY, {"type": "claim", "prev": self.state.claim, "owner": owner, "nonce": "n"})
 
     def add(self, kind: str, **fields: Any) -> None:
-        by = {} if kind in ("started", "signal-received", "cancel-requested") else {"claim": self.state.claim}
+        by = {} if kind in REQUESTS else {"claim": self.state.claim}
         self.put("r", {"type": kind, "run_id": "r", **by, **fields})
 
     def put(self, key: str, fields: dict[str, Any]) -> None:
@@ -238,3 +239,37 @@ def test_an_operation_for_programs() -> None:
     assert (told["step_id"], told["kind"], told["state"], told["attempts"]) == ("a", "step", "open", 1)
     assert (told["first_at"], told["next_at"]) == ("1970-01-01T00:00:02.000Z", "1970-01-01T00:00:09.000Z")
     assert told["error"] == ERROR
+
+
+def test_an_attempt_began_before_its_record_by_as_much_as_its_worker_says() -> None:
+    log = Log()
+    log.add("step-completed", step_id="a", attempt=1, result=1, at=500, queued_at=100, began_at=300)
+    log.add("step-failed", step_id="b", attempt=1, error=ERROR, next_at=9_000, at=900, began_at=400, at_line="flow.py:7")
+    log.add("step-completed", step_id="b", attempt=2, result=1, at=5_000, queued_at=9_000, began_at=5_001)  # clocks step back
+    log.add("attempt-started", step_id="c", attempt=1)
+    log.add("step-completed", step_id="c", attempt=1, result=1, at=5_000, began_at=4_000)
+    log.add("step-completed", step_id="d", attempt=1, result=1)
+    a, b, c, d = log.told().values()
+    assert (a.queued_ms, a.ran_ms, a.points) == (200, 200, [(1_600, "queued"), (1_800, "began"), (2_000, "ended")])
+    assert (b.queued_ms, b.ran_ms) == (0, 0) and b.at_line == "flow.py:7"
+    assert b.points == [(2_500, "began"), (3_000, "failed"), (4_000, "began"), (4_000, "ended")]
+    assert (c.queued_ms, c.ran_ms, c.points) == (0, 1_000, [(5_000, "began"), (6_000, "ended")])
+    assert (d.queued_ms, d.ran_ms, d.points) == (None, None, [(7_000, "ended")])
+    assert line_json(a)["queued_ms"] == 200 and line_json(b)["at_line"] == "flow.py:7"
+
+
+def test_an_open_operation_says_where_the_code_stands_and_an_answered_one_who_answered() -> None:
+    log = Log()
+    log.put(CLAIM_KEY, {"type": "claim", "v": 2, "prev": log.state.claim, "owner": "w1", "nonce": "m"})
+    log.add("wait-started", step_id="w", signal="go", timeout_at=None, at_line="flow.py:8")
+    log.add("callback-created", v=2, step_id="c", nonce="n", timeout_at=None, heartbeat_ms=None)
+    told = log.told()
+    assert note(told["w"], 0, lambda at, other: "") == "for signal 'go'; at flow.py:8"
+    log.add("signal-received", request="s", signal="go", data=7, by="ann", why="paid")
+    log.add("callback-completed", v=2, request="q", step_id="c", nonce="n", data=1, by="the printer")
+    told = log.told()
+    assert note(told["w"], 0, lambda at, other: "") == "signal 'go' 7; by ann: paid"
+    assert note(told["c"], 0, lambda at, other: "") == "1; by the printer"
+    log.add("cancel-requested", request="z", by="ben")
+    log.add("failed", error=ERROR, at_line="flow.py:9")
+    assert askers(log.events) == {"by": None, "why": None, "cancelled_by": "ben", "at_line": "flow.py:9"}

@@ -47,8 +47,8 @@ class Appending:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def emit(self, run: RunState, type: str, /, **fields: Any) -> None:
-        """Append a decision about a run. `fields` may contain another `at` than now.
+    def emit(self, run: RunState, type: str, at: int | None = None, /, **fields: Any) -> None:
+        """Append a decision about a run. `at`: its time, None for now.
 
         Raises PayloadTooLarge for a record above the log's limit, and TypeError for what JSON cannot hold. Queued, such a record
         would stop the whole partition; raised here, it concerns this run alone.
@@ -60,7 +60,7 @@ class Appending:
             "type": type,
             "v": PLAIN,
             "run_id": run.id,
-            "at": self._log.now(),
+            "at": self._log.now() if at is None else at,
             "claim": ownership.claim,
             **fields,
         }

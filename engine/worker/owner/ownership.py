@@ -29,6 +29,6 @@ class Ownership(Protocol):
 
 
 class Emit(Protocol):
-    """Appends a decision about a run. `fields` are those of the record beside type, run, claim and format."""
+    """Appends a decision about a run. `at`: its time, None for now; `fields`: those beside type, run, claim, format and `at`."""
 
-    def __call__(self, run: RunState, type: str, /, **fields: Any) -> None: ...
+    def __call__(self, run: RunState, type: str, at: int | None = None, /, **fields: Any) -> None: ...

@@ -20,6 +20,7 @@ from ...core.state import RunState
 from ...errors import ErrorInfo, NonDeterminism, PayloadTooLarge, disagreement
 from ...events import FORMAT, SHAPES
 from ...replay.execution import Execution, Op, Outcome
+from ...replay.frames import line_of
 from ...replay.loop import Host
 from ...values.text import Lines
 from ..interrupts import from_keyboard
@@ -155,7 +156,7 @@ class Running:
             if call.lasts_ms is not None:
                 op.elapsed = self._clock.elapsed() + call.lasts_ms  # whatever the clock says meanwhile
             event_type, fields = first
-            self._emit(live.run, event_type, step_id=op.id, **fields, at=now)
+            self._emit(live.run, event_type, now, step_id=op.id, **fields, **op.at_line)
 
     def _finish(self, live: Live, outcome: Outcome) -> None:
         """Record the end of a run whose code has ended."""
@@ -182,7 +183,7 @@ class Running:
             self.record_cancelled(run)
         else:
             assert outcome.error is not None
-            self._fail(run, self._described(live, outcome.error))
+            self._fail(run, self._described(live, outcome.error), line_of(outcome.error))
 
     def rehearse(self, live: Live) -> None:
         """Run a run's code over its journal and encode its outcome, to see whether it works now. Records nothing."""
@@ -223,8 +224,8 @@ class Running:
         """Record the end of a cancelled run. The request is a record of its own, so its reason may be too long for this one."""
         self._emit(run, "cancelled", reason=None if run.reason is None else run.reason[:MAX_REASON_CHARS])
 
-    def _fail(self, run: RunState, info: ErrorInfo) -> None:
-        self._emit(run, "failed", error=info.to_json())
+    def _fail(self, run: RunState, info: ErrorInfo, at_line: str | None = None) -> None:
+        self._emit(run, "failed", error=info.to_json(), **({} if at_line is None else {"at_line": at_line}))
         tell_failure(f"run {run.id} of {run.workflow} failed", run, info)
 
     def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
