@@ -94,8 +94,10 @@ class Run(Generic[Out]):
         if watch is None or not watch.ended.done():
             self._gateway.connected()
         if watch is None or (watch.ended.done() and watch.ended.exception() is not None):  # the tail failed: read again
+            log = self._gateway.connected()
             watch = await self._gateway.tail(self.id).watch(self.id, self._start)
-            watch.view.found(self._gateway.connected())
+            if not watch.ended.done():  # otherwise the run has ended, or the tail has, maybe with the client
+                watch.view.found(log)
             self._watch = watch
         return await asyncio.shield(watch.ended)
 

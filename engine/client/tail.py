@@ -289,7 +289,7 @@ class Tail:
             finally:
                 await reader.close()
         except asyncio.CancelledError:
-            self._fail(ready, LogUnavailable(f"the client of {self._log.name} was closed while a call waited for a result"))
+            self._fail(ready, self._closed())
             raise
         except Exception as error:  # noqa: BLE001  # waiting callers get it
             self._fail(ready, error)
@@ -339,3 +339,10 @@ class Tail:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            if self._ready is not None:  # the task was cancelled before it began
+                self._fail(self._ready, self._closed())
+                self._watches.clear()
+                self._ready = None
+
+    def _closed(self) -> LogUnavailable:
+        return LogUnavailable(f"the client of {self._log.name} was closed while a call waited for a result")

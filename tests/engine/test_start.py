@@ -295,6 +295,19 @@ async def test_who_waits_for_a_result_hears_of_the_client_s_end(new_log: NewLog)
             await asyncio.wait_for(waiting, LIMIT_S)
 
 
+async def test_who_begins_to_wait_hears_of_the_client_s_end_at_any_turn(new_log: NewLog) -> None:
+    serving, asking = Client(driver=new_log()), Client(driver=new_log())
+    async with serving.worker():
+        await serving.start_workflow("nobody-knows-it", run_id="r")
+        for turns in range(1, 60):
+            async with asking:
+                waiting = asyncio.create_task(asking.run("r").result())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            with pytest.raises(LogUnavailable):
+                await asyncio.wait_for(waiting, LIMIT_S)
+
+
 # What is refused at once.
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import orjson
 
+from stepfold.core.fold import PartitionState, fold
 from stepfold.log import CLAIM_KEY, Entry, Record
 from stepfold.operations.callback import CallbackId
 from stepfold.values.codec import dumps
@@ -91,7 +92,7 @@ def answer(
         fields["request"] = start["request"]
     elif wrong == "before":
         fields["step_id"] = f"{callback.step_id}#{random.randrange(2, 9)}"
-    elif wrong == "after" and any(_answers(_event(record), callback) for record in records):
+    elif wrong == "after" and _is_over(callback, [*by_key.get(CLAIM_KEY, ()), *records]):
         pass
     elif wrong == "run" and run_id != key:
         key = fields["run_id"] = run_id
@@ -117,10 +118,13 @@ def _event(record: Record) -> dict[str, Any]:
     return cast(dict[str, Any], event) if isinstance(event, dict) else {}
 
 
-def _answers(event: dict[str, Any], callback: CallbackId) -> bool:
-    """Whether this ends the callback, unless that was over before. Strangers' own answers tell nothing."""
-    by_others = not str(event.get("data", event.get("error"))).count("of a stranger")
-    return by_others and event.get("type") in ("callback-completed", "callback-failed") and event.get("nonce") == callback.nonce
+def _is_over(callback: CallbackId, records: Sequence[Record]) -> bool:
+    """Whether the callback has ended, by the records of its run and the claims."""
+    state = PartitionState()
+    for record in sorted(records):
+        fold(state, record)
+    run = state.runs.get(callback.run_id)
+    return run is not None and callback.step_id not in run.open
 
 
 def about_callbacks(random: Random, known: Sequence[CallbackId]) -> bytes:
