@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -132,10 +133,11 @@ class _News:
         run, kind, fields = change.run.folded, change.kind, change.fields
         workflow = text_of(run.workflow, 200)
         counts = self.counts[run.now // MINUTE_MS * MINUTE_MS, workflow]
-        error = None
+        error = key = None
         if kind in HAVE_ERRORS:
             error = ErrorInfo.from_json(fields["error"])
-            self._take_error(run, workflow, fields.get("step_id"), error)
+            key = fingerprint(workflow, fields.get("step_id"), error)
+            self._take_error(run, workflow, fields.get("step_id"), error, key)
         if kind in COUNTED:
             counts[COUNTED[kind]] += 1
         if kind == "started":
@@ -151,15 +153,17 @@ class _News:
                     row.update(state="dropped", ended_at=run.ended_at)
             return
         if "step_id" in fields and "request" not in fields:
-            self._take_step(run, workflow, kind, fields, error)
+            row = self._take_step(run, kind, fields)
+            if error is not None:
+                row.update(last_error=text_of(str(error)), fingerprint=key)
         self._take_ends(run)
 
     def _forget(self, run_id: str) -> None:
         self.steps.pop(run_id, None)
         self.ended.pop(run_id, None)
 
-    def _take_step(self, run: RunState, workflow: str, type: str, fields: dict[str, Any], error: ErrorInfo | None) -> None:
-        """Note a decision about an operation."""
+    def _take_step(self, run: RunState, type: str, fields: dict[str, Any]) -> dict[str, Any]:
+        """Note a decision about an operation. Returns its row."""
         step_id, kind = fields["step_id"], KIND_OF.get(type)
         row = self._row(run, step_id, None if kind is None else kind.name)
         row["attempts"] = max(row["attempts"], fields.get("attempt", 0))
@@ -168,12 +172,7 @@ class _News:
         row["until"] = None if operation is None else operation.due_at
         if operation is None and row["state"] == "open":
             row.update(state="dropped", ended_at=run.now)  # unless the journal says what came of it
-        if error is not None:
-            self._put_error(row, workflow, error)
-
-    def _put_error(self, row: dict[str, Any], workflow: str, error: ErrorInfo) -> None:
-        row["last_error"] = text_of(str(error))
-        row["fingerprint"] = fingerprint(workflow, row["step_id"], error)
+        return row
 
     def _take_ends(self, run: RunState) -> None:
         """Note the ends of operations, by the newest entries of the journal; stops at those noted before."""
@@ -192,7 +191,8 @@ class _News:
             given_back = kind in GIVES_BACK and step_id in run.returned
             row.update(state="dropped" if given_back else line.became, ended_at=at, until=None)
             if line.error is not None:
-                self._put_error(row, text_of(run.workflow, 200), line.error)
+                key = fingerprint(text_of(run.workflow, 200), step_id, line.error)
+                row.update(last_error=text_of(str(line.error)), fingerprint=key)
 
     def _row(self, run: RunState, step_id: str, kind: str | None) -> dict[str, Any]:
         rows = self.steps[run.id]
@@ -213,8 +213,7 @@ class _News:
             }
         return row
 
-    def _take_error(self, run: RunState, workflow: str, step_id: str | None, error: ErrorInfo) -> None:
-        key = fingerprint(workflow, step_id, error)
+    def _take_error(self, run: RunState, workflow: str, step_id: str | None, error: ErrorInfo, key: str) -> None:
         row = self.errors.get(key)
         if row is None:
             row = self.errors[key] = {
@@ -235,13 +234,13 @@ class _News:
     def write(self, connection: sa.Connection) -> None:
         if self.begun:
             connection.execute(_FORGET, [{"id": run_id} for run_id in self.begun])
-        _upsert(connection, steps, [row for rows in self.steps.values() for row in rows.values()], _changes)
+        _upsert(connection, steps, [row for rows in self.steps.values() for row in rows.values()])
         ended = [{"id": run_id, "at": at} for run_id, at in self.ended.items()]
         if ended:
             connection.execute(_DROP, ended)
-        _upsert(connection, errors, self.errors.values(), _error_changes)
-        _upsert(connection, minutes, [self._minute(*key, counts) for key, counts in sorted(self.counts.items())], _sums)
-        _upsert(connection, durations, [self._duration(key, count) for key, count in sorted(self.durations.items())], _more)
+        _upsert(connection, errors, self.errors.values())
+        _upsert(connection, minutes, [self._minute(*key, counts) for key, counts in sorted(self.counts.items())])
+        _upsert(connection, durations, [self._duration(key, count) for key, count in sorted(self.durations.items())])
 
     def _minute(self, minute: int, workflow: str, counts: Counter[str]) -> dict[str, Any]:
         return {"minute": minute, "partition": self.partition, "workflow": workflow, **{name: counts[name] for name in _COUNTS}}
@@ -278,15 +277,17 @@ def middle_ms(bucket: int) -> float:
     return 0.0 if bucket == 0 else 2 ** ((bucket - 0.5) / BUCKETS_AN_OCTAVE)
 
 
-def _upsert(
-    connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, Any]], changes: Callable[[Any], dict[str, Any]]
-) -> None:
+def _upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
-    if not rows:
-        return
-    insert = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-    statement = insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=changes(insert.excluded))
-    connection.execute(statement, rows)
+    if rows:
+        connection.execute(_statement(table, connection.dialect.name), rows)
+
+
+@cache
+def _statement(table: sa.Table, dialect: str) -> sa.Insert:
+    """Made once: SQLAlchemy takes longer to build it than SQLite to run it."""
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key), set_=_CHANGES[table](insert.excluded))
 
 
 def _changes(new: Any) -> dict[str, Any]:
@@ -315,6 +316,12 @@ def _more(new: Any) -> dict[str, Any]:
     return {"count": durations.c["count"] + new["count"]}
 
 
+_CHANGES: dict[sa.Table, Callable[[Any], dict[str, Any]]] = {
+    steps: _changes,
+    errors: _error_changes,
+    minutes: _sums,
+    durations: _more,
+}
 _FORGET = sa.delete(steps).where(steps.c.run_id == sa.bindparam("id", type_=sa.String))
 _DROP = (
     sa.update(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ from stepfold.core.ended import REMEMBER_MS
 from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver
 from stepfold.events import RunEvent
-from stepfold.log import Entry, Log
+from stepfold.log import Entry, Log, Record
 from stepfold.projections import Projection, ProjectionRunner, RunSoFar
 
 Told = tuple[int, int, str, str, str, int]
@@ -76,6 +77,17 @@ async def records_of(log: Log, partition: int) -> list[Any]:
     return found
 
 
+async def log_of(records: Sequence[Record]) -> MemoryDriver:
+    """A memory log that holds these records, at their times."""
+    now_ms = 0
+    log = MemoryDriver(clock=lambda: now_ms)
+    await log.open()
+    for record in records:
+        now_ms = record.timestamp
+        await log.append(0, [Entry(record.key, record.value)])
+    return log
+
+
 async def used_again() -> Log:
     """A memory log in which the id `order-42` is used for a second run, a day after the first one completed."""
     ledger = Ledger(stride=1)
@@ -88,13 +100,7 @@ async def used_again() -> Log:
     ledger.now_ms += REMEMBER_MS
     ledger.start(input={"n": 2})
     ledger.accepts("sleep-scheduled", step_id="b", wake_at=ledger.now_ms + 1)
-    now_ms = 0
-    log = MemoryDriver(clock=lambda: now_ms)
-    await log.open()
-    for record in ledger.records:
-        now_ms = record.timestamp
-        await log.append(0, [Entry(record.key, record.value)])
-    return log
+    return await log_of(ledger.records)
 
 
 async def to_be_told(log: Log) -> list[Told]:

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from eventually import eventually
 from hypothesis import HealthCheck, given, settings
-from recording import records_of, used_again
+from recording import log_of, records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, NonRetryable, Retry, Run, Step
@@ -151,15 +151,9 @@ async def test_what_depends_on_the_owner_follows_the_owner(tmp_path: Path) -> No
 def test_any_history_gives_the_rows_that_its_fold_describes(choices: list[Choice]) -> None:
     author = Author()
     author.write(BEGINNING + [choice for choice in choices if choice[0] != "newer_claim"])
-    now_ms = 0
-    driver = MemoryDriver(clock=lambda: now_ms)
 
     async def check() -> None:
-        nonlocal now_ms
-        await driver.open()
-        for record in author.ledger.records:
-            now_ms = record.timestamp
-            await driver.append(0, [Entry(record.key, record.value)])
+        driver = await log_of(author.ledger.records)
         state = PartitionState()
         runs: dict[str, RunState] = {}
         failed: Counter[str] = Counter()

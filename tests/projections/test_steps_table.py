@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from eventually import eventually
 from hypothesis import HealthCheck, given, settings
-from recording import records_of, used_again
+from recording import log_of, records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, Context, Retry, Step
@@ -20,7 +20,7 @@ from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ErrorInfo
 from stepfold.events import Event, parse
-from stepfold.log import Entry, Log
+from stepfold.log import Log
 from stepfold.operations.line import Line
 from stepfold.projections import ProjectionRunner, StepRow, StepsProjection, feed, list_errors, list_minutes, list_steps, runner
 from stepfold.projections.steps import bucket_of, fingerprint, likeness, middle_ms, percentile, step_name
@@ -71,15 +71,9 @@ CHECKED = settings(
 def test_any_history_gives_the_rows_that_its_story_describes(choices: list[Choice]) -> None:
     author = Author()
     author.write(BEGINNING + [choice for choice in choices if choice[0] != "newer_claim"])
-    now_ms = 0
-    driver = MemoryDriver(clock=lambda: now_ms)
 
     async def check() -> None:
-        nonlocal now_ms
-        await driver.open()
-        for record in author.ledger.records:
-            now_ms = record.timestamp
-            await driver.append(0, [Entry(record.key, record.value)])
+        driver = await log_of(author.ledger.records)
         stories, types, errors = await told(driver)
         async with ProjectionRunner(driver, [StepsProjection()]) as running:
             await running.catch_up()
@@ -89,7 +83,7 @@ def test_any_history_gives_the_rows_that_its_story_describes(choices: list[Choic
                 for line in lines:
                     agree(line, rows[line.step_id])
             assert sum(group.count for group in await running.query(list_errors, limit=1000)) == errors
-            counted = await running.query(list_minutes, after=utc(0), before=utc(now_ms + 1))
+            counted = await running.query(list_minutes, after=utc(0), before=utc(driver.now() + 1))
         for name in ("started", "completed", "failed", "cancelled"):
             assert sum(getattr(minute, name) for minute in counted) == types[name]
         assert sum(minute.steps_completed for minute in counted) == types["step-completed"]
