@@ -283,28 +283,6 @@ def test_heartbeats_put_the_end_off_and_their_silence_ends_it() -> None:
     assert beats == [True] * 3 and not late
 
 
-def test_heartbeats_do_not_put_the_time_out_off() -> None:
-    async def body(ctx: Context[Any], step: Step) -> Any:
-        callback = await step.callback("review", timeout="1h", heartbeat="30m")
-        ids.append(callback.id)
-        try:
-            return await callback
-        except CallbackTimedOut as error:
-            return error.kind
-
-    async def main(client: Client) -> Any:
-        async with client.worker():
-            run = await started(client, body)
-            callback_id = await first(ids)
-            for _ in range(5):
-                await asyncio.sleep(600)
-                assert await client.heartbeat_callback(callback_id)
-            return await run.result("365d")
-
-    ids: list[str] = []
-    assert virtually(main) == "timeout"
-
-
 class Skewed(MemoryDriver):
     """A log whose users' clocks are `off_ms` ahead of its own."""
 
@@ -314,41 +292,36 @@ class Skewed(MemoryDriver):
         return super().now() + self.off_ms
 
 
-@pytest.mark.parametrize("off_ms", [-5_000_000, 5_000_000])
-def test_silence_is_measured_by_the_log_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
+def timed_out(off_ms: int, beats: int, every_s: float, **options: Any) -> Any:
+    """The kind of a callback's time-out, and after how many seconds it came: on a worker whose clock is `off_ms` ahead of the
+    log's, after some heartbeats, all of which count.
+    """
+
     async def main() -> Any:
         driver = Skewed(clock=virtual_clock)
         driver.off_ms = off_ms
         client = Client(driver=driver)
         async with client, client.worker():
-            run = await started(client, catching(ids, heartbeat="1h"))
+            run = await started(client, catching(ids, **options))
             callback_id = await first(ids)
-            for _ in range(3):
-                await asyncio.sleep(3000)
+            for _ in range(beats):
+                await asyncio.sleep(every_s)
                 assert await client.heartbeat_callback(callback_id)
             return await run.result("365d")
 
     ids: list[str] = []
-    kind, lasted_s = run_virtual(main())
+    return run_virtual(main())
+
+
+@pytest.mark.parametrize("off_ms", [-5_000_000, 5_000_000])
+def test_silence_is_measured_by_the_log_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
+    kind, lasted_s = timed_out(off_ms, 3, 3000, heartbeat="1h")
     assert kind == "heartbeat" and abs(lasted_s - 3 * 3000 - 3600) <= 1
 
 
-@pytest.mark.parametrize("off_ms", [-5_000_000, 5_000_000])
-def test_a_time_out_lasts_as_long_as_it_says_beside_heartbeats_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
-    async def main() -> Any:
-        driver = Skewed(clock=virtual_clock)
-        driver.off_ms = off_ms
-        client = Client(driver=driver)
-        async with client, client.worker():
-            run = await started(client, catching(ids, timeout="1h", heartbeat="30m"))
-            callback_id = await first(ids)
-            for _ in range(5):
-                await asyncio.sleep(600)
-                assert await client.heartbeat_callback(callback_id)
-            return await run.result("365d")
-
-    ids: list[str] = []
-    kind, lasted_s = run_virtual(main())
+@pytest.mark.parametrize("off_ms", [-5_000_000, 0, 5_000_000])
+def test_heartbeats_do_not_put_the_time_out_off_whatever_the_clock_of_the_owner_says(off_ms: int) -> None:
+    kind, lasted_s = timed_out(off_ms, 5, 600, timeout="1h", heartbeat="30m")
     assert kind == "timeout" and abs(lasted_s - 3600) <= 1
 
 

@@ -350,8 +350,8 @@ class Owner:
         if op.when_due is None:
             self._code.contained(run, self._retry, step_id)
         else:
-            due = {"step_id": step_id, "at": at if by_log else max(self.clock.now(), at), **op.due_fields(by_log)}
-            self._code.contained(run, self.emit, op.when_due, **due)
+            decided_at = at if by_log else max(self.clock.now(), at)
+            self._code.contained(run, self.emit, op.when_due, decided_at, step_id=step_id, **op.due_fields(by_log))
 
     def _retry(self, run: RunState, step_id: str) -> None:
         live = self.live.get(run.id)
