@@ -13,7 +13,8 @@ INSTALL := $(UV) pip install --quiet --python $(VENV) --constraints constraints.
 # The editable install links file by file, so a new or a deleted file, which its directory's date shows, needs another one.
 PACKAGE := pyproject.toml constraints.txt $(shell find engine drivers projections -type d ! -name __pycache__)
 
-PARALLEL := --numprocesses auto --dist loadfile
+# By file, for their fixtures. A process of the tests that dies ends the run: pytest-xdist would wait for its replacement for ever (#1378).
+PARALLEL := --numprocesses auto --dist loadfile --max-worker-restart 0
 # These try brokers, old and damaged ones: our event loop makes no difference to them.
 OF_BROKERS := test_broker.py test_kafka_versions.py test_kafka_docker.py test_kafka_lost_end.py test_kafka_bytes.py
 

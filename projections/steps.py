@@ -170,7 +170,7 @@ class _News:
         row["lost"] += COUNTED.get(type) == "attempts_lost"
         operation = run.open.get(step_id)
         row["until"] = None if operation is None else operation.due_at
-        if operation is None and row["state"] == "open":
+        if operation is None and (row["state"] == "open" or type == "step-cancelled"):  # which gives a signal back that had come
             row.update(state="dropped", ended_at=run.now)  # unless the journal says what came of it
         return row
 

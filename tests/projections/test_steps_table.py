@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from eventually import eventually
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from recording import log_of, records_of, used_again
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
@@ -68,6 +68,8 @@ CHECKED = settings(
 
 @CHECKED
 @given(CHOICES)
+@example([("wait", 0, 0), ("signal", 0, 0), ("let_go", 0, 0)])
+@example([("wait", 0, 0), ("time", 0, 0), ("signal", 0, 0), ("time", 0, 0), ("let_go", 0, 0)])
 def test_any_history_gives_the_rows_that_its_story_describes(choices: list[Choice]) -> None:
     author = Author()
     author.write(BEGINNING + [choice for choice in choices if choice[0] != "newer_claim"])
