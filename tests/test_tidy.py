@@ -64,7 +64,8 @@ MAY_IMPORT = {
     "engine/worker": ("engine", *PURE, "engine/authoring"),
     "engine/client": ("engine", *PURE, "engine/authoring", "engine/worker"),
     "engine/testing": ENGINE,
-    "engine/cli": (*ENGINE, "engine/testing", "drivers", "projections"),
+    "engine/http": (*ENGINE, "projections"),
+    "engine/cli": (*ENGINE, "engine/testing", "engine/http", "drivers", "projections"),
     "drivers": ENGINE,
     "projections": ENGINE,
 }

@@ -21,6 +21,7 @@ from .demo import demo
 from .dev import dev
 from .output import complain, say
 from .problems import Exit, Problem, code_of
+from .serve import serve
 from .worker import worker
 
 TRACEBACK = "STEPFOLD_TRACEBACK"
@@ -51,6 +52,7 @@ def _options(
 app.command()(demo)
 app.command()(dev)
 app.command()(worker)
+app.command()(serve)
 app.add_typer(run.app, name="run")
 app.add_typer(callback.app, name="callback")
 app.add_typer(topics.app, name="topics")

@@ -1,0 +1,5 @@
+"""The HTTP API of a log and its dashboard: `app(client)` for your own ASGI server, `stepfold serve` for a server of its own."""
+
+from .app import app
+
+__all__ = ["app"]

@@ -1,0 +1,40 @@
+"""The ASGI application: the route table behind the guard."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Collection
+
+import sqlalchemy as sa
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from ..client.client import Client
+from .guard import LOCAL_HOSTS, Authenticate, Guard
+from .routing import no_route, routes
+from .service import serving
+from .table import ROWS
+
+
+def app(
+    client: Client,
+    *,
+    database: str | sa.URL | sa.Engine | None = None,
+    hosts: Collection[str] = LOCAL_HOSTS,
+    authenticate: Authenticate | None = None,
+) -> Guard:
+    """The API and the dashboard of the client's log: an ASGI application, which needs no worker.
+
+    `database`: of the projections that it keeps, as for a ProjectionRunner. `hosts`: the names by which clients may call the
+    server. `authenticate`: the caller of a bearer token; without it everybody who reaches the server is an admin, so only
+    listen on loopback then.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(starlette: Starlette) -> AsyncGenerator[None]:
+        async with serving(client, database) as service:
+            starlette.state.service = service
+            yield
+
+    starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: no_route})
+    return Guard(starlette, hosts, authenticate)

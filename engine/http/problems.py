@@ -1,0 +1,107 @@
+"""Errors as problem details (RFC 9457): one table for the whole error tree."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.responses import Response
+
+from .. import errors
+from ..errors import StepfoldError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemDetail(BaseModel):
+    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: places in the request, as JSON pointers."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[dict[str, str]] | None = None
+
+
+class HttpRefusal(Exception):
+    """A request that is answered with a problem. `headers`: of the answer."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        places: list[dict[str, str]] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.problem = ProblemDetail(
+            type=f"urn:stepfold:{code}",
+            title=code.replace("-", " ").capitalize(),
+            status=status,
+            detail=detail,
+            code=code,
+            errors=places,
+        )
+        self.headers = headers or {}
+
+
+STATUS: dict[type[StepfoldError], int] = {
+    errors.ConfigError: 400,
+    errors.LogUnavailable: 503,
+    errors.NotOwner: 503,
+    errors.PayloadTooLarge: 413,
+    errors.InputInvalid: 422,
+    errors.ValueInvalid: 422,
+    errors.RunNotFound: 404,
+    errors.RunEnded: 409,
+    errors.RunAlreadyExists: 409,
+    errors.WorkflowUnknown: 404,
+    errors.WorkflowFailed: 422,
+    errors.WorkflowCancelled: 422,
+    errors.CallbackFailed: 500,
+    errors.CallbackTimedOut: 500,
+    errors.CallbackIdInvalid: 404,
+    errors.ProjectionFailed: 503,
+    errors.NonDeterminism: 500,
+    errors.StepError: 500,
+    StepfoldError: 500,
+}
+"""The status of an error: that of the nearest of its classes."""
+
+
+def refusal(error: Exception) -> HttpRefusal:
+    """The answer to an error that a handler raised."""
+    if isinstance(error, HttpRefusal):
+        return error
+    if isinstance(error, ValidationError):
+        return invalid(error, "the request")
+    if isinstance(error, StepfoldError):
+        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        return HttpRefusal(status, _code(type(error)), str(error), headers={"Retry-After": "1"} if status == 503 else None)
+    return HttpRefusal(500, "fault", "this is a bug in stepfold; the server's log has the traceback")
+
+
+def _code(kind: type[StepfoldError]) -> str:
+    """`run-not-found` for RunNotFound."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+
+
+def invalid(error: ValidationError, what: str) -> HttpRefusal:
+    """The answer to a query or body that its model rejects. The values are not repeated: they may be secret."""
+    places = [
+        {"pointer": "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in one["loc"]), "detail": one["msg"]}
+        for one in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    said = "; ".join(f"{place['pointer'] or 'the whole'}: {place['detail']}" for place in places[:5])
+    return HttpRefusal(422, "invalid", f"{what} is not valid: {said}", places=places)
+
+
+def answer(refused: HttpRefusal, instance: str) -> Response:
+    """The response. `instance`: the path of the request."""
+    body: dict[str, Any] = refused.problem.model_dump(exclude_none=True) | {"instance": instance}
+    return Response(orjson.dumps(body), refused.problem.status, refused.headers, MEDIA_TYPE)

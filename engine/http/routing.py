@@ -1,0 +1,189 @@
+"""The rows of the route table, and the one place that runs a handler: role, query, body, answer and errors of every route."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from .problems import HttpRefusal, answer, invalid, refusal
+from .service import Service
+
+logger = logging.getLogger("stepfold.http")
+
+
+class Role(StrEnum):
+    """The rights of a caller: see metadata, see payloads, act on runs, act on the system. `ANYONE` needs no caller."""
+
+    ANYONE = "anyone"
+    VIEW = "view"
+    PAYLOAD = "payload"
+    OPERATE = "operate"
+    ADMIN = "admin"
+
+
+IMPLIED: dict[Role, frozenset[Role]] = {
+    Role.ANYONE: frozenset({Role.ANYONE}),
+    Role.VIEW: frozenset({Role.ANYONE, Role.VIEW}),
+    Role.PAYLOAD: frozenset({Role.ANYONE, Role.VIEW, Role.PAYLOAD}),
+    Role.OPERATE: frozenset({Role.ANYONE, Role.VIEW, Role.OPERATE}),
+    Role.ADMIN: frozenset(Role),
+}
+"""The roles that a role holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The sender of a request: `name` goes into the events of requests as `by`."""
+
+    name: str | None
+    roles: frozenset[Role]
+
+    def may(self, role: Role) -> bool:
+        return any(role in IMPLIED[one] for one in self.roles)
+
+
+NOBODY = Caller(None, frozenset({Role.ANYONE}))
+
+
+class Nothing(BaseModel, extra="forbid"):
+    """No parameters."""
+
+
+@dataclass(slots=True)
+class HttpCall:
+    """One request, checked. `query` and `body`: instances of the row's models."""
+
+    service: Service
+    caller: Caller
+    request: Request
+    path: Mapping[str, str]
+    query: Any
+    body: Any
+
+
+@dataclass(slots=True)
+class Answer:
+    """The answer of a handler: a model, which is sent as JSON, or None for no body."""
+
+    value: BaseModel | None = None
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+Handler = Callable[[HttpCall], Awaitable[Answer | Response]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
+    type. `page`: of the dashboard, not of the API."""
+
+    method: str
+    path: str
+    role: Role
+    name: str
+    handler: Handler
+    query: type[BaseModel] = Nothing
+    body: type[BaseModel] | None = None
+    answers: Mapping[int, type[BaseModel] | None]
+    page: bool = False
+
+
+BODY_BYTES = 2 * 1024 * 1024
+JSON = "application/json"
+
+
+def routes(rows: Sequence[Row]) -> list[BaseRoute]:
+    """Starlette's routes: one for each path, so that `Allow` names all its methods."""
+    by_path: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_path.setdefault(row.path, {})[row.method] = row
+    return [Route(path, _endpoint(found), methods=list(found), name=path) for path, found in by_path.items()]
+
+
+def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        row = rows["GET" if request.method == "HEAD" and "HEAD" not in rows else request.method]
+        try:
+            return await _run(row, request)
+        except Exception as error:  # every error becomes an answer
+            refused = refusal(error)
+            if refused.problem.status == 500:
+                logger.exception("%s %s", row.method, row.path)
+            return answer(refused, request.url.path)
+
+    return endpoint
+
+
+async def _run(row: Row, request: Request) -> Response:
+    caller: Caller = request.scope["stepfold.caller"]
+    if not caller.may(row.role):
+        raise denied(caller, row.role)
+    query = _model(row.query, _pairs(request), "the query")
+    body = None if row.body is None else _model(row.body, await _json(request), "the body")
+    service: Service = request.app.state.service
+    answered = await row.handler(HttpCall(service, caller, request, request.path_params, query, body))
+    if isinstance(answered, Response):
+        return answered
+    content = None if answered.value is None else answered.value.model_dump_json(by_alias=True).encode()
+    return Response(content, answered.status, answered.headers, None if content is None else JSON)
+
+
+def denied(caller: Caller, role: Role) -> HttpRefusal:
+    """401 for a caller that is not known, else 403."""
+    if caller is NOBODY:
+        return HttpRefusal(
+            401, "unauthenticated", "send a token: Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
+        )
+    return HttpRefusal(403, "forbidden", f"this needs the role {role.value!r}")
+
+
+def _model(model: type[BaseModel], data: Any, what: str) -> BaseModel:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise invalid(error, what) from None
+
+
+def _pairs(request: Request) -> dict[str, Any]:
+    """The query: a text for a name that comes once, a list for one that comes several times."""
+    found: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        before = found.get(name)
+        found[name] = value if before is None else [*before, value] if isinstance(before, list) else [before, value]
+    return found
+
+
+async def _json(request: Request) -> Any:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise HttpRefusal(415, "unsupported-media-type", f"the body must be {JSON}")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES:
+            raise HttpRefusal(413, "payload-too-large", f"the body is larger than {BODY_BYTES:,} bytes")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise HttpRefusal(400, "not-json", f"the body is not JSON: {error}") from None
+
+
+async def no_route(request: Request, error: Exception) -> Response:
+    """The answer where no route fits, or none has the method."""
+    status, headers = (error.status_code, dict(error.headers or {})) if isinstance(error, HTTPException) else (500, {})
+    code, detail = {
+        404: ("not-found", "there is nothing at this path"),
+        405: ("method-not-allowed", "this path has no such method; Allow names those that it has"),
+    }.get(status, ("bad-request", str(error)))
+    return answer(HttpRefusal(status, code, detail, headers=headers), request.url.path)

@@ -1,0 +1,9 @@
+"""The route table: the only source of routes, roles, models, the OpenAPI document and the tests of all routes."""
+
+from __future__ import annotations
+
+from . import runs
+from .pages import ROWS as PAGES
+from .routing import Row
+
+ROWS: tuple[Row, ...] = (*runs.ROWS, *PAGES)
