@@ -1,4 +1,4 @@
-"""CI is stricter: with `CI=true` in the environment, nothing that needs Kafka, Docker, root or PostgreSQL may be skipped.
+"""CI is stricter: with `CI=true` in the environment, nothing that needs Kafka, Docker, root, PostgreSQL or Chromium may be skipped.
 
 A skip there would let CI pass on a machine that has tested nothing of what matters. Loaded by conftest.py.
 """
@@ -9,7 +9,7 @@ from collections.abc import Generator
 import pytest
 
 STRICT = os.environ.get("CI") == "true"
-NEEDED = ("kafka", "docker", "root", "postgres")
+NEEDED = ("kafka", "docker", "root", "postgres", "browser")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # outermost: sees what every other plugin made of it
