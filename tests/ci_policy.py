@@ -1,4 +1,4 @@
-"""CI is stricter: with `CI=true` in the environment, nothing that needs Kafka, Docker, root, PostgreSQL or Chromium may be skipped.
+"""CI is stricter: with `CI=true` in the environment, nothing that needs Kafka, Docker, root, PostgreSQL or Chromium may skip.
 
 A skip there would let CI pass on a machine that has tested nothing of what matters. Loaded by conftest.py.
 """
