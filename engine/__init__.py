@@ -53,6 +53,7 @@ from .errors import (
 from .events import Event
 from .logs import prepare_loggers
 from .values.retry import Retry
+from .values.wait import Wait
 from .worker.worker import Worker
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "StepInterrupted",
     "StepfoldError",
     "ValueInvalid",
+    "Wait",
     "Worker",
     "Workflow",
     "WorkflowCancelled",

@@ -7,18 +7,21 @@ was queued and when it began. Records of older workers do not: then the line of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from ..client.status import State, run_state, waiting_words
+from ..client.status import State, run_state
 from ..client.story import Line, attempts_in_words, note
+from ..client.waiting import sentence, waits
 from ..core.records import Request, Tone
 from ..core.state import RunState
 from ..errors import ErrorInfo
 from ..events import Event
+from ..values.times import utc
 from ..values.words import joined, sender, short, span
 from .output import Text, beside, local, table, zone
 
@@ -136,8 +139,11 @@ def run_picture(
         facts.add_row("asked", said)
     facts.add_row("input", short(run.input, 200))
     if not run.ended:
-        for index, words in enumerate(waiting_words(run, owner is not None)):
-            facts.add_row("" if index else "waits for", words)
+        for index, wait in enumerate(waits(run, owner is not None)):
+            words = sentence(replace(wait, command=None), utc(now_ms), beside)
+            facts.add_row("" if index else "waits for", words.removeprefix("waits for "))
+            if wait.command is not None:
+                facts.add_row("", Text(wait.command, "bold"))
         if run.phase == "open" and owner is not None and not run.open and not run.awaits_worker:
             facts.add_row("", Text(_UNNAMED, "dim"))
         facts.add_row("last event", f"{beside(run.now, run.started_at)}, {span(max(now_ms - run.now, 0))} ago")

@@ -11,14 +11,21 @@ from ..core.state import RunState
 from ..errors import ErrorInfo
 from ..operations.step import completed
 from ..values.times import utc
+from ..values.wait import Wait
 from ..values.words import iso
+from .waiting import actions, wait_json, waits
 
 State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """The status of a run. `waiting_on`: in words, what must happen next; `started_at`, `ended_at`: UTC."""
+    """The status of a run. `started_at`, `ended_at`: UTC.
+
+    `waiting_on`: in words, what must happen next; `waits`: the same with since when, until when, who must act, what happened last
+    and the command that moves it. `actions`: the requests that the run accepts now: "signal", "cancel", and "complete", "fail",
+    "heartbeat" while a callback is open.
+    """
 
     id: str
     workflow: str
@@ -32,6 +39,8 @@ class RunStatus:
     error: ErrorInfo | None
     reason: str | None
     steps_completed: int
+    waits: list[Wait]
+    actions: frozenset[str]
 
 
 def status_of(run: RunState, owned: bool) -> RunStatus:
@@ -49,6 +58,8 @@ def status_of(run: RunState, owned: bool) -> RunStatus:
         error=None if run.error is None else ErrorInfo.from_json(run.error),
         reason=run.reason,
         steps_completed=completed(run),
+        waits=waits(run, owned),
+        actions=actions(run),
     )
 
 
@@ -62,6 +73,8 @@ def status_json(run: RunState, owned: bool) -> dict[str, Any]:
         "started_at": iso(run.started_at),
         "ended_at": iso(run.ended_at),
         "waiting_on": [] if run.ended else waiting_words(run, owned),
+        "waits": [wait_json(wait) for wait in waits(run, owned)],
+        "actions": sorted(actions(run)),
         "steps_completed": completed(run),
         "input": run.input,
         "result": run.result,
@@ -81,11 +94,8 @@ def run_state(run: RunState, owned: bool) -> State:
 
 def waiting_words(run: RunState, owned: bool) -> list[str]:
     """The things that the run waits for, for people."""
-    if run.phase == "quarantined":
-        return [f"a fix: {ErrorInfo.from_json(run.error)}"]
-    if run.awaits_worker:
-        version = f" version {run.version!r}" if run.version is not None else ""
-        return [f"a worker that knows workflow {run.workflow!r}{version}"]
+    if run.phase == "quarantined" or run.awaits_worker:
+        return [wait.on for wait in waits(run, owned)]
     words = [op.words(step_id) for step_id, op in run.open.items()]
     if not words:
         words.append("the result of a step" if owned else "a worker")

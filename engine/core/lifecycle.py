@@ -205,6 +205,7 @@ def _workflow_unknown(run: RunState, event: dict[str, Any]) -> bool:
     if run.awaits_worker:
         return False
     run.awaits_worker = True
+    run.held_at = run.now
     return True
 
 
@@ -218,6 +219,8 @@ def _input_completed(run: RunState, event: dict[str, Any]) -> bool:
 def _code_suspected(run: RunState, event: dict[str, Any]) -> bool:
     if run.suspected and event["claim"] == run.suspected_by:
         return False  # a repeated append: no worker has died in between
+    if not run.suspected:
+        run.held_at = run.now
     run.suspected += 1
     run.suspected_by = event["claim"]
     return True
@@ -234,6 +237,7 @@ def _quarantined(run: RunState, event: dict[str, Any]) -> bool:
     if run.phase != "open":
         return False
     run.phase = "quarantined"
+    run.held_at = run.now
     run.error = event["error"]
     return True
 

@@ -28,7 +28,7 @@ def pack(run: RunState) -> bytes:
             run.cancel_requested,
             [tuple(delivery) for delivery in run.journal],
             sorted(run.done - {delivery.step_id for delivery in run.journal}),
-            [[step_id, op.kind, *(getattr(op, name) for name in op.__slots__)] for step_id, op in run.open.items()],
+            [[step_id, op.kind, op.since, *(getattr(op, name) for name in op.__slots__)] for step_id, op in run.open.items()],
             [[name, waiting] for name, waiting in run.signals.items()],
             list(run.requests.items()),
             run.result,
@@ -40,6 +40,7 @@ def pack(run: RunState) -> bytes:
             [run.suspected, run.suspected_by] if run.suspected else None,
             None if run.start_input is run.input else [run.start_input],
             sorted(run.returned) or None,
+            run.held_at,
         ]
     )
 
@@ -52,9 +53,10 @@ def unpack(data: bytes) -> RunState:
     run.journal = list(map(_delivery, fields[12]))
     run.done = {delivery.step_id for delivery in run.journal if delivery.step_id}
     run.done.update(fields[13])
-    for step_id, kind, *values in fields[14]:
+    for step_id, kind, since, *values in fields[14]:
         shape = OPEN[kind]
         op = run.open[step_id] = shape.__new__(shape)
+        op.since = since
         for name, value in zip(op.__slots__, values, strict=True):
             setattr(op, name, value)
     run.done.difference_update(run.open)  # an open operation may have had a delivery
@@ -66,4 +68,5 @@ def unpack(data: bytes) -> RunState:
     if fields[24] is not None:
         [run.start_input] = fields[24]
     run.returned.update(fields[25] or ())
+    run.held_at = fields[26]
     return run

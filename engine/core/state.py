@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
+from ..values.wait import Wait
+
 EXPECTED = "expected"
 """The phase of a run that has not started, but for which signals have come."""
 
@@ -18,10 +20,16 @@ class Delivery(NamedTuple):
 
 
 class Open:
-    """An operation that has begun and is not over. A subclass belongs to one kind; a snapshot keeps its slots."""
+    """An operation that has begun and is not over. A subclass belongs to one kind; a snapshot keeps its slots and `since`.
 
-    __slots__ = ()
+    `since`: the log's time of the record with which it began, ms since 1970.
+    """
+
+    __slots__ = ("since",)
+    since: int
     kind: ClassVar[str] = ""
+    actions: ClassVar[frozenset[str]] = frozenset()
+    """The requests that people may send to it, in words."""
     when_due: ClassVar[str | None] = None
     """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
 
@@ -51,6 +59,10 @@ class Open:
         """The thing that the run waits for, in words for people."""
         return f"{self.kind} {step_id!r}"
 
+    def wait(self, run_id: str, step_id: str) -> Wait:
+        """The thing that the run waits for."""
+        raise NotImplementedError
+
 
 class RunState:
     """One run, folded from its events."""
@@ -64,6 +76,7 @@ class RunState:
         "ended_at",
         "error",
         "folded",
+        "held_at",
         "id",
         "input",
         "journal",
@@ -99,6 +112,7 @@ class RunState:
         self.phase = "open"  # open | quarantined | completed | failed | cancelled | expected
         self.decided = False  # the log holds a decision of the run's code
         self.awaits_worker = False  # the last owner did not know the workflow
+        self.held_at = now  # the log's time of the last record that held the run: unknown workflow, first suspicion, quarantine
         self.cancel_requested = False
         self.suspected = 0  # `code-suspected` records since the last decision of the code
         self.suspected_by = -1  # while it is suspected: the claim of the last such record

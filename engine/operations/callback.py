@@ -19,7 +19,8 @@ from ..core.records import FORMAT, ErrorModel, FromCode, OperationDecision, Oper
 from ..core.state import Open, RunState, deliver, is_new
 from ..errors import CallbackIdInvalid, ErrorInfo
 from ..values.names import valid_run_id
-from ..values.times import NEVER_MS, due, said, until, within
+from ..values.times import NEVER_MS, due, said, until, utc, within
+from ..values.wait import Wait, ending, sending
 from ..values.words import Beside, end_beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
@@ -131,8 +132,10 @@ class OpenCallback(Open):
     __slots__ = ("beat_at", "heartbeat_ms", "nonce", "timeout_at")
     kind = "callback"
     when_due = "callback-timed-out"
+    actions = frozenset({"complete", "fail", "heartbeat"})
 
     def __init__(self, nonce: str, timeout_at: int | None, heartbeat_ms: int | None, now: int) -> None:
+        self.since = now
         self.nonce = nonce
         self.timeout_at = timeout_at
         self.heartbeat_ms = heartbeat_ms
@@ -159,6 +162,15 @@ class OpenCallback(Open):
         by = self.heartbeat_by
         silence = "" if by is None or by >= NEVER_MS else f", the next heartbeat by {said(by)}"
         return f"callback {step_id!r}{limit}{silence}"
+
+    def wait(self, run_id: str, step_id: str) -> Wait:
+        ends = [at for at in (self.due_at, self.due_by_log) if at is not None]
+        silent = self.due_by_log is not None and self.due_by_log == min(ends)
+        on = f"the answer to{', or a heartbeat of,' if silent else ''} callback {step_id!r}"
+        end, who = ending(min(ends, default=None)), "another service or a person, who has the id"
+        last, last_at = (None, None) if self.beat_at == self.since else ("a heartbeat", utc(self.beat_at))
+        command = sending("callback complete", str(CallbackId(run_id, step_id, self.nonce)))
+        return Wait(on, self.kind, step_id, utc(self.since), end, who, last, last_at, command)
 
 
 def _created(run: RunState, event: dict[str, Any]) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from ..core.records import FromCode, OperationDecision, Request, Words
 from ..core.state import Open, RunState, deliver, is_new
-from ..values.times import due, until, within
+from ..values.times import due, until, utc, within
+from ..values.wait import Wait, ending, sending
 from ..values.words import Beside, end_beside, short
 from .call import Call, Differs
 from .kind import Kind
@@ -58,7 +59,8 @@ class OpenWait(Open):
     kind = "wait"
     when_due = "wait-timed-out"
 
-    def __init__(self, signal: str, timeout_at: int | None) -> None:
+    def __init__(self, signal: str, timeout_at: int | None, now: int) -> None:
+        self.since = now
         self.signal = signal
         self.timeout_at = timeout_at
 
@@ -70,11 +72,16 @@ class OpenWait(Open):
         limit = f", {until(self.timeout_at)}" if self.timeout_at is not None else ""
         return f"signal {self.signal!r} (step {step_id!r}{limit})"
 
+    def wait(self, run_id: str, step_id: str) -> Wait:
+        on, who = f"signal {self.signal!r} (step {step_id!r})", "a person or program that sends the signal"
+        command = sending("run signal", run_id, self.signal)
+        return Wait(on, self.kind, step_id, utc(self.since), ending(self.timeout_at), who, command=command)
+
 
 def _started(run: RunState, event: dict[str, Any]) -> bool:
     if not is_new(run, event["step_id"]):
         return False
-    run.open[event["step_id"]] = OpenWait(event["signal"], event["timeout_at"])
+    run.open[event["step_id"]] = OpenWait(event["signal"], event["timeout_at"], run.now)
     _match(run, event["signal"])
     return True
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 from ..core.records import FromCode, OperationDecision
 from ..core.state import Open, RunState, deliver, is_new
 from ..values.duration import timer_ms
-from ..values.times import NEVER_MS, due, until, within
+from ..values.times import NEVER_MS, due, until, utc, within
+from ..values.wait import Wait, ending
 from ..values.words import Beside, end_beside, span
 from .call import Call
 from .kind import Kind
@@ -40,7 +41,8 @@ class OpenSleep(Open):
     kind = "sleep"
     when_due = "sleep-completed"
 
-    def __init__(self, wake_at: int) -> None:
+    def __init__(self, wake_at: int, now: int) -> None:
+        self.since = now
         self.wake_at = wake_at
 
     @property
@@ -50,11 +52,14 @@ class OpenSleep(Open):
     def words(self, step_id: str) -> str:
         return f"sleep {step_id!r} {until(self.wake_at)}"
 
+    def wait(self, run_id: str, step_id: str) -> Wait:
+        return Wait(f"the end of sleep {step_id!r}", self.kind, step_id, utc(self.since), ending(self.wake_at), "the clock")
+
 
 def _scheduled(run: RunState, event: dict[str, Any]) -> bool:
     if not is_new(run, event["step_id"]):
         return False
-    run.open[event["step_id"]] = OpenSleep(event["wake_at"])
+    run.open[event["step_id"]] = OpenSleep(event["wake_at"], run.now)
     return True
 
 

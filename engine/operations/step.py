@@ -16,7 +16,8 @@ from ..values.codec import Codec
 from ..values.pace import ON_LOOP, Pace
 from ..values.retry import Retry
 from ..values.taken import Copies
-from ..values.times import FIRST_MS, due, said
+from ..values.times import FIRST_MS, due, said, utc
+from ..values.wait import Wait, ending
 from ..values.words import Beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
@@ -116,12 +117,17 @@ class StepHeartbeat(FromCode):
 
 
 class OpenStep(Open):
-    """A step without a result, of which an attempt was announced, sent a heartbeat, failed or was lost."""
+    """A step without a result, of which an attempt was announced, sent a heartbeat, failed or was lost.
 
-    __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "lost", "next_at", "started")
+    `since`: the log's time of the first record of the attempt that runs, or of the end of the last one.
+    """
+
+    __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "last_at", "lost", "next_at", "started")
     kind = "step"
 
-    def __init__(self) -> None:
+    def __init__(self, now: int) -> None:
+        self.since = now
+        self.last_at = now  # the log's time of its last record
         self.attempts = 0  # attempts that are over
         self.failures = 0  # failed attempts, which count against max_attempts
         self.lost = 0  # attempts lost in a row, up to now
@@ -142,6 +148,21 @@ class OpenStep(Open):
     def resumed(self) -> None:
         self.lost = 0
 
+    def wait(self, run_id: str, step_id: str) -> Wait:
+        attempt = f"attempt {self.attempts + 1}"
+        on, who = f"{attempt} of step {step_id!r}", "the clock"
+        failed = "" if self.error is None else f"{ErrorInfo.from_json(self.error)}"
+        if self.next_at is not None:
+            last = f"attempt {self.attempts} failed: {failed}"
+        elif self.lost and not self.started and self.last_at == self.since:
+            who = "a worker that runs it"
+            last = joined(f"attempt {self.attempts} was lost with its worker", failed and f"one before failed: {failed}")
+        else:
+            on, who = f"the result of {on}", "the worker that runs it"
+            did = "began" if self.started and self.last_at == self.since else "sent a heartbeat"
+            last = joined(f"{attempt} {did}", failed and f"one before failed: {failed}")
+        return Wait(on, self.kind, step_id, utc(self.since), ending(self.next_at), who, last, utc(self.last_at))
+
     def words(self, step_id: str) -> str:
         number = self.attempts + 1
         if self.next_at is None:
@@ -156,7 +177,7 @@ def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
     if op is None:
         if step_id in run.done or not step_id or event["attempt"] != 1:
             return None
-        op = run.open[step_id] = OpenStep()
+        op = run.open[step_id] = OpenStep(run.now)
         return op
     if not isinstance(op, OpenStep) or event["attempt"] != op.attempts + 1:
         return None
@@ -185,6 +206,7 @@ def _failed(run: RunState, event: dict[str, Any]) -> bool:
     step.failures += 1
     step.lost = 0
     step.started = False
+    step.since = step.last_at = run.now
     step.error = event["error"]
     step.next_at = event["next_at"]
     if event.get("heartbeat") is not None:
@@ -200,6 +222,7 @@ def _started(run: RunState, event: dict[str, Any]) -> bool:
     if step is None or step.started:
         return False
     step.started = True
+    step.since = step.last_at = run.now
     step.next_at = None
     return True
 
@@ -211,6 +234,7 @@ def _lost(run: RunState, event: dict[str, Any]) -> bool:
     step.attempts += 1
     step.lost += 1
     step.started = False
+    step.since = step.last_at = run.now
     step.next_at = None
     return True
 
@@ -221,6 +245,9 @@ def _heartbeat(run: RunState, event: dict[str, Any]) -> bool:
         return False
     step.heartbeat = event["details"]
     step.heartbeat_at = event["at"]
+    step.last_at = run.now
+    if step.next_at is not None:
+        step.since = run.now
     step.next_at = None
     return True
 

@@ -36,7 +36,7 @@ from ..marks import Mark, marks_from, marks_of, moved
 
 logger = logging.getLogger("stepfold.worker")
 
-VERSION = 7
+VERSION = 8
 """The format of the stored items. A reader does not use items of another format."""
 PIECE_BYTES = 500_000
 SUM_BYTES = 4

@@ -131,8 +131,10 @@ def test_an_open_run_tells_what_it_waits_for_and_who_serves_it() -> None:
     drawn = story.drawn(now_ms=1_061_000)
     assert drawn[0] == "run-1  w  waiting"
     assert "1 min 0 s" in drawn[1]
-    assert drawn[3:6] == [
-        "waits for   signal 'approve' (step 'approval')",
+    began = f"since {local(1_002_000, date=False)} (59.00 s)"
+    assert drawn[3:7] == [
+        f"waits for   signal 'approve' (step 'approval'), {began}; must act: a person or program that sends the signal",
+        "            stepfold run signal run-1 approve --data JSON",
         "last event  " + local(1_002_000, date=False) + ", 59.00 s ago",
         "owner       host-1-a",
     ]
@@ -166,7 +168,9 @@ def test_a_step_whose_input_is_recorded_shows_it_and_names_its_first_attempt() -
     story.tell("attempt-started", step_id="a", attempt=1, input=[10, "EUR"])
     began = f"attempt 1 began at {local(1_002_000, date=False)} on host-1-a"
     assert note(story.lines()[0], 1_003_000, beside) == f'{began}; input [10,"EUR"]'
-    assert "waits for   step 'a': the result of attempt 1" in story.drawn(1_003_000)
+    since = local(1_002_000, date=False)
+    words = f"the result of attempt 1 of step 'a', since {since} (1.00 s); must act: the worker that runs it"
+    assert f"waits for   {words}; last, at {since}: attempt 1 began" in story.drawn(1_003_000)
     assert "attempt 1; input [10," in event_line(story.events[-1], 0).plain
     assert note(story.lines("host-2-b")[0], 1_003_000, beside).startswith(f"{began}, which no longer owns its partition; input")
     story.tell("step-failed", step_id="a", attempt=1, error=ERROR, next_at=1_009_000)
@@ -182,7 +186,7 @@ def test_a_step_whose_input_is_recorded_shows_it_and_names_its_first_attempt() -
 
 def test_it_is_said_that_the_log_does_not_name_a_first_attempt() -> None:
     drawn = Story().drawn()
-    assert "waits for   the result of a step" in drawn
+    assert any(line.startswith("waits for   a step that runs or waits for a place, since ") for line in drawn)
     assert any("(a first attempt is not in the log" in line for line in drawn)
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -118,7 +119,7 @@ def test_show_draws_steps_with_attempts_and_what_is_waited_for(served: Shell) ->
     picture = served("run", "show", "shown").stdout
     lines = {line.split()[1]: line for line in picture.splitlines() if line.startswith(("✔", "…"))}
     assert picture.startswith("shown  approved version 1  waiting\n")
-    assert "waits for   signal 'approve' (step 'approval', until" in picture
+    assert "waits for   signal 'approve' (step 'approval'), since " in picture
     assert lines["parcel/pack"].split()[2] == "2" and "✗" in lines["parcel/pack"]
     assert lines["cool-off"].startswith("✔") and "slept" in lines["cool-off"]
     assert lines["approval"].startswith("…")
@@ -129,6 +130,20 @@ def test_show_draws_steps_with_attempts_and_what_is_waited_for(served: Shell) ->
     assert label == {"step_id": "parcel/label", "kind": "step", "state": "done", "attempts": 2, "lost": 0, "next_at": None}
     assert steps["parcel/label"]["error"]["type"] == "ConnectionError" and steps["parcel/label"]["worker"]
     assert steps["cool-off"]["kind"] == "sleep" and steps["approval"]["kind"] == "wait"
+
+
+def test_show_names_the_command_that_moves_the_run(served: Shell) -> None:
+    start(served, "approved", "moved")
+    waiting_for_approval(served, "moved")
+    status = served.json("run", "show", "moved")
+    [wait] = status["waits"]
+    assert (wait["kind"], wait["step_id"], wait["who"]) == ("wait", "approval", "a person or program that sends the signal")
+    assert status["started_at"] < wait["since"] < wait["until"] and status["actions"] == ["cancel", "signal"]
+    assert wait["command"] in served("run", "show", "moved").stdout
+    _, *words = shlex.split(wait["command"].replace("JSON", "'\"me\"'"))
+    served(*words)
+    assert served("run", "watch", "moved").stdout.splitlines()[-1].endswith('"by me"')
+    assert served.json("run", "show", "moved")["waits"] == []
 
 
 def test_show_names_a_step_that_runs_with_its_input_where_that_is_recorded(served: Shell) -> None:
@@ -149,9 +164,11 @@ def test_show_names_a_step_that_runs_with_its_input_where_that_is_recorded(serve
     served("run", "start", "held", "--run-id", "held", *url)
     until(lambda: served.json("run", "show", "held", *url)["state"] == "running")
     picture = served("run", "show", "held", *url).stdout
-    assert "waits for   the result of a step\n" in picture and "(a first attempt is not in the log" in picture
+    assert (
+        "waits for   a step that runs or waits for a place, since " in picture and "(a first attempt is not in the log" in picture
+    )
     (served.folder / "first").touch()
-    until(lambda: "step 'told': the result of attempt 1" in served("run", "show", "held", *url).stdout)
+    until(lambda: "the result of attempt 1 of step 'told', since " in served("run", "show", "held", *url).stdout)
     words = " ".join(served("run", "show", "held", *url).stdout.split())
     assert "attempt 1 began at" in words and "(a first attempt is not in the log" not in words
     told = served.json("run", "show", "held", *url)["steps"][-1]

@@ -17,6 +17,7 @@ from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, LogUnavailable
 from stepfold.log import CLAIM_KEY, Entry
 from stepfold.testing.suite import checkpoints_of
+from stepfold.worker.checkpoint import VERSION
 
 LINES = "stepfold.worker"
 FORGET_MS = REMEMBER_MS + MARGIN_MS
@@ -226,11 +227,12 @@ async def test_other_runs_than_the_marker_counts_cost_a_fold_from_the_beginning(
     assert (await reloaded(ledger, keeper.log)).pack() == ledger.state.pack()
 
 
-async def test_a_checkpoint_of_another_format_is_not_read() -> None:
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+async def test_a_checkpoint_of_another_format_is_not_read(version: int) -> None:
     ledger = ledger_of("a")
     keeper = await kept(ledger)
     marker = orjson.loads((await checkpoints_of(keeper.log, 0))["0/m"])
-    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"version": 99})})
+    await keeper.log.checkpoint_put(0, {"0/m": orjson.dumps(marker | {"version": version})})
     assert (await Keeper(keeper.log).load()).offset == 0
 
 

@@ -43,6 +43,7 @@ def test_a_kind_is_whole(kind: Kind) -> None:
     assert kind.ends.keys() == kind.call.settles.keys() >= kind.gives_back.keys()
     assert kind.open.when_due is None or kind.open.when_due in kind.rules
     assert kind.call.words
+    assert kind.open.wait is not Open.wait
 
 
 def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
@@ -54,7 +55,7 @@ def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
 
 
 def test_an_open_step_says_which_attempt_is_awaited() -> None:
-    step = OpenStep()
+    step = OpenStep(0)
     assert step.words("s") == "step 's': the result of attempt 1" and not step.told
     step.attempts, step.next_at, step.error = 1, 1_000, {"type": "E", "message": "no"}
     assert step.words("s") == "step 's': attempt 2 at 1970-01-01 00:00:01 UTC, after E: no" and step.told
@@ -71,5 +72,7 @@ def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_s
     opened.resumed()
     call.check(opened)
     assert opened.due_at is None and opened.told and opened.words("s") == "bare 's'"
-    assert not opened.due_fields(by_log=False) and opened.due_by_log is None
+    assert not opened.due_fields(by_log=False) and opened.due_by_log is None and not opened.actions
+    with pytest.raises(NotImplementedError):
+        opened.wait("r", "s")
     assert call.lasts_ms is None and call.begin(0, str) is None

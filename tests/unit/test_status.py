@@ -11,10 +11,11 @@ def test_a_run_that_waits() -> None:
     run = RunState("r", "w", None, {"n": 1}, 0, 1_000)
     run.decided = True
     run.journal = [Delivery("a", "result", 2_000, 7), Delivery("b", "error", 3_000, [1, None])]
-    run.open["c"] = OpenWait("go", None)
+    run.open["c"] = OpenWait("go", None, 2_000)
     status, told = status_of(run, owned=True), status_json(run, owned=True)
     assert status.state == told["state"] == "waiting" and status.steps_completed == told["steps_completed"] == 1
     assert status.waiting_on == told["waiting_on"] == ["signal 'go' (step 'c')"]
+    assert [wait.on for wait in status.waits] == status.waiting_on
     assert (told["started_at"], told["ended_at"], told["input"]) == ("1970-01-01T00:00:01.000Z", None, {"n": 1})
     assert waiting_line(run, owned=True) == "waits for signal 'go' (step 'c')"
     assert waiting_line(run, owned=False) == "waits for signal 'go' (step 'c') (no worker serves its partition)"

@@ -140,16 +140,16 @@ def test_a_pause_beyond_all_numbers_is_the_longest() -> None:
 
 @pytest.mark.parametrize("ms", EDGES)
 def test_whatever_a_record_says_can_be_a_timer(ms: int) -> None:
-    step = OpenStep()
+    step = OpenStep(0)
     step.next_at = ms
     timers = Timers()
-    for op in (step, OpenSleep(ms), OpenWait("s", ms)):
+    for op in (step, OpenSleep(ms, 0), OpenWait("s", ms, 0)):
         due = op.due_at
         assert (due is None) == (ms >= NEVER_MS)
         if due is not None:
             timers.push(due, "r", "s")
             assert timers.first == max(ms, FIRST_MS)
-    assert OpenStep().due_at is OpenWait("s", None).due_at is None
+    assert OpenStep(0).due_at is OpenWait("s", None, 0).due_at is None
 
 
 @pytest.mark.parametrize("before", [-(2**63), 0, 2**63 - 1])
