@@ -81,12 +81,14 @@ class Answer:
 
 
 Handler = Callable[[HttpCall], Awaitable[Answer | Response]]
+Show = Callable[[HttpRefusal, Request], Response]
+"""Shows an error as a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
-    type. `page`: of the dashboard, not of the API."""
+    type. `page`: of the dashboard, not of the API; it shows its errors by `show`."""
 
     method: str
     path: str
@@ -97,6 +99,7 @@ class Row:
     body: type[BaseModel] | None = None
     answers: Mapping[int, type[BaseModel] | None]
     page: bool = False
+    show: Show | None = None
 
 
 BODY_BYTES = 2 * 1024 * 1024
@@ -120,7 +123,7 @@ def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response
             refused = refusal(error)
             if refused.problem.status == 500:
                 logger.exception("%s %s", row.method, row.path)
-            return answer(refused, request.url.path)
+            return answer(refused, request.url.path) if row.show is None else row.show(refused, request)
 
     return endpoint
 
