@@ -35,7 +35,8 @@ from stepfold.cli.problems import Problem
 from stepfold.cli.run import json_of
 from stepfold.cli.target import load
 from stepfold.client.requests import checked_run_id, started
-from stepfold.client.status import run_state, waiting_words
+from stepfold.client.status import run_state, status_json, waiting_words
+from stepfold.client.waiting import sentence, waits
 from stepfold.core.fold import Change, PartitionState, fold
 from stepfold.core.snapshot import pack, unpack
 from stepfold.drivers import MemoryDriver, open_driver
@@ -49,6 +50,7 @@ from stepfold.operations.callback import CallbackId
 from stepfold.projections import audit, runs
 from stepfold.projections.base import RunSoFar
 from stepfold.values.duration import duration_ms
+from stepfold.values.times import utc
 from stepfold.worker.checkpoint import Checkpoint
 from stepfold.worker.inbox import Refused
 from stepfold.worker.router import Router
@@ -193,6 +195,9 @@ def _look(state: PartitionState, change: Change, timestamp: int) -> None:
         return
     run_state(change.run, True)
     waiting_words(change.run, True)
+    status_json(change.run, False)
+    for wait in waits(change.run, True):
+        sentence(wait, utc(timestamp))
     for op in change.run.open.values():
         _ = op.due_at, op.words("s")
     so_far = RunSoFar(change.run, state)
