@@ -1,7 +1,7 @@
-"""`stepfold dev`: a worker that restarts when a file that it imported changes, and the events of its runs as they happen.
+"""`stepfold dev`: a worker that restarts when a file that it imported changes, the dashboard, and the events of its runs.
 
 The worker is a process of its own, the command that users start in production, so each start imports the code anew. This
-process watches files and the log, and never executes workflows.
+process watches files and the log, serves the dashboard, and never executes workflows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import webbrowser
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -27,10 +28,13 @@ from ..log import Log
 from ..worker import eventloop
 from .output import Text, console, local, remark
 from .picture import event_row
+from .problems import Problem
 from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, tell_of_two_logs, until_first
+from .web import address, bound, http_app, serve_http
 
 LOOK_S = 0.4
 STOP_S = 5.0
+PORT = 8080
 _SKIPPED = {"node_modules", "site-packages", "__pycache__", "venv", "env", "build", "dist"}
 
 
@@ -40,20 +44,22 @@ def dev(
     kafka: Annotated[
         bool, typer.Option("--kafka", help="Start a real Kafka broker on this machine (stepfold\\[broker]).")
     ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; a free one if it is taken.")] = PORT,
+    open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in your browser.")] = False,
 ) -> None:
-    """Run a worker that restarts when a file that it imported changes, and show the events of its runs as they happen.
+    """Run a worker that restarts when a file that it imported changes, serve the dashboard, and show the events of all runs.
 
     Works on an embedded log: the SQLite file that APP's client names, else sqlite:///stepfold.db.
 
     With [bold]--kafka[/] it works on a broker of its own, whose data are deleted afterwards.
 
-    A dashboard is not part of this version.
+    The dashboard needs [bold]stepfold\\[web][/]; without it everything else works.
     """
     end_as_with_ctrl_c()
     client = load(app)
     if kafka:
         with local_kafka("dev") as broker_url:
-            eventloop.run(_develop(app, Client(broker_url)))
+            eventloop.run(_develop(app, Client(broker_url), port, open_))
         return
     if url is not None:
         client = Client(url)
@@ -62,7 +68,7 @@ def dev(
     else:
         remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
         client = Client(DEFAULT_URL)
-    eventloop.run(_develop(app, client))
+    eventloop.run(_develop(app, client, port, open_))
 
 
 @contextlib.contextmanager
@@ -108,13 +114,27 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
         process.stdin.close()
 
 
-async def _develop(app: str, client: Client) -> None:
+async def _develop(app: str, client: Client, port: int, open_: bool) -> None:
     out = console()
     async with connected(client, may_create=True):
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {shlex.quote(client.log.url)}"
         remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        await until_first(_keep_running(app, client.log.url), *printing)
+        await until_first(_keep_running(app, client.log.url), _show_dashboard(client, port, open_), *printing)
+
+
+async def _show_dashboard(client: Client, port: int, open_: bool) -> None:
+    """Serve the dashboard. Never ends by itself: the worker goes on without it."""
+    try:
+        app = http_app()
+        with bound("127.0.0.1", port, or_any=True) as listening:
+            remark(f"dashboard {address(listening)}")
+            if open_:
+                await asyncio.to_thread(webbrowser.open, address(listening))
+            await serve_http(app(client), listening)
+    except Problem as problem:
+        remark(f"no dashboard: {problem}")
+    await asyncio.Event().wait()
 
 
 async def _keep_running(app: str, url: str) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
+import httpx
 import pytest
+from eventually import eventually
 
 from stepfold import Client
 from stepfold.cli import dev
@@ -24,6 +27,25 @@ def test_its_worker_gets_the_url_of_the_log(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dev, "_keep_running", keep_running)
-    asyncio.run(dev._develop("app:client", Client(url)))  # pyright: ignore[reportPrivateUsage]  # without its child process
+    asyncio.run(dev._develop("app:client", Client(url), 0, open_=False))  # pyright: ignore[reportPrivateUsage]  # without its child process
     assert given == [url]
     assert (f"--url '{url}'" in capsys.readouterr().err) == hint
+
+
+async def test_its_dashboard_takes_a_free_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    client = Client(f"sqlite:///{tmp_path}/log.db")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        async with client:
+            serving = asyncio.create_task(dev._show_dashboard(client, port, open_=False))  # pyright: ignore[reportPrivateUsage]  # without the worker
+
+            async def said() -> str:
+                return capsys.readouterr().err
+
+            url = (await eventually(said)).split()[1]
+            async with httpx.AsyncClient() as browser:
+                answer = await browser.get(f"{url}/v1/runs/none")
+            serving.cancel()
+            await asyncio.wait([serving])
+    assert f":{port}" not in url
+    assert answer.json()["code"] == "run-not-found"
