@@ -74,7 +74,7 @@ class StepPorts:
     __slots__ = ("ext", "send_signal")
 
     def __init__(
-        self, ext: Callable[[Step[Any]], object], send_signal: Callable[[str, str, bytes, str], Coroutine[Any, Any, None]]
+        self, ext: Callable[[Step[Any]], object], send_signal: Callable[[str, str, bytes, str], Coroutine[Any, Any, object]]
     ) -> None:
         self.ext = ext
         self.send_signal = send_signal

@@ -24,8 +24,8 @@ from ..authoring.context import Context
 from ..authoring.step import Step
 from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
 from ..core.state import RunState
-from ..errors import ConfigError, RunAlreadyExists, RunEnded, RunNotFound
-from ..log import Log, partition_of
+from ..errors import ConfigError, RunAlreadyExists
+from ..log import Ack, Log, partition_of
 from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, written
 from ..values.duration import Duration, duration_ms
@@ -39,6 +39,7 @@ from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from . import callbacks
+from .asking import ask
 from .patience import Patience
 from .requests import (
     NOBODY,
@@ -314,14 +315,14 @@ class Client:
             watch = self.tail(run_id).expect(run_id)
             entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
             [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
-            return Run(self, run_id, codec, watch, max(ack.offset, 0))
+            return Run(self, run_id, codec, watch, max(ack.offset, 0), new=True)
         existing = (await self.views.read(checked_run_id(run_id))).run
         if existing is None or existing.ended:
             entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
             await log.append(partition_of(run_id, log.partitions), [entry])
             existing = (await self.views.read(run_id)).run
             if existing is not None and existing.request == request:
-                return Run(self, run_id, codec, start=existing.start)
+                return Run(self, run_id, codec, start=existing.start, new=True)
         if existing is None:
             raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
         if existing.workflow != workflow_id or not same_json(existing.start_input, orjson.loads(encoded)):
@@ -341,23 +342,19 @@ class Client:
         known = self.registry.find(run.workflow, run.version)
         return known.output if known is not None else ANY
 
-    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> None:
-        """Append a signal for a run, once for each `request`; `data`: JSON. Raises RunNotFound, RunEnded and PayloadTooLarge."""
-        log = self.connected()
-        check_size(data, MAX_PAYLOAD_BYTES, of_signal(name))
-        entry = signal_received(run_id, name, data, request=request, at=log.now(), asked=asked)
-        run = (await self.views.read(run_id)).run
-        if run is not None and request in run.requests:
-            return
-        _must_be_open(log, run_id, run)
-        await log.append(partition_of(run_id, log.partitions), [entry])
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> Ack | None:
+        """Append a signal for a run, once for each `request`; `data`: JSON. None: the run has had this request.
 
-    async def cancel_run(self, run_id: str, reason: str | None, by: str | None = None) -> None:
-        """Append a request to cancel a run. Raises RunNotFound and RunEnded."""
-        log = self.connected()
-        entry = cancel_requested(run_id, reason, request=self.ids(), at=log.now(), by=by)
-        _must_be_open(log, run_id, (await self.views.read(run_id)).run)
-        await log.append(partition_of(run_id, log.partitions), [entry])
+        Raises RunNotFound, RunEnded and PayloadTooLarge.
+        """
+        check_size(data, MAX_PAYLOAD_BYTES, of_signal(name))
+        return await ask(
+            self, signal_received(run_id, name, data, request=request, at=self.connected().now(), asked=asked), request
+        )
+
+    async def cancel_run(self, run_id: str, reason: str | None, request: str, by: str | None = None) -> Ack | None:
+        """Append a request to cancel a run, as `signal_run`. Raises RunNotFound and RunEnded."""
+        return await ask(self, cancel_requested(run_id, reason, request=request, at=self.connected().now(), by=by), request)
 
     @coroutine_function
     def complete_callback(
@@ -369,7 +366,9 @@ class Client:
         the call. All errors come at the `await`: CallbackIdInvalid, RunNotFound, InputInvalid for data that JSON cannot hold as
         they are, PayloadTooLarge and LogUnavailable.
         """
-        return callbacks.complete(self, id, taken(lambda: written(data, callbacks.DATA)), timeout, Sender(by, why))
+        return callbacks.counts(
+            callbacks.complete(self, id, taken(lambda: written(data, callbacks.DATA)), timeout, Sender(by, why))
+        )
 
     async def fail_callback(
         self,
@@ -385,7 +384,7 @@ class Client:
 
         Otherwise as `complete_callback`. Raises ValueError for a bad type, and for a message above 10,000 characters.
         """
-        return await callbacks.fail(self, id, type, message, timeout, Sender(by, why))
+        return (await callbacks.fail(self, id, type, message, timeout, Sender(by, why))).counts
 
     async def heartbeat_callback(
         self, id: str, *, timeout: Duration | None = None, by: str | None = None, why: str | None = None
@@ -394,7 +393,7 @@ class Client:
 
         Returns whether it counts, as `complete_callback`; False also says that nobody waits for the answer any more.
         """
-        return await callbacks.heartbeat(self, id, timeout, Sender(by, why))
+        return (await callbacks.heartbeat(self, id, timeout, Sender(by, why))).counts
 
     # -- workers
 
@@ -473,10 +472,3 @@ def _open(url: str) -> Log:
     from stepfold.drivers import open_driver  # the only place where the engine asks for a driver, by its URL
 
     return open_driver(url)
-
-
-def _must_be_open(log: Log, run_id: str, run: RunState | None) -> None:
-    if run is None:
-        raise RunNotFound(run_id, log.name)
-    if run.ended:
-        raise RunEnded(run_id, log.name, run.phase)

@@ -14,7 +14,7 @@ from typing_extensions import TypeVar
 from ..core.state import RunState
 from ..errors import ErrorInfo, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..events import Event
-from ..log import Log
+from ..log import Ack, Log
 from ..values.codec import Codec, describe, written
 from ..values.duration import Duration, duration_ms
 from .requests import NOBODY, Sender, Taken, of_signal, taken, untaken
@@ -45,16 +45,26 @@ class Gateway(Protocol):
 
     def result_codec(self, run: RunState) -> Codec: ...
 
-    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> None: ...
+    async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> Ack | None: ...
 
-    async def cancel_run(self, run_id: str, reason: str | None, by: str | None = None) -> None: ...
+    async def cancel_run(self, run_id: str, reason: str | None, request: str, by: str | None = None) -> Ack | None: ...
 
 
 class Run(Generic[Out]):
-    """A handle for one run."""
+    """A handle for one run. `new`: whether the call that returned the handle has started the run."""
 
-    def __init__(self, gateway: Gateway, run_id: str, codec: Codec | None, watch: RunWatch | None = None, start: int = 0) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        run_id: str,
+        codec: Codec | None,
+        watch: RunWatch | None = None,
+        start: int = 0,
+        *,
+        new: bool = False,
+    ) -> None:
         self.id = run_id
+        self.new = new
         self._start = start  # offset below which the run has no record
         self._gateway = gateway
         self._codec = codec
@@ -138,4 +148,4 @@ class Run(Generic[Out]):
         Raises RunNotFound, RunEnded and LogUnavailable.
         """
         async with self._gateway.patience(timeout):
-            await self._gateway.cancel_run(self.id, reason, by)
+            await self._gateway.cancel_run(self.id, reason, self._gateway.ids(), by)

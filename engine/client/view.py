@@ -17,15 +17,16 @@ from .story import story
 class RunView:
     """The state of one run, folded from its records and the claims of its partition. If the id was used again: of the last run.
 
-    `run`: None until a run of this id has begun.
+    `run`: None until a run of this id has begun; `changed_at`: the offset of the last record that changed it.
     """
 
-    __slots__ = ("run", "run_id", "state")
+    __slots__ = ("changed_at", "run", "run_id", "state")
 
     def __init__(self, run_id: str, state: PartitionState) -> None:
         self.run_id = run_id
         self.state = state
         self.run: RunState | None = None
+        self.changed_at = -1
 
     @property
     def owner(self) -> str | None:
@@ -42,7 +43,7 @@ class RunView:
         """Fold a record of the run, or a claim. Returns the change, or None if the record does not count."""
         change = fold(self.state, record)
         if change is not None and change.run is not None:
-            self.run = change.run
+            self.run, self.changed_at = change.run, record.offset
         return change
 
 

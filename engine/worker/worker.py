@@ -53,7 +53,7 @@ class Worker:
         log: Log,
         registry: Registry,
         settings: Settings,
-        send_signal: Callable[[str, str, bytes, str], Coroutine[Any, Any, None]],
+        send_signal: Callable[[str, str, bytes, str], Coroutine[Any, Any, object]],
         *,
         random: Random | None = None,
         ids: Callable[[], str] | None = None,
