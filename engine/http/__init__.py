@@ -1,5 +1,7 @@
 """The HTTP API of a log and its dashboard: `app(client)` for your own ASGI server, `stepfold serve` for a server of its own."""
 
 from .app import app
+from .routing import Caller, Role
+from .tokens import TokenFile
 
-__all__ = ["app"]
+__all__ = ["Caller", "Role", "TokenFile", "app"]

@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from ..client.client import Client
-from .guard import LOCAL_HOSTS, Authenticate, Guard
+from .guard import LOCAL_HOSTS, Guard
 from .routing import no_route, routes
 from .service import serving
+from .sessions import Authenticate
 from .table import ROWS
 
 
@@ -26,8 +27,8 @@ def app(
     """The API and the dashboard of the client's log: an ASGI application, which needs no worker.
 
     `database`: of the projections that it keeps, as for a ProjectionRunner. `hosts`: the names by which clients may call the
-    server. `authenticate`: the caller of a bearer token; without it everybody who reaches the server is an admin, so only
-    listen on loopback then.
+    server. `authenticate`: the caller of a bearer token, such as `TokenFile(path)`; without it everybody who reaches the server
+    is an admin, so only listen on loopback then.
     """
 
     @contextlib.asynccontextmanager
@@ -37,4 +38,5 @@ def app(
             yield
 
     starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: no_route})
+    starlette.router.redirect_slashes = False  # its answer would repeat the Host header
     return Guard(starlette, hosts, authenticate)

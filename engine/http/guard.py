@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+import time
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -10,12 +12,17 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
+from ..errors import ConfigError
 from .problems import HttpRefusal, answer
 from .routing import NOBODY, Caller, Role
+from .sessions import Authenticate, Sessions, cookie_of
+
+logger = logging.getLogger("stepfold.http")
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 EVERYTHING = Caller(None, frozenset({Role.ADMIN}))
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+MOST_HEADERS, HEADER_BYTES, TARGET_BYTES = 100, 32 * 1024, 8 * 1024
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -28,12 +35,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-Authenticate = Callable[[str], Caller | None]
-"""The caller of a bearer token; None for one that is not valid."""
-
 
 class Guard:
-    """Checks host, origin and token, and adds the headers of security.
+    """Checks sizes, host, origin and caller, adds the headers of security, and writes the access log.
 
     `hosts`: the names in Host that are served, without a port. `authenticate`: None serves everybody as an admin, which is only
     for a server that listens on loopback.
@@ -42,7 +46,8 @@ class Guard:
     def __init__(self, app: Starlette, hosts: Collection[str], authenticate: Authenticate | None) -> None:
         self._app = app
         self._hosts = frozenset(host.lower() for host in hosts)
-        self._authenticate = authenticate
+        self._authenticate = None if authenticate is None else _or_503(authenticate)
+        self._sessions = None if self._authenticate is None else Sessions(self._authenticate)
 
     def lifespan(self) -> AbstractAsyncContextManager[Any]:
         """Serve during an `async with` block, for servers that do not run the lifespan of an app, such as one that mounts it."""
@@ -51,12 +56,18 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            raise RuntimeError(f"stepfold.http serves no {scope['type']!r}")
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008, "reason": "there are no websockets here"})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began_s, status = time.monotonic(), 500
 
         async def guarded(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -64,29 +75,80 @@ class Guard:
             await send(message)
 
         try:
-            scope["stepfold.caller"] = self._caller(scope)
-        except HttpRefusal as refused:
-            await answer(refused, scope["path"])(scope, receive, guarded)
-            return
-        await self._app(scope, receive, guarded)
+            try:
+                scope["stepfold.sessions"] = self._sessions
+                scope["stepfold.caller"] = self._caller(scope)
+            except HttpRefusal as refused:
+                await answer(refused, scope["path"])(scope, receive, guarded)
+            else:
+                await self._app(scope, receive, guarded)
+        finally:  # the template of the path: ids and tokens in it, and the query, are nobody's business
+            route = scope.get("stepfold.route", "-")
+            logger.info("%.20s %s %d %.1f ms", scope["method"], route, status, (time.monotonic() - began_s) * 1000)
 
     def _caller(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)
+        _check_size(scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _name(hosts[0]) not in self._hosts:
             raise HttpRefusal(421, "host-unknown", "this server does not serve the host that the request names")
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        bearer = kind.lower() == "bearer" and bool(token.strip())
-        if scope["method"] not in SAFE and not bearer and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        token, cookie = _bearer(headers), cookie_of(scope)
+        if scope["method"] not in SAFE and token is None and not _same_origin(headers, hosts[0], with_cookie=cookie is not None):
             raise HttpRefusal(403, "cross-site", "a page of another site may not ask for this")
-        if self._authenticate is None:
+        if self._authenticate is None or self._sessions is None:
             return EVERYTHING
-        if not bearer:
-            return NOBODY
-        found = self._authenticate(token.strip())
-        if found is None:
+        if token is None:
+            return (None if cookie is None else self._sessions.caller(cookie)) or NOBODY
+        caller = self._authenticate(token)
+        if caller is None:
             raise HttpRefusal(401, "unauthenticated", "the token is not valid", headers={"WWW-Authenticate": "Bearer"})
-        return found
+        return caller
+
+
+def _or_503(authenticate: Authenticate) -> Authenticate:
+    """Lets nobody in while the callers cannot be told."""
+
+    def asked(token: str) -> Caller | None:
+        try:
+            return authenticate(token)
+        except (ConfigError, OSError) as error:
+            logger.error("nobody can be authenticated: %s", error)  # noqa: TRY400  # the text has file and line
+            raise HttpRefusal(503, "authentication-unavailable", "the tokens cannot be read; the server's log says why") from None
+
+    return asked
+
+
+def _check_size(scope: Scope) -> None:
+    if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > TARGET_BYTES:
+        raise HttpRefusal(414, "target-too-long", f"path and query are longer than {TARGET_BYTES:,} bytes")
+    size = sum(len(name) + len(value) for name, value in scope["headers"])
+    if len(scope["headers"]) > MOST_HEADERS or size > HEADER_BYTES:
+        raise HttpRefusal(431, "headers-too-large", f"more than {MOST_HEADERS} headers, or {HEADER_BYTES:,} bytes of them")
+
+
+def _bearer(headers: Headers) -> str | None:
+    """The token of the Authorization header; None without that header. Raises HttpRefusal for any other."""
+    sent = headers.getlist("authorization")
+    if not sent:
+        return None
+    kind, _, token = sent[0].partition(" ")
+    if len(sent) > 1 or kind.lower() != "bearer" or not token.strip():
+        raise HttpRefusal(
+            401, "unauthenticated", "send one header Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
+        )
+    return token.strip()
+
+
+def _same_origin(headers: Headers, host: str, *, with_cookie: bool) -> bool:
+    """Whether no page of another site can have sent this. A browser tells where a page sends from; other clients send neither
+    header, and no cookie."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site == "same-origin"
+    if origin is not None:
+        scheme, _, sender = origin.partition("://")
+        return scheme in ("http", "https") and sender.lower() == host.strip().lower()
+    return not with_cookie
 
 
 def _name(host: str) -> str:

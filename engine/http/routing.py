@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -15,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from ..values.nesting import MAX_DEPTH, is_deeper
+from .login import login_form
 from .problems import HttpRefusal, answer, invalid, refusal
 from .service import Service
 
@@ -88,7 +92,8 @@ Show = Callable[[HttpRefusal, Request], Response]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
-    type. `page`: of the dashboard, not of the API; it shows its errors by `show`."""
+    type. `page`: of the dashboard, not of the API; it shows its errors by `show`, and to nobody the login. `form`: the body may
+    be a form."""
 
     method: str
     path: str
@@ -100,10 +105,15 @@ class Row:
     answers: Mapping[int, type[BaseModel] | None]
     page: bool = False
     show: Show | None = None
+    form: bool = False
 
 
 BODY_BYTES = 2 * 1024 * 1024
+BODY_S = 30
+FIELDS = 1000
+"""The most fields of a form or a query."""
 JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
 
 
 def routes(rows: Sequence[Row]) -> list[BaseRoute]:
@@ -117,10 +127,13 @@ def routes(rows: Sequence[Row]) -> list[BaseRoute]:
 def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         row = rows["GET" if request.method == "HEAD" and "HEAD" not in rows else request.method]
+        request.scope["stepfold.route"] = row.path
         try:
             return await _run(row, request)
         except Exception as error:  # every error becomes an answer
             refused = refusal(error)
+            if refused.problem.status == 401 and row.page:
+                return login_form(_here(request), 401)
             if refused.problem.status == 500:
                 logger.exception("%s %s", row.method, row.path)
             return answer(refused, request.url.path) if row.show is None else row.show(refused, request)
@@ -133,7 +146,7 @@ async def _run(row: Row, request: Request) -> Response:
     if not caller.may(row.role):
         raise denied(caller, row.role)
     query = _model(row.query, _pairs(request), "the query")
-    body = None if row.body is None else _model(row.body, await _json(request), "the body")
+    body = None if row.body is None else _model(row.body, await _body(request, form=row.form), "the body")
     service: Service = request.app.state.service
     answered = await row.handler(HttpCall(service, caller, request, request.path_params, query, body))
     if isinstance(answered, Response):
@@ -158,28 +171,63 @@ def _model(model: type[BaseModel], data: Any, what: str) -> BaseModel:
         raise invalid(error, what) from None
 
 
+def _here(request: Request) -> str:
+    """The page that a browser asked for, to show it after the login; the first page for another request."""
+    if request.method != "GET":
+        return "/"
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
 def _pairs(request: Request) -> dict[str, Any]:
-    """The query: a text for a name that comes once, a list for one that comes several times."""
-    found: dict[str, Any] = {}
-    for name, value in request.query_params.multi_items():
-        before = found.get(name)
-        found[name] = value if before is None else [*before, value] if isinstance(before, list) else [before, value]
+    return _joined(request.query_params.multi_items(), "the query")
+
+
+def _joined(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
+    """A text for a name that comes once, a list for one that comes several times."""
+    if len(pairs) > FIELDS:
+        raise HttpRefusal(422, "invalid", f"{what} has more than {FIELDS:,} fields")
+    found: dict[str, list[str]] = {}
+    for name, value in pairs:
+        found.setdefault(name, []).append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+async def _body(request: Request, *, form: bool) -> Any:
+    """The body as JSON, or as the fields of a form: its limits are checked before it is parsed."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON and not (form and kind == FORM):
+        raise HttpRefusal(415, "unsupported-media-type", f"the body must be {JSON}{f' or {FORM}' if form else ''}")
+    body = await _read(request)
+    if kind == FORM:
+        try:
+            pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=FIELDS)
+        except ValueError:
+            raise HttpRefusal(400, "not-a-form", f"the body is not a form of up to {FIELDS:,} fields in UTF-8") from None
+        return _joined(pairs, "the form")
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise HttpRefusal(400, "not-json", f"the body is not JSON: {error}") from None
+    if is_deeper(body, found):
+        raise HttpRefusal(422, "too-deep", f"the body is nested more than {MAX_DEPTH} deep")
     return found
 
 
-async def _json(request: Request) -> Any:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON:
-        raise HttpRefusal(415, "unsupported-media-type", f"the body must be {JSON}")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES:
-            raise HttpRefusal(413, "payload-too-large", f"the body is larger than {BODY_BYTES:,} bytes")
+async def _read(request: Request) -> bytes:
+    too_large = HttpRefusal(413, "payload-too-large", f"the body is larger than {BODY_BYTES:,} bytes")
+    said = request.headers.get("content-length", "0")
+    if said.isdecimal() and int(said[:20]) > BODY_BYTES:
+        raise too_large
+    body = bytearray()
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise HttpRefusal(400, "not-json", f"the body is not JSON: {error}") from None
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES:
+                    raise too_large
+    except TimeoutError:
+        raise HttpRefusal(408, "timeout", f"the body did not come within {BODY_S} s") from None
+    return bytes(body)
 
 
 async def no_route(request: Request, error: Exception) -> Response:
