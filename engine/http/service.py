@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from stepfold.projections import ProjectionRunner, RunsProjection, StepsProjection
+from stepfold.projections import Lag, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
 
@@ -36,12 +36,33 @@ class LogPosition(NamedTuple):
         return cls(int(partition), int(offset))
 
 
+class TableNews:
+    """Tells waiting pages that the tables have changed. `number`: of the changes; `listeners`: the streams that are open."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.listeners = 0
+        self._changed = asyncio.Event()
+
+    def tell(self, lag: Lag) -> None:
+        self.number += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def after(self, number: int) -> int:
+        """Wait until there are changes beyond this one, and return the number of the last."""
+        while self.number <= number:
+            await self._changed.wait()
+        return self.number
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One log, served. `projections`: of this log, in the given database or the default one."""
+    """One log, served. `projections`: of this log, in the given database or the default one; `news`: of their tables."""
 
     client: Client
     projections: ProjectionRunner
+    news: TableNews
 
     async def reached(self, position: LogPosition, limit_s: float) -> bool:
         """Whether the tables hold everything below `position`; waits up to `limit_s` for that."""
@@ -58,5 +79,6 @@ class Service:
 @contextlib.asynccontextmanager
 async def serving(client: Client, database: str | sa.URL | sa.Engine | None) -> AsyncGenerator[Service]:
     """Connect the client and keep the tables up to date. Raises LogUnavailable and ConfigError."""
-    async with client, ProjectionRunner(client, [RunsProjection(), StepsProjection()], database=database) as projections:
-        yield Service(client, projections)
+    news, kept = TableNews(), [RunsProjection(), StepsProjection()]
+    async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as projections:
+        yield Service(client, projections, news)

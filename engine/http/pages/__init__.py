@@ -1,5 +1,42 @@
-"""The dashboard: pages that the server renders from the same views as the API."""
+"""The dashboard: pages that the server renders from the same views as the API. They work without script."""
 
-from ..routing import Row
+from __future__ import annotations
 
-ROWS: tuple[Row, ...] = ()
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from ..routing import Handler, Role, Row
+from . import actions, run, runs, system
+from .render import refused
+from .static import asset
+
+_Answers = Mapping[int, type[BaseModel] | None]
+_SHOWN: _Answers = {200: None}
+_MOVED: _Answers = {303: None}
+
+
+def _page(
+    path: str, name: str, handler: Handler, query: type[BaseModel], role: Role = Role.VIEW, answers: _Answers = _SHOWN
+) -> Row:
+    return Row(
+        method="GET", path=path, role=role, name=name, handler=handler, query=query, answers=answers, page=True, show=refused
+    )
+
+
+def _form(path: str, name: str, handler: Handler) -> Row:
+    return Row(method="POST", path=path, role=Role.OPERATE, name=name, handler=handler, answers=_MOVED, page=True, show=refused)
+
+
+ROWS: tuple[Row, ...] = (
+    _page("/", "runs_page", runs.page, runs.ListQuery),
+    _page("/open", "open_page", runs.jump, runs.JumpQuery, answers=_MOVED),
+    _page("/runs/{id:path}", "run_page", run.page, run.RunQuery),
+    _form("/runs/{id:path}", "act", actions.act),
+    _page("/payload/{id:path}", "payload_page", run.payload, run.PayloadQuery, Role.PAYLOAD),
+    _page("/start", "start_page", actions.start_page, actions.StartQuery),
+    _form("/start", "start_run_form", actions.start),
+    _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
+    _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
+    _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),
+)

@@ -1,0 +1,138 @@
+"""Templates, and the words and addresses that all of them use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import orjson
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from ...values.text import shown, shown_json
+from ...values.times import ms_of
+from ...values.words import iso, span
+from ..problems import HttpRefusal
+from ..routing import Caller, HttpCall, Role
+from .static import VERSION
+
+EXCERPT = 2000
+"""How many characters of a payload a page shows at first."""
+NAVIGATION = (("/", "Runs"), ("/errors", "Errors"), ("/workers", "Workers"), ("/start", "Start"))
+ICONS = {
+    "pending": "◌",
+    "running": "▶",
+    "waiting": "◔",
+    "quarantined": "⚠",
+    "completed": "✔",
+    "failed": "✗",
+    "cancelled": "⊘",
+}
+MARKS = {
+    "done": ("✔", "completed"),
+    "failed": ("✗", "failed"),
+    "open": ("…", "running"),
+    "dropped": ("–", "cancelled"),
+    "timed out": ("◔", "waiting"),
+}
+
+_DOTS = (".", "..")
+
+
+def run_path(run_id: str) -> str:
+    """The address of a run's page below the application's. Browsers take a dot or two for folders, so those go as a query."""
+    return f"/runs/?{urlencode({'id': run_id})}" if run_id in _DOTS else f"/runs/{quote(run_id, safe='')}"
+
+
+def payload_path(run_id: str, **part: str | int) -> str:
+    """The address of one payload of a run."""
+    where = "/payload/" if run_id in _DOTS else f"/payload/{quote(run_id, safe='')}"
+    return f"{where}?{urlencode(part | ({'id': run_id} if run_id in _DOTS else {}))}"
+
+
+def with_query(path: str, **more: str | int | None) -> str:
+    """The address with these parameters added; None leaves one out."""
+    known = {name: value for name, value in more.items() if value is not None}
+    return path if not known else f"{path}{'&' if '?' in path else '?'}{urlencode(known)}"
+
+
+def ago(ms: int, now_ms: int) -> str:
+    """The time beside now, in the largest unit alone. A clock that goes ahead is not told as a time to come."""
+    past = now_ms - ms
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if abs(past) >= length:
+            amount = f"{abs(past) // length} {unit}"
+            return f"{amount} ago" if past > 0 else f"in {amount}"
+    return "now"
+
+
+def excerpt(value: Any) -> tuple[str, int]:
+    """JSON for people, cut, and its whole length in characters."""
+    text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    return text[:EXCERPT], len(text)
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {"shown": shown, "span": span, "iso": iso, "ago": ago, "ms": ms_of}
+    made.filters.update(filters)
+    words: dict[str, Any] = {
+        "run_path": run_path,
+        "payload_path": payload_path,
+        "with_query": with_query,
+        "ICONS": ICONS,
+        "MARKS": MARKS,
+        "VERSION": VERSION,
+        "NAVIGATION": NAVIGATION,
+    }
+    made.globals.update(words)
+    return made
+
+
+_ENVIRONMENT = _environment()
+
+
+def text(template: str, context: Mapping[str, Any]) -> str:
+    return _ENVIRONMENT.get_template(template).render(context)
+
+
+def around(call: HttpCall) -> dict[str, Any]:
+    """The words that every page has from its request."""
+    return {
+        "base": call.request.scope.get("root_path", ""),
+        "now": call.service.client.log.now(),
+        "log": call.service.client.log.name,
+        "may": {role.value: call.caller.may(role) for role in Role},
+        "who": call.caller.name,
+        "q": "",
+    }
+
+
+def show(call: HttpCall, template: str, **context: Any) -> Response:
+    """The page."""
+    return HTMLResponse(text(template, around(call) | context))
+
+
+def refused(refusal: HttpRefusal, request: Request) -> Response:
+    """An error, as a page."""
+    caller: Caller = request.scope["stepfold.caller"]
+    problem = refusal.problem
+    context = {
+        "base": request.scope.get("root_path", ""),
+        "log": "",
+        "may": {role.value: caller.may(role) for role in Role},
+        "who": caller.name,
+        "q": "",
+        "active": "",
+        "problem": problem,
+    }
+    return HTMLResponse(text("problem.html", context), problem.status, refusal.headers)

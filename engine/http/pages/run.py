@@ -1,0 +1,257 @@
+"""The page of one run, as it is now or as it was after one of its events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, Field
+from starlette.responses import RedirectResponse, Response
+
+from ...client.client import Client
+from ...client.requests import checked_run_id
+from ...client.status import run_state
+from ...client.story import askers, attempts_in_words, note
+from ...client.view import RunHistory, state_for
+from ...core.state import RunState
+from ...errors import ErrorInfo
+from ...events import Event
+from ...log import CLAIM_KEY
+from ...operations.line import Line
+from ...values.text import shown_json
+from ..problems import HttpRefusal
+from ..routing import HttpCall, Role
+from .actions import offered
+from .history import beside, matching, row, window
+from .live import stream, wanted
+from .render import around, excerpt, payload_path, run_path, show, with_query
+from .timeline import bars, scale_of
+from .waiting import waits_of
+
+STEPS = 200
+
+_Number = Annotated[int | None, BeforeValidator(lambda value: value or None), Field(ge=0, le=2**63)]
+
+
+class RunQuery(BaseModel, extra="ignore"):
+    """`id`: of a run whose id cannot be in a path. `at`: show the run as it was after this offset; `nth`: after its nth event.
+
+    `type`, `step`, `text`, `trouble`: of the events to show; `begin`: the offset from which on; `steps`: the first step to show.
+    """
+
+    id: str = ""
+    at: Annotated[int | None, Field(ge=0, le=2**63)] = None
+    nth: _Number = None
+    type: str = ""
+    step: str = ""
+    text: str = ""
+    trouble: str = ""
+    begin: _Number = None
+    steps: _Number = None
+
+    def chosen(self) -> dict[str, str]:
+        """The conditions on events that are set."""
+        return {name: text for name, text in self.model_dump(include={"type", "step", "text", "trouble"}).items() if text}
+
+
+class PayloadQuery(BaseModel, extra="ignore"):
+    """Which payload: of the run, or the whole event at `offset`."""
+
+    id: str = ""
+    part: Literal["input", "result", "error", "event"]
+    offset: Annotated[int | None, Field(ge=0, le=2**63)] = None
+
+
+def named(call: HttpCall) -> str:
+    return checked_run_id(call.path["id"] or call.query.id)
+
+
+async def histories(client: Client, run_id: str, at: int | None = None, nth: int | None = None) -> tuple[RunHistory, RunHistory]:
+    """The run as it is now, and as it was after the offset `at` or its nth event. Raises RunNotFound and LogUnavailable."""
+    log = client.connected()
+    async with client.patience():
+        whole = RunHistory(run_id, state_for(log, run_id))
+        records = await log.find(whole.state.partition, (run_id, CLAIM_KEY))
+    for record in records:
+        whole.take(record)
+    whole.found(log)
+    if nth is not None:
+        at = whole.events[min(nth, len(whole.events)) - 1].offset
+    if at is None:
+        return whole, whole
+    past = RunHistory(run_id, state_for(log, run_id))
+    for record in records:
+        if record.offset > at:
+            break
+        past.take(record)
+    if past.run is None:
+        raise HttpRefusal(404, "not-begun", f"the run had not begun at offset {at}")
+    return whole, past
+
+
+async def view(call: HttpCall) -> dict[str, Any]:
+    """All that the page of a run shows."""
+    query: RunQuery = call.query
+    run_id = named(call)
+    whole, then = await histories(call.service.client, run_id, query.at, query.nth)
+    assert then.run is not None
+    run, payload = then.run, call.caller.may(Role.PAYLOAD)
+    context = around(call)
+    past = query.at is not None or query.nth is not None
+    if past and then.events:
+        context["now"] = then.events[-1].timestamp or then.events[-1].at
+    path, lines = run_path(run_id), then.story()
+    last = then.events[-1].offset if then.events else None
+    asked = askers(then.events)
+    return context | {
+        "active": "",
+        "query": query,
+        "run": run,
+        "path": path,
+        "state": run_state(run, then.owner is not None),
+        "owner": then.owner,
+        "by": asked["by"],
+        "why": asked["why"],
+        "cancelled_by": asked["cancelled_by"],
+        "at_line": asked["at_line"] if payload else None,
+        "past": past,
+        "partition": then.state.partition,
+        "last": last,
+        "waits": waits_of(run, then.owner, payload=payload, secrets=call.caller.may(Role.OPERATE)),
+        "parts": _parts(run, run_id, payload),
+        "error": None if run.error is None or not payload else ErrorInfo.from_json(run.error),
+        "live": not past and not run.ended,
+        "over": run.ended,
+        **offered(run, lines),
+        **_slider(whole, then, path),
+        **_steps(then, lines, context["now"], query.steps, payload),
+        **_events(then, query, payload),
+    }
+
+
+def _parts(run: RunState, run_id: str, payload: bool) -> list[tuple[str, str, int, str]]:
+    """The payloads of the run: name, beginning, length, and the address of the whole."""
+    if not payload:
+        return []
+    parts: list[tuple[str, Any]] = [("input", run.input)]
+    if run.phase == "completed":
+        parts.append(("result", run.result))
+    return [(name, *excerpt(value), payload_path(run_id, part=name)) for name, value in parts]
+
+
+def _slider(whole: RunHistory, then: RunHistory, path: str) -> dict[str, Any]:
+    """Where `then` is among the events, and the neighbours."""
+    offsets = [event.offset for event in whole.events]
+    nth = len(then.events) if then.run is not None and then.run.start == _start(whole) else 1
+    before = offsets[nth - 2] if nth > 1 else None
+    behind = offsets[nth] if nth < len(offsets) else None
+    return {
+        "nth": nth,
+        "events_now": len(offsets),
+        "before": None if before is None else with_query(path, at=before),
+        "behind": None if behind is None else with_query(path, at=behind),
+        "shown_event": then.events[-1] if then.events else None,
+    }
+
+
+def _start(history: RunHistory) -> int:
+    assert history.run is not None
+    return history.run.start
+
+
+def _steps(then: RunHistory, lines: list[Line], now_ms: int, first: int | None, payload: bool) -> dict[str, Any]:
+    """A window of the operations, with their bars."""
+    run = then.run
+    assert run is not None
+    begin = max(len(lines) - STEPS, 0) if first is None else min(first - 1, max(len(lines) - 1, 0))
+    chosen = lines[begin : begin + STEPS]
+    end = run.ended_at if run.ended_at is not None else now_ms
+    known = [at for line in chosen for at, _ in line.points]
+    start = min([run.started_at, *known]) if len(chosen) == len(lines) else min(known, default=run.started_at)
+    if len(chosen) < len(lines) and begin + STEPS < len(lines):
+        end = max(known, default=end)
+    scale = scale_of(chosen, start, end)
+    return {
+        "lines": [_line(line, now_ms, payload) | {"bars": bars(line, scale)} for line in chosen],
+        "steps_total": len(lines),
+        "steps_first": begin + 1,
+        "steps_before": max(begin - STEPS, 0) + 1 if begin else None,
+        "steps_behind": begin + STEPS + 1 if begin + STEPS < len(lines) else None,
+        "folds": scale.folds,
+        "took": scale.end - scale.begin,
+    }
+
+
+def _line(line: Line, now_ms: int, payload: bool) -> dict[str, Any]:
+    scope, slash, name = line.step_id.rpartition("/")
+    return {
+        "id": line.step_id,
+        "scope": scope + slash,
+        "name": name,
+        "kind": line.kind,
+        "became": line.became,
+        "attempts": attempts_in_words(line),
+        "queued": line.queued_ms,
+        "ran": line.ran_ms,
+        "note": note(line, now_ms, beside) if payload else "",
+        "where": line.at_line or "",
+    }
+
+
+def _events(then: RunHistory, query: RunQuery, payload: bool) -> dict[str, Any]:
+    run = then.run
+    assert run is not None
+    chosen = query.chosen()
+    found = matching(then.events, type=query.type, step=query.step, text=query.text, trouble=bool(query.trouble), payload=payload)
+    rows, older, newer = window(found, query.begin)
+    path = with_query(run_path(run.id), at=query.at, **chosen)
+    return {
+        "chosen": chosen,
+        "events": [row(event, run.started_at, payload) for event in rows],
+        "events_found": len(found),
+        "events_total": len(then.events),
+        "types": sorted({event.type for event in then.events}),
+        "older": None if older is None else f"{with_query(path, begin=older)}#history",
+        "newer": None if newer is None else f"{with_query(path, begin=newer)}#history",
+    }
+
+
+async def _mark(call: HttpCall) -> object:
+    """Where the last record of the run, or the last claim, is."""
+    client = call.service.client
+    async with client.patience():
+        return (await client.views.read(named(call))).state.offset
+
+
+async def page(call: HttpCall) -> Response:
+    base = call.request.scope.get("root_path", "")
+    if not (call.path["id"] or call.query.id):
+        return RedirectResponse(f"{base}/", 303)
+    if wanted(call):
+        return await stream(call, "run_fragment.html", view, _mark)
+    context = await view(call)
+    if call.query.nth is not None:
+        path = run_path(named(call))
+        return RedirectResponse(base + with_query(path, at=context["last"]), 303)
+    return show(call, "run.html", **context)
+
+
+async def payload(call: HttpCall) -> Response:
+    """One payload, whole, as plain text."""
+    query: PayloadQuery = call.query
+    whole, _ = await histories(call.service.client, named(call))
+    run = whole.run
+    assert run is not None
+    if query.part == "event":
+        value = _record(whole.events, query.offset)
+    else:
+        value = {"input": run.input, "result": run.result, "error": run.error}[query.part]
+    text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    return Response(text, media_type="text/plain; charset=utf-8")
+
+
+def _record(events: list[Event], offset: int | None) -> dict[str, Any]:
+    event = next((event for event in events if event.offset == offset), None)
+    if event is None:
+        raise HttpRefusal(404, "not-found", "the run has no event at this offset")
+    return event.model_dump(mode="json", exclude_unset=True, by_alias=True)

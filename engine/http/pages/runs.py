@@ -1,0 +1,179 @@
+"""The list of runs."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, cast, get_args
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+from starlette.responses import RedirectResponse, Response
+from typing_extensions import Unpack
+
+from stepfold.projections import RunFilter, RunRow, count_runs, list_runs
+
+from ...client.status import State
+from ...operations import BY_NAME
+from ...values.names import valid_run_id
+from ...values.times import ms_of, utc
+from ..problems import HttpRefusal
+from ..routing import HttpCall, Role
+from .live import stream, wanted
+from .render import around, run_path, show, with_query
+
+PAGE = 50
+STATES: tuple[str, ...] = get_args(State)
+SINCE = {
+    "15m": (timedelta(minutes=15), "15 minutes"),
+    "1h": (timedelta(hours=1), "hour"),
+    "24h": (timedelta(hours=24), "24 hours"),
+    "7d": (timedelta(days=7), "7 days"),
+}
+
+
+class ListQuery(BaseModel, extra="ignore"):
+    """The filters of the list, "" for none; `after`: the last run of the page before, as `cursor` writes it."""
+
+    state: str = ""
+    workflow: str = ""
+    waiting: str = ""
+    q: str = ""
+    since: str = ""
+    after: str = ""
+
+    def chosen(self) -> dict[str, str]:
+        """The filters that are set, without the place in the list."""
+        return {name: value for name, value in self.model_dump(exclude={"after"}).items() if value}
+
+
+class JumpQuery(BaseModel, extra="ignore"):
+    """The text of the search box."""
+
+    q: str = ""
+
+
+class AnyQuery(BaseModel, extra="ignore"):
+    """Parameters that only make an address another one."""
+
+
+def cursor(row: RunRow) -> str:
+    return f"{ms_of(row.started_at)}~{row.run_id}"
+
+
+def _after(text: str) -> RunRow | None:
+    """The row at the cursor, with what the order needs."""
+    if not text:
+        return None
+    started, tilde, run_id = text.partition("~")
+    if not tilde or not started.isascii() or not started.isdecimal() or len(started) > 15 or not valid_run_id(run_id):
+        raise HttpRefusal(422, "invalid", "`after` is not a place in the list of runs")
+    at = utc(int(started))
+    return RunRow(run_id, "", None, "pending", 0, at, at, None, 0, 0, [], None, None, None, None, "", None)
+
+
+def _filter(query: ListQuery, now_ms: int) -> RunFilter:
+    found: RunFilter = {}
+    if query.state:
+        if query.state not in STATES:
+            raise HttpRefusal(422, "invalid", f"there is no such state; the states are {', '.join(STATES)}")
+        found["state"] = cast(State, query.state)
+    if query.workflow:
+        found["workflow"] = query.workflow
+    if query.waiting:
+        found["waiting_kind"] = query.waiting
+    if query.q:
+        found["search"] = query.q
+    if query.since:
+        if query.since not in SINCE:
+            raise HttpRefusal(422, "invalid", f"`since` is one of {', '.join(SINCE)}")
+        found["started_after"] = utc(now_ms) - SINCE[query.since][0]
+    return found
+
+
+def _read(connection: sa.Connection, after: RunRow | None, **filters: Unpack[RunFilter]) -> tuple[list[RunRow], int, int]:
+    """The rows of a page and one more, the number of all that match, and that of all runs."""
+    rows = list_runs(connection, limit=PAGE + 1, after=after, **filters)
+    count = len(rows) if after is None and len(rows) <= PAGE else count_runs(connection, **filters)
+    return rows, count, count or count_runs(connection)
+
+
+async def view(call: HttpCall) -> dict[str, Any]:
+    """All that the list shows."""
+    query: ListQuery = call.query
+    payload = call.caller.may(Role.PAYLOAD)
+    if query.q and not payload:
+        raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
+    context = around(call)
+    runner = call.service.projections
+    lags = [lag for lag in await runner.lag() if lag.projection == "stepfold-runs"]
+    rows, count, total = await runner.query(_read, _after(query.after), **_filter(query, context["now"]))
+    more = len(rows) > PAGE
+    rows = rows[:PAGE]
+    known = {workflow.id for workflow in call.service.client.registry} | {row.workflow for row in rows}
+    chosen = query.chosen()
+    return context | {
+        "active": "/",
+        "q": "",
+        "query": query,
+        "chosen": chosen,
+        "without": [
+            (name, value, with_query("/", **{other: text for other, text in chosen.items() if other != name}))
+            for name, value in chosen.items()
+        ],
+        "tabs": [(state, with_query("/", **(chosen | {"state": state or None}))) for state in ("", *STATES)],
+        "rows": [_shown(row, payload) for row in rows],
+        "count": count,
+        "total": total,
+        "states": STATES,
+        "sinces": {name: words for name, (_, words) in SINCE.items()},
+        "kinds": sorted(BY_NAME),
+        "workflows": sorted(known),
+        "next": with_query("/", **chosen, after=cursor(rows[-1])) if more else None,
+        "first": with_query("/", **chosen) if query.after else None,
+        "behind": sum(lag.behind for lag in lags),
+        "stopped": next((lag.stopped for lag in lags if lag.stopped), None),
+        "position": " ".join(f"{lag.partition}:{lag.position}" for lag in lags),
+    }
+
+
+def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
+    """A row. Without the right to payloads, nothing that quotes one."""
+    started = ms_of(row.started_at)
+    ended = None if row.ended_at is None else ms_of(row.ended_at)
+    said = "; ".join(row.waiting_on) if row.waiting_on else row.last_error if row.state == "failed" else None
+    if not payload:
+        said = f"{row.waiting_kind} {row.waiting_step!r}" if row.waiting_kind else None
+    return {
+        "id": row.run_id,
+        "workflow": row.workflow,
+        "version": row.version,
+        "state": row.state,
+        "said": said or "",
+        "failed": row.attempts_failed,
+        "steps": row.steps_completed,
+        "started": started,
+        "ended": ended,
+    }
+
+
+async def _always(call: HttpCall) -> None:
+    """Nothing tells cheaply that the list is as before."""
+
+
+async def page(call: HttpCall) -> Response:
+    if wanted(call):
+        return await stream(call, "runs_fragment.html", view, _always)
+    return show(call, "runs.html", **await view(call))
+
+
+async def jump(call: HttpCall) -> Response:
+    """From the search box: to the run of this id, or to the list of what matches."""
+    base = call.request.scope.get("root_path", "")
+    text = call.query.q.strip()
+    if valid_run_id(text):
+        client = call.service.client
+        async with client.patience():
+            found = (await client.views.read(text)).run
+        if found is not None:
+            return RedirectResponse(base + run_path(text), 303)
+    return RedirectResponse(base + with_query("/", q=text or None), 303)

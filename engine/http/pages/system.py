@@ -1,0 +1,94 @@
+"""The pages of errors and of workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from stepfold.projections import ErrorGroup, list_errors
+
+from ...core.fold import PartitionState, fold
+from ...log import CLAIM_KEY, Log
+from ...values.times import ms_of
+from ..routing import HttpCall, Role
+from .live import stream, wanted
+from .render import around, show, with_query
+
+GROUPS = 50
+
+
+class ErrorsQuery(BaseModel, extra="ignore"):
+    """`workflow`: only its errors; "" for all."""
+
+    workflow: str = ""
+
+
+async def _always(call: HttpCall) -> None:
+    """Nothing tells cheaply that such a page is as before."""
+
+
+async def errors_view(call: HttpCall) -> dict[str, Any]:
+    workflow: str = call.query.workflow
+    runner = call.service.projections
+    groups = await runner.query(list_errors, workflow=workflow or None, limit=GROUPS + 1)
+    payload = call.caller.may(Role.PAYLOAD)
+    return around(call) | {
+        "active": "/errors",
+        "workflow": workflow,
+        "groups": [_group(group, payload) for group in groups[:GROUPS]],
+        "more": len(groups) > GROUPS,
+    }
+
+
+def _group(group: ErrorGroup, payload: bool) -> dict[str, Any]:
+    return {
+        "fingerprint": group.fingerprint,
+        "workflow": group.workflow,
+        "step": group.step,
+        "type": group.type,
+        "sample": group.sample if payload else "",
+        "count": group.count,
+        "first": ms_of(group.first_at),
+        "last": ms_of(group.last_at),
+        "run": group.last_run_id,
+        "runs": with_query("/", workflow=group.workflow, q=group.type if payload else None),
+    }
+
+
+async def errors_page(call: HttpCall) -> Response:
+    if wanted(call):
+        return await stream(call, "errors_live.html", errors_view, _always)
+    return show(call, "errors.html", **await errors_view(call))
+
+
+async def workers_view(call: HttpCall) -> dict[str, Any]:
+    log, runner = call.service.client.log, call.service.projections
+    lags = await runner.lag()
+    async with call.service.client.patience():
+        partitions = [
+            {"number": number, "owner": await _owner(log, number), "start": start, "end": end}
+            for number, (start, end) in [(number, await log.bounds(number)) for number in range(log.partitions)]
+        ]
+    return around(call) | {
+        "active": "/workers",
+        "partitions": partitions,
+        "owners": sorted({one["owner"] for one in partitions if one["owner"]}),
+        "unowned": sum(1 for one in partitions if not one["owner"]),
+        "lags": lags,
+    }
+
+
+async def _owner(log: Log, partition: int) -> str | None:
+    """The worker that owns the partition, as its claims say."""
+    state = PartitionState(partition, log.partitions)
+    for record in await log.find(partition, (CLAIM_KEY,)):
+        fold(state, record)
+    return state.owner
+
+
+async def workers_page(call: HttpCall) -> Response:
+    if wanted(call):
+        return await stream(call, "workers_live.html", workers_view, _always)
+    return show(call, "workers.html", **await workers_view(call))

@@ -1,0 +1,148 @@
+"""The pages of the dashboard, as a server sends them."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+import httpx
+import pytest
+from eventually import eventually
+from http_served import served
+
+from stepfold import Client, Context, Step
+from stepfold.http.guard import Caller
+from stepfold.http.pages.render import run_path, with_query
+from stepfold.http.routing import Role
+
+HOSTILE = '"><img src=x onerror=alert(1)></script><script>alert(2)</script>'
+IDS = ("order/7", "a b?c#d&e=f%2F", "..", ".", HOSTILE, "\N{RIGHT-TO-LEFT OVERRIDE}abc", "日本")
+
+
+def client_of(folder: Path) -> Client:
+    client = Client(f"sqlite:///{folder}/log.db")
+
+    @client.workflow(id="greet")
+    async def greet(ctx: Context[str], step: Step) -> str:
+        seen = await step.run("look", lambda: f"seen {ctx.input.data}")
+        answer = await step.wait_for_signal("answer", signal="answer")
+        return f"{seen} {answer}"
+
+    @client.workflow(id="fail")
+    async def fail(ctx: Context[str], step: Step) -> str:
+        raise ValueError(ctx.input.data)
+
+    return client
+
+
+async def listing(browser: httpx.AsyncClient, path: str, words: str) -> str:
+    """The page at `path` once it says `words`: the tables follow the log."""
+
+    async def look() -> str:
+        page = await browser.get(path)
+        assert page.status_code == 200, page.text
+        return page.text if words in page.text else ""
+
+    return await eventually(look)
+
+
+async def test_a_log_without_runs_shows_how_to_start_one(tmp_path: Path) -> None:
+    async with served(client_of(tmp_path)) as browser:
+        page = await browser.get("/")
+        assert page.status_code == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert "stepfold run start WORKFLOW" in page.text
+
+
+async def test_runs_of_every_id_are_listed_and_open(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser:
+        for run_id in IDS:
+            await client.start_workflow("greet", HOSTILE, run_id=run_id)
+            page = await browser.get(run_path(run_id))
+            assert (page.status_code, "</h1>" in page.text) == (200, True), run_id
+            assert "<img src=x" not in page.text
+            assert "<script>alert" not in page.text
+            jumped = await browser.get(with_query("/open", q=run_id))
+            assert (jumped.status_code, jumped.headers["location"]) == (303, run_path(run_id))
+        listed = await listing(browser, "/", f"{len(IDS)} of {len(IDS)}")
+        assert all(f'href="{escape(run_path(run_id))}"' in listed for run_id in IDS)
+        assert "<img src=x" not in listed
+        nothing = await browser.get("/?state=failed&workflow=greet")
+        assert "No run matches" in nothing.text
+        assert '<a href="/?workflow=greet">' in nothing.text
+
+
+async def test_pages_of_the_list_follow_each_other(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser:
+        for number in range(60):
+            await client.start_workflow("greet", "x", run_id=f"run-{number}")
+        first = await listing(browser, "/?workflow=greet", "50 of 60 that match")
+        path = first.partition('" rel="next"')[0].rpartition('href="')[2].replace("&amp;", "&")
+        second = (await browser.get(path)).text
+        assert "10 of 60 that match" in second
+        shown = [f'data-key="run-{number}"' for number in range(60)]
+        assert all((key in first) != (key in second) for key in shown)
+
+
+async def test_a_run_is_shown_as_it_was_after_an_event(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser, client.worker():
+        run = await client.start_workflow("greet", "x", run_id="one")
+        await eventually(lambda: waits(browser))
+        await run.signal("answer", "yes")
+        await run.result()
+        now = (await browser.get("/runs/one")).text
+        assert "state completed" in now
+        offsets = [part.partition('"')[0] for part in now.split('<tr id="e')[1:]]
+        began = (await browser.get(f"/runs/one?at={offsets[0]}")).text
+        assert "After event 1 of" in began
+        assert "state pending" in began or "state running" in began
+        assert f'href="/runs/one?at={offsets[1]}"' in began
+        moved = await browser.get("/runs/one?nth=2")
+        assert moved.headers["location"] == f"/runs/one?at={offsets[1]}"
+        only = (await browser.get("/runs/one?step=look")).text
+        assert f"1 of {len(offsets)} events, 1 match" in only
+
+
+async def waits(browser: httpx.AsyncClient) -> bool:
+    return "signal &#39;answer&#39;" in (await browser.get("/runs/one")).text
+
+
+@pytest.mark.parametrize(
+    "path", ["/runs/none", "/?state=odd", "/?after=odd", "/static/..%2frun.py", "/runs/@x", "/runs/one?at=x"]
+)
+async def test_an_error_is_a_page(tmp_path: Path, path: str) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser:
+        await client.start_workflow("greet", "x", run_id="one")
+        page = await browser.get(path)
+        assert page.status_code in (400, 404, 422)
+        if not path.startswith("/static"):
+            assert page.headers["content-type"] == "text/html; charset=utf-8"
+            assert "All runs" in page.text
+
+
+async def test_a_caller_without_the_right_sees_no_payload(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    callers = {"v": Caller("vera", frozenset({Role.VIEW})), "p": Caller("paul", frozenset({Role.PAYLOAD}))}
+    async with served(client, authenticate=callers.get) as browser, client.worker():
+        await client.start_workflow("greet", "canary", run_id="one")
+        failed = await client.start_workflow("fail", "canary", run_id="two")
+        with pytest.raises(Exception, match="canary"):
+            await failed.result()
+        browser.headers["Authorization"] = "Bearer p"
+        assert "canary" in await listing(browser, "/?state=failed", "1 of 1")
+        paths = ["/", "/runs/one", "/runs/two"]
+        assert all(["canary" in (await browser.get(path)).text for path in paths])
+        assert "canary" in (await browser.get("/payload/two?part=error")).text
+        browser.headers["Authorization"] = "Bearer v"
+        for path in paths:
+            page = await browser.get(path)
+            assert (page.status_code, "canary" in page.text) == (200, False)
+        assert "match" in (await browser.get("/runs/one?text=canary")).text
+        assert "0 match" in (await browser.get("/runs/one?text=canary")).text
+        assert [(await browser.get(path)).status_code for path in ("/?q=canary", "/payload/two?part=error")] == [403, 403]
+        del browser.headers["Authorization"]
+        assert [(await browser.get(path)).status_code for path in ("/", "/runs/one", "/open?q=one")] == [401, 401, 401]
