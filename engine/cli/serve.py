@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +12,11 @@ from .output import remark
 from .problems import Exit, Problem
 from .projection import DatabaseOption
 from .target import AppOption, UrlOption, check_reachable, client_of
+from .web import GRACE_S, address, bound, needing_web
 from .worker import log_to_stderr
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104  # names that no caller may use
-
-
-@contextlib.contextmanager
-def needing_web() -> Generator[None]:
-    """Import what the extra `web` brings in the block. Raises Problem."""
-    try:
-        yield
-    except ImportError as error:
-        raise Problem(f"the server needs more packages ({error}): pip install 'stepfold[web]'") from None
 
 
 def serve(
@@ -67,19 +56,13 @@ def serve(
     name = f"[{host}]" if ":" in host else host
     hosts = [*LOCAL_HOSTS, *(() if host in EVERY_ADDRESS else (name,)), *(allowed_host or ())]
     asgi = http_app(client, database=database, hosts=hosts, authenticate=authenticate)
-    config = uvicorn.Config(asgi, host=host, port=port, log_config=None, access_log=False, server_header=False, lifespan="on")
-    server = uvicorn.Server(config)
-    with listening(host, port) as listener:
-        remark(f"serving {client.log.name} at http://{name}:{listener.getsockname()[1]}")
-        server.run(sockets=[listener])
+    server = uvicorn.Server(
+        uvicorn.Config(
+            asgi, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S, lifespan="on"
+        )
+    )
+    with bound(host, port) as listening:
+        remark(f"serving {client.log.name} at {address(listening)}")
+        server.run(sockets=[listening])
     if not server.started:
         raise Problem("the server could not start, as was logged", Exit.LOG)
-
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket at the address. Raises Problem."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
-        raise Problem(f"--host {host} --port {port}: {error.strerror or error}", Exit.LOG) from None

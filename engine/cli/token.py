@@ -14,7 +14,7 @@ from ..values.duration import duration_ms
 from ..values.words import iso
 from .output import Format, OutputOption, local, print_rows, remark, say, table, zone
 from .problems import Exit, Problem
-from .serve import needing_web
+from .web import needing_web
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and revoke the bearer tokens of [bold]stepfold serve[/].")
 

@@ -19,11 +19,18 @@ GRACE_S = 1
 
 def http_app() -> Callable[..., Guard]:
     """`stepfold.http.app`, where the packages of `stepfold[web]` are there. Raises Problem."""
-    try:
+    with needing_web():
         from ..http import app
+    return app
+
+
+@contextlib.contextmanager
+def needing_web() -> Generator[None]:
+    """Import modules of `stepfold.http` in the block. Raises Problem."""
+    try:
+        yield
     except ImportError as error:
         raise Problem(f"the server needs more packages ({error}): pip install 'stepfold[web]'") from None
-    return app
 
 
 def bound(host: str, port: int, *, or_any: bool = False) -> socket.socket:

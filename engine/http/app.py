@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from ..client.client import Client
 from .guard import LOCAL_HOSTS, Guard
+from .health import Lags
 from .routing import no_route, routes
 from .service import serving
 from .sessions import Authenticate
@@ -35,7 +36,11 @@ def app(
     async def lifespan(starlette: Starlette) -> AsyncGenerator[None]:
         async with serving(client, database) as service:
             starlette.state.service = service
-            yield
+            starlette.state.lags = lags = Lags(service)
+            try:
+                yield
+            finally:
+                lags.close()
 
     starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: no_route})
     starlette.router.redirect_slashes = False  # its answer would repeat the Host header
