@@ -31,7 +31,7 @@ from ..core.fold import PartitionState, fold
 from ..log import CLAIM_KEY
 from ..operations.line import Line
 from .dev import local_kafka, start_worker, stop_worker
-from .output import Text, console, show, table
+from .output import Text, console, remark, show, table
 from .picture import event_line, history_table, run_picture, since
 from .problems import Exit, Problem
 from .target import connected, end_as_with_ctrl_c, load, run_async, until_first
@@ -63,6 +63,7 @@ def demo(
             performance.clear_away()
         if not performance.review():
             raise Problem("some checks failed; see above", Exit.NO)
+        remark("your own workflows, live in the browser: stepfold dev module:client (pip install 'stepfold[web]')")
 
 
 class Performance:
