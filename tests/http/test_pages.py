@@ -11,6 +11,7 @@ from eventually import eventually
 from http_served import served
 
 from stepfold import Client, Context, Step
+from stepfold.events import SignalReceived, Started
 from stepfold.http.guard import Caller
 from stepfold.http.pages.render import run_path, with_query
 from stepfold.http.routing import Role
@@ -146,3 +147,62 @@ async def test_a_caller_without_the_right_sees_no_payload(tmp_path: Path) -> Non
         assert [(await browser.get(path)).status_code for path in ("/?q=canary", "/payload/two?part=error")] == [403, 403]
         del browser.headers["Authorization"]
         assert [(await browser.get(path)).status_code for path in ("/", "/runs/one", "/open?q=one")] == [401, 401, 401]
+
+
+async def test_forms_act_on_runs_and_say_what_is_wrong(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    callers = {
+        "v": Caller("vera", frozenset({Role.VIEW, Role.PAYLOAD})),
+        "o": Caller("olga", frozenset({Role.OPERATE, Role.PAYLOAD})),
+    }
+    async with served(client, authenticate=callers.get) as browser, client.worker():
+        browser.headers["Authorization"] = "Bearer v"
+        form = {"workflow": "greet", "data": '"x"', "run_id": "a/b", "why": "to see"}
+        assert (await browser.post("/start", data=form)).status_code == 403
+        browser.headers["Authorization"] = "Bearer o"
+        started = await browser.post("/start", data=form)
+        assert (started.status_code, started.headers["location"]) == (303, "/runs/a%2Fb")
+        wrong = await browser.post("/runs/a%2Fb", data={"do": "signal", "name": "answer", "data": "text"})
+        assert (wrong.status_code, "A text needs its quotes" in wrong.text) == (422, True)
+        assert (await browser.post("/runs/a%2Fb", data={"do": "signal", "name": "", "data": "1"})).status_code == 422
+        assert (await browser.post("/runs/a%2Fb", data={"do": "complete", "step": "look"})).status_code == 409
+        assert (await browser.post("/runs/none", data={"do": "cancel"})).status_code == 404
+        sent = await browser.post("/runs/a%2Fb", data={"do": "signal", "name": "answer", "data": "1.50", "why": "because"})
+        assert sent.status_code == 303
+        await client.run("a/b").result()
+        events = await client.run("a/b").history()
+        asked = [(event.by, event.why) for event in events if isinstance(event, Started | SignalReceived)]
+        assert asked == [("olga", "to see"), ("olga", "because")]
+        ended = await browser.post("/runs/a%2Fb", data={"do": "cancel"})
+        assert (ended.status_code, "completed" in ended.text) == (409, True)
+
+
+async def test_errors_are_grouped_and_partitions_have_owners(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser:
+        assert "No worker" in (await browser.get("/workers")).text
+        async with client.worker():
+            for number in range(3):
+                run = await client.start_workflow("fail", f"order {number} of 9", run_id=f"run-{number}")
+                with pytest.raises(Exception, match="order"):
+                    await run.result()
+            listed = await listing(browser, "/errors", 'data-label="count">3<')
+            assert "ValueError" in listed
+            workers = (await browser.get("/workers")).text
+            assert "No worker" not in workers
+            assert "stepfold-runs" in workers
+
+
+async def test_a_stream_sends_what_has_changed_and_ends_with_the_run(tmp_path: Path) -> None:
+    client = client_of(tmp_path)
+    async with served(client) as browser, client.worker():
+        run = await client.start_workflow("greet", "x", run_id="one")
+        await eventually(lambda: waits(browser))
+        await run.signal("answer", "yes")
+        await run.result()
+        answer = await browser.get("/runs/one", headers={"Accept": "text/event-stream"})
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert "state completed" in answer.text
+        assert "event: over" in answer.text
+        missing = await browser.get("/runs/none", headers={"Accept": "text/event-stream"})
+        assert missing.status_code == 404

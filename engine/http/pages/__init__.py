@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, run, runs, system
+from . import actions, forms, run, runs, system
 from .render import refused
 from .static import asset
 
@@ -24,18 +24,29 @@ def _page(
     )
 
 
-def _form(path: str, name: str, handler: Handler) -> Row:
-    return Row(method="POST", path=path, role=Role.OPERATE, name=name, handler=handler, answers=_MOVED, page=True, show=refused)
+def _form(path: str, name: str, handler: Handler, body: type[BaseModel]) -> Row:
+    return Row(
+        method="POST",
+        path=path,
+        role=Role.OPERATE,
+        name=name,
+        handler=handler,
+        body=body,
+        form=True,
+        answers=_MOVED,
+        page=True,
+        show=refused,
+    )
 
 
 ROWS: tuple[Row, ...] = (
     _page("/", "runs_page", runs.page, runs.ListQuery),
     _page("/open", "open_page", runs.jump, runs.JumpQuery, answers=_MOVED),
     _page("/runs/{id:path}", "run_page", run.page, run.RunQuery),
-    _form("/runs/{id:path}", "act", actions.act),
+    _form("/runs/{id:path}", "act", actions.act, forms.ActForm),
     _page("/payload/{id:path}", "payload_page", run.payload, run.PayloadQuery, Role.PAYLOAD),
     _page("/start", "start_page", actions.start_page, actions.StartQuery),
-    _form("/start", "start_run_form", actions.start),
+    _form("/start", "start_run_form", actions.start, forms.StartForm),
     _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
     _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,10 +13,9 @@ from ...client.waiting import actions
 from ...core.state import RunState
 from ...operations.callback import CallbackId
 from ...operations.line import Line
-from ...values.names import valid_run_id
 from ..problems import HttpRefusal
 from ..routing import HttpCall
-from .forms import data, fields
+from .forms import ActForm, StartForm, data
 from .render import around, run_path, show
 
 NAMELESS = "dashboard"
@@ -41,47 +40,37 @@ def offered(run: RunState, lines: Sequence[Line]) -> dict[str, Any]:
 
 async def act(call: HttpCall) -> Response:
     """One action on a run; the answer leads back to its page."""
-    form = await fields(call)
-    run_id = call.path["id"] or form.get("id", "")
-    asked = {"by": call.caller.name or NAMELESS}
-    why = form.get("why", "").strip() or None
+    form: ActForm = call.body
+    run_id = call.path["id"] or form.id
+    asked, why = call.caller.name or NAMELESS, form.why.strip() or None
     client = call.service.client
     run = client.run(run_id)
     try:
-        match form.get("do"):
-            case "signal":
-                await run.signal(form.get("name", "").strip(), data(form.get("data", "")), why=why, **asked)
-            case "cancel":
-                await run.cancel(why, **asked)
-            case "complete":
-                counts = await client.complete_callback(
-                    await _callback(client, run_id, form), data(form.get("data", "")), why=why, **asked
-                )
-                _check(counts)
-            case "fail":
-                message = form.get("message", "").strip()
-                _check(await client.fail_callback(await _callback(client, run_id, form), message, why=why, **asked))
-            case _:
-                raise HttpRefusal(422, "invalid", "there is no such action")
+        if form.do == "signal":
+            await run.signal(form.name.strip(), data(form.data), by=asked, why=why)
+        elif form.do == "cancel":
+            await run.cancel(why, by=asked)
+        else:
+            callback = await _callback(client, run_id, form.step)
+            if form.do == "complete":
+                counts = await client.complete_callback(callback, data(form.data), by=asked, why=why)
+            else:
+                counts = await client.fail_callback(callback, form.message.strip(), by=asked, why=why)
+            if not counts:
+                raise HttpRefusal(409, "callback-over", "the answer is in the history, but it came too late to count")
     except ValueError as error:
         raise HttpRefusal(422, "invalid", str(error)) from None
     return RedirectResponse(call.request.scope.get("root_path", "") + run_path(run_id), 303)
 
 
-async def _callback(client: Client, run_id: str, form: Mapping[str, str]) -> str:
+async def _callback(client: Client, run_id: str, step_id: str) -> str:
     """The id of an open callback of the run: only the log knows it."""
     async with client.patience():
         view = await client.views.read(run_id)
-    step_id = form.get("step", "")
     nonce = getattr(view.found(client.log).open.get(step_id), "nonce", None)
     if nonce is None:
         raise HttpRefusal(409, "callback-over", f"the run does not wait for the answer to {step_id!r} any more")
     return str(CallbackId(run_id, step_id, nonce))
-
-
-def _check(counts: bool) -> None:
-    if not counts:
-        raise HttpRefusal(409, "callback-over", "the answer is in the history, but it came too late to count")
 
 
 async def start_page(call: HttpCall) -> Response:
@@ -91,14 +80,15 @@ async def start_page(call: HttpCall) -> Response:
 
 
 async def start(call: HttpCall) -> Response:
-    form = await fields(call)
-    run_id = form.get("run_id", "").strip() or None
-    if run_id is not None and not valid_run_id(run_id):
-        raise HttpRefusal(422, "invalid", 'a run id has 1 to 200 printable characters, and does not begin with "@"')
-    value, why = data(form.get("data", "")), form.get("why", "").strip() or None
+    """Start a run; the answer leads to its page."""
+    form: StartForm = call.body
     try:
         run = await call.service.client.start_workflow(
-            form.get("workflow", "").strip(), value, run_id=run_id, by=call.caller.name or NAMELESS, why=why
+            form.workflow.strip(),
+            data(form.data),
+            run_id=form.run_id.strip() or None,
+            by=call.caller.name or NAMELESS,
+            why=form.why.strip() or None,
         )
     except ValueError as error:
         raise HttpRefusal(422, "invalid", str(error)) from None

@@ -1,0 +1,230 @@
+"""The dashboard in Chromium: looks, barriers, script, keys, and hostile data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from chromium import chromium, listening, watched
+from eventually import eventually
+from playwright.async_api import Page, expect
+
+from stepfold import Client, Context, Retry, Step
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = "\"'><img src=x onerror=alert(1)></script><script>alert(2)</script>{{7*7}}javascript:alert(3)\N{RIGHT-TO-LEFT OVERRIDE}"
+SHOTS = os.environ.get("STEPFOLD_SCREENSHOTS")
+"""A folder for pictures of all pages; without it none is taken."""
+
+
+def client_of(folder: Path) -> Client:
+    client = Client(f"sqlite:///{folder}/log.db")
+    tries: list[str] = []
+
+    async def flaky(order: str) -> str:
+        tries.append(order)
+        if tries.count(order) < 3:
+            raise ConnectionError(f"the bank hung up on {order}")
+        return f"paid {order}"
+
+    @client.workflow(id="order")
+    async def order(ctx: Context[str], step: Step) -> str:
+        await step.run("reserve", lambda: HOSTILE)
+        await step.run("charge", flaky, ctx.input.data, retry=Retry(5, backoff="10ms"))
+        await step.sleep("cool-down", "20ms")
+        answer = await step.wait_for_signal("approval", signal="approve", timeout="7d")
+        return f"{answer}"
+
+    @client.workflow(id="partner")
+    async def partner(ctx: Context[str], step: Step) -> str:
+        return str(await (await step.callback("answer", timeout="2h")))
+
+    @client.workflow(id=HOSTILE)
+    async def fail(ctx: Context[str], step: Step) -> str:
+        async def no() -> None:
+            raise ValueError(HOSTILE)
+
+        await step.run(HOSTILE[:100], no)
+        return ""
+
+    return client
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncGenerator[Client]:
+    """A client with a worker, and runs in most states."""
+    client = client_of(tmp_path)
+    async with client, client.worker():
+        for run_id in ("order/1", "order/2"):
+            await client.start_workflow("order", run_id, run_id=run_id, by="ada", why="nightly")
+        await client.start_workflow("partner", "x", run_id="partner-1")
+        await client.start_workflow("nobody-knows-it", "x", run_id="lost")
+        run = await client.start_workflow(HOSTILE, HOSTILE, run_id=HOSTILE, by=HOSTILE[:90], why=HOSTILE)
+        with pytest.raises(Exception, match="img"):
+            await run.result()
+        cancelled = await client.start_workflow("partner", "x", run_id="partner-2")
+        await cancelled.cancel(HOSTILE, by="grace")
+        for run_id in ("order/1", "order/2"):
+            await eventually(lambda run_id=run_id: stands(client, run_id, "wait"))
+        await client.run("order/2").signal("approve", HOSTILE, by="grace", why=HOSTILE)
+        await client.run("order/2").result()
+        yield client
+
+
+async def stands(client: Client, run_id: str, kind: str) -> bool:
+    return any(wait.kind == kind for wait in (await client.run(run_id).status()).waits)
+
+
+PAGES = {
+    "runs": "/",
+    "none": "/?state=quarantined&workflow=order",
+    "waiting": "/runs/order%2F1",
+    "completed": "/runs/order%2F2",
+    "past": "/runs/order%2F2?nth=3",
+    "callback": "/runs/partner-1",
+    "cancelled": "/runs/partner-2",
+    "lost": "/runs/lost",
+    "errors": "/errors",
+    "workers": "/workers",
+    "start": "/start",
+    "problem": "/runs/",
+}
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light"},
+    "dark": {"color_scheme": "dark"},
+    "narrow": {"viewport": {"width": 320, "height": 700}},
+    "forced": {"forced_colors": "active"},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_pages_have_no_barriers_and_run_no_data(client: Client, look: str) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url, **LOOKS[look]) as page:
+        await page.goto("/")
+        await expect(page.locator("#list tbody tr")).to_have_count(6)
+        hostile = await page.locator("#list a.id", has_text="img").get_attribute("href")
+        assert hostile is not None
+        for name, path in (PAGES | {"hostile": hostile}).items():
+            answer = await page.goto(path)
+            assert answer is not None
+            assert answer.status == 200, name
+            found = await Axe().run(page)  # pyright: ignore[reportUnknownMemberType]  # its stub names no type for the page
+            assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+            if SHOTS:
+                await page.screenshot(path=f"{SHOTS}/{name}-{look}.png", full_page=True)
+
+
+async def test_pages_work_without_script(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url, java_script_enabled=False) as page:
+        await page.goto("/start")
+        await page.get_by_label("Workflow").fill("order")
+        await page.get_by_label("Input, as JSON").fill('"o3"')
+        await page.locator("main").get_by_label("Run id").fill("order/3")
+        await page.get_by_label("Why").fill("by hand")
+        await page.get_by_role("button", name="Start").click()
+        await eventually(lambda: stands(client, "order/3", "wait"))
+        await page.goto("/open?q=order%2F3")
+        await page.locator("summary", has_text="Send a signal").click()
+        await page.get_by_label("Data, as JSON").fill('"granted"')
+        await page.locator(".acts details").get_by_label("Why").fill("it is right")
+        async with page.expect_navigation():
+            await page.get_by_role("button", name="Send").click()
+        assert "granted" in await client.run("order/3").result()
+        await page.reload()
+        await expect(page.locator(".title .state")).to_contain_text("completed")
+        await expect(page.locator("#run-history")).to_contain_text("by dashboard: it is right")
+        await page.get_by_role("link", name="one event back").click()
+        await expect(page.locator("#slider")).to_contain_text("After event")
+        await page.get_by_label("Outcome").select_option("1")
+        await page.locator("#history").get_by_role("button", name="Filter").click()
+        await expect(page.locator("#history-count")).to_contain_text("2 match")
+
+
+async def test_a_run_is_live_until_it_ends(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
+        await page.goto("/runs/order%2F1")
+        await expect(page.locator("#live")).to_have_text("live")
+        await page.evaluate("window.same = true")
+        await client.run("order/1").signal("approve", "yes", by="grace")
+        await expect(page.locator(".title .state")).to_contain_text("completed")
+        await expect(page.locator("#run-history")).to_contain_text("by grace")
+        await expect(page.locator("#run-acts form")).to_have_count(0)
+        await expect(page.locator("#live")).to_be_hidden()
+        assert await page.evaluate("window.same")
+
+
+async def test_rows_keep_their_places_and_new_ones_are_counted(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
+        await page.goto("/?workflow=order")
+        await expect(page.locator("#live")).to_have_text("live")
+        row = page.locator("#list tbody tr", has_text="order/1")
+        await expect(row).to_contain_text("waiting")
+        await client.start_workflow("order", "x", run_id="order/4")
+        await client.start_workflow("order", "y", run_id="order/5")
+        await expect(page.locator("#fresh button")).to_have_text("2 new")
+        await client.run("order/1").signal("approve", "yes")
+        await expect(row).to_contain_text("completed")
+        await expect(page.locator("#list tbody tr")).to_have_count(2)
+        await page.locator("#fresh button").click()
+        await expect(page.locator("#list tbody tr")).to_have_count(4)
+        await expect(page.locator("#counts")).to_contain_text("4 of 4")
+
+
+async def test_keys_move_through_runs_and_their_events(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
+        await page.goto("/?workflow=order")
+        for key in ("j", "j", "k"):
+            await page.keyboard.press(key)
+        first = page.locator("#list tbody a.id").first
+        await expect(first).to_be_focused()
+        await page.keyboard.press("/")
+        await page.keyboard.type("order/2")
+        await expect(page.get_by_role("searchbox", name="Run id or text")).to_have_value("order/2")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url("**/runs/order%2F2")
+        await on_event(page, "[", -1)
+        await on_event(page, "[", -1)
+        await on_event(page, "]", 1)
+        assert "?at=" in page.url
+        await page.locator("#nth").press("Home")
+        await expect(page.locator("#slider")).to_contain_text("After event 1 of")
+        await expect(page.locator("#run-history tbody tr")).to_have_count(1)
+        await page.get_by_role("link", name="back to now").click()
+        await expect(page.locator(".title .state")).to_contain_text("completed")
+        await expect(page.get_by_role("button", name="Go")).to_be_hidden()  # the script runs
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("heading", name="Keys")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("g")
+        await page.keyboard.press("e")
+        await page.wait_for_url("**/errors")
+
+
+async def on_event(page: Page, key: str, by: int) -> None:
+    """Press the key, and see the run one event further."""
+    before = int(await page.locator("#nth").input_value())
+    await page.keyboard.press(key)
+    await expect(page.locator("#nth")).to_have_value(str(before + by))
+
+
+async def test_a_run_is_cancelled_and_a_callback_is_answered(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
+        await page.goto("/runs/order%2F1")
+        await page.get_by_role("button", name="Cancel the run…").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_label("Why").fill("ordered twice")
+        await dialog.get_by_role("button", name="Cancel the run").click()
+        await expect(page.locator(".title .state")).to_contain_text("cancelled")
+        await expect(page.locator("#run-head")).to_contain_text("ordered twice, by dashboard")
+        await page.goto("/runs/partner-1")
+        await page.locator("summary", has_text="Answer").click()
+        form = page.locator("details", has_text="Answer")
+        await form.get_by_label("Data, as JSON").fill('"ok"')
+        await page.get_by_role("button", name="Complete").click()
+        await expect(page.locator(".title .state")).to_contain_text("completed")
