@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from .. import errors
-from ..errors import StepfoldError
+from ..errors import InputInvalid, StepfoldError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -80,6 +81,8 @@ def refusal(error: Exception) -> HttpRefusal:
         return error
     if isinstance(error, ValidationError):
         return invalid(error, "the request")
+    if isinstance(error, InputInvalid):
+        return HttpRefusal(422, _code(type(error)), str(error), places=_places(error.errors, "/input"))
     if isinstance(error, StepfoldError):
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         return HttpRefusal(status, _code(type(error)), str(error), headers={"Retry-After": "1"} if status == 503 else None)
@@ -93,12 +96,18 @@ def _code(kind: type[StepfoldError]) -> str:
 
 def invalid(error: ValidationError, what: str) -> HttpRefusal:
     """The answer to a query or body that its model rejects. The values are not repeated: they may be secret."""
-    places = [
-        {"pointer": "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in one["loc"]), "detail": one["msg"]}
-        for one in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
+    places = _places(error.errors(include_url=False, include_input=False, include_context=False), "")
     said = "; ".join(f"{place['pointer'] or 'the whole'}: {place['detail']}" for place in places[:5])
     return HttpRefusal(422, "invalid", f"{what} is not valid: {said}", places=places)
+
+
+def _places(errors: Iterable[Any], within: str) -> list[dict[str, str]]:
+    """The places of pydantic's errors, as JSON pointers."""
+    return [{"pointer": within + "".join(map(_step, one.get("loc", ()))), "detail": one.get("msg", "")} for one in errors]
+
+
+def _step(part: object) -> str:
+    return f"/{str(part).replace('~', '~0').replace('/', '~1')}"
 
 
 def answer(refused: HttpRefusal, instance: str) -> Response:

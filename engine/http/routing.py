@@ -8,15 +8,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote
 
-import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
+from ..values.digits import loads
 from ..values.nesting import MAX_DEPTH, is_deeper
 from .login import login_form
 from .problems import HttpRefusal, answer, invalid, refusal
@@ -92,8 +93,9 @@ Show = Callable[[HttpRefusal, Request], Response]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
-    type. `page`: of the dashboard, not of the API; it shows its errors by `show`, and to nobody the login. `form`: the body may
-    be a form."""
+    type. `headers`: those of requests that the handler reads. `secret`: the path holds a secret, which no answer and no log
+    repeats. `streams`: the answer does not end by itself. `page`: of the dashboard, not of the API; it shows its errors by
+    `show`, and to nobody the login. `form`: the body may be a form."""
 
     method: str
     path: str
@@ -103,6 +105,9 @@ class Row:
     query: type[BaseModel] = Nothing
     body: type[BaseModel] | None = None
     answers: Mapping[int, type[BaseModel] | None]
+    headers: tuple[str, ...] = ()
+    secret: bool = False
+    streams: bool = False
     page: bool = False
     show: Show | None = None
     form: bool = False
@@ -121,7 +126,29 @@ def routes(rows: Sequence[Row]) -> list[BaseRoute]:
     by_path: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_path.setdefault(row.path, {})[row.method] = row
-    return [Route(path, _endpoint(found), methods=list(found), name=path) for path, found in by_path.items()]
+    return [RawRoute(path, _endpoint(found), methods=list(found), name=path) for path, found in by_path.items()]
+
+
+class RawRoute(Route):
+    """A route that is matched before the path is decoded: `%2F` is a part of a parameter, and not one of the path.
+
+    A parameter is decoded once; one that is not UTF-8 then matches nothing.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+        match, child = super().matches({**scope, "path": raw.decode("latin-1"), "root_path": quote(scope.get("root_path", ""))})
+        if match is not Match.NONE:
+            try:
+                child["path_params"] = {name: unquote(value, errors="strict") for name, value in child["path_params"].items()}
+            except UnicodeDecodeError:
+                return Match.NONE, {}
+        return match, child
+
+
+def instance_of(row: Row | None, request: Request) -> str:
+    """The path of a request, for its answer; that of the row if it holds a secret."""
+    return row.path if row is not None and row.secret else quote(request.url.path, safe="/%")
 
 
 def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response]]:
@@ -136,7 +163,7 @@ def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response
                 return login_form(_here(request), 401)
             if refused.problem.status == 500:
                 logger.exception("%s %s", row.method, row.path)
-            return answer(refused, request.url.path) if row.show is None else row.show(refused, request)
+            return answer(refused, instance_of(row, request)) if row.show is None else row.show(refused, request)
 
     return endpoint
 
@@ -205,8 +232,8 @@ async def _body(request: Request, *, form: bool) -> Any:
             raise HttpRefusal(400, "not-a-form", f"the body is not a form of up to {FIELDS:,} fields in UTF-8") from None
         return _joined(pairs, "the form")
     try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        found = loads(body)  # keeps all digits of its numbers
+    except ValueError as error:
         raise HttpRefusal(400, "not-json", f"the body is not JSON: {error}") from None
     if is_deeper(body, found):
         raise HttpRefusal(422, "too-deep", f"the body is nested more than {MAX_DEPTH} deep")
@@ -237,4 +264,4 @@ async def no_route(request: Request, error: Exception) -> Response:
         404: ("not-found", "there is nothing at this path"),
         405: ("method-not-allowed", "this path has no such method; Allow names those that it has"),
     }.get(status, ("bad-request", str(error)))
-    return answer(HttpRefusal(status, code, detail, headers=headers), request.url.path)
+    return answer(HttpRefusal(status, code, detail, headers=headers), instance_of(None, request))

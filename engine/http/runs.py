@@ -1,41 +1,284 @@
-"""The routes of runs."""
+"""The routes that show runs."""
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import binascii
+from dataclasses import asdict
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlencode
 
-from pydantic import BaseModel
+import orjson
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
-from ..client.status import status_json
+from stepfold.projections import RunRow, count_runs, list_runs
+
+from ..client.status import State, status_json
+from ..client.view import RunView, state_for
+from ..errors import ErrorInfo, RunNotFound, WorkflowCancelled, WorkflowFailed
+from ..log import CLAIM_KEY, partition_of
+from ..values.names import no_run_id, valid_run_id
+from ..values.times import utc
+from .headers import POSITION, applied, etag_of, reach, wait_s
+from .models import Name, RunNow, StateName, place_of_view
+from .payload import row_for, run_for
+from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
 
+RETRY_AFTER_S = 1
 
-class RunNow(BaseModel):
-    """The state of a run, from the fold."""
 
-    id: str
-    workflow: str
-    version: str | None
-    state: str
-    started_at: str
-    ended_at: str | None
-    waiting_on: list[str]
-    steps_completed: int
-    reason: str | None
-    input: Any = None
-    result: Any = None
-    error: Any = None
+def run_id_of(call: HttpCall) -> str:
+    """The run id in the path. Raises HttpRefusal."""
+    run_id = call.path["id"]
+    if not valid_run_id(run_id):
+        raise HttpRefusal(422, "run-id-invalid", no_run_id(run_id))
+    return run_id
+
+
+async def view_of(call: HttpCall) -> RunView:
+    """The run in the path, as it is now. Raises RunNotFound. Use the view before you await anything: other reads change it."""
+    client, run_id = call.service.client, run_id_of(call)
+    async with client.patience():
+        view = await client.views.read(run_id)
+    view.found(client.log)
+    return view
+
+
+def run_now(call: HttpCall, view: RunView) -> RunNow:
+    """The run as the caller may see it."""
+    run = view.found(call.service.client.log)
+    return RunNow.model_validate(run_for(call.caller, status_json(run, view.owner is not None)) | place_of_view(view))
+
+
+class PastOffset(BaseModel, extra="forbid"):
+    """`at`: show the run as it was after the record at this offset."""
+
+    at: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
 
 
 async def get_run(call: HttpCall) -> Answer:
-    client = call.service.client
+    if call.query.at is not None:
+        view = await _past_view(call, call.query.at)
+        return Answer(run_now(call, view), headers={"ETag": etag_of(view)})
+    known, waited_s = call.request.headers.get("if-none-match"), wait_s(call.request)
+    view = await view_of(call)
+    if known is not None and waited_s and etag_of(view) == known.strip():
+        await call.service.changed(view.run_id, view.state.offset, waited_s)
+        view = await view_of(call)
+    headers = {"ETag": etag_of(view), **(applied(waited_s) if known is not None else {})}
+    if known is not None and known.strip() in (etag_of(view), "*"):
+        return Answer(status=304, headers=headers)
+    return Answer(run_now(call, view), headers=headers)
+
+
+async def _past_view(call: HttpCall, at: int) -> RunView:
+    client, run_id = call.service.client, run_id_of(call)
+    log = client.connected()
+    view = RunView(run_id, state_for(log, run_id))
     async with client.patience():
-        view = await client.views.read(call.path["id"])
-    run = view.found(client.log)
-    found = status_json(run, view.owner is not None)
-    if not call.caller.may(Role.PAYLOAD):
-        found |= {"input": None, "result": None, "error": None}
-    return Answer(RunNow.model_validate(found))
+        records = await log.find(partition_of(run_id, log.partitions), (run_id, CLAIM_KEY))
+    for record in records:
+        if record.offset <= at:
+            view.take(record)
+    if view.run is None:
+        raise RunNotFound(run_id, log.name, f"run {run_id!r} had not begun at offset {at}")
+    return view
 
 
-ROWS = (Row(method="GET", path="/v1/runs/{id}", role=Role.VIEW, name="get_run", handler=get_run, answers={200: RunNow}),)
+class RunResult(BaseModel):
+    """The result of a run that has completed."""
+
+    id: str
+    result: Any
+
+
+async def get_result(call: HttpCall) -> Answer:
+    waited_s = wait_s(call.request)
+    view = await view_of(call)
+    if waited_s and not view.found(call.service.client.log).ended:
+        await call.service.ended(view.run_id, waited_s)
+        view = await view_of(call)
+    run, headers = view.found(call.service.client.log), applied(waited_s)
+    if not run.ended:
+        return Answer(run_now(call, view), 202, headers | {"Retry-After": str(RETRY_AFTER_S)})
+    if run.phase == "failed":
+        raise WorkflowFailed(run.id, ErrorInfo.from_json(run.error))
+    if run.phase == "cancelled":
+        raise WorkflowCancelled(run.id, run.reason)
+    return Answer(RunResult(id=run.id, result=run.result), headers=headers)
+
+
+# -- lists
+
+
+def _several(value: Any) -> Any:
+    """The parts of `a,b`, and of a parameter that comes several times."""
+    texts = cast("list[object]", value) if isinstance(value, list) else [value]
+    return [part for text in texts if isinstance(text, str) for part in text.split(",")]
+
+
+class Included(StrEnum):
+    """The payloads that a list may include: the beginning of their JSON."""
+
+    INPUT = "input"
+    RESULT = "result"
+    LAST_ERROR = "last_error"
+
+
+States = Annotated[list[StateName], BeforeValidator(_several), Field(min_length=1)]
+
+
+class RunConditions(BaseModel, extra="forbid"):
+    """Conditions on runs; all must hold. `error` and `search` look into payloads and need the role `payload`."""
+
+    workflow: Name | None = None
+    state: States | None = None
+    started_after: AwareDatetime | None = None
+    started_before: AwareDatetime | None = None
+    waiting_kind: Annotated[str, Field(max_length=20)] | None = None
+    attempts_failed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    error: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    search: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+    def filters(self, call: HttpCall) -> dict[str, Any]:
+        """The keywords of `list_runs`. Raises HttpRefusal for a search that would show payloads to a caller who may not."""
+        if (self.error is not None or self.search is not None) and not call.caller.may(Role.PAYLOAD):
+            raise HttpRefusal(403, "forbidden", "a search looks into payloads: it needs the role 'payload'")
+        conditions = {name: getattr(self, name) for name in RunConditions.model_fields}
+        return {name: value for name, value in conditions.items() if value is not None}
+
+
+class RunsPage(RunConditions):
+    """A page of the list. `cursor`: of the link to the next page."""
+
+    order: Literal["newest", "oldest", "updated"] = "newest"
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    cursor: Annotated[str, Field(max_length=1000)] | None = None
+    include: Annotated[list[Included], BeforeValidator(_several)] = []
+
+
+class ListedRun(BaseModel):
+    """A row of the table of runs. `input`, `result` and `last_error`: only if `include` names them."""
+
+    run_id: str
+    workflow: str
+    version: str | None
+    state: State
+    partition: int
+    started_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    steps_completed: int
+    attempts_failed: int
+    waiting_on: list[str]
+    waiting_kind: str | None
+    waiting_step: str | None
+    waiting_until: datetime | None
+    last_error: str | None = None
+    input: str | None = None
+    result: str | None = None
+
+
+class ListedRuns(BaseModel):
+    """A page of runs. `next`: the cursor of the next page; null: this is the last one."""
+
+    runs: list[ListedRun]
+    next: str | None
+
+
+class RunCount(BaseModel):
+    """The number of runs that match."""
+
+    count: int
+
+
+async def get_runs(call: HttpCall) -> Answer:
+    asked: RunsPage = call.query
+    if asked.include and not call.caller.may(Role.PAYLOAD):
+        raise HttpRefusal(403, "forbidden", "include= shows payloads: it needs the role 'payload'")
+    filters, after = asked.filters(call), None if asked.cursor is None else _row_at(asked.cursor, asked.order)
+    await reach(call.service, call.request)
+    rows = await call.service.projections.query(list_runs, order=asked.order, limit=asked.limit + 1, after=after, **filters)
+    more = len(rows) > asked.limit
+    rows = rows[: asked.limit]
+    included = frozenset(one.value for one in asked.include)
+    page = ListedRuns(
+        runs=[ListedRun.model_validate(row_for(call.caller, asdict(row), included)) for row in rows],
+        next=_cursor(rows[-1], asked.order) if more else None,
+    )
+    headers: dict[str, str] = {}
+    if page.next is not None:
+        pairs = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
+        query = urlencode([*pairs, ("cursor", page.next)])
+        headers["Link"] = f'<{call.request.scope.get("root_path", "")}/v1/runs?{query}>; rel="next"'
+    return Answer(page, headers=headers)
+
+
+async def get_count(call: HttpCall) -> Answer:
+    filters = call.query.filters(call)
+    await reach(call.service, call.request)
+    return Answer(RunCount(count=await call.service.projections.query(count_runs, **filters)))
+
+
+def _cursor(row: RunRow, order: str) -> str:
+    at = row.updated_at if order == "updated" else row.started_at
+    return base64.urlsafe_b64encode(orjson.dumps([order, round(at.timestamp() * 1000), row.run_id])).decode().rstrip("=")
+
+
+def _row_at(cursor: str, order: str) -> RunRow:
+    """A row with the place that a cursor names. Raises HttpRefusal."""
+    try:
+        found = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        ordered_by, at, run_id = found
+        if ordered_by != order or type(at) is not int or not valid_run_id(run_id):
+            raise ValueError
+        when = utc(at)
+    except (ValueError, TypeError, binascii.Error):
+        raise HttpRefusal(422, "cursor-invalid", "the cursor is not one of a link to the next page in this order") from None
+    return RunRow(run_id, "", None, "pending", 0, when, when, None, 0, 0, [], None, None, None, None, "", None)
+
+
+ROWS = (
+    Row(
+        method="GET",
+        path="/v1/runs",
+        role=Role.VIEW,
+        name="list_runs",
+        handler=get_runs,
+        query=RunsPage,
+        headers=(POSITION,),
+        answers={200: ListedRuns},
+    ),
+    Row(
+        method="GET",
+        path="/v1/runs/count",
+        role=Role.VIEW,
+        name="count_runs",
+        handler=get_count,
+        query=RunConditions,
+        headers=(POSITION,),
+        answers={200: RunCount},
+    ),
+    Row(
+        method="GET",
+        path="/v1/runs/{id}",
+        role=Role.VIEW,
+        name="get_run",
+        handler=get_run,
+        query=PastOffset,
+        headers=("If-None-Match", "Prefer"),
+        answers={200: RunNow, 304: None},
+    ),
+    Row(
+        method="GET",
+        path="/v1/runs/{id}/result",
+        role=Role.PAYLOAD,
+        name="get_result",
+        handler=get_result,
+        headers=("Prefer",),
+        answers={200: RunResult, 202: RunNow},
+    ),
+)

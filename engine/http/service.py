@@ -14,6 +14,9 @@ import sqlalchemy as sa
 from stepfold.projections import Lag, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
+from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
+from ..log import partition_of
+from .watching import Watching
 
 POLL_S = 0.02
 
@@ -63,6 +66,22 @@ class Service:
     client: Client
     projections: ProjectionRunner
     news: TableNews
+    watching: Watching
+
+    async def changed(self, run_id: str, offset: int, limit_s: float) -> None:
+        """Wait until the run, or the owner of its partition, has a record at `offset` or behind it; at most `limit_s`."""
+        log = self.client.connected()
+        until = time.monotonic() + limit_s
+        async with self.watching.watch(run_id, [partition_of(run_id, log.partitions)]) as watcher:
+            while (await self.client.views.read(run_id)).state.offset <= offset:
+                left_s = until - time.monotonic()
+                if left_s <= 0 or not await watcher.wait(left_s):
+                    return
+
+    async def ended(self, run_id: str, limit_s: float) -> None:
+        """Wait until the run has ended; at most `limit_s`."""
+        with contextlib.suppress(TimeoutError, WorkflowFailed, WorkflowCancelled, ValueInvalid):
+            await self.client.run(run_id).result(limit_s)
 
     async def reached(self, position: LogPosition, limit_s: float) -> bool:
         """Whether the tables hold everything below `position`; waits up to `limit_s` for that."""
@@ -81,4 +100,8 @@ async def serving(client: Client, database: str | sa.URL | sa.Engine | None) -> 
     """Connect the client and keep the tables up to date. Raises LogUnavailable and ConfigError."""
     news, kept = TableNews(), [RunsProjection(), StepsProjection()]
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as projections:
-        yield Service(client, projections, news)
+        watching = Watching(client.log)
+        try:
+            yield Service(client, projections, news, watching)
+        finally:
+            await watching.close()

@@ -1,0 +1,87 @@
+"""The headers of HTTP that the routes of runs read and write."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+
+from ..client.view import RunView
+from .problems import HttpRefusal
+from .service import LogPosition, Service
+
+POSITION = "Stepfold-Position"
+MAX_WAIT_S = 60
+REACH_S = 5.0
+"""How long a read of a table waits for the position that the caller names."""
+
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+_ETAG = re.compile(r'(?:W/)?"(\d{1,10})-(\d{1,19})"')
+
+
+def wait_s(request: Request) -> int | None:
+    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None if the caller does not ask to wait."""
+    found = _WAIT.search(request.headers.get("prefer", ""))
+    return None if found is None else min(int(found[1]), MAX_WAIT_S)
+
+
+def applied(waited_s: int | None) -> dict[str, str]:
+    """The headers of an answer to a caller who asked to wait."""
+    return {} if waited_s is None else {"Preference-Applied": f"wait={waited_s}"}
+
+
+def etag_of(view: RunView) -> str:
+    """`"partition-offset"`: of the last record that the view has read, a claim or one of the run."""
+    return f'"{view.state.partition}-{view.state.offset - 1}"'
+
+
+def offset_in(etag: str) -> int | None:
+    """The offset of an ETag; None for the text of another server."""
+    found = _ETAG.fullmatch(etag.strip())
+    return None if found is None else int(found[2])
+
+
+def check_match(request: Request, view: RunView) -> None:
+    """Hold the run against `If-Match`. Raises HttpRefusal if the run has a record behind the one that the caller has seen.
+
+    A new owner of the partition does not count: it changes nothing of the run.
+    """
+    wanted = request.headers.get("if-match")
+    if wanted is None or wanted.strip() == "*":
+        return
+    seen = offset_in(wanted)
+    if seen is None or view.changed_at > seen:
+        raise HttpRefusal(412, "run-moved-on", f"the run has moved on: its newest record is at offset {view.changed_at}")
+
+
+def request_id(request: Request) -> str | None:
+    """The value of `Idempotency-Key`, with or without quotes. Raises HttpRefusal for one that is not 1 to 200 characters."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    key = key.strip()
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 0 < len(key) <= 200 or not key.isascii() or not key.isprintable():
+        raise HttpRefusal(400, "idempotency-key-invalid", "Idempotency-Key must have 1 to 200 printable ASCII characters")
+    return key
+
+
+def behind(partition: int, offset: int) -> dict[str, str]:
+    """The header that tells the place behind a record."""
+    return {POSITION: str(LogPosition(partition, offset + 1))}
+
+
+async def reach(service: Service, request: Request) -> None:
+    """Wait until the tables hold what the caller has seen, by `Stepfold-Position`. Raises HttpRefusal after 5 seconds."""
+    text = request.headers.get(POSITION)
+    if text is None:
+        return
+    try:
+        position = LogPosition.parse(text)
+    except ValueError as error:
+        raise HttpRefusal(400, "position-invalid", f"{POSITION}: {error}") from None
+    if not await service.reached(position, REACH_S):
+        raise HttpRefusal(
+            503, "tables-behind", f"the tables have not reached {position} yet; try again", headers={"Retry-After": "1"}
+        )

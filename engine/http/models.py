@@ -1,0 +1,93 @@
+"""The models that several routes share."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, cast, get_args
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from ..client.status import State
+from ..client.view import RunView
+from ..values.names import valid_name
+
+StateName = cast("type[StrEnum]", StrEnum("StateName", {state.upper(): state for state in get_args(State)}))
+"""The states of runs."""
+
+
+def _named(name: str) -> str:
+    if not valid_name(name):
+        raise ValueError("it must have 1 to 200 printable characters")
+    return name
+
+
+def _written(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character") from None
+    return text
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_named),
+    Field(min_length=1, max_length=200, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}),
+]
+Words = Annotated[str, AfterValidator(_written), Field(max_length=10_000)]
+
+
+class Asking(BaseModel, extra="forbid"):
+    """The fields of every request: `by` is the sender's name, only for callers whose name the server does not know."""
+
+    by: Name | None = None
+    why: Words | None = None
+
+
+class WaitNow(BaseModel):
+    """One thing that a run waits for. The command is for callers who may operate; `last` for those who may see payloads."""
+
+    on: str
+    kind: str
+    step_id: str | None
+    since: datetime
+    until: datetime | None
+    who: str
+    last: str | None
+    last_at: datetime | None
+    command: str | None
+
+
+class RunNow(BaseModel):
+    """The state of a run, from the fold, after the record at `offset`. Payloads are null for callers who may not see them."""
+
+    id: str
+    workflow: str
+    version: str | None
+    state: State
+    partition: int
+    offset: int
+    started_at: datetime
+    ended_at: datetime | None
+    waiting_on: list[str]
+    waits: list[WaitNow]
+    actions: list[str]
+    steps_completed: int
+    reason: str | None
+    input: Any = None
+    result: Any = None
+    error: Any = None
+
+
+class Accepted(BaseModel):
+    """The record of a request. `counts`: whether the run has accepted it; null if that is not known yet."""
+
+    run_id: str
+    partition: int
+    offset: int
+    counts: bool | None = None
+
+
+def place_of_view(view: RunView) -> dict[str, int]:
+    return {"partition": view.state.partition, "offset": view.state.offset - 1}

@@ -1,0 +1,78 @@
+"""The rule of payloads, in one place: a caller without the role `payload` sees metadata only, and an id of a callback, which is
+the right to answer it, goes only to callers who may operate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from .routing import Caller, Role
+
+# fmt: off
+_OF_EVENTS = frozenset(
+    [
+        "at", "at_line", "attempt", "began_at", "by", "claim", "from", "heartbeat_ms", "kind",
+        "next_at", "offset", "owner", "queued_at", "reason", "request", "run_id", "signal", "step_id",
+        "timeout_at", "timestamp", "type", "v", "version", "wake_at", "why", "workflow",
+    ]
+)
+# fmt: on
+_OF_RUNS = ("input", "result", "last_error")
+_OF_LINES = ("input", "input_note", "heartbeat")
+
+
+def event_for(caller: Caller, event: Mapping[str, Any]) -> dict[str, Any]:
+    """An event as the caller may see it: without the role `payload` only the fields that are known to hold metadata."""
+    shown = dict(event) if caller.may(Role.PAYLOAD) else {name: value for name, value in event.items() if name in _OF_EVENTS}
+    if not caller.may(Role.PAYLOAD) and "error" in event:
+        shown["error"] = _type_of(event["error"])
+    if not caller.may(Role.OPERATE) and "nonce" in shown:
+        del shown["nonce"]
+    elif caller.may(Role.OPERATE) and "nonce" in event:
+        shown["nonce"] = event["nonce"]
+    return shown
+
+
+def run_for(caller: Caller, run: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a run as the caller may see it; `run`: as `status_json` makes it."""
+    shown = dict(run) | {"waits": [_wait(caller, wait) for wait in run["waits"]]}
+    if caller.may(Role.PAYLOAD):
+        return shown
+    waiting_on = [wait["on"] for wait in shown["waits"]]
+    return shown | {"input": None, "result": None, "error": _type_of(run["error"]), "waiting_on": waiting_on}
+
+
+def line_for(caller: Caller, line: Mapping[str, Any]) -> dict[str, Any]:
+    """An operation as the caller may see it; `line`: as `line_json` makes it."""
+    if caller.may(Role.PAYLOAD):
+        return dict(line)
+    return dict(line) | dict.fromkeys(_OF_LINES) | {"error": _type_of(line["error"])}
+
+
+def row_for(caller: Caller, row: Mapping[str, Any], included: frozenset[str] = frozenset(_OF_RUNS)) -> dict[str, Any]:
+    """A row of the table of runs, with the `included` ones of its payloads if the caller may see them."""
+    if caller.may(Role.PAYLOAD):
+        return {name: value for name, value in row.items() if name not in _OF_RUNS or name in included}
+    shown = {name: value for name, value in row.items() if name not in _OF_RUNS}
+    if row["waiting_step"] is not None:
+        shown["waiting_on"] = [f"{row['waiting_kind']} {row['waiting_step']!r}"]
+    elif row["state"] == "quarantined":
+        shown["waiting_on"] = ["a fix"]
+    return shown
+
+
+def _wait(caller: Caller, wait: Mapping[str, Any]) -> dict[str, Any]:
+    shown = dict(wait)
+    if not caller.may(Role.OPERATE):  # the command may hold the id of a callback
+        shown["command"] = None
+    if not caller.may(Role.PAYLOAD):
+        shown["last"] = None
+        if wait["kind"] == "fix":
+            shown["on"] = "a fix"
+    return shown
+
+
+def _type_of(error: Any) -> dict[str, Any] | None:
+    if not isinstance(error, dict):
+        return None
+    return {"type": cast(dict[str, Any], error).get("type"), "message": ""}

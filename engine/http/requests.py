@@ -1,0 +1,286 @@
+"""The routes that make requests: starts, signals, cancellations, answers to callbacks. Each is a record of the history.
+
+The sender of a request is the name of the caller. Only a caller without a name, on a server without authentication, may give one
+in the body.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from ..client import callbacks
+from ..client.callbacks import Answered
+from ..client.requests import Sender, of_signal
+from ..client.tail import read_run
+from ..errors import CallbackIdInvalid, InputInvalid, RunAlreadyExists, ValueInvalid
+from ..log import partition_of
+from ..operations.callback import CallbackId
+from ..values.codec import Written, written
+from ..values.digits import raw
+from ..values.names import valid_name
+from ..values.same import same_json
+from .headers import applied, behind, check_match, etag_of, request_id, wait_s
+from .models import Accepted, Asking, Name, RunNow, Words
+from .problems import HttpRefusal
+from .routing import NOBODY, Answer, HttpCall, Role, Row
+from .runs import run_id_of, run_now, view_of
+
+
+def sender_of(call: HttpCall) -> Sender:
+    """The sender of a request. Raises HttpRefusal if the body names another one than the caller."""
+    asked: Asking = call.body
+    known = call.caller.name
+    if asked.by not in (None, known) and (known is not None or call.caller is NOBODY):
+        raise HttpRefusal(
+            422,
+            "sender-known",
+            "by: the server knows who you are, or would not believe it; leave `by` out",
+            places=[{"pointer": "/by", "detail": "only for a server without authentication"}],
+        )
+    return Sender(known if known is not None else asked.by, asked.why)
+
+
+# -- starts
+
+
+class StartRun(Asking):
+    """A request to start a run. `version`: of the workflow, for a worker that has this one; without it, for any."""
+
+    workflow: Name
+    input: Any = None
+    version: Name | None = None
+
+
+async def put_run(call: HttpCall) -> Answer:
+    return await _start(call, run_id_of(call))
+
+
+async def post_run(call: HttpCall) -> Answer:
+    key = request_id(call.request)
+    if key is not None and key.startswith("@"):
+        raise HttpRefusal(400, "idempotency-key-invalid", 'Idempotency-Key becomes the run id, which does not begin with "@"')
+    try:
+        return await _start(call, key)
+    except RunAlreadyExists as error:
+        raise HttpRefusal(422, "idempotency-key-reused", f"this Idempotency-Key came before with another body: {error}") from None
+
+
+async def _start(call: HttpCall, run_id: str | None) -> Answer:
+    body: StartRun = call.body
+    client, asked, waited_s = call.service.client, sender_of(call), wait_s(call.request)
+    run = await client.start_workflow(
+        body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
+    )
+    if waited_s:
+        await call.service.ended(run.id, waited_s)
+    async with client.patience():
+        view = await client.views.read(run.id)
+    found = view.found(client.log)
+    headers = {
+        "Location": f"{call.request.scope.get('root_path', '')}/v1/runs/{quote(run.id, safe='')}",
+        "ETag": etag_of(view),
+        **behind(view.state.partition, found.start),
+        **applied(waited_s),
+    }
+    return Answer(run_now(call, view), 201 if run.new else 200, headers)
+
+
+# -- signals and cancellations
+
+
+class SignalRun(Asking):
+    """A signal."""
+
+    data: Any = None
+
+
+class CancelRun(Asking):
+    """A request to cancel a run; `why` is its reason."""
+
+
+async def post_signal(call: HttpCall) -> Answer:
+    body: SignalRun = call.body
+    name, asked, request = call.path["name"], sender_of(call), request_id(call.request)
+    if not valid_name(name):
+        raise HttpRefusal(422, "signal-name-invalid", "the name of a signal has 1 to 200 printable characters")
+    view = await view_of(call)
+    check_match(call.request, view)
+    client, run_id = call.service.client, view.run_id
+    data = _json_of(body.data, of_signal(name))
+    async with client.patience():
+        ack = await client.signal_run(run_id, name, data, request or client.ids(), asked)
+    if ack is None:
+        return await _repeated(call, run_id, request, {"signal": name, "data": body.data})
+    return await _asked(call, run_id, ack.offset)
+
+
+async def post_cancel(call: HttpCall) -> Answer:
+    asked, request = sender_of(call), request_id(call.request)
+    view = await view_of(call)
+    check_match(call.request, view)
+    client, run_id = call.service.client, view.run_id
+    async with client.patience():
+        ack = await client.cancel_run(run_id, asked.why, request or client.ids(), asked.by)
+    if ack is None:
+        return await _repeated(call, run_id, request, {"reason": asked.why})
+    return await _asked(call, run_id, ack.offset)
+
+
+async def _asked(call: HttpCall, run_id: str, offset: int, counts: bool | None = None) -> Answer:
+    log = call.service.client.connected()
+    partition = partition_of(run_id, log.partitions)
+    if offset < 0:  # the log could not tell
+        offset = (await log.bounds(partition))[1] - 1
+    return Answer(Accepted(run_id=run_id, partition=partition, offset=offset, counts=counts), 202, behind(partition, offset))
+
+
+async def _repeated(call: HttpCall, run_id: str, request: str | None, asked: dict[str, Any]) -> Answer:
+    """The answer to a request that the run has had. Raises HttpRefusal if it was another one under the same key."""
+    client = call.service.client
+    async with client.patience():
+        history = await read_run(client.connected(), run_id)
+    for event in history.events:
+        fields = event.model_dump()
+        if fields.get("request") == request:
+            if not all(name in fields and same_json(fields[name], value) for name, value in asked.items()):
+                raise HttpRefusal(422, "idempotency-key-reused", "this Idempotency-Key came before with another request")
+            return await _asked(call, run_id, event.offset or 0, True)
+    raise HttpRefusal(409, "request-repeated", "the run has had a request with this Idempotency-Key")
+
+
+# -- answers to callbacks
+
+
+class AnswerCallback(Asking):
+    """The answer to a callback."""
+
+    data: Any = None
+
+
+class FailCallback(Asking):
+    """The answer to a callback that it has failed: `await callback` raises CallbackFailed with this type and message."""
+
+    message: Words
+    type: Name = "CallbackFailed"
+
+
+async def post_callback(call: HttpCall) -> Answer:
+    data = _json_of(call.body.data, callbacks.DATA)
+    return await _answered(
+        call, await callbacks.complete(call.service.client, _token(call), data, None, sender_of(call), request_id(call.request))
+    )
+
+
+async def post_callback_fail(call: HttpCall) -> Answer:
+    body: FailCallback = call.body
+    return await _answered(
+        call,
+        await callbacks.fail(
+            call.service.client, _token(call), body.type, body.message, None, sender_of(call), request_id(call.request)
+        ),
+    )
+
+
+async def post_callback_heartbeat(call: HttpCall) -> Answer:
+    return await _answered(
+        call, await callbacks.heartbeat(call.service.client, _token(call), None, sender_of(call), request_id(call.request))
+    )
+
+
+def _token(call: HttpCall) -> str:
+    """The id of the callback. Raises HttpRefusal, without the id: it is a secret."""
+    try:
+        CallbackId.parse(call.path["token"])
+    except CallbackIdInvalid:
+        raise HttpRefusal(404, "callback-id-invalid", "this is not the id of a callback") from None
+    return call.path["token"]
+
+
+async def _answered(call: HttpCall, answered: Answered) -> Answer:
+    return await _asked(call, answered.run_id, answered.ack.offset, answered.counts)
+
+
+def _json_of(data: Any, what: str) -> bytes:
+    try:
+        return written(Written(raw(data)), what)
+    except InputInvalid as error:
+        raise ValueInvalid(str(error)) from error
+
+
+KEYED = ("Idempotency-Key",)
+ROWS = (
+    Row(
+        method="PUT",
+        path="/v1/runs/{id}",
+        role=Role.OPERATE,
+        name="start_run",
+        handler=put_run,
+        body=StartRun,
+        headers=("Prefer",),
+        answers={200: RunNow, 201: RunNow},
+    ),
+    Row(
+        method="POST",
+        path="/v1/runs",
+        role=Role.OPERATE,
+        name="start_new_run",
+        handler=post_run,
+        body=StartRun,
+        headers=("Prefer", *KEYED),
+        answers={200: RunNow, 201: RunNow},
+    ),
+    Row(
+        method="POST",
+        path="/v1/runs/{id}/signals/{name}",
+        role=Role.OPERATE,
+        name="signal_run",
+        handler=post_signal,
+        body=SignalRun,
+        headers=("If-Match", *KEYED),
+        answers={202: Accepted},
+    ),
+    Row(
+        method="POST",
+        path="/v1/runs/{id}/cancel",
+        role=Role.OPERATE,
+        name="cancel_run",
+        handler=post_cancel,
+        body=CancelRun,
+        headers=("If-Match", *KEYED),
+        answers={202: Accepted},
+    ),
+    Row(
+        method="POST",
+        path="/v1/callbacks/{token}",
+        role=Role.ANYONE,
+        name="complete_callback",
+        handler=post_callback,
+        body=AnswerCallback,
+        headers=KEYED,
+        answers={202: Accepted},
+        secret=True,
+    ),
+    Row(
+        method="POST",
+        path="/v1/callbacks/{token}/fail",
+        role=Role.ANYONE,
+        name="fail_callback",
+        handler=post_callback_fail,
+        body=FailCallback,
+        headers=KEYED,
+        answers={202: Accepted},
+        secret=True,
+    ),
+    Row(
+        method="POST",
+        path="/v1/callbacks/{token}/heartbeat",
+        role=Role.ANYONE,
+        name="heartbeat_callback",
+        handler=post_callback_heartbeat,
+        body=Asking,
+        headers=KEYED,
+        answers={202: Accepted},
+        secret=True,
+    ),
+)

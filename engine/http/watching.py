@@ -1,0 +1,106 @@
+"""Wakes those who wait for news of runs: one reader a partition, however many wait, and marks instead of queues."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Iterable
+
+from ..errors import StepfoldError
+from ..log import CLAIM_KEY, Log
+
+logger = logging.getLogger("stepfold.http")
+
+READ_RECORDS = 1000
+RETRY_S = 1.0
+MOST_MARKS = 1000
+"""How many runs a watcher remembers as changed; with more it knows only that many have."""
+
+
+class Watcher:
+    """News of runs since the last look. `run_id`: of one run, with the claims of its partition; None: of all runs."""
+
+    def __init__(self, run_id: str | None) -> None:
+        self.run_id = run_id
+        self.changed: set[str] = set()
+        self.many = False
+        self._news = asyncio.Event()
+
+    def mark(self, key: str) -> None:
+        if self.run_id is None and key != CLAIM_KEY and not self.many:
+            self.changed.add(key)
+            self.many = len(self.changed) > MOST_MARKS
+        self._news.set()
+
+    async def wait(self, limit_s: float) -> bool:
+        """Whether there was news within the limit. Forgets it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._news.wait()
+        came = self._news.is_set()
+        self._news.clear()
+        return came
+
+    def take(self) -> tuple[set[str], bool]:
+        """The runs that have changed, and whether there are more than that. Forgets them."""
+        changed, many = self.changed, self.many
+        self.changed, self.many = set(), False
+        return changed, many
+
+
+class Watching:
+    """The watchers of one log. A partition is read while it has watchers."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._watchers: dict[int, dict[Watcher, None]] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    @contextlib.asynccontextmanager
+    async def watch(self, run_id: str | None, partitions: Iterable[int]) -> AsyncGenerator[Watcher]:
+        """A watcher of these partitions for the block; it misses nothing that is appended after the block has begun."""
+        watcher, partitions = Watcher(run_id), list(partitions)
+        try:
+            for partition in partitions:
+                self._watchers.setdefault(partition, {})[watcher] = None
+                if partition not in self._tasks:
+                    _, end = await self._log.bounds(partition)
+                    if partition not in self._tasks:
+                        self._tasks[partition] = asyncio.create_task(self._read(partition, end))
+            yield watcher
+        finally:
+            for partition in partitions:
+                watchers = self._watchers.get(partition, {})
+                watchers.pop(watcher, None)
+                if not watchers and partition in self._tasks:
+                    self._tasks.pop(partition).cancel()
+
+    async def _read(self, partition: int, position: int) -> None:
+        while True:
+            try:
+                reader = self._log.reader(partition, position)
+                try:
+                    while True:
+                        for record in await reader.read(READ_RECORDS, None):
+                            self._tell(partition, record.key)
+                finally:
+                    await reader.close()
+            except StepfoldError as error:
+                logger.warning("partition %s: %s; trying again", partition, error)
+                await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(StepfoldError):
+                _, position = await self._log.bounds(partition)
+            self._tell(partition, CLAIM_KEY)
+
+    def _tell(self, partition: int, key: str) -> None:
+        for watcher in self._watchers.get(partition, ()):
+            if watcher.run_id is None or key in (watcher.run_id, CLAIM_KEY):
+                watcher.mark(key)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
