@@ -201,6 +201,8 @@ async def test_keys_move_through_runs_and_their_events(client: Client) -> None:
         await page.keyboard.press("?")
         await expect(page.get_by_role("heading", name="Keys")).to_be_visible()
         await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="Keys").click()
+        await page.get_by_role("button", name="Close").click()
         await page.keyboard.press("g")
         await page.keyboard.press("e")
         await page.wait_for_url("**/errors")
