@@ -2,6 +2,7 @@
 
 from .app import app
 from .routing import Caller, Role
+from .signed import SignedTokens
 from .tokens import TokenFile
 
-__all__ = ["Caller", "Role", "TokenFile", "app"]
+__all__ = ["Caller", "Role", "SignedTokens", "TokenFile", "app"]

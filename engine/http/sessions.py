@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import BaseModel, Field
 from starlette.requests import cookie_parser
@@ -19,6 +19,12 @@ from .routing import Caller, HttpCall, Nothing, Role, Row
 
 Authenticate = Callable[[str], Caller | None]
 """The caller of a bearer token; None for one that is not valid."""
+
+
+def any_of(ways: Sequence[Authenticate]) -> Authenticate:
+    """The caller that the first of these finds."""
+    return lambda token: next((caller for way in ways if (caller := way(token)) is not None), None)
+
 
 MOST = 1000
 """Sessions that one server keeps; a new one ends the oldest."""

@@ -54,6 +54,15 @@ def test_a_server_without_tokens_listens_on_loopback_only(shell: Shell) -> None:
         assert "--allowed-host" in shell("serve", "--tokens", "tokens.jsonl", "--allowed-host", name, code=2).stderr
 
 
+def test_a_jwt_needs_key_issuer_and_audience(shell: Shell) -> None:
+    (shell.folder / "key.pem").write_text("secret!")
+    whole = ("--jwt-issuer", "https://id.example", "--jwt-audience", "stepfold")
+    told = shell("serve", "--jwt-key", "key.pem", *whole, code=2).stderr
+    assert "key.pem is neither a public key (PEM) nor a set of keys (JWKS)" in told and "secret!" not in told
+    assert "needs --jwt-issuer and --jwt-audience" in shell("serve", "--jwt-key", "key.pem", *whole[:2], code=2).stderr
+    assert "need --jwt-key" in shell("serve", *whole, code=2).stderr
+
+
 def test_a_port_that_is_taken_is_told(shell: Shell, server: Server) -> None:
     assert "already in use" in shell("serve", "--port", str(server.port), code=4).stderr
 
