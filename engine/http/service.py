@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -59,6 +59,13 @@ class TableNews:
         return self.number
 
 
+@dataclass(slots=True)
+class OpenStreams:
+    """The number of streams of histories that are open."""
+
+    open: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """One log, served. `projections`: of this log, in the given database or the default one; `news`: of their tables."""
@@ -67,6 +74,7 @@ class Service:
     projections: ProjectionRunner
     news: TableNews
     watching: Watching
+    streams: OpenStreams = field(default_factory=OpenStreams)
 
     async def changed(self, run_id: str, offset: int, limit_s: float) -> None:
         """Wait until the run, or the owner of its partition, has a record at `offset` or behind it; at most `limit_s`."""

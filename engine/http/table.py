@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import health, requests, runs, sessions
+from . import health, history, requests, runs, sessions, system
 from .pages import ROWS as PAGES
 from .routing import Row
 
-ROWS: tuple[Row, ...] = (*runs.ROWS, *requests.ROWS, *sessions.ROWS, *health.ROWS, *PAGES)
+ROWS: tuple[Row, ...] = (*runs.ROWS, *requests.ROWS, *history.ROWS, *system.ROWS, *sessions.ROWS, *health.ROWS, *PAGES)

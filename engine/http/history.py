@@ -1,0 +1,209 @@
+"""The routes that show what happened in a run: its operations, and its history in pages, lines, and a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, Field
+from sse_starlette.sse import EventSourceResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ..client.story import line_json
+from ..client.tail import follow, read_run
+from ..client.view import RunHistory
+from ..events import Event
+from .models import Name
+from .payload import event_for, line_for
+from .problems import HttpRefusal
+from .routing import Answer, HttpCall, Role, Row
+from .runs import run_id_of
+from .service import OpenStreams
+
+NDJSON = "application/x-ndjson"
+SSE = "text/event-stream"
+MAX_STREAMS = 100
+"""How many streams of histories one server keeps open."""
+PING_S = 15
+SEND_S = 20
+RETRY_MS = 2000
+
+
+class StepNow(BaseModel):
+    """An operation of a run. `heartbeat` and `input` are null for callers who may not see payloads."""
+
+    step_id: str
+    kind: str
+    state: str
+    attempts: int
+    lost: int
+    first_at: datetime | None
+    last_at: datetime | None
+    queued_ms: int | None
+    ran_ms: int | None
+    at_line: str | None
+    by: str | None
+    why: str | None
+    next_at: datetime | None
+    running_since: datetime | None
+    worker: str | None
+    heartbeat: Any
+    heartbeat_at: datetime | None
+    heartbeat_by: datetime | None
+    until: datetime | None
+    input: Any
+    input_note: str | None
+    error: dict[str, Any] | None
+
+
+class StepsNow(BaseModel):
+    """The operations of a run, in the order of their first records."""
+
+    steps: list[StepNow]
+
+
+async def get_steps(call: HttpCall) -> Answer:
+    history = await _history(call)
+    return Answer(StepsNow(steps=[StepNow.model_validate(line_for(call.caller, line_json(line))) for line in history.story()]))
+
+
+async def _history(call: HttpCall) -> RunHistory:
+    client = call.service.client
+    async with client.patience():
+        history = await read_run(client.connected(), run_id_of(call))
+    history.found(client.log)
+    return history
+
+
+class HistoryWindow(BaseModel, extra="forbid"):
+    """A window of the history: `limit` events at the offset `from` or behind it, of a type, of a step, with a text in their JSON.
+
+    The text is looked for in what the caller may see.
+    """
+
+    from_: Annotated[int, Field(alias="from", ge=0, le=2**63 - 1)] = 0
+    limit: Annotated[int, Field(ge=1, le=1000)] = 200
+    type: Annotated[str, Field(max_length=50)] | None = None
+    step: Annotated[str, Field(max_length=1300)] | None = None
+    text: Annotated[Name, Field(max_length=200)] | None = None
+
+    def take(self, call: HttpCall, event: Event) -> dict[str, Any] | None:
+        """The event as the caller may see it; None if the window leaves it out."""
+        if event.offset is None or event.offset < self.from_ or self.type not in (None, event.type):
+            return None
+        fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
+        shown = event_for(call.caller, fields | {"offset": event.offset, "timestamp": event.timestamp})
+        if self.step is not None and shown.get("step_id") != self.step:
+            return None
+        if self.text is not None and self.text.casefold() not in orjson.dumps(shown).decode().casefold():
+            return None
+        return shown
+
+
+class HistoryPage(BaseModel):
+    """Events of a run. `total`: of all its events; `next`: the `from` of the next page; null: this is the last one."""
+
+    events: list[dict[str, Any]]
+    total: int
+    next: int | None
+
+
+async def get_history(call: HttpCall) -> Answer | Response:
+    form = _form(call.request.headers.get("accept", ""))
+    if form == SSE:
+        return await _stream(call)
+    window: HistoryWindow = call.query
+    events = (await _history(call)).events
+    shown = [one for event in events if (one := window.take(call, event)) is not None]
+    following = shown[window.limit]["offset"] if len(shown) > window.limit else None
+    if form == NDJSON:
+        lines = b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in shown[: window.limit])
+        return Response(lines, media_type=NDJSON)
+    return Answer(HistoryPage(events=shown[: window.limit], total=len(events), next=following))
+
+
+def _form(accept: str) -> str:
+    """The first of the three forms that `Accept` names; JSON if it names none."""
+    for part in accept.split(","):
+        kind = part.partition(";")[0].strip().lower()
+        if kind in (SSE, NDJSON):
+            return kind
+        if kind == "application/json":
+            break
+    return "application/json"
+
+
+async def _stream(call: HttpCall) -> Response:
+    """All events of the window from `Last-Event-ID` on, until the run ends; `limit` does not count."""
+    history = await _history(call)
+    last = call.request.headers.get("last-event-id")
+    seen, known = -1, [event.offset for event in history.events]
+    reset = False
+    if last is not None:
+        partition, _, offset = last.partition(":")
+        if partition == str(history.state.partition) and offset.isascii() and offset.isdecimal() and int(offset[:19]) in known:
+            seen = int(offset)
+        else:
+            reset = True
+    streams = call.service.streams
+    if streams.open >= MAX_STREAMS:
+        raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams are open", headers={"Retry-After": "5"})
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    events = EventSourceResponse(_events(call, seen, reset), ping=PING_S, send_timeout=SEND_S, headers=headers)
+    return _Counted(events, streams)
+
+
+class _Counted(Response):
+    """A stream that counts among those of the server until it ends."""
+
+    def __init__(self, events: EventSourceResponse, streams: OpenStreams) -> None:
+        super().__init__()
+        self._events = events
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._streams.open += 1
+        try:
+            await self._events(scope, receive, send)
+        finally:
+            self._streams.open -= 1
+
+
+async def _events(call: HttpCall, seen: int, reset: bool) -> AsyncGenerator[dict[str, Any]]:
+    window: HistoryWindow = call.query
+    if reset:
+        yield {"event": "reset", "data": "the log does not hold the event of Last-Event-ID; the history begins anew"}
+    async for news in follow(call.service.client.connected(), run_id_of(call)):
+        event = news.event
+        if event is None or event.offset is None or event.offset <= seen:
+            continue
+        shown = window.take(call, event)
+        if shown is not None:
+            where = f"{news.history.state.partition}:{event.offset}"
+            yield {"id": where, "event": "event", "data": orjson.dumps(shown).decode(), "retry": RETRY_MS}
+    yield {"event": "end", "data": ""}
+
+
+ROWS = (
+    Row(
+        method="GET",
+        path="/v1/runs/{id}/steps",
+        role=Role.VIEW,
+        name="get_steps",
+        handler=get_steps,
+        answers={200: StepsNow},
+    ),
+    Row(
+        method="GET",
+        path="/v1/runs/{id}/history",
+        role=Role.VIEW,
+        name="get_history",
+        handler=get_history,
+        query=HistoryWindow,
+        headers=("Accept", "Last-Event-ID"),
+        answers={200: HistoryPage},
+    ),
+)

@@ -1,0 +1,179 @@
+"""The routes that show the system: partitions, projections, errors in groups, counts a minute."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, Field
+
+from stepfold.projections import list_errors, list_minutes
+
+from ..core.fold import PartitionState, fold
+from ..log import CLAIM_KEY
+from .headers import POSITION, reach
+from .models import Name
+from .problems import HttpRefusal
+from .routing import Answer, HttpCall, Role, Row
+
+MOST_MINUTES = 1440
+
+
+class PartitionNow(BaseModel):
+    """A partition: its owner (null: no worker), and the offsets that the log holds."""
+
+    partition: int
+    owner: str | None
+    start: int
+    end: int
+
+
+class PartitionsNow(BaseModel):
+    """All partitions of the log."""
+
+    partitions: list[PartitionNow]
+
+
+async def get_partitions(call: HttpCall) -> Answer:
+    client = call.service.client
+    log = client.connected()
+    found: list[PartitionNow] = []
+    async with client.patience():
+        for partition in range(log.partitions):
+            state = PartitionState(partition, log.partitions)
+            for record in await log.find(partition, (CLAIM_KEY,)):
+                fold(state, record)
+            start, end = await log.bounds(partition)
+            found.append(PartitionNow(partition=partition, owner=state.owner, start=start, end=end))
+    return Answer(PartitionsNow(partitions=found))
+
+
+class ProjectionNow(BaseModel):
+    """How far a projection is in one partition. `stopped`: why it does not go on; null: it goes on."""
+
+    projection: str
+    partition: int
+    position: int
+    end: int
+    behind: int
+    stopped: str | None
+
+
+class ProjectionsNow(BaseModel):
+    """The projections that the server keeps."""
+
+    projections: list[ProjectionNow]
+
+
+async def get_projections(call: HttpCall) -> Answer:
+    lags = await call.service.projections.lag()
+    may = call.caller.may(Role.PAYLOAD)
+    return Answer(
+        ProjectionsNow(
+            projections=[
+                ProjectionNow(
+                    projection=lag.projection,
+                    partition=lag.partition,
+                    position=lag.position,
+                    end=lag.end,
+                    behind=lag.behind,
+                    stopped=lag.stopped if may or lag.stopped is None else "it has stopped",
+                )
+                for lag in lags
+            ]
+        )
+    )
+
+
+class ErrorsWanted(BaseModel, extra="forbid"):
+    """Groups of errors: of a workflow, with errors since `after`."""
+
+    workflow: Name | None = None
+    after: AwareDatetime | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+
+
+class ErrorsAlike(BaseModel):
+    """Errors that are alike. `likeness` and `sample` (of the last one) are null for callers who may not see payloads."""
+
+    fingerprint: str
+    workflow: str
+    step: str
+    type: str
+    likeness: str | None
+    sample: str | None
+    count: int
+    first_at: datetime
+    last_at: datetime
+    last_run_id: str
+
+
+class ErrorsNow(BaseModel):
+    """Groups of errors by their last one, the newest first."""
+
+    errors: list[ErrorsAlike]
+
+
+async def get_errors(call: HttpCall) -> Answer:
+    asked: ErrorsWanted = call.query
+    await reach(call.service, call.request)
+    groups = await call.service.projections.query(list_errors, workflow=asked.workflow, after=asked.after, limit=asked.limit)
+    hidden: dict[str, Any] = {} if call.caller.may(Role.PAYLOAD) else {"likeness": None, "sample": None}
+    return Answer(ErrorsNow(errors=[ErrorsAlike.model_validate(asdict(group) | hidden) for group in groups]))
+
+
+class MinutesWanted(BaseModel, extra="forbid"):
+    """A span of up to a day, without one the last hour; of a workflow, or of all."""
+
+    after: AwareDatetime | None = None
+    before: AwareDatetime | None = None
+    workflow: Name | None = None
+
+
+class MinuteNow(BaseModel):
+    """The counts of one minute; `p50_ms` and its like: how long the runs took that ended in it."""
+
+    minute: datetime
+    started: int
+    completed: int
+    failed: int
+    cancelled: int
+    steps_completed: int
+    attempts_failed: int
+    attempts_lost: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class MinutesNow(BaseModel):
+    """The minutes in which something happened, the oldest first."""
+
+    minutes: list[MinuteNow]
+
+
+async def get_minutes(call: HttpCall) -> Answer:
+    asked: MinutesWanted = call.query
+    try:
+        before = asked.before or datetime.fromtimestamp(call.service.client.log.now() / 1000 + 60, UTC)
+        after = asked.after or before - timedelta(hours=1)
+    except OverflowError:
+        after = before = datetime.min.replace(tzinfo=UTC)
+    if not timedelta() <= before - after <= timedelta(minutes=MOST_MINUTES):
+        raise HttpRefusal(422, "span-invalid", f"from `after` to `before` there may be up to {MOST_MINUTES:,} minutes")
+    await reach(call.service, call.request)
+    minutes = await call.service.projections.query(list_minutes, after=after, before=before, workflow=asked.workflow)
+    return Answer(MinutesNow(minutes=[MinuteNow.model_validate(asdict(minute)) for minute in minutes]))
+
+
+def _row(path: str, name: str, handler: Any, model: type[BaseModel], **options: Any) -> Row:
+    return Row(method="GET", path=path, role=Role.VIEW, name=name, handler=handler, answers={200: model}, **options)
+
+
+ROWS = (
+    _row("/v1/partitions", "list_partitions", get_partitions, PartitionsNow),
+    _row("/v1/projections", "list_projections", get_projections, ProjectionsNow),
+    _row("/v1/errors", "list_errors", get_errors, ErrorsNow, query=ErrorsWanted, headers=(POSITION,)),
+    _row("/v1/minutes", "list_minutes", get_minutes, MinutesNow, query=MinutesWanted, headers=(POSITION,)),
+)
