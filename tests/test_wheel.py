@@ -13,15 +13,16 @@ from uv import find_uv_bin
 
 PACKAGES: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
-# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed. The
-# plugin for pytest is loaded by pytest alone.
+# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed. Only
+# `stepfold.http` is all of an extra. The plugin for pytest is loaded by pytest alone.
 IMPORT_EVERYTHING = """
-import importlib, pkgutil, stepfold
+import importlib, pkgutil, sys, stepfold
 assert "site-packages" in stepfold.__file__, stepfold.__file__
 names = [module.name for module in pkgutil.walk_packages(stepfold.__path__, "stepfold.")]
 names.remove("stepfold.testing.pytest_plugin")
 for name in names:
-    importlib.import_module(name)
+    if "web" in sys.argv or not name.startswith("stepfold.http"):
+        importlib.import_module(name)
 print(*names)
 """
 
@@ -47,6 +48,9 @@ def test_it_holds_every_module_and_the_marker_for_type_checkers(wheel: Path) -> 
     sources |= {path.relative_to(ROOT) for room in ("drivers", "projections") for path in (ROOT / room).rglob("*.py")}
     assert {f"stepfold/{path}" for path in sources} == {name for name in names if name.endswith(".py")}
     assert "stepfold/py.typed" in names
+    files = {path for path in tracked("engine/http/*") if not path.endswith(".py")}
+    assert files
+    assert {path.replace("engine/", "stepfold/", 1) for path in files} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -58,6 +62,13 @@ def test_it_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     ran = subprocess.run(
         [bin_ / "python", "-I", "-c", IMPORT_EVERYTHING], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert set(PACKAGES[1:]) <= set(ran.stdout.split())
+    assert {name for name in PACKAGES[1:] if not name.startswith("stepfold.http.")} <= set(ran.stdout.split())
     helped = subprocess.run([bin_ / "stepfold", "--help"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
     assert "demo" in helped.stdout
+    served = subprocess.run([bin_ / "stepfold", "serve"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
+    assert (served.returncode, "pip install 'stepfold[web]'" in served.stderr) == (2, True), served.stderr
+    uv("pip", "install", "--python", "env", f"{wheel}[web]", cwd=tmp_path)
+    ran = subprocess.run(
+        [bin_ / "python", "-I", "-c", IMPORT_EVERYTHING, "web"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert set(PACKAGES[1:]) <= set(ran.stdout.split())
