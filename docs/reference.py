@@ -18,6 +18,7 @@ MODULES = [
     "stepfold.events",
     "stepfold.log",
     "stepfold.drivers",
+    "stepfold.http",
     "stepfold.projections",
     "stepfold.projections.audit",
     "stepfold.testing",

@@ -23,7 +23,15 @@ from .values.text import Lines, shown
 from .worker.interrupts import from_keyboard
 from .worker.watchdog import Stuck
 
-NAMES = ("stepfold", "stepfold.worker", "stepfold.run", "stepfold.kafka", "stepfold.projections", "stepfold.sqlite")
+NAMES = (
+    "stepfold",
+    "stepfold.worker",
+    "stepfold.run",
+    "stepfold.kafka",
+    "stepfold.projections",
+    "stepfold.sqlite",
+    "stepfold.http",
+)
 
 
 class ShowsForeignText(logging.Filter):
