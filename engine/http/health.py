@@ -65,10 +65,12 @@ class Lags:
 
 
 async def get_alive(call: HttpCall) -> Answer:
+    """Tell that the process is up."""
     return Answer(Alive())
 
 
 async def get_ready(call: HttpCall) -> Answer:
+    """Tell whether the log answers and the projections go on."""
     lags: list[Lag] | None = None
     log = True
     try:
@@ -91,6 +93,7 @@ def _lags(call: HttpCall) -> Lags:
 
 
 async def get_metrics(call: HttpCall) -> Response:
+    """Show the figures in the text format of Prometheus."""
     lags = await _lags(call).get()
     tables = await call.service.projections.query(_counted)
     lag = [((one.projection, one.partition), one.behind) for one in lags]
@@ -154,5 +157,13 @@ ROWS = (
         handler=get_ready,
         answers={200: Readiness, 503: Readiness},
     ),
-    Row(method="GET", path="/metrics", role=Role.VIEW, name="get_metrics", handler=get_metrics, answers={200: None}),
+    Row(
+        method="GET",
+        path="/metrics",
+        role=Role.VIEW,
+        name="get_metrics",
+        handler=get_metrics,
+        answers={200: None},
+        media=("text/plain",),
+    ),
 )

@@ -66,6 +66,7 @@ class StepsNow(BaseModel):
 
 
 async def get_steps(call: HttpCall) -> Answer:
+    """Show the operations of a run."""
     history = await _history(call)
     return Answer(StepsNow(steps=[StepNow.model_validate(line_for(call.caller, line_json(line))) for line in history.story()]))
 
@@ -112,6 +113,7 @@ class HistoryPage(BaseModel):
 
 
 async def get_history(call: HttpCall) -> Answer | Response:
+    """Show the events of a run as a page of JSON, as lines of JSON, or as a stream that ends with the run."""
     form = _form(call.request.headers.get("accept", ""))
     if form == SSE:
         return await _stream(call)
@@ -205,5 +207,6 @@ ROWS = (
         query=HistoryWindow,
         headers=("Accept", "Last-Event-ID"),
         answers={200: HistoryPage},
+        media=(NDJSON, SSE),
     ),
 )

@@ -17,7 +17,8 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ProblemDetail(BaseModel):
-    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: places in the request, as JSON pointers."""
+    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: places in the request, as JSON pointers;
+    `instance`: the path of the request."""
 
     type: str
     title: str
@@ -25,6 +26,7 @@ class ProblemDetail(BaseModel):
     detail: str
     code: str
     errors: list[dict[str, str]] | None = None
+    instance: str | None = None
 
 
 class HttpRefusal(Exception):

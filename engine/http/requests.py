@@ -53,10 +53,12 @@ class StartRun(Asking):
 
 
 async def put_run(call: HttpCall) -> Answer:
+    """Start a run with the id in the path. The same start again answers with that run."""
     return await _start(call, run_id_of(call))
 
 
 async def post_run(call: HttpCall) -> Answer:
+    """Start a run with a new id, or with the value of `Idempotency-Key` as its id."""
     key = request_id(call.request)
     if key is not None and key.startswith("@"):
         raise HttpRefusal(400, "idempotency-key-invalid", 'Idempotency-Key becomes the run id, which does not begin with "@"')
@@ -100,6 +102,7 @@ class CancelRun(Asking):
 
 
 async def post_signal(call: HttpCall) -> Answer:
+    """Send a signal to a run."""
     body: SignalRun = call.body
     name, asked, request = call.path["name"], sender_of(call), request_id(call.request)
     if not valid_name(name):
@@ -116,6 +119,7 @@ async def post_signal(call: HttpCall) -> Answer:
 
 
 async def post_cancel(call: HttpCall) -> Answer:
+    """Cancel a run."""
     asked, request = sender_of(call), request_id(call.request)
     view = await view_of(call)
     check_match(call.request, view)
@@ -166,6 +170,7 @@ class FailCallback(Asking):
 
 
 async def post_callback(call: HttpCall) -> Answer:
+    """Answer a callback. Its id is the right to do so."""
     data = _json_of(call.body.data, callbacks.DATA)
     return await _answered(
         call, await callbacks.complete(call.service.client, _token(call), data, None, sender_of(call), request_id(call.request))
@@ -173,6 +178,7 @@ async def post_callback(call: HttpCall) -> Answer:
 
 
 async def post_callback_fail(call: HttpCall) -> Answer:
+    """Answer a callback that it has failed. Its id is the right to do so."""
     body: FailCallback = call.body
     return await _answered(
         call,
@@ -183,6 +189,7 @@ async def post_callback_fail(call: HttpCall) -> Answer:
 
 
 async def post_callback_heartbeat(call: HttpCall) -> Answer:
+    """Tell that a callback is still worked on. Its id is the right to do so."""
     return await _answered(
         call, await callbacks.heartbeat(call.service.client, _token(call), None, sender_of(call), request_id(call.request))
     )

@@ -60,6 +60,10 @@ class PastOffset(BaseModel, extra="forbid"):
 
 
 async def get_run(call: HttpCall) -> Answer:
+    """Show a run as it is now, or as it was after the record at an offset.
+
+    With `If-None-Match` and `Prefer: wait=n` the answer comes once the run has changed.
+    """
     if call.query.at is not None:
         view = await _past_view(call, call.query.at)
         return Answer(run_now(call, view), headers={"ETag": etag_of(view)})
@@ -96,6 +100,10 @@ class RunResult(BaseModel):
 
 
 async def get_result(call: HttpCall) -> Answer:
+    """Show the result of a run; 202 while it has not ended. The error of a run that has failed is a problem.
+
+    With `Prefer: wait=n` the answer comes once the run has ended.
+    """
     waited_s = wait_s(call.request)
     view = await view_of(call)
     if waited_s and not view.found(call.service.client.log).ended:
@@ -196,6 +204,7 @@ class RunCount(BaseModel):
 
 
 async def get_runs(call: HttpCall) -> Answer:
+    """List the runs that fulfil all conditions, page by page."""
     asked: RunsPage = call.query
     if asked.include and not call.caller.may(Role.PAYLOAD):
         raise HttpRefusal(403, "forbidden", "include= shows payloads: it needs the role 'payload'")
@@ -218,6 +227,7 @@ async def get_runs(call: HttpCall) -> Answer:
 
 
 async def get_count(call: HttpCall) -> Answer:
+    """Count the runs that fulfil all conditions."""
     filters = call.query.filters(call)
     await reach(call.service, call.request)
     return Answer(RunCount(count=await call.service.projections.query(count_runs, **filters)))

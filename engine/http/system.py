@@ -36,6 +36,7 @@ class PartitionsNow(BaseModel):
 
 
 async def get_partitions(call: HttpCall) -> Answer:
+    """Show the partitions of the log with their owners."""
     client = call.service.client
     log = client.connected()
     found: list[PartitionNow] = []
@@ -67,6 +68,7 @@ class ProjectionsNow(BaseModel):
 
 
 async def get_projections(call: HttpCall) -> Answer:
+    """Show how far the projections are."""
     lags = await call.service.projections.lag()
     may = call.caller.may(Role.PAYLOAD)
     return Answer(
@@ -116,6 +118,7 @@ class ErrorsNow(BaseModel):
 
 
 async def get_errors(call: HttpCall) -> Answer:
+    """Show errors in groups of those that are alike."""
     asked: ErrorsWanted = call.query
     await reach(call.service, call.request)
     groups = await call.service.projections.query(list_errors, workflow=asked.workflow, after=asked.after, limit=asked.limit)
@@ -154,6 +157,7 @@ class MinutesNow(BaseModel):
 
 
 async def get_minutes(call: HttpCall) -> Answer:
+    """Count by the minute what happened to runs."""
     asked: MinutesWanted = call.query
     try:
         before = asked.before or datetime.fromtimestamp(call.service.client.log.now() / 1000 + 60, UTC)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from . import health, history, requests, runs, sessions, system
+from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
 
-ROWS: tuple[Row, ...] = (*runs.ROWS, *requests.ROWS, *history.ROWS, *system.ROWS, *sessions.ROWS, *health.ROWS, *PAGES)
+_API = (*runs.ROWS, *requests.ROWS, *history.ROWS, *system.ROWS, *health.ROWS)
+ROWS: tuple[Row, ...] = (*_API, described(_API), *sessions.ROWS, *PAGES)

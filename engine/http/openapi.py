@@ -1,0 +1,185 @@
+"""The description of the API as OpenAPI 3.1, made from the route table: clients, editors and tests read it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib import metadata
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
+
+from .headers import POSITION
+from .problems import MEDIA_TYPE, ProblemDetail
+from .routing import JSON, HttpCall, Role, Row
+
+Json = dict[str, Any]
+Mode = Literal["validation", "serialization"]
+SCHEMAS = "#/components/schemas/"
+PROBLEM = "Problem"
+HEADERS = {
+    "Accept": "The form of the answer.",
+    "Idempotency-Key": "1 to 200 printable ASCII characters: the same request again has no second effect.",
+    "If-Match": "An ETag of the run: 412 if it has a newer record.",
+    "If-None-Match": "An ETag of the run: 304 if it has no newer record.",
+    "Last-Event-ID": "The id of the last event that the reader of a stream has seen.",
+    "Prefer": "`wait=n`: answer after up to n seconds, at most 60, once there is news.",
+    POSITION: "`partition:offset`: answer once the tables hold everything below this place.",
+}
+"""The meaning of the headers of requests."""
+_EVERY = (401, 414, 421, 422, 431, 503)
+_OF_BODIES = (400, 403, 408, 409, 413, 415)
+
+
+def described(rows: Sequence[Row]) -> Row:
+    """The route of the description of these rows, and of itself."""
+
+    @functools.cache
+    def document() -> Json:
+        return _document([*rows, row])
+
+    async def get_openapi(call: HttpCall) -> Response:
+        """Describe this API as OpenAPI."""
+        servers = [{"url": call.request.scope.get("root_path") or "/"}]
+        return Response(orjson.dumps(document() | {"servers": servers}), media_type=JSON)
+
+    row = Row(
+        method="GET",
+        path="/v1/openapi.json",
+        role=Role.VIEW,
+        name="get_openapi",
+        handler=get_openapi,
+        answers={200: None},
+        media=(JSON,),
+    )
+    return row
+
+
+@dataclass(frozen=True, slots=True)
+class _Schemas:
+    """The schemas of all models. `references`: of a model and its mode, to one of `kept`."""
+
+    references: Mapping[Any, Json]
+    kept: Json
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> _Schemas:
+        read = [ProblemDetail, *(model for row in rows for model in (row.query, row.body) if model is not None)]
+        answers = [model for row in rows for model in row.answers.values() if model is not None]
+        inward: list[tuple[type[BaseModel], Mode]] = [(model, "validation") for model in dict.fromkeys(read)]
+        outward: list[tuple[type[BaseModel], Mode]] = [(model, "serialization") for model in dict.fromkeys(answers)]
+        references, made = models_json_schema([*inward, *outward], ref_template=SCHEMAS + "{model}")
+        return cls(references, made["$defs"])
+
+    def query(self, model: type[BaseModel]) -> Json:
+        return self.kept[self.references[model, "validation"]["$ref"].removeprefix(SCHEMAS)]
+
+    def components(self, rows: Sequence[Row]) -> Json:
+        """Those that are not only the source of parameters."""
+        inlined = {self.references[row.query, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows}
+        inlined -= {self.references[row.body, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows if row.body is not None}
+        return {name: schema for name, schema in self.kept.items() if name not in inlined}
+
+
+def _document(rows: Sequence[Row]) -> Json:
+    schemas = _Schemas.of(rows)
+    paths: dict[str, Json] = {}
+    for row in rows:
+        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, schemas)
+    problem = {
+        "description": "The problem.",
+        "content": {MEDIA_TYPE: {"schema": schemas.references[ProblemDetail, "validation"]}},
+    }
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "stepfold",
+            "version": metadata.version("stepfold"),
+            "description": "The durable workflows of one log. `x-role` is the right that a caller needs.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components(rows),
+            "responses": {PROBLEM: problem},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(row: Row, schemas: _Schemas) -> Json:
+    summary, _, text = (inspect.getdoc(row.handler) or "").partition("\n")
+    found: Json = {
+        "operationId": row.name,
+        "summary": summary,
+        "x-role": row.role.value,
+        "security": [] if row.role is Role.ANYONE else [{"bearer": []}],
+        "parameters": [*_of_path(row), *_of_query(schemas.query(row.query)), *map(_header, row.headers)],
+        "responses": _answers(row, schemas),
+    }
+    if text.strip():
+        found["description"] = text.strip()
+    if row.body is not None:
+        found["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.references[row.body, "validation"]}}}
+    return found
+
+
+def _of_path(row: Row) -> list[Json]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in re.findall(r"\{(\w+)", row.path)
+    ]
+
+
+def _of_query(model: Json) -> list[Json]:
+    required = model.get("required", ())
+    return [_parameter(name, name in required, schema) for name, schema in model.get("properties", {}).items()]
+
+
+def _parameter(name: str, required: bool, schema: Json) -> Json:
+    """A parameter of the query. It cannot be null: a value that may be is one that may be left out."""
+    schema = dict(schema)
+    kinds = [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]
+    if schema.get("default", "") is None:
+        del schema["default"]
+    if len(kinds) == 1:
+        schema |= kinds[0]
+    elif kinds:
+        schema["anyOf"] = kinds
+    found: Json = {"name": name, "in": "query", "required": required, "schema": schema}
+    return found | {"style": "form", "explode": False} if schema.get("type") == "array" else found
+
+
+def _header(name: str) -> Json:
+    return {"name": name, "in": "header", "description": HEADERS[name], "schema": {"type": "string"}}
+
+
+def _answers(row: Row, schemas: _Schemas) -> Json:
+    found: Json = {}
+    for status, model in row.answers.items():
+        content: Json = {} if model is None else {JSON: {"schema": schemas.references[model, "serialization"]}}
+        if status == 200:
+            content |= {kind: {"schema": {"type": "object" if kind == JSON else "string"}} for kind in row.media}
+        found[str(status)] = {"description": HTTPStatus(status).phrase} | ({"content": content} if content else {})
+    reference = {"$ref": f"#/components/responses/{PROBLEM}"}
+    for status in _refused(row):
+        found.setdefault(str(status), reference)
+    return found | {"default": reference}
+
+
+def _refused(row: Row) -> list[int]:
+    """The statuses of problems that the route may answer, by what it reads."""
+    found = {*_EVERY, *(_OF_BODIES if row.body is not None else ())}
+    conditions: list[tuple[bool, int]] = [
+        (bool({"Idempotency-Key", POSITION} & {*row.headers}), 400),
+        (row.role is not Role.ANYONE, 403),
+        ("{" in row.path, 404),
+        ("If-Match" in row.headers, 412),
+    ]
+    return sorted(found | {status for applies, status in conditions if applies})
