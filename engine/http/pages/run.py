@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -12,11 +13,12 @@ from ...client.client import Client
 from ...client.requests import checked_run_id
 from ...client.status import run_state
 from ...client.story import askers, attempts_in_words, note
-from ...client.view import RunHistory, state_for
+from ...client.view import RunHistory, RunView, state_for
+from ...core.fold import PartitionState
 from ...core.state import RunState
 from ...errors import ErrorInfo
 from ...events import Event
-from ...log import CLAIM_KEY
+from ...log import CLAIM_KEY, Record
 from ...operations.line import Line
 from ...values.text import shown_json
 from ..problems import HttpRefusal
@@ -79,14 +81,24 @@ async def histories(client: Client, run_id: str, at: int | None = None, nth: int
         at = whole.events[min(nth, len(whole.events)) - 1].offset
     if at is None:
         return whole, whole
-    past = RunHistory(run_id, state_for(log, run_id))
+    return whole, _past(whole, [record for record in records if record.offset <= at], at)
+
+
+def _past(whole: RunHistory, records: Sequence[Record], at: int) -> RunHistory:
+    """The run as it was after `records`. The models of its events are those of `whole`: they cost more than the fold."""
+    past, start = RunHistory(whole.run_id, PartitionState(whole.state.partition, whole.state.partitions)), _start(whole)
     for record in records:
-        if record.offset > at:
-            break
-        past.take(record)
+        RunView.take(past, record)
     if past.run is None:
         raise HttpRefusal(404, "not-begun", f"the run had not begun at offset {at}")
-    return whole, past
+    if past.run.start != start:  # an earlier run of this id
+        past = RunHistory(whole.run_id, PartitionState(whole.state.partition, whole.state.partitions))
+        for record in records:
+            past.take(record)
+        return past
+    past.events = [event for event in whole.events if event.offset is None or event.offset <= at]
+    past.owners = {offset: owner for offset, owner in whole.owners.items() if offset <= at}
+    return past
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
