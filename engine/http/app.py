@@ -28,8 +28,8 @@ def app(
     """The API and the dashboard of the client's log: an ASGI application, which needs no worker.
 
     `database`: of the projections that it keeps, as for a ProjectionRunner. `hosts`: the names by which clients may call the
-    server. `authenticate`: the caller of a bearer token, such as `TokenFile(path)`; without it everybody who reaches the server
-    is an admin, so only listen on loopback then.
+    server. `authenticate`: the caller of a bearer token, such as `TokenFile(path)`; without it everybody on this machine is an
+    admin, and other machines are refused.
     """
 
     @contextlib.asynccontextmanager

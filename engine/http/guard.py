@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager
+from ipaddress import ip_address
 from typing import Any
 
 from starlette.applications import Starlette
@@ -39,8 +40,8 @@ HEADERS = {
 class Guard:
     """Checks sizes, host, origin and caller, adds the headers of security, and writes the access log.
 
-    `hosts`: the names in Host that are served, without a port. `authenticate`: None serves everybody as an admin, which is only
-    for a server that listens on loopback.
+    `hosts`: the names in Host that are served, without a port. `authenticate`: None serves everybody on this machine as an
+    admin, and nobody else.
     """
 
     def __init__(self, app: Starlette, hosts: Collection[str], authenticate: Authenticate | None) -> None:
@@ -96,6 +97,8 @@ class Guard:
         if scope["method"] not in SAFE and token is None and not _same_origin(headers, hosts[0], with_cookie=cookie is not None):
             raise HttpRefusal(403, "cross-site", "a page of another site may not ask for this")
         if self._authenticate is None or self._sessions is None:
+            if not _from_here(scope):
+                raise HttpRefusal(403, "not-local", "without authentication this server answers callers on its own machine only")
             return EVERYTHING
         if token is None:
             return (None if cookie is None else self._sessions.caller(cookie)) or NOBODY
@@ -149,6 +152,18 @@ def _same_origin(headers: Headers, host: str, *, with_cookie: bool) -> bool:
         scheme, _, sender = origin.partition("://")
         return scheme in ("http", "https") and sender.lower() == host.strip().lower()
     return not with_cookie
+
+
+def _from_here(scope: Scope) -> bool:
+    """Whether the caller is on this machine: anybody can name it in the Host header."""
+    client: tuple[str, int] | None = scope.get("client")
+    if client is None or client[0] == "":  # a Unix socket
+        return True
+    try:
+        address = ip_address(client[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _name(host: str) -> str:

@@ -31,6 +31,7 @@ async def ask(
     host: str | None = "localhost",
     body: bytes = b"",
     scheme: str = "http",
+    client: tuple[str, int] | None = ("127.0.0.1", 1),
     only_status: bool = False,
 ) -> Answered:
     """The answer. `only_status`: up to its first message, which has status and headers."""
@@ -46,7 +47,7 @@ async def ask(
         "query_string": query.encode(),
         "root_path": "",
         "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in sent],
-        "client": ("127.0.0.1", 1),
+        "client": client,
         "server": ("127.0.0.1", 80),
     }
     answered = Answered()

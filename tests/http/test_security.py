@@ -299,6 +299,34 @@ async def test_without_authentication_a_page_of_another_site_is_refused_too(tmp_
                 assert (await ask(local, row.method, path_of(row), headers=[JSON, sent], body=b"{}")).status == 403
 
 
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        (("127.0.0.1", 1), 200),
+        (("127.9.9.9", 1), 200),
+        (("::1", 1), 200),
+        (("::ffff:127.0.0.1", 1), 200),
+        (None, 200),
+        (("", 0), 200),
+        (("10.0.0.7", 1), 403),
+        (("::ffff:10.0.0.7", 1), 403),
+        (("fe80::1%eth0", 1), 403),
+        (("localhost.evil.example", 1), 403),
+    ],
+)
+async def test_without_authentication_only_its_own_machine_is_served(
+    tmp_path: Path, address: tuple[str, int] | None, status: int
+) -> None:
+    """Whatever the caller says in the Host header."""
+    made = app(Client(f"sqlite:///{tmp_path}/log.db"))
+    async with made.lifespan():
+        assert (await ask(made, "GET", "/v1/runs", client=address)).status == status
+
+
+async def test_with_a_token_other_machines_are_served(served: Served) -> None:
+    assert (await served.ask(Role.VIEW, "GET", "/v1/runs", client=("10.0.0.7", 1))).status == 200
+
+
 async def test_no_answer_lets_another_site_read_it(served: Served) -> None:
     for method, path in (("GET", "/v1/runs/done"), ("OPTIONS", "/v1/runs/done"), ("GET", "/nowhere")):
         answered = await served.ask(Role.VIEW, method, path, headers=[("origin", "http://evil.example")])
