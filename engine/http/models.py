@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from ..client.status import State
 from ..client.view import RunView
@@ -30,12 +31,19 @@ def _written(text: str) -> str:
     return text
 
 
+def _timed(time: object) -> object:
+    if isinstance(time, str) and not re.match(r"\d{4}-", time):  # pydantic takes a number for seconds or milliseconds since 1970
+        raise ValueError("it must be a time with its offset from UTC, such as 2026-11-30T09:00:00Z")
+    return time
+
+
 Name = Annotated[
     str,
     AfterValidator(_named),
     Field(min_length=1, max_length=200, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}),
 ]
 Words = Annotated[str, AfterValidator(_written), Field(max_length=10_000)]
+Time = Annotated[AwareDatetime, BeforeValidator(_timed)]
 
 
 class Asking(BaseModel, extra="forbid"):

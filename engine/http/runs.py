@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlencode
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from stepfold.projections import RunRow, count_runs, list_runs
 
@@ -22,7 +22,7 @@ from ..log import CLAIM_KEY, partition_of
 from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
 from .headers import POSITION, applied, etag_of, reach, wait_s
-from .models import Name, RunNow, StateName, place_of_view
+from .models import Name, RunNow, StateName, Time, place_of_view
 from .payload import row_for, run_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
@@ -144,8 +144,8 @@ class RunConditions(BaseModel, extra="forbid"):
 
     workflow: Name | None = None
     state: States | None = None
-    started_after: AwareDatetime | None = None
-    started_before: AwareDatetime | None = None
+    started_after: Time | None = None
+    started_before: Time | None = None
     waiting_kind: Annotated[str, Field(max_length=20)] | None = None
     attempts_failed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     error: Annotated[str, Field(min_length=1, max_length=200)] | None = None

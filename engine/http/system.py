@@ -6,14 +6,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from stepfold.projections import list_errors, list_minutes
 
 from ..core.fold import PartitionState, fold
 from ..log import CLAIM_KEY
 from .headers import POSITION, reach
-from .models import Name
+from .models import Name, Time
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
 
@@ -92,7 +92,7 @@ class ErrorsWanted(BaseModel, extra="forbid"):
     """Groups of errors: of a workflow, with errors since `after`."""
 
     workflow: Name | None = None
-    after: AwareDatetime | None = None
+    after: Time | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 50
 
 
@@ -129,8 +129,8 @@ async def get_errors(call: HttpCall) -> Answer:
 class MinutesWanted(BaseModel, extra="forbid"):
     """A span of up to a day, without one the last hour; of a workflow, or of all."""
 
-    after: AwareDatetime | None = None
-    before: AwareDatetime | None = None
+    after: Time | None = None
+    before: Time | None = None
     workflow: Name | None = None
 
 

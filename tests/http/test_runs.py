@@ -126,6 +126,7 @@ async def test_a_list_in_pages(browser: httpx.AsyncClient) -> None:
         "order=started_at",
         "cursor=x",
         "started_after=2026-01-01",
+        "started_after=1767225600",
         "nothing=1",
         "limit=1&limit=2",
     ],
