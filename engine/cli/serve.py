@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,6 +64,7 @@ def serve(
     elif jwt_issuer or jwt_audience:
         raise Problem("--jwt-issuer and --jwt-audience need --jwt-key")
     client = client_of(app, url)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Exit.OK))  # uvicorn raises it again when it has stopped
     check_reachable(client, may_create=True)
     log_to_stderr()
     name = f"[{host}]" if ":" in host else host

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Coroutine
+from typing import Any
 
 from starlette.requests import Request
 
@@ -23,6 +26,24 @@ def wait_s(request: Request) -> int | None:
     """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None if the caller does not ask to wait."""
     found = _WAIT.search(request.headers.get("prefer", ""))
     return None if found is None else min(int(found[1]), MAX_WAIT_S)
+
+
+async def while_asked(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
+    """Wait for the end of `waiting`, as long as the caller is there."""
+    wait, gone = asyncio.create_task(waiting), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        wait.cancel()
+        gone.cancel()
+        await asyncio.wait((wait, gone))
+    if not wait.cancelled():
+        wait.result()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def applied(waited_s: int | None) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import orjson
 from pydantic import BaseModel, Field
-from sse_starlette.sse import EventSourceResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -22,14 +21,12 @@ from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
 from .runs import run_id_of
 from .service import OpenStreams
+from .streaming import RETRY_MS, EventStream
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 MAX_STREAMS = 100
 """How many streams of histories one server keeps open."""
-PING_S = 15
-SEND_S = 20
-RETRY_MS = 2000
 
 
 class StepNow(BaseModel):
@@ -153,15 +150,13 @@ async def _stream(call: HttpCall) -> Response:
     streams = call.service.streams
     if streams.open >= MAX_STREAMS:
         raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams are open", headers={"Retry-After": "5"})
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    events = EventSourceResponse(_events(call, seen, reset), ping=PING_S, send_timeout=SEND_S, headers=headers)
-    return _Counted(events, streams)
+    return _Counted(EventStream(_events(call, seen, reset)), streams)
 
 
 class _Counted(Response):
     """A stream that counts among those of the server until it ends."""
 
-    def __init__(self, events: EventSourceResponse, streams: OpenStreams) -> None:
+    def __init__(self, events: EventStream, streams: OpenStreams) -> None:
         super().__init__()
         self._events = events
         self._streams = streams

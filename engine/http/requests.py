@@ -20,7 +20,7 @@ from ..values.codec import Written, written
 from ..values.digits import raw
 from ..values.names import valid_name
 from ..values.same import same_json
-from .headers import applied, behind, check_match, etag_of, request_id, wait_s
+from .headers import applied, behind, check_match, etag_of, request_id, wait_s, while_asked
 from .models import Accepted, Asking, Name, RunNow, Words
 from .problems import HttpRefusal
 from .routing import NOBODY, Answer, HttpCall, Role, Row
@@ -75,7 +75,7 @@ async def _start(call: HttpCall, run_id: str | None) -> Answer:
         body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
     )
     if waited_s:
-        await call.service.ended(run.id, waited_s)
+        await while_asked(call.request, call.service.ended(run.id, waited_s))
     async with client.patience():
         view = await client.views.read(run.id)
     found = view.found(client.log)

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote
 
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
@@ -255,6 +255,8 @@ async def _read(request: Request) -> bytes:
                     raise too_large
     except TimeoutError:
         raise HttpRefusal(408, "timeout", f"the body did not come within {BODY_S} s") from None
+    except ClientDisconnect:
+        raise HttpRefusal(400, "body-cut", "the client went away before the end of the body") from None
     return bytes(body)
 
 

@@ -21,7 +21,7 @@ from ..errors import ErrorInfo, RunNotFound, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
 from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
-from .headers import POSITION, applied, etag_of, reach, wait_s
+from .headers import POSITION, applied, etag_of, reach, wait_s, while_asked
 from .models import Name, RunNow, StateName, Time, place_of_view
 from .payload import row_for, run_for
 from .problems import HttpRefusal
@@ -70,7 +70,7 @@ async def get_run(call: HttpCall) -> Answer:
     known, waited_s = call.request.headers.get("if-none-match"), wait_s(call.request)
     view = await view_of(call)
     if known is not None and waited_s and etag_of(view) == known.strip():
-        await call.service.changed(view.run_id, view.state.offset, waited_s)
+        await while_asked(call.request, call.service.changed(view.run_id, view.state.offset, waited_s))
         view = await view_of(call)
     headers = {"ETag": etag_of(view), **(applied(waited_s) if known is not None else {})}
     if known is not None and known.strip() in (etag_of(view), "*"):
@@ -107,7 +107,7 @@ async def get_result(call: HttpCall) -> Answer:
     waited_s = wait_s(call.request)
     view = await view_of(call)
     if waited_s and not view.found(call.service.client.log).ended:
-        await call.service.ended(view.run_id, waited_s)
+        await while_asked(call.request, call.service.ended(view.run_id, waited_s))
         view = await view_of(call)
     run, headers = view.found(call.service.client.log), applied(waited_s)
     if not run.ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 from collections.abc import Iterator
@@ -146,3 +147,32 @@ def test_a_revoked_token_is_refused_from_the_next_request_on_and_logs_have_no_se
         output, _ = process.communicate(timeout=60)
         assert "GET /v1/runs/{id} 4" in output and "GET - 401 " in output
         assert not [word for word in (secret, "no-such-run", "secret-query", "Traceback") if word in output], output
+
+
+def test_a_server_ends_in_good_order_under_open_streams_and_waits(tmp_path: Path) -> None:
+    with shell_in(tmp_path) as shell, contextlib.ExitStack() as open_until_then:
+        shell("run", "start", "order", "--app", "shop:client", "--run-id", "one", "-d", '{"order_id": "a"}')
+        process = shell.start("serve", "--port", "0")
+        port = re.search(r":(\d+)$", lines_until(process, lambda line: "http://" in line)[-1].strip())
+        assert port
+        for path in ("/", "/runs/one", "/v1/runs/one/history"):
+            connection = open_until_then.enter_context(socket.create_connection(("127.0.0.1", int(port[1])), timeout=60))
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
+        process.terminate()
+        told = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "ERROR" not in "".join(text or "" for text in told)
+
+
+def test_a_client_that_leaves_within_its_request_is_no_fault_of_the_server(tmp_path: Path) -> None:
+    with shell_in(tmp_path) as shell:
+        process = shell.start("serve", "--port", "0")
+        port = re.search(r":(\d+)$", lines_until(process, lambda line: "http://" in line)[-1].strip())
+        assert port
+        with socket.create_connection(("127.0.0.1", int(port[1])), timeout=60) as connection:
+            head = "PUT /v1/runs/one HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+            connection.sendall(f'{head}{{"workflow"'.encode())
+        told = lines_until(process, lambda line: "PUT " in line)
+        assert " PUT /v1/runs/{id} 400 " in told[-1]
+        assert not [line for line in told if "ERROR" in line]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from asked import ask
 from http_served import served
 
 from stepfold import Client, Context, NonRetryable, Step
+from stepfold.http import app
 
 GREET = {"workflow": "greet", "input": "Ada"}
 
@@ -139,3 +142,25 @@ async def test_a_query_that_is_not_valid(browser: httpx.AsyncClient, query: str)
 async def test_a_position_that_is_not_one(browser: httpx.AsyncClient) -> None:
     assert (await browser.get("/v1/runs", headers={"Stepfold-Position": "3"})).status_code == 400
     assert (await browser.get("/v1/runs", headers={"Stepfold-Position": "0:99999"})).status_code == 200  # behind the log's end
+
+
+@pytest.mark.parametrize(("path", "known"), [("/v1/runs/one/result", False), ("/v1/runs/one", True)])
+async def test_a_wait_ends_when_its_caller_leaves(client: Client, path: str, known: bool) -> None:
+    made = app(client)
+    async with made.lifespan(), asyncio.timeout(30):  # less than the wait
+        await client.start_workflow("greet", "Ada", run_id="one")
+        headers = [(b"host", b"localhost"), (b"prefer", b"wait=60")]
+        if known:
+            headers.append((b"if-none-match", (await ask(made, "GET", "/v1/runs/one")).headers["etag"].encode()))
+        parts = [{"type": "http.disconnect"}, {"type": "http.request", "body": b""}]
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return parts.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "scheme": "http"}
+        await made(scope, receive, send)
+        assert sent[0]["status"] == (304 if known else 202)

@@ -9,19 +9,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from starlette.responses import Response
 
 from ...errors import StepfoldError
 from ..problems import HttpRefusal
 from ..routing import HttpCall
 from ..service import TableNews
+from ..streaming import RETRY_MS, EventStream
 from .render import text
 
 PAUSE_S = 0.25
 LIFE_S = 600.0
-RETRY_MS = 2000
-SEND_S = 15.0
 STREAMS = 250
 """How many pages one server keeps live."""
 
@@ -43,9 +42,7 @@ async def stream(call: HttpCall, template: str, view: View, mark: Mark) -> Respo
         raise HttpRefusal(503, "too-many-streams", f"{STREAMS} pages are live already", headers={"Retry-After": "10"})
     number = news.number
     first = await view(call)
-    content = _fragments(call, template, view, mark, news, number, first)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return EventSourceResponse(content, headers=headers, ping=15, send_timeout=SEND_S)
+    return EventStream(_fragments(call, template, view, mark, news, number, first))
 
 
 async def _fragments(

@@ -1,0 +1,33 @@
+"""The stream of events that all routes with a stream answer with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from typing import Any
+
+from sse_starlette import EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
+
+PING_S = 15
+SEND_S = 20.0
+RETRY_MS = 2000
+
+
+class EventStream(EventSourceResponse):
+    """A stream of server-sent events. When the server stops, the answer ends in good order."""
+
+    def __init__(self, events: AsyncIterable[Any]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers, ping=PING_S, send_timeout=SEND_S)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ended = False
+
+        async def sent(message: Message) -> None:
+            nonlocal ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        await super().__call__(scope, receive, sent)
+        if not ended:
+            await send({"type": "http.response.body", "body": b""})
