@@ -54,7 +54,7 @@ class HttpRefusal(Exception):
 
 
 STATUS: dict[type[StepfoldError], int] = {
-    errors.ConfigError: 400,
+    errors.ConfigError: 503,  # of the server: routes check the names in requests
     errors.LogUnavailable: 503,
     errors.NotOwner: 503,
     errors.PayloadTooLarge: 413,

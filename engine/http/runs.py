@@ -32,7 +32,11 @@ RETRY_AFTER_S = 1
 
 def run_id_of(call: HttpCall) -> str:
     """The run id in the path. Raises HttpRefusal."""
-    run_id = call.path["id"]
+    return checked_id(call.path["id"])
+
+
+def checked_id(run_id: str) -> str:
+    """Returns the run id. Raises HttpRefusal for a text that is none."""
     if not valid_run_id(run_id):
         raise HttpRefusal(422, "run-id-invalid", no_run_id(run_id))
     return run_id

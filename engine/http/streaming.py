@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable
 from typing import Any
 
 from sse_starlette import EventSourceResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 PING_S = 15
@@ -13,12 +14,13 @@ SEND_S = 20.0
 RETRY_MS = 2000
 
 
-class EventStream(EventSourceResponse):
+class EventStream(Response):
     """A stream of server-sent events. When the server stops, the answer ends in good order."""
 
     def __init__(self, events: AsyncIterable[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(events, headers=headers, ping=PING_S, send_timeout=SEND_S)
+        super().__init__()
+        self._events = EventSourceResponse(events, headers=headers, ping=PING_S, send_timeout=SEND_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ended = False
@@ -28,6 +30,6 @@ class EventStream(EventSourceResponse):
             ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        await super().__call__(scope, receive, sent)
+        await self._events(scope, receive, sent)
         if not ended:
             await send({"type": "http.response.body", "body": b""})

@@ -166,6 +166,10 @@ async def test_forms_act_on_runs_and_say_what_is_wrong(tmp_path: Path) -> None:
         assert (wrong.status_code, "A text needs its quotes" in wrong.text) == (422, True)
         assert (await browser.post("/runs/a%2Fb", data={"do": "signal", "name": "", "data": "1"})).status_code == 422
         assert (await browser.post("/runs/a%2Fb", data={"do": "complete", "step": "look"})).status_code == 409
+        assert (await browser.post("/runs/a%2Fb", data={"do": "complete", "step": "look", "message": "no"})).status_code == 422
+        for wrong_start in ({"workflow": ""}, {"workflow": "a\nb"}, {"workflow": "order", "run_id": "@"}):
+            assert (await browser.post("/start", data=wrong_start)).status_code == 422
+        assert (await browser.post("/runs/%40", data={"do": "cancel"})).status_code == 422
         assert (await browser.post("/runs/none", data={"do": "cancel"})).status_code == 404
         sent = await browser.post("/runs/a%2Fb", data={"do": "signal", "name": "answer", "data": "1.50", "why": "because"})
         assert sent.status_code == 303

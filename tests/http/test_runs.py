@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,15 @@ async def test_a_wait_ends_when_its_caller_leaves(client: Client, path: str, kno
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers, "scheme": "http"}
         await made(scope, receive, send)
         assert sent[0]["status"] == (304 if known else 202)
+
+
+async def test_a_log_that_is_replaced_is_a_fault_of_the_server(
+    client: Client, browser: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await browser.put("/v1/runs/one", json=GREET)
+    shutil.copy(tmp_path / "log.db", tmp_path / "copy.db")
+    (tmp_path / "copy.db").replace(tmp_path / "log.db")
+    for path in ("/v1/runs/one", "/runs/one", "/readyz"):
+        assert (await browser.get(path)).status_code == 503
+    refused = await browser.put("/v1/runs/two", json=GREET)
+    assert (refused.status_code, "restart everything that uses it" in refused.json()["detail"]) == (503, True)

@@ -13,8 +13,10 @@ from ...client.waiting import actions
 from ...core.state import RunState
 from ...operations.callback import CallbackId
 from ...operations.line import Line
+from ...values.names import quoted, valid_name
 from ..problems import HttpRefusal
 from ..routing import HttpCall
+from ..runs import checked_id
 from .forms import ActForm, StartForm, data
 from .render import around, run_path, show
 
@@ -41,10 +43,12 @@ def offered(run: RunState, lines: Sequence[Line]) -> dict[str, Any]:
 async def act(call: HttpCall) -> Response:
     """One action on a run; the answer leads back to its page."""
     form: ActForm = call.body
-    run_id = call.path["id"] or form.id
+    run_id = checked_id(call.path["id"] or form.id)
     asked, why = call.caller.name or NAMELESS, form.why.strip() or None
     client = call.service.client
     run = client.run(run_id)
+    if form.do == "complete" and form.message.strip():  # Enter in a field presses the first button
+        raise HttpRefusal(422, "invalid", "an answer that completes has no words why it has failed; remove them, or press Fail")
     try:
         if form.do == "signal":
             await run.signal(form.name.strip(), data(form.data), by=asked, why=why)
@@ -82,11 +86,14 @@ async def start_page(call: HttpCall) -> Response:
 async def start(call: HttpCall) -> Response:
     """Start a run; the answer leads to its page."""
     form: StartForm = call.body
+    workflow, run_id = form.workflow.strip(), form.run_id.strip()
+    if not valid_name(workflow):
+        raise HttpRefusal(422, "invalid", f"{quoted(workflow)} is not a workflow id: 1 to 200 printable characters")
     try:
         run = await call.service.client.start_workflow(
-            form.workflow.strip(),
+            workflow,
             data(form.data),
-            run_id=form.run_id.strip() or None,
+            run_id=checked_id(run_id) if run_id else None,
             by=call.caller.name or NAMELESS,
             why=form.why.strip() or None,
         )

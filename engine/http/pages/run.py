@@ -10,7 +10,6 @@ from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import RedirectResponse, Response
 
 from ...client.client import Client
-from ...client.requests import checked_run_id
 from ...client.status import run_state
 from ...client.story import askers, attempts_in_words, note
 from ...client.view import RunHistory, RunView, state_for
@@ -23,6 +22,7 @@ from ...operations.line import Line
 from ...values.text import shown_json
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
+from ..runs import checked_id
 from .actions import offered
 from .history import beside, matching, row, window
 from .live import stream, wanted
@@ -65,7 +65,7 @@ class PayloadQuery(BaseModel, extra="ignore"):
 
 
 def named(call: HttpCall) -> str:
-    return checked_run_id(call.path["id"] or call.query.id)
+    return checked_id(call.path["id"] or call.query.id)
 
 
 async def histories(client: Client, run_id: str, at: int | None = None, nth: int | None = None) -> tuple[RunHistory, RunHistory]:

@@ -42,7 +42,7 @@ let waiting = null;
 function patch(fragment) {
   for (const fresh of all("[data-live][id]", fragment)) {
     const html = fresh.outerHTML, old = document.getElementById(fresh.id);
-    if (!old || last.get(fresh.id) === html) continue;
+    if (!old || last.get(fresh.id) === html || old.outerHTML === html) continue;
     last.set(fresh.id, html);
     if (fresh.id === "list" && one("tbody", old) && one("tbody", fresh)) patchRows(old, fresh);
     else if (fresh.hasAttribute("data-keep") && inUse(old)) continue;
