@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterable
 from typing import Any
 
@@ -12,10 +14,12 @@ from starlette.types import Message, Receive, Scope, Send
 PING_S = 15
 SEND_S = 20.0
 RETRY_MS = 2000
+LIFE_S = 600.0
+"""Then the client connects again, and the server asks again who it is."""
 
 
 class EventStream(Response):
-    """A stream of server-sent events. When the server stops, the answer ends in good order."""
+    """A stream of server-sent events. It ends in good order: with its source, after `LIFE_S`, or when the server stops."""
 
     def __init__(self, events: AsyncIterable[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -30,6 +34,8 @@ class EventStream(Response):
             ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        await self._events(scope, receive, sent)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LIFE_S):
+                await self._events(scope, receive, sent)
         if not ended:
             await send({"type": "http.response.body", "body": b""})

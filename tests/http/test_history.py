@@ -122,6 +122,17 @@ async def test_a_history_as_a_stream(client: Client, browser: httpx.AsyncClient)
         assert (anew[0]["event"], anew[1]["id"]) == ("reset", messages[0]["id"])
 
 
+async def test_a_stream_ends_after_its_life_and_goes_on_where_it_was(
+    client: Client, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stepfold.http.streaming.LIFE_S", 0.5)
+    await browser.put("/v1/runs/one", json={"workflow": "greet", "input": "Ada"})
+    messages = await read_stream(browser)
+    assert [orjson.loads(one["data"])["type"] for one in messages] == ["started"]  # and no "end"
+    await browser.post("/v1/runs/one/signals/go", json={})
+    assert [orjson.loads(one["data"])["type"] for one in await read_stream(browser, messages[0]["id"])] == ["signal-received"]
+
+
 async def test_the_number_of_streams_is_bounded(
     client: Client, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

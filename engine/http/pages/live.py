@@ -20,7 +20,6 @@ from ..streaming import RETRY_MS, EventStream
 from .render import text
 
 PAUSE_S = 0.25
-LIFE_S = 600.0
 STREAMS = 250
 """How many pages one server keeps live."""
 
@@ -51,24 +50,23 @@ async def _fragments(
     now = context["now"]  # ages are the browser's to count: they are no news
     news.listeners += 1
     try:
-        async with asyncio.timeout(LIFE_S):
-            sent, last = "", None
+        sent, last = "", None
+        while True:
+            fragment = text(template, context | {"now": now})
+            if fragment != sent:
+                sent = fragment
+                yield ServerSentEvent(fragment, retry=RETRY_MS)
+                await asyncio.sleep(PAUSE_S)
+            if context.get("over"):
+                yield ServerSentEvent("", event="over")
+                return
             while True:
-                fragment = text(template, context | {"now": now})
-                if fragment != sent:
-                    sent = fragment
-                    yield ServerSentEvent(fragment, retry=RETRY_MS)
-                    await asyncio.sleep(PAUSE_S)
-                if context.get("over"):
-                    yield ServerSentEvent("", event="over")
-                    return
-                while True:
-                    number = await news.after(number)
-                    before, last = last, await mark(call)
-                    if last is None or last != before:
-                        break
-                context = await view(call)
-    except (TimeoutError, StepfoldError, HttpRefusal):
+                number = await news.after(number)
+                before, last = last, await mark(call)
+                if last is None or last != before:
+                    break
+            context = await view(call)
+    except (StepfoldError, HttpRefusal):
         return  # the browser connects again
     finally:
         news.listeners -= 1
