@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterable
 from typing import Any
 
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+
+from ..errors import StepfoldError
+
+logger = logging.getLogger("stepfold.http")
 
 PING_S = 15
 SEND_S = 20.0
@@ -19,7 +24,7 @@ LIFE_S = 600.0
 
 
 class EventStream(Response):
-    """A stream of server-sent events. It ends in good order: with its source, after `LIFE_S`, or when the server stops."""
+    """A stream of server-sent events. It ends in good order: with its source, after `LIFE_S`, and when log or server stop."""
 
     def __init__(self, events: AsyncIterable[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -34,8 +39,14 @@ class EventStream(Response):
             ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(LIFE_S):
                 await self._events(scope, receive, sent)
+        except TimeoutError:
+            pass  # its life is over, or the client does not read
+        except StepfoldError as error:
+            logger.warning("a stream ends: %s", error)
         if not ended:
-            await send({"type": "http.response.body", "body": b""})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SEND_S):
+                    await send({"type": "http.response.body", "body": b""})

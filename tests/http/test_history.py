@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
@@ -131,6 +132,41 @@ async def test_a_stream_ends_after_its_life_and_goes_on_where_it_was(
     assert [orjson.loads(one["data"])["type"] for one in messages] == ["started"]  # and no "end"
     await browser.post("/v1/runs/one/signals/go", json={})
     assert [orjson.loads(one["data"])["type"] for one in await read_stream(browser, messages[0]["id"])] == ["signal-received"]
+
+
+def rename_all(folder: Path, old: str, new: str) -> None:
+    for path in folder.glob(f"{old}*"):
+        path.rename(folder / path.name.replace(old, new))
+
+
+@pytest.mark.parametrize("trouble", ["the log is gone", "nobody reads"])
+async def test_a_stream_ends_with_its_log_or_its_reader(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, trouble: str
+) -> None:
+    monkeypatch.setattr("stepfold.http.streaming.SEND_S", 0.2)
+    made = app(client)
+    async with made.lifespan(), asyncio.timeout(30):
+        await client.start_workflow("greet", "Ada", run_id="one")
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if len(sent) == 2 and trouble == "nobody reads":
+                await asyncio.Event().wait()
+            elif len(sent) == 2:
+                rename_all(tmp_path, "log.db", "away.db")
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        headers = [(b"host", b"localhost"), (b"accept", b"text/event-stream")]
+        scope = {"type": "http", "method": "GET", "path": "/v1/runs/one/history", "query_string": b"", "headers": headers}
+        await made(scope | {"scheme": "http"}, receive, send)
+        if trouble == "the log is gone":
+            assert sent[-1] == {"type": "http.response.body", "body": b""}
+            assert "a stream ends: " in caplog.text
+            rename_all(tmp_path, "away.db", "log.db")
 
 
 async def test_the_number_of_streams_is_bounded(
