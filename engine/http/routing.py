@@ -130,6 +130,12 @@ def routes(rows: Sequence[Row]) -> list[BaseRoute]:
     return [RawRoute(path, _endpoint(found), methods=list(found), name=path) for path, found in by_path.items()]
 
 
+def _raw_path(scope: Scope) -> str:
+    """The path as it was sent."""
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    return raw.decode("latin-1")
+
+
 class RawRoute(Route):
     """A route that is matched before the path is decoded: `%2F` is a part of a parameter, and not one of the path.
 
@@ -137,8 +143,7 @@ class RawRoute(Route):
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
-        match, child = super().matches({**scope, "path": raw.decode("latin-1"), "root_path": quote(scope.get("root_path", ""))})
+        match, child = super().matches({**scope, "path": _raw_path(scope), "root_path": quote(scope.get("root_path", ""))})
         if match is not Match.NONE:
             try:
                 child["path_params"] = {name: unquote(value, errors="strict") for name, value in child["path_params"].items()}
@@ -203,7 +208,7 @@ def _here(request: Request) -> str:
     """The page that a browser asked for, to show it after the login; the first page for another request."""
     if request.method != "GET":
         return "/"
-    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    return _raw_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
 
 
 def _pairs(request: Request) -> dict[str, Any]:

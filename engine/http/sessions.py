@@ -81,13 +81,13 @@ class Login(BaseModel, extra="forbid"):
     """The token, and the path of the dashboard to show next."""
 
     token: str = Field(max_length=8192)
-    next: str = Field("/", max_length=2000)
+    next: str = Field("/", max_length=8192)
 
 
 class LoginPage(BaseModel, extra="forbid"):
     """The query of the login page."""
 
-    next: str = Field("/", max_length=2000)
+    next: str = Field("/", max_length=8192)
 
 
 def _sessions(call: HttpCall) -> Sessions:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import orjson
 import pytest
 from asked import Answered, ask
@@ -366,6 +368,17 @@ async def test_a_session_ends_with_its_token(served: Served) -> None:
     assert (await ask(served.app, "GET", "/v1/runs/done", headers=[("cookie", brief)])).status == 200
     served.now_s[0] += 3601
     assert (await ask(served.app, "GET", "/v1/runs/done", headers=[("cookie", brief)])).status == 401
+
+
+async def test_a_login_leads_to_the_page_that_was_asked_for(served: Served) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(served.app), base_url="http://localhost") as browser:
+        for path in ("/runs/a%2Fb", "/runs/a%3Fb%23c?at=1", "/runs/%252e", f"/runs/{'%F0%9F%92%A5' * 200}"):
+            form = (await browser.get(path)).text
+            following = re.search(r'name="next" value="([^"]*)"', form)
+            assert following
+            data = {"token": served.secrets[Role.VIEW], "next": html.unescape(following[1])}
+            assert (await browser.post("/login", data=data)).headers["location"] == path
+            browser.cookies.clear()
 
 
 async def test_a_login_leads_to_this_server_only(served: Served) -> None:
