@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from stepfold.projections import Lag
 from stepfold.projections.runs import runs
 from stepfold.projections.steps import errors, minutes
 
-from ..errors import StepfoldError
+from ..errors import LogUnavailable, StepfoldError
 from .routing import Answer, HttpCall, Role, Row
 from .service import Service
 
@@ -51,13 +52,16 @@ class Lags:
         self._asking: asyncio.Task[list[Lag]] | None = None
 
     async def get(self) -> list[Lag]:
-        """Raises LogUnavailable, ConfigError, and TimeoutError if there is no answer in `PATIENCE_S`."""
+        """Raises LogUnavailable, also if there is no answer in `PATIENCE_S`, and ConfigError."""
         if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
             self._asked_s = time.monotonic()
             self._asking = asyncio.create_task(self._service.projections.lag())
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        async with asyncio.timeout(PATIENCE_S):
-            return await asyncio.shield(self._asking)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await asyncio.shield(self._asking)
+        except TimeoutError:
+            raise LogUnavailable(f"the log or the projections' database has not answered for {PATIENCE_S:g} s") from None
 
     def close(self) -> None:
         if self._asking is not None:
@@ -79,10 +83,8 @@ async def get_ready(call: HttpCall) -> Answer:
     except (StepfoldError, TimeoutError):
         log = False
     if log:
-        try:
+        with contextlib.suppress(StepfoldError):
             lags = await _lags(call).get()
-        except (StepfoldError, TimeoutError):
-            lags = None
     going = lags is not None and not call.service.projections.failures and not any(lag.stopped for lag in lags)
     behind = None if lags is None else sum(lag.behind for lag in lags)
     return Answer(Readiness(ready=log and going, log=log, projections=going, behind=behind), 200 if log and going else 503)

@@ -7,9 +7,11 @@ import re
 import sqlite3
 from pathlib import Path
 
+import pytest
 from http_served import served
 
 from stepfold import Client, Context, NonRetryable, Retry, Step, current_step
+from stepfold.http import health
 from stepfold.http.health import family
 
 STRANGE = 'a "quoted" \\ workflow'
@@ -91,3 +93,12 @@ async def test_a_server_is_ready_while_log_and_projections_are(tmp_path: Path) -
             await asyncio.sleep(0.1)
         assert (ready.status_code, ready.json()) == (503, {"ready": False, "log": True, "projections": False, "behind": None})
         assert (await browser.get("/healthz")).status_code == 200
+
+
+async def test_metrics_say_when_the_log_does_not_answer_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(shop(f"sqlite:///{tmp_path}/log.db")) as browser:
+        monkeypatch.setattr(health, "PATIENCE_S", 0)
+        answered = await browser.get("/metrics")
+        assert (answered.status_code, answered.json()["code"]) == (503, "log-unavailable")
+        ready = await browser.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
