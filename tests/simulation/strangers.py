@@ -105,7 +105,7 @@ def answer(
             del fields[name]
     else:
         wrong = "nonce"
-        others = [other.nonce for other in known if other.nonce != callback.nonce]
+        others = [other.nonce for other in known if (other.run_id, other.step_id) != (callback.run_id, callback.step_id)]
         fields["nonce"] = random.choice(("", callback.nonce[:-1], f"{callback.nonce}=", "forged", *others[-3:]))
     return f"{fields.get('type')} with a wrong {wrong}", Entry(key, dumps(fields))
 

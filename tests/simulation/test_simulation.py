@@ -35,6 +35,7 @@ FOUND = {
     228532529679: "a repeat of a record that was void counted, and the checker took it for a stranger's decision",
     926076726524: "a snapshot from a checkpoint that was never ended was taken for one of the log that had been put back",
     972269780526: "an announcement that came too late was taken for another owner's of the same attempt, which then ran twice",
+    773550254995: "a stranger forged an answer with the nonce of the same callback, made again after the log had been put back",
 }
 NEEDED = ("orjson", "pydantic", "sqlalchemy", "typing-extensions")
 """What a world imports besides the engine."""
