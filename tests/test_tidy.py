@@ -469,6 +469,13 @@ def _prints(path: str) -> Iterator[ast.Call]:
             yield node
 
 
+def test_no_command_is_named_as_a_module_of_python() -> None:
+    """A script begins with the folder that it is in: the demo's producer would import its neighbour for Python's own module."""
+    names = [Path(path).stem for path in MODULES if path.startswith("engine/cli/")]
+    assert names
+    nothing(f"engine/cli/{name}.py" for name in names if name in sys.stdlib_module_names)
+
+
 def test_every_command_is_in_the_handbook() -> None:
     import typer.main
 

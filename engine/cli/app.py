@@ -16,7 +16,7 @@ import typer
 
 from ..errors import ErrorInfo, StepfoldError
 from ..worker.stopping import end_process_soon
-from . import callback, inbox, projection, run, token, topics
+from . import callback, inbox, projection, run, tokens, topics
 from .demo import demo
 from .dev import dev
 from .output import complain, say
@@ -58,7 +58,7 @@ app.add_typer(callback.app, name="callback")
 app.add_typer(topics.app, name="topics")
 app.add_typer(inbox.app, name="inbox")
 app.add_typer(projection.app, name="projection")
-app.add_typer(token.app, name="token")
+app.add_typer(tokens.app, name="token")
 
 
 def main() -> NoReturn:
