@@ -19,7 +19,7 @@ from .models import Name
 from .payload import event_for, line_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
-from .runs import run_id_of
+from .runs import run_id_of, view_of
 from .service import OpenStreams
 from .streaming import RETRY_MS, EventStream
 
@@ -137,11 +137,13 @@ def _form(accept: str) -> str:
 
 async def _stream(call: HttpCall) -> Response:
     """All events of the window from `Last-Event-ID` on, until the run ends; `limit` does not count."""
-    history = await _history(call)
     last = call.request.headers.get("last-event-id")
-    seen, known = -1, [event.offset for event in history.events]
-    reset = False
-    if last is not None:
+    seen, reset = -1, False
+    if last is None:
+        await view_of(call)  # raises RunNotFound before the stream begins
+    else:
+        history = await _history(call)
+        known = [event.offset for event in history.events]
         partition, _, offset = last.partition(":")
         if partition == str(history.state.partition) and offset.isascii() and offset.isdecimal() and int(offset[:19]) in known:
             seen = int(offset)

@@ -3,9 +3,13 @@ the right to answer it, goes only to callers who may operate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+from stepfold.projections import Lag
+
+from ..values.wait import Wait
 from .routing import Caller, Role
 
 # fmt: off
@@ -35,7 +39,7 @@ def event_for(caller: Caller, event: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_for(caller: Caller, run: Mapping[str, Any]) -> dict[str, Any]:
     """The state of a run as the caller may see it; `run`: as `status_json` makes it."""
-    shown = dict(run) | {"waits": [_wait(caller, wait) for wait in run["waits"]]}
+    shown = dict(run) | {"waits": [wait | _hidden(caller, wait["kind"]) for wait in run["waits"]]}
     if caller.may(Role.PAYLOAD):
         return shown
     waiting_on = [wait["on"] for wait in shown["waits"]]
@@ -61,15 +65,28 @@ def row_for(caller: Caller, row: Mapping[str, Any], included: frozenset[str] = f
     return shown
 
 
-def _wait(caller: Caller, wait: Mapping[str, Any]) -> dict[str, Any]:
-    shown = dict(wait)
+def waits_for(caller: Caller, waits: Sequence[Wait]) -> list[Wait]:
+    """The things that a run waits for, as the caller may see them."""
+    return [replace(wait, **_hidden(caller, wait.kind)) for wait in waits]
+
+
+def lags_for(caller: Caller, lags: Sequence[Lag]) -> list[Lag]:
+    """The lags as the caller may see them: why a projection has stopped may quote a payload."""
+    if caller.may(Role.PAYLOAD):
+        return list(lags)
+    return [lag if lag.stopped is None else lag._replace(stopped="it has stopped") for lag in lags]
+
+
+def _hidden(caller: Caller, kind: str) -> dict[str, Any]:
+    """The values that replace those of a wait that the caller may not see."""
+    hidden: dict[str, Any] = {}
     if not caller.may(Role.OPERATE):  # the command may hold the id of a callback
-        shown["command"] = None
+        hidden["command"] = None
     if not caller.may(Role.PAYLOAD):
-        shown["last"] = None
-        if wait["kind"] == "fix":
-            shown["on"] = "a fix"
-    return shown
+        hidden["last"] = None
+        if kind == "fix":
+            hidden["on"] = "a fix"
+    return hidden
 
 
 def _type_of(error: Any) -> dict[str, Any] | None:

@@ -252,6 +252,11 @@ def _row_at(cursor: str, order: str) -> RunRow:
         when = utc(at)
     except (ValueError, TypeError, binascii.Error):
         raise HttpRefusal(422, "cursor-invalid", "the cursor is not one of a link to the next page in this order") from None
+    return row_at(run_id, when)
+
+
+def row_at(run_id: str, when: datetime) -> RunRow:
+    """A row with the place that `list_runs` goes on behind, and nothing else of the run."""
     return RunRow(run_id, "", None, "pending", 0, when, when, None, 0, 0, [], None, None, None, None, "", None)
 
 

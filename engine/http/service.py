@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from stepfold.projections import Lag, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
+from ..core.fold import PartitionState, fold
 from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
-from ..log import partition_of
+from ..log import CLAIM_KEY, partition_of
 from .watching import Watching
 
 POLL_S = 0.02
@@ -59,6 +60,15 @@ class TableNews:
         return self.number
 
 
+class PartitionBounds(NamedTuple):
+    """A partition: its owner (None: no worker), and the offsets that the log holds."""
+
+    partition: int
+    owner: str | None
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class OpenStreams:
     """The number of streams of histories that are open."""
@@ -76,11 +86,23 @@ class Service:
     watching: Watching
     streams: OpenStreams = field(default_factory=OpenStreams)
 
+    async def partitions(self) -> list[PartitionBounds]:
+        """All partitions of the log, with their owners by the claims. Raises LogUnavailable."""
+        log = self.client.connected()
+        found: list[PartitionBounds] = []
+        async with self.client.patience():
+            for partition in range(log.partitions):
+                state = PartitionState(partition, log.partitions)
+                for record in await log.find(partition, (CLAIM_KEY,)):
+                    fold(state, record)
+                found.append(PartitionBounds(partition, state.owner, *await log.bounds(partition)))
+        return found
+
     async def changed(self, run_id: str, offset: int, limit_s: float) -> None:
         """Wait until the run, or the owner of its partition, has a record at `offset` or behind it; at most `limit_s`."""
         log = self.client.connected()
         until = time.monotonic() + limit_s
-        async with self.watching.watch(run_id, [partition_of(run_id, log.partitions)]) as watcher:
+        async with self.watching.watch(run_id, partition_of(run_id, log.partitions)) as watcher:
             while (await self.client.views.read(run_id)).state.offset <= offset:
                 left_s = until - time.monotonic()
                 if left_s <= 0 or not await watcher.wait(left_s):

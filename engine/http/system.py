@@ -10,10 +10,9 @@ from pydantic import BaseModel, Field
 
 from stepfold.projections import list_errors, list_minutes
 
-from ..core.fold import PartitionState, fold
-from ..log import CLAIM_KEY
 from .headers import POSITION, reach
 from .models import Name, Time
+from .payload import lags_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
 
@@ -37,17 +36,8 @@ class PartitionsNow(BaseModel):
 
 async def get_partitions(call: HttpCall) -> Answer:
     """Show the partitions of the log with their owners."""
-    client = call.service.client
-    log = client.connected()
-    found: list[PartitionNow] = []
-    async with client.patience():
-        for partition in range(log.partitions):
-            state = PartitionState(partition, log.partitions)
-            for record in await log.find(partition, (CLAIM_KEY,)):
-                fold(state, record)
-            start, end = await log.bounds(partition)
-            found.append(PartitionNow(partition=partition, owner=state.owner, start=start, end=end))
-    return Answer(PartitionsNow(partitions=found))
+    partitions = await call.service.partitions()
+    return Answer(PartitionsNow(partitions=[PartitionNow.model_validate(one._asdict()) for one in partitions]))
 
 
 class ProjectionNow(BaseModel):
@@ -69,23 +59,9 @@ class ProjectionsNow(BaseModel):
 
 async def get_projections(call: HttpCall) -> Answer:
     """Show how far the projections are."""
-    lags = await call.service.projections.lag()
-    may = call.caller.may(Role.PAYLOAD)
-    return Answer(
-        ProjectionsNow(
-            projections=[
-                ProjectionNow(
-                    projection=lag.projection,
-                    partition=lag.partition,
-                    position=lag.position,
-                    end=lag.end,
-                    behind=lag.behind,
-                    stopped=lag.stopped if may or lag.stopped is None else "it has stopped",
-                )
-                for lag in lags
-            ]
-        )
-    )
+    lags = lags_for(call.caller, await call.service.projections.lag())
+    found = [ProjectionNow.model_validate(lag._asdict() | {"behind": lag.behind}) for lag in lags]
+    return Answer(ProjectionsNow(projections=found))
 
 
 class ErrorsWanted(BaseModel, extra="forbid"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 
 from ..errors import StepfoldError
 from ..log import CLAIM_KEY, Log
@@ -14,23 +14,16 @@ logger = logging.getLogger("stepfold.http")
 
 READ_RECORDS = 1000
 RETRY_S = 1.0
-MOST_MARKS = 1000
-"""How many runs a watcher remembers as changed; with more it knows only that many have."""
 
 
 class Watcher:
-    """News of runs since the last look. `run_id`: of one run, with the claims of its partition; None: of all runs."""
+    """News of one run, and of the claims of its partition, since the last look."""
 
-    def __init__(self, run_id: str | None) -> None:
+    def __init__(self, run_id: str) -> None:
         self.run_id = run_id
-        self.changed: set[str] = set()
-        self.many = False
         self._news = asyncio.Event()
 
-    def mark(self, key: str) -> None:
-        if self.run_id is None and key != CLAIM_KEY and not self.many:
-            self.changed.add(key)
-            self.many = len(self.changed) > MOST_MARKS
+    def mark(self) -> None:
         self._news.set()
 
     async def wait(self, limit_s: float) -> bool:
@@ -42,12 +35,6 @@ class Watcher:
         self._news.clear()
         return came
 
-    def take(self) -> tuple[set[str], bool]:
-        """The runs that have changed, and whether there are more than that. Forgets them."""
-        changed, many = self.changed, self.many
-        self.changed, self.many = set(), False
-        return changed, many
-
 
 class Watching:
     """The watchers of one log. A partition is read while it has watchers."""
@@ -58,23 +45,21 @@ class Watching:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     @contextlib.asynccontextmanager
-    async def watch(self, run_id: str | None, partitions: Iterable[int]) -> AsyncGenerator[Watcher]:
-        """A watcher of these partitions for the block; it misses nothing that is appended after the block has begun."""
-        watcher, partitions = Watcher(run_id), list(partitions)
+    async def watch(self, run_id: str, partition: int) -> AsyncGenerator[Watcher]:
+        """A watcher of a run for the block; it misses nothing that is appended after the block has begun."""
+        watcher = Watcher(run_id)
         try:
-            for partition in partitions:
-                self._watchers.setdefault(partition, {})[watcher] = None
+            self._watchers.setdefault(partition, {})[watcher] = None
+            if partition not in self._tasks:
+                _, end = await self._log.bounds(partition)
                 if partition not in self._tasks:
-                    _, end = await self._log.bounds(partition)
-                    if partition not in self._tasks:
-                        self._tasks[partition] = asyncio.create_task(self._read(partition, end))
+                    self._tasks[partition] = asyncio.create_task(self._read(partition, end))
             yield watcher
         finally:
-            for partition in partitions:
-                watchers = self._watchers.get(partition, {})
-                watchers.pop(watcher, None)
-                if not watchers and partition in self._tasks:
-                    self._tasks.pop(partition).cancel()
+            watchers = self._watchers.get(partition, {})
+            watchers.pop(watcher, None)
+            if not watchers and partition in self._tasks:
+                self._tasks.pop(partition).cancel()
 
     async def _read(self, partition: int, position: int) -> None:
         while True:
@@ -95,8 +80,8 @@ class Watching:
 
     def _tell(self, partition: int, key: str) -> None:
         for watcher in self._watchers.get(partition, ()):
-            if watcher.run_id is None or key in (watcher.run_id, CLAIM_KEY):
-                watcher.mark(key)
+            if key in (watcher.run_id, CLAIM_KEY):
+                watcher.mark()
 
     async def close(self) -> None:
         tasks = list(self._tasks.values())

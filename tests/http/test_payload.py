@@ -12,8 +12,10 @@ from eventually import eventually
 from http_served import served
 
 from stepfold import Client, Context, Retry, Step
+from stepfold.http.payload import lags_for
 from stepfold.http.routing import Caller, Role
 from stepfold.http.table import ROWS
+from stepfold.projections import Lag
 
 CANARY = "canary-7f1d"
 CALLERS = {role.value: Caller(role.value, frozenset({role})) for role in Role}
@@ -99,3 +101,11 @@ async def test_nobody_who_may_only_look_sees_the_id_of_a_callback(browser: httpx
     assert {path for path, answer in answers.items() if token in answer.text or "nonce" in answer.text} == set()
     operator = await browser.get("/v1/runs/waits", headers={"Authorization": "Bearer operate"})
     assert token in operator.text
+
+
+@pytest.mark.parametrize(
+    ("role", "stopped"), [(Role.VIEW, "it has stopped"), (Role.OPERATE, "it has stopped"), (Role.PAYLOAD, "Ada")]
+)
+def test_why_a_projection_has_stopped_is_a_payload(role: Role, stopped: str) -> None:
+    lags = [Lag("orders", 0, 5, 9, "Ada"), Lag("orders", 1, 5, 9)]
+    assert [lag.stopped for lag in lags_for(Caller("one", frozenset({role})), lags)] == [stopped, None]

@@ -34,7 +34,7 @@ def wanted(call: HttpCall) -> bool:
     return call.request.headers.get("accept", "") == "text/event-stream"
 
 
-async def stream(call: HttpCall, template: str, view: View, mark: Mark) -> Response:
+async def stream(call: HttpCall, template: str, view: View, mark: Mark | None = None) -> Response:
     """The page's fragments, as they change. Errors of the first rendering are raised."""
     news = call.service.news
     if news.listeners >= STREAMS:
@@ -45,7 +45,7 @@ async def stream(call: HttpCall, template: str, view: View, mark: Mark) -> Respo
 
 
 async def _fragments(
-    call: HttpCall, template: str, view: View, mark: Mark, news: TableNews, number: int, context: dict[str, Any]
+    call: HttpCall, template: str, view: View, mark: Mark | None, news: TableNews, number: int, context: dict[str, Any]
 ) -> AsyncGenerator[ServerSentEvent]:
     now = context["now"]  # ages are the browser's to count: they are no news
     news.listeners += 1
@@ -62,8 +62,10 @@ async def _fragments(
                 return
             while True:
                 number = await news.after(number)
+                if mark is None:
+                    break
                 before, last = last, await mark(call)
-                if last is None or last != before:
+                if last != before:
                     break
             context = await view(call)
     except (StepfoldError, HttpRefusal):

@@ -13,6 +13,7 @@ from ...client.client import Client
 from ...client.status import run_state
 from ...client.story import askers, attempts_in_words, note
 from ...client.view import RunHistory, RunView, state_for
+from ...client.waiting import waits
 from ...core.fold import PartitionState
 from ...core.state import RunState
 from ...errors import ErrorInfo
@@ -20,6 +21,7 @@ from ...events import Event
 from ...log import CLAIM_KEY, Record
 from ...operations.line import Line
 from ...values.text import shown_json
+from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
 from ..runs import checked_id
@@ -28,7 +30,6 @@ from .history import beside, matching, row, window
 from .live import stream, wanted
 from .render import around, excerpt, payload_path, run_path, show, with_query
 from .timeline import bars, scale_of
-from .waiting import waits_of
 
 STEPS = 200
 
@@ -129,7 +130,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "past": past,
         "partition": then.state.partition,
         "last": last,
-        "waits": waits_of(run, then.owner, payload=payload, secrets=call.caller.may(Role.OPERATE)),
+        "waits": waits_for(call.caller, waits(run, then.owner is not None)),
         "parts": _parts(run, run_id, payload),
         "error": None if run.error is None or not payload else ErrorInfo.from_json(run.error),
         "live": not past and not run.ended,

@@ -16,8 +16,10 @@ from ...client.status import State
 from ...operations import BY_NAME
 from ...values.names import valid_run_id
 from ...values.times import ms_of, utc
+from ..payload import lags_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
+from ..runs import row_at
 from .live import stream, wanted
 from .render import around, run_path, show, with_query
 
@@ -67,8 +69,7 @@ def _after(text: str) -> RunRow | None:
     started, tilde, run_id = text.partition("~")
     if not tilde or not started.isascii() or not started.isdecimal() or len(started) > 15 or not valid_run_id(run_id):
         raise HttpRefusal(422, "invalid", "`after` is not a place in the list of runs")
-    at = utc(int(started))
-    return RunRow(run_id, "", None, "pending", 0, at, at, None, 0, 0, [], None, None, None, None, "", None)
+    return row_at(run_id, utc(int(started)))
 
 
 def _filter(query: ListQuery, now_ms: int) -> RunFilter:
@@ -105,7 +106,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
     context = around(call)
     runner = call.service.projections
-    lags = [lag for lag in await runner.lag() if lag.projection == "stepfold-runs"]
+    lags = [lag for lag in lags_for(call.caller, await runner.lag()) if lag.projection == "stepfold-runs"]
     rows, count, total = await runner.query(_read, _after(query.after), **_filter(query, context["now"]))
     more = len(rows) > PAGE
     rows = rows[:PAGE]
@@ -156,13 +157,9 @@ def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
     }
 
 
-async def _always(call: HttpCall) -> None:
-    """Nothing tells cheaply that the list is as before."""
-
-
 async def page(call: HttpCall) -> Response:
     if wanted(call):
-        return await stream(call, "runs_fragment.html", view, _always)
+        return await stream(call, "runs_fragment.html", view)
     return show(call, "runs.html", **await view(call))
 
 

@@ -9,9 +9,8 @@ from starlette.responses import Response
 
 from stepfold.projections import ErrorGroup, list_errors
 
-from ...core.fold import PartitionState, fold
-from ...log import CLAIM_KEY, Log
 from ...values.times import ms_of
+from ..payload import lags_for
 from ..routing import HttpCall, Role
 from .live import stream, wanted
 from .render import around, show, with_query
@@ -23,10 +22,6 @@ class ErrorsQuery(BaseModel, extra="ignore"):
     """`workflow`: only its errors; "" for all."""
 
     workflow: str = ""
-
-
-async def _always(call: HttpCall) -> None:
-    """Nothing tells cheaply that such a page is as before."""
 
 
 async def errors_view(call: HttpCall) -> dict[str, Any]:
@@ -59,36 +54,22 @@ def _group(group: ErrorGroup, payload: bool) -> dict[str, Any]:
 
 async def errors_page(call: HttpCall) -> Response:
     if wanted(call):
-        return await stream(call, "errors_live.html", errors_view, _always)
+        return await stream(call, "errors_live.html", errors_view)
     return show(call, "errors.html", **await errors_view(call))
 
 
 async def workers_view(call: HttpCall) -> dict[str, Any]:
-    log, runner = call.service.client.log, call.service.projections
-    lags = await runner.lag()
-    async with call.service.client.patience():
-        partitions = [
-            {"number": number, "owner": await _owner(log, number), "start": start, "end": end}
-            for number, (start, end) in [(number, await log.bounds(number)) for number in range(log.partitions)]
-        ]
+    lags, partitions = lags_for(call.caller, await call.service.projections.lag()), await call.service.partitions()
     return around(call) | {
         "active": "/workers",
         "partitions": partitions,
-        "owners": sorted({one["owner"] for one in partitions if one["owner"]}),
-        "unowned": sum(1 for one in partitions if not one["owner"]),
+        "owners": sorted({one.owner for one in partitions if one.owner}),
+        "unowned": sum(1 for one in partitions if not one.owner),
         "lags": lags,
     }
 
 
-async def _owner(log: Log, partition: int) -> str | None:
-    """The worker that owns the partition, as its claims say."""
-    state = PartitionState(partition, log.partitions)
-    for record in await log.find(partition, (CLAIM_KEY,)):
-        fold(state, record)
-    return state.owner
-
-
 async def workers_page(call: HttpCall) -> Response:
     if wanted(call):
-        return await stream(call, "workers_live.html", workers_view, _always)
+        return await stream(call, "workers_live.html", workers_view)
     return show(call, "workers.html", **await workers_view(call))
