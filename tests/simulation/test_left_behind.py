@@ -21,7 +21,7 @@ WARM_UP = 2
 ROUNDS = 3
 STRAY_BYTES = 20_000
 """A round leaves 3,000 to 6,000 in Python's own free lists, and one early round 30,000 to 50,000; the records of a round alone
-are 500,000. What is left behind grows in every round."""
+are 500,000. All rounds but one stay below this."""
 
 
 class Left(NamedTuple):
@@ -55,4 +55,5 @@ def test_worlds_leave_nothing_behind() -> None:
         assert after.objects == before.objects
         kept = ("stepfold.core.fold.", "stepfold.worker.owner.", "stepfold.testing.")
         assert not [kind for kind in after.objects if kind.startswith(kept)]
-    assert min(after.size - before.size for before, after in pairwise(left)) < STRAY_BYTES
+    growth = sorted(after.size - before.size for before, after in pairwise(left))
+    assert growth[-2] < STRAY_BYTES, growth
