@@ -1,6 +1,6 @@
 # Needs Python 3.11 or later, make and git; the rest is installed here, into .venv (and .uv, where there is no uv).
 #   PYTHON=python3.13 make test    uses another interpreter than the first one on PATH
-#   CI=true make test              is as strict as CI: make test-all, and no test skipped that needs Kafka, Docker, root or PostgreSQL
+#   CI=true make test              is as strict as CI: make test-all, and no test skipped that needs Kafka, Docker, root, PostgreSQL or Chromium
 
 export UV_PYTHON_DOWNLOADS ?= never
 # Trust the certificates that this machine trusts, as pip does.

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from chromium import chromium, listening, watched
+from chromium import CHROMIUM, chromium, listening, watched
 from eventually import eventually
 from playwright.async_api import Page, expect
 
 from stepfold import Client, Context, Retry, Step
 
-pytestmark = pytest.mark.browser
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no Chromium here: install the package chromium"),
+]
 
 HOSTILE = "\"'><img src=x onerror=alert(1)></script><script>alert(2)</script>{{7*7}}javascript:alert(3)\N{RIGHT-TO-LEFT OVERRIDE}"
 SHOTS = os.environ.get("STEPFOLD_SCREENSHOTS")
