@@ -38,6 +38,7 @@ class ByFile(LoadFileScheduling):
         return nodeid if "::test_a_planted_bug_is_found[" in nodeid else super()._split_scope(nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 

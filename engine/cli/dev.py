@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import shlex
 import subprocess
@@ -59,15 +60,16 @@ def dev(
     client = load(app)
     if kafka:
         with local_kafka("dev") as broker_url:
-            eventloop.run(_develop(app, Client(broker_url), port, open_))
+            client.log = Client(broker_url).log
+            eventloop.run(_develop(app, client, port, open_))
         return
     if url is not None:
-        client = Client(url)
+        client.log = Client(url).log
     elif client.log.url.startswith("sqlite://"):
         tell_of_two_logs(app, client)
     else:
         remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
-        client = Client(DEFAULT_URL)
+        client.log = Client(DEFAULT_URL).log
     eventloop.run(_develop(app, client, port, open_))
 
 
@@ -120,7 +122,7 @@ async def _develop(app: str, client: Client, port: int, open_: bool) -> None:
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {shlex.quote(client.log.url)}"
         remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        await until_first(_keep_running(app, client.log.url), _show_dashboard(client, port, open_), *printing)
+        await until_first(_keep_running(app, client), _show_dashboard(client, port, open_), *printing)
 
 
 async def _show_dashboard(client: Client, port: int, open_: bool) -> None:
@@ -137,12 +139,12 @@ async def _show_dashboard(client: Client, port: int, open_: bool) -> None:
     await asyncio.Event().wait()
 
 
-async def _keep_running(app: str, url: str) -> None:
-    """Run a worker, and restart it after each change."""
+async def _keep_running(app: str, client: Client) -> None:
+    """Run a worker, and restart it after each change; the dashboard then shows the workflows of the new code."""
     with tempfile.TemporaryDirectory(prefix="stepfold-dev-") as folder:
         while True:
             code = await asyncio.to_thread(_Code, Path.cwd(), Path(folder, "imports"))
-            process = start_worker(app, url, "--grace", "1s", "--imports-to", str(code.imports))
+            process = start_worker(app, client.log.url, "--grace", "1s", "--imports-to", str(code.imports))
             try:
                 ended = False
                 while (changed := await asyncio.to_thread(code.changed, everything=ended)) is None:
@@ -155,6 +157,25 @@ async def _keep_running(app: str, url: str) -> None:
                 remark(f"{changed} changed: the worker restarts")
             finally:
                 await asyncio.shield(asyncio.to_thread(stop_worker, process))
+            _import_anew(app, client, Path.cwd())
+
+
+def _import_anew(app: str, client: Client, here: Path) -> None:
+    """Import the modules below the folder again, for the forms of the dashboard; code that cannot be imported changes nothing."""
+    ours = {name: module for name, module in sys.modules.items() if _is_below(getattr(module, "__file__", None), here)}
+    for name in ours:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    try:
+        client.registry = load(app).registry
+    except Problem:  # the worker has said it
+        sys.modules.update(ours)
+
+
+def _is_below(file: str | None, folder: Path) -> bool:
+    """Whether a file is the user's own, in this folder."""
+    path = Path(file or "/")
+    return path.is_relative_to(folder) and not _SKIPPED & set(path.relative_to(folder).parts) and path.suffix == ".py"
 
 
 class _Code:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import health, history, requests, runs, sessions, system
+from . import health, history, requests, runs, schemas, sessions, system
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
 
-_API = (*runs.ROWS, *requests.ROWS, *history.ROWS, *system.ROWS, *health.ROWS)
+_API = (*runs.ROWS, *requests.ROWS, *history.ROWS, *schemas.ROWS, *system.ROWS, *health.ROWS)
 ROWS: tuple[Row, ...] = (*_API, described(_API), *sessions.ROWS, *PAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,8 @@ from eventually import eventually
 
 from stepfold import Client
 from stepfold.cli import dev
+from stepfold.cli.target import load
+from stepfold.http.schemas import schema_of
 
 
 @pytest.mark.parametrize(
@@ -22,8 +25,8 @@ def test_its_worker_gets_the_url_of_the_log(
 ) -> None:
     given: list[str] = []
 
-    async def keep_running(app: str, url: str) -> None:
-        given.append(url)
+    async def keep_running(app: str, client: Client) -> None:
+        given.append(client.log.url)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dev, "_keep_running", keep_running)
@@ -49,3 +52,39 @@ async def test_its_dashboard_takes_a_free_port(tmp_path: Path, capsys: pytest.Ca
             await asyncio.wait([serving])
     assert f":{port}" not in url
     assert answer.json()["code"] == "run-not-found"
+
+
+CODE = """
+from stepfold import Client, Context, Step
+from {shapes} import Order
+
+client = Client()
+
+@client.workflow(id="order")
+async def order(ctx: Context[Order], step: Step) -> None: ...
+"""
+
+
+def test_its_forms_follow_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    Path("forms_app.py").write_text(CODE.format(shapes="forms_shapes"))
+
+    def write(shape: str) -> None:
+        Path("forms_shapes.py").write_text(f"from typing_extensions import TypedDict\n\nclass Order(TypedDict):\n    {shape}\n")
+
+    def asked() -> str:
+        dev._import_anew("forms_app:client", client, tmp_path)  # pyright: ignore[reportPrivateUsage]  # without its child process
+        workflow = client.registry.find("order", None)
+        assert workflow is not None
+        return str(schema_of(workflow.input, taken=True))
+
+    write("number: int")
+    client = load("forms_app:client")
+    client.log = Client("sqlite:///other.db").log
+    assert "'number'" in asked()
+    write("a_longer_name: int")
+    assert "'a_longer_name'" in asked()
+    write("this is not Python")
+    assert "'a_longer_name'" in asked()
+    assert client.log.name == "sqlite:///other.db"

@@ -95,6 +95,7 @@ PAGES = {
     "errors": "/errors",
     "workers": "/workers",
     "start": "/start",
+    "form": "/start?workflow=order",
     "problem": "/runs/",
 }
 LOOKS: dict[str, dict[str, Any]] = {
@@ -126,8 +127,8 @@ async def test_pages_have_no_barriers_and_run_no_data(client: Client, look: str)
 async def test_pages_work_without_script(client: Client) -> None:
     async with listening(client) as url, chromium() as browser, watched(browser, url, java_script_enabled=False) as page:
         await page.goto("/start")
-        await page.get_by_label("Workflow").fill("order")
-        await page.get_by_label("Input, as JSON").fill('"o3"')
+        await page.get_by_role("link", name="order version 1").click()
+        await page.get_by_label("input", exact=True).fill("o3")
         await page.locator("main").get_by_label("Run id").fill("order/3")
         await page.get_by_label("Why").fill("by hand")
         await page.get_by_role("button", name="Start").click()

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, forms, run, runs, system
+from . import actions, forms, run, runs, starting, system
 from .render import refused
 from .static import asset
 
 _Answers = Mapping[int, type[BaseModel] | None]
 _SHOWN: _Answers = {200: None}
 _MOVED: _Answers = {303: None}
+_STARTED: _Answers = {200: None, 303: None}
 
 
 def _page(
@@ -24,7 +25,7 @@ def _page(
     )
 
 
-def _form(path: str, name: str, handler: Handler, body: type[BaseModel]) -> Row:
+def _form(path: str, name: str, handler: Handler, body: type[BaseModel], answers: _Answers = _MOVED) -> Row:
     return Row(
         method="POST",
         path=path,
@@ -33,7 +34,7 @@ def _form(path: str, name: str, handler: Handler, body: type[BaseModel]) -> Row:
         handler=handler,
         body=body,
         form=True,
-        answers=_MOVED,
+        answers=answers,
         page=True,
         show=refused,
     )
@@ -45,8 +46,8 @@ ROWS: tuple[Row, ...] = (
     _page("/runs/{id:path}", "run_page", run.page, run.RunQuery),
     _form("/runs/{id:path}", "act", actions.act, forms.ActForm),
     _page("/payload/{id:path}", "payload_page", run.payload, run.PayloadQuery, Role.PAYLOAD),
-    _page("/start", "start_page", actions.start_page, actions.StartQuery),
-    _form("/start", "start_run_form", actions.start, forms.StartForm),
+    _page("/start", "start_page", starting.start_page, starting.StartQuery),
+    _form("/start", "start_run_form", starting.start, forms.StartForm, answers=_STARTED),
     _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
     _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),

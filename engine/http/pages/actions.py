@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from starlette.responses import RedirectResponse, Response
 
 from ...client.client import Client
@@ -13,21 +12,14 @@ from ...client.waiting import actions
 from ...core.state import RunState
 from ...operations.callback import CallbackId
 from ...operations.line import Line
-from ...values.names import quoted, valid_name
 from ..problems import HttpRefusal
 from ..routing import HttpCall
 from ..runs import checked_id
-from .forms import ActForm, StartForm, data
-from .render import around, run_path, show
+from .forms import ActForm, data
+from .render import run_path
 
 NAMELESS = "dashboard"
 """The name in `by` if the server knows no names."""
-
-
-class StartQuery(BaseModel, extra="ignore"):
-    """`workflow`: the one to start, as the form begins with it."""
-
-    workflow: str = ""
 
 
 def offered(run: RunState, lines: Sequence[Line]) -> dict[str, Any]:
@@ -75,28 +67,3 @@ async def _callback(client: Client, run_id: str, step_id: str) -> str:
     if nonce is None:
         raise HttpRefusal(409, "callback-over", f"the run does not wait for the answer to {step_id!r} any more")
     return str(CallbackId(run_id, step_id, nonce))
-
-
-async def start_page(call: HttpCall) -> Response:
-    """The form that starts a run."""
-    known = {one.id: one for one in call.service.client.registry}
-    return show(call, "start.html", **around(call), active="/start", workflows=sorted(known), workflow=call.query.workflow)
-
-
-async def start(call: HttpCall) -> Response:
-    """Start a run; the answer leads to its page."""
-    form: StartForm = call.body
-    workflow, run_id = form.workflow.strip(), form.run_id.strip()
-    if not valid_name(workflow):
-        raise HttpRefusal(422, "invalid", f"{quoted(workflow)} is not a workflow id: 1 to 200 printable characters")
-    try:
-        run = await call.service.client.start_workflow(
-            workflow,
-            data(form.data),
-            run_id=checked_id(run_id) if run_id else None,
-            by=call.caller.name or NAMELESS,
-            why=form.why.strip() or None,
-        )
-    except ValueError as error:
-        raise HttpRefusal(422, "invalid", str(error)) from None
-    return RedirectResponse(call.request.scope.get("root_path", "") + run_path(run.id), 303)

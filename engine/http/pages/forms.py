@@ -11,13 +11,20 @@ from ...values.codec import Written
 from ..problems import HttpRefusal
 
 
-class StartForm(BaseModel, extra="ignore"):
-    """A run to start. `data`: JSON; "" is null. `run_id`: "" for one that is made."""
+class StartForm(BaseModel, extra="allow"):
+    """A run to start. `data`: JSON; "" is null. `run_id`: "" for one that is made. `form`: `json` if the input is `data`; else it
+    is in the controls of its model, which are further fields. `do`: the button that was pressed."""
 
-    workflow: str
+    workflow: str = ""
     data: str = ""
     run_id: str = ""
     why: str = ""
+    form: str = ""
+    do: str = ""
+
+    def typed(self) -> dict[str, str]:
+        """The fields of controls."""
+        return {name: value for name, value in (self.model_extra or {}).items() if isinstance(value, str)}
 
 
 class ActForm(BaseModel, extra="ignore"):

@@ -17,6 +17,7 @@ from ...values.times import ms_of
 from ...values.words import iso, span
 from ..problems import HttpRefusal
 from ..routing import Caller, HttpCall, Role
+from .look import look_of
 from .static import VERSION
 
 EXCERPT = 2000
@@ -114,6 +115,7 @@ def around(call: HttpCall) -> dict[str, Any]:
         "may": {role.value: call.caller.may(role) for role in Role},
         "who": call.caller.name,
         "q": "",
+        "look": look_of(call.request),
     }
 
 
@@ -133,6 +135,7 @@ def refused(refusal: HttpRefusal, request: Request) -> Response:
         "who": caller.name,
         "q": "",
         "active": "",
+        "look": look_of(request),
         "problem": problem,
     }
     return HTMLResponse(text("problem.html", context), problem.status, refusal.headers)

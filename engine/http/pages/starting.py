@@ -1,0 +1,129 @@
+"""The page that starts a run, with the controls of its workflow's input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from ...errors import StepfoldError
+from ...values.codec import Written
+from ...values.names import quoted, valid_name
+from ..problems import HttpRefusal, refusal
+from ..routing import HttpCall
+from ..runs import checked_id
+from ..schemas import known_workflows, schema_of
+from .actions import NAMELESS
+from .forms import StartForm, data
+from .inputs import Control, changed, form_of, json_of, put_errors
+from .look import look_of, zone_of
+from .render import around, run_path, text
+
+
+class StartQuery(BaseModel, extra="ignore"):
+    """`workflow`: the one to start; `form`: `json` for one text instead of controls."""
+
+    workflow: str = ""
+    form: str = ""
+
+
+@dataclass(slots=True)
+class Filled:
+    """The content of the form. `focus`: the control to go to."""
+
+    workflow: str
+    as_json: bool
+    data: str = ""
+    run_id: str = ""
+    why: str = ""
+    errors: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    general: list[str] = field(default_factory=list[str])
+    focus: str = ""
+
+
+def _control(call: HttpCall, workflow: str, *, as_json: bool, typed: Mapping[str, str] | None = None) -> Control | None:
+    """The controls of a workflow's input; None where one text must do."""
+    known = known_workflows(call.service.client).get(workflow)
+    schema = None if known is None or as_json else schema_of(known.input, taken=True)
+    return form_of(schema, typed, _zone(call, typed)) if schema else None
+
+
+def _zone(call: HttpCall, typed: Mapping[str, str] | None) -> Any:
+    """The zone of the times in the form: what the browser says, else what its settings say."""
+    return zone_of((typed or {}).get("zone", "")) or look_of(call.request).tz
+
+
+def _page(call: HttpCall, filled: Filled, control: Control | None, status: int = 200) -> Response:
+    known = known_workflows(call.service.client)
+    chosen = known.get(filled.workflow)
+    about = inspect.getdoc(chosen.handler) if chosen is not None else None
+    context = around(call) | {
+        "active": "/start",
+        "workflows": list(known.values()),
+        "chosen": chosen,
+        "about": (about or "").partition("\n\n")[0],
+        "filled": filled,
+        "control": control,
+        "controls_exist": chosen is not None and bool(schema_of(chosen.input, taken=True)),
+        "wrong": sum(1 for one in control.all() if one.errors) if control is not None else 0,
+    }
+    return HTMLResponse(text("start.html", context), status)
+
+
+async def start_page(call: HttpCall) -> Response:
+    """The form that starts a run."""
+    query: StartQuery = call.query
+    known = known_workflows(call.service.client)
+    workflow = query.workflow or (next(iter(known)) if len(known) == 1 else "")
+    as_json = query.form == "json"
+    return _page(call, Filled(workflow, as_json), _control(call, workflow, as_json=as_json))
+
+
+async def start(call: HttpCall) -> Response:
+    """Start a run; the answer leads to its page, or is the form with what is wrong."""
+    form: StartForm = call.body
+    typed = form.typed()
+    filled = Filled(form.workflow.strip(), form.form == "json", form.data, form.run_id, form.why)
+    if form.do.startswith(("add:", "drop:")):
+        typed, filled.focus = changed(typed, form.do)
+        return _page(call, filled, _control(call, filled.workflow, as_json=filled.as_json, typed=typed))
+    control = _control(call, filled.workflow, as_json=filled.as_json, typed=typed)
+    try:
+        return await _started(call, filled, control, _zone(call, typed))
+    except (HttpRefusal, StepfoldError, ValueError) as error:
+        refused = HttpRefusal(422, "invalid", str(error)) if type(error) is ValueError else refusal(error)
+    problem = refused.problem
+    if problem.code == "input-invalid" and control is not None and problem.errors:
+        filled.general += put_errors(control, problem.errors)
+    elif problem.code == "not-json":
+        filled.errors["data"] = [problem.detail]
+    elif problem.code in ("run-already-exists", "run-id-invalid"):
+        filled.errors["run_id"] = [problem.detail]
+    elif problem.code != "control":
+        filled.general.append(problem.detail)
+    return _page(call, filled, control, problem.status)
+
+
+async def _started(call: HttpCall, filled: Filled, control: Control | None, zone: Any) -> Response:
+    if not valid_name(filled.workflow):
+        raise HttpRefusal(422, "invalid", f"{quoted(filled.workflow)} is not a workflow id: 1 to 200 printable characters")
+    if control is None:
+        entry = data(filled.data)
+    else:
+        written = json_of(control, zone)
+        if any(one.errors for one in control.all()):
+            raise HttpRefusal(422, "control", "")
+        entry = None if written is None else Written(written.encode())
+    run_id = filled.run_id.strip()
+    run = await call.service.client.start_workflow(
+        filled.workflow,
+        entry,
+        run_id=checked_id(run_id) if run_id else None,
+        by=call.caller.name or NAMELESS,
+        why=filled.why.strip() or None,
+    )
+    return RedirectResponse(call.request.scope.get("root_path", "") + run_path(run.id), 303)
