@@ -3,7 +3,8 @@
     base     Projection: tables, and how an accepted event changes them
     feed     one projection over one partition, exactly once: positions, transactions, the fold's state in the database
     runner   ProjectionRunner: follows the log
-    runs     the runs, one row each: list, filter, search
+    reading  reads the tables beside the transactions of the projections
+    runs     the runs, one row each: list, filter, search (texts: its index)
     steps    operations, one row each; errors in groups; counts a minute
     audit    a run's history as a chained file: export, verify, replay
 
@@ -12,12 +13,13 @@ The engine does not import this package.
 
 from .base import Batch, Projection, RunChange, RunSoFar
 from .feed import default_database
-from .runner import Lag, ProjectionRunner
-from .runs import RunFilter, RunRow, RunsProjection, count_runs, list_runs
+from .runner import Lag, ProjectionRunner, positions
+from .runs import Counted, RunFilter, RunRow, RunsProjection, count_runs, count_some, list_runs
 from .steps import ErrorGroup, Minute, StepRow, StepsProjection, list_errors, list_minutes, list_steps
 
 __all__ = [
     "Batch",
+    "Counted",
     "ErrorGroup",
     "Lag",
     "Minute",
@@ -31,9 +33,11 @@ __all__ = [
     "StepRow",
     "StepsProjection",
     "count_runs",
+    "count_some",
     "default_database",
     "list_errors",
     "list_minutes",
     "list_runs",
     "list_steps",
+    "positions",
 ]

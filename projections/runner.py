@@ -26,6 +26,7 @@ from stepfold.values.duration import Duration, duration_ms
 
 from .base import Projection
 from .feed import POSITIONS, REBUILD, Database, Feed, Stale, brief, check, is_outage, is_sound, marks_in
+from .reading import Readers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +38,7 @@ BATCH_RECORDS = 1000
 RETRY_S = (0.2, 5.0)
 """First and longest pause before the next try to use the log or the database."""
 POLL_S = 0.1
+NOT_RUNNING = "the projections are not running: use the runner inside `async with ProjectionRunner(...) as runner:`"
 
 
 class Lag(NamedTuple):
@@ -55,6 +57,12 @@ class Lag(NamedTuple):
     def behind(self) -> int:
         """The number of offsets that are not applied."""
         return max(0, self.end - self.position)
+
+
+def positions(connection: sa.Connection, projection: str) -> dict[int, int]:
+    """How far the rows that this connection sees go: by partition, the offset below which all records are applied."""
+    query = sa.select(POSITIONS.c.partition, POSITIONS.c.position).where(POSITIONS.c.projection == projection)
+    return {row.partition: row.position for row in connection.execute(query.order_by(POSITIONS.c.partition))}
 
 
 class _Follower:
@@ -117,6 +125,7 @@ class ProjectionRunner:
         self._patience_s = None if patience is None else duration_ms(patience) / 1000
         self._followers: dict[str, list[_Follower]] = {}
         self._thread: ThreadPoolExecutor | None = None
+        self._readers: Readers | None = None
         self._news = asyncio.Event()
         self._undo = contextlib.AsyncExitStack()
 
@@ -130,6 +139,7 @@ class ProjectionRunner:
             if self._client is not None:
                 await undo.enter_async_context(self._client)
             self._thread = ThreadPoolExecutor(1, "stepfold-projections")
+            self._readers = Readers(self._database.engine)
             undo.push_async_callback(self._close)
             await self._do(self._database.open)
             for projection in self._projections:
@@ -144,6 +154,9 @@ class ProjectionRunner:
         for name in list(self._followers):
             await self._stop(name)
         thread, self._thread = self._thread, None
+        readers, self._readers = self._readers, None
+        if readers is not None:
+            await readers.close()
         if thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
         self._database.close()
@@ -201,13 +214,30 @@ class ProjectionRunner:
         return Lag(row.projection, row.partition, row.position, end, stopped)
 
     async def query(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `ask(connection, ...)` off the event loop, between two batches. Writes of `ask` are not kept."""
+        """Call `ask(connection, ...)` off the event loop. It sees whole transactions, and its writes are not kept."""
+        return await self._reader().ask(lambda connection: ask(connection, *args, **kwargs))
 
-        def asked() -> T:
-            with self._database.engine.connect() as connection:
-                return ask(connection, *args, **kwargs)
+    async def query_within(
+        self, limit_s: float, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`query`, but the database stops and TimeoutError is raised if it takes longer than `limit_s` seconds."""
+        return await self._reader().ask(lambda connection: ask(connection, *args, **kwargs), limit_s)
 
-        return await self._do(asked)
+    async def reached(self, partition: int, offset: int, limit_s: float) -> bool:
+        """Whether all projections have applied the records of a partition below `offset`, as far as the log holds any by then.
+
+        Waits up to `limit_s` seconds for that. Raises LogUnavailable.
+        """
+        self._running()
+        _, end = await self.log.bounds(partition)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while not all(followers[partition].reached(min(offset, end)) for followers in self._followers.values()):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(POLL_S):
+                            await self._news.wait()
+                return True
+        return False
 
     async def wait(self) -> None:
         """Wait until a projection fails, and raise its error."""
@@ -357,7 +387,10 @@ class ProjectionRunner:
 
     def _running(self) -> ThreadPoolExecutor:
         if self._thread is None:
-            raise ConfigError(
-                "the projections are not running: use the runner inside `async with ProjectionRunner(...) as runner:`"
-            )
+            raise ConfigError(NOT_RUNNING)
         return self._thread
+
+    def _reader(self) -> Readers:
+        if self._readers is None:
+            raise ConfigError(NOT_RUNNING)
+        return self._readers

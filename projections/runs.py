@@ -7,15 +7,19 @@ Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting
 `Run.status()`. `waiting_kind` and `waiting_step` are kind and step id of the oldest operation that is open; `waiting_until` is
 when the first of the open ones is due. `input` and `result` are the beginning of the JSON, for people and for search. A run id
 can be used again a day after its end; the row is then that of the last run.
+
+A search goes through an index of texts (`texts`). It takes the candidates of that index in the order of their starts and reads
+their rows, unless so few runs fulfil the other conditions that it is cheaper to read all of those.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, TypedDict, Unpack, cast, get_args
+from itertools import islice
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast, get_args
 
 import orjson
 import sqlalchemy as sa
@@ -26,6 +30,7 @@ from stepfold.events import RunEvent
 from stepfold.operations import COUNTED
 from stepfold.values.times import ms_of, utc
 
+from . import texts
 from .base import Batch, Projection, RunChange, RunSoFar
 
 EXCERPT = 2000
@@ -56,7 +61,24 @@ runs = sa.Table(
     sa.Index("stepfold_runs_updated", "updated_at"),
     sa.Index("stepfold_runs_state", "state", "started_at"),
     sa.Index("stepfold_runs_workflow", "workflow", "started_at"),
+    sa.Index("stepfold_runs_workflow_state", "workflow", "state", "started_at"),
 )
+
+
+def _where(name: str, columns: Sequence[str], condition: sa.ColumnElement[bool]) -> sa.Index:
+    """An index of those runs alone that fulfil a condition."""
+    return sa.Index(name, *(runs.c[column] for column in columns), sqlite_where=condition, postgresql_where=condition)
+
+
+_WAITS = runs.c.waiting_kind.is_not(None)
+_TROUBLED = sa.text("attempts_failed > 0")  # not a bound value: SQLite then knows that the index will do
+_ERRED = runs.c.last_error.is_not(None)
+_where("stepfold_runs_waiting", ["waiting_kind", "started_at"], _WAITS)
+_where("stepfold_runs_waiting_workflow", ["workflow", "waiting_kind", "started_at"], _WAITS)
+_where("stepfold_runs_troubled", ["started_at"], cast("sa.ColumnElement[bool]", _TROUBLED))
+_where("stepfold_runs_erred", ["started_at"], _ERRED)
+_TEXTS = ("run_id", "workflow", "last_error", "input", "result")
+texts.keep_index(runs, _TEXTS)
 
 _WAITING = ("waiting_on", "waiting_kind", "waiting_step", "waiting_until")
 _CHANGING = ("version", "state", "updated_at", "ended_at", *_WAITING, "result")
@@ -78,7 +100,7 @@ class RunsProjection(Projection):
     """Keeps the table `stepfold_runs`; `list_runs` and `count_runs` read it."""
 
     name = "stepfold-runs"
-    version = 2
+    version = 3
     metadata = metadata
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
@@ -126,6 +148,26 @@ class _News:
             connection.execute(_UPDATE, updates)
         if self.inputs:
             connection.execute(_COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in self.inputs.items()])
+        if texts.has_index(connection):
+            texts.add(connection, self._texts())
+
+    def _texts(self) -> dict[int, list[str]]:
+        """The texts that are new in these runs, by their start."""
+        new: dict[int, list[str]] = {}
+
+        def add(run_id: str, text: str) -> None:
+            new.setdefault(self.changed[run_id].folded.started_at, []).append(text)
+
+        for run_id in self.begun:
+            run = self.changed[run_id]
+            add(run_id, texts.head(run_id, text_of(run.workflow, 200)))
+            add(run_id, _json(run.input))
+        for run_id, text in (*self.inputs.items(), *self.errors.items()):
+            add(run_id, text)
+        for run_id, run in self.changed.items():
+            if run.folded.phase == "completed":
+                add(run_id, _json(run.folded.result))
+        return new
 
     def _row(self, run: RunSoFar) -> dict[str, Any]:
         return {
@@ -204,7 +246,8 @@ class RunFilter(TypedDict, total=False):
 
     `state`: one or several; `started_after`, `started_before`: aware datetimes; `waiting_kind`: of the oldest open operation;
     `attempts_failed`: at least so many; `error`: text in the last error; `search`: text in the run id, workflow, last error,
-    input or result. Texts match in upper and lower case alike.
+    input or result, or of one or two characters: the beginning of the run id or workflow. Texts match in upper and lower case
+    alike.
     """
 
     workflow: str
@@ -216,6 +259,19 @@ class RunFilter(TypedDict, total=False):
     error: str
     search: str
 
+
+class Counted(NamedTuple):
+    """The number of runs that match, or the least that it can be if not `exact`."""
+
+    number: int
+    exact: bool = True
+
+
+COUNT_MOST = 10_000
+LOOK_MOST = 2000
+"""How many rows `count_some` counts, and how many candidates of a search it reads."""
+_FEW = 2000
+"""So many rows are read rather than that candidates of a search are tried one by one."""
 
 Order = Literal["newest", "oldest", "updated"]
 _ORDERS: dict[Order, tuple[sa.Column[int], bool]] = {
@@ -239,39 +295,154 @@ def list_runs(
     naive datetime.
     """
     column, falls = _ORDERS[order]
-    query = sa.select(runs).where(*_conditions(filters)).order_by(column.desc() if falls else column, runs.c.run_id).limit(limit)
+    conditions, ordered = _conditions(filters), (column.desc() if falls else column, runs.c.run_id)
+    at = None
     if after is not None:
         at = ms_of(after.updated_at if order == "updated" else after.started_at)
-        beyond = column < at if falls else column > at
-        query = query.where(sa.or_(beyond, sa.and_(column == at, runs.c.run_id > after.run_id)))
-    return [_row(row) for row in connection.execute(query)]
+        reached = column <= at if falls else column >= at
+        conditions.append(sa.and_(reached, sa.or_(column != at, runs.c.run_id > after.run_id)))
+    text = _searched(connection, filters)
+    if text is not None and order != "updated":
+        first, last = _span(filters)
+        if at is not None:
+            first, last = (first, at) if falls else (at, last)
+        candidates = texts.starts(connection, text, falls=falls, first=first, last=last)
+        found = _among(connection, candidates, sa.select(runs), conditions, ordered)
+    elif (
+        text is not None and (started := _all_few(texts.starts(connection, text, falls=True, first=None, last=None))) is not None
+    ):
+        rows = list(_among(connection, [started], sa.select(runs), conditions, ordered))
+        rows.sort(key=lambda row: (-row.updated_at, row.run_id))
+        found = iter(rows)
+    else:
+        found = iter(_in_order(connection, filters, conditions, ordered, limit))
+    return [_row(row) for row in islice(found, limit)]
 
 
 def count_runs(connection: sa.Connection, **filters: Unpack[RunFilter]) -> int:
     """The number of matching runs. Raises ValueError for a naive datetime."""
-    return connection.execute(sa.select(sa.func.count()).select_from(runs).where(*_conditions(filters))).scalar_one()
+    text = _searched(connection, filters)
+    if text is None:
+        query = sa.select(sa.func.count()).select_from(runs).where(*_conditions(filters))
+        return connection.execute(query).scalar_one()
+    first, last = _span(filters)
+    candidates = texts.starts(connection, text, falls=True, first=first, last=last)
+    return sum(1 for _ in _among(connection, candidates, sa.select(runs.c.run_id), _conditions(filters)))
+
+
+def count_some(connection: sa.Connection, **filters: Unpack[RunFilter]) -> Counted:
+    """The number of matching runs as far as it can be had cheaply. Raises ValueError for a naive datetime."""
+    text = _searched(connection, filters)
+    if text is None:
+        found = _at_most(connection, filters, COUNT_MOST + 1)
+        return Counted(min(found, COUNT_MOST), found <= COUNT_MOST)
+    first, last = _span(filters)
+    started: list[int] = []
+    for portion in texts.starts(connection, text, falls=True, first=first, last=last):
+        started += portion
+        if len(started) >= LOOK_MOST:
+            break
+    found = sum(1 for _ in _among(connection, [started], sa.select(runs.c.run_id), _conditions(filters)))
+    return Counted(found, len(started) < LOOK_MOST)
+
+
+def _searched(connection: sa.Connection, filters: RunFilter) -> str | None:
+    """The text whose candidates are to be tried one by one; None: read the rows that fulfil the other conditions."""
+    text, error = filters.get("search", ""), filters.get("error", "")
+    if not text and len(error) >= texts.TRIGRAM:
+        text = error
+    if not text or not texts.has_index(connection):
+        return None
+    others = cast(RunFilter, {name: value for name, value in filters.items() if name not in ("search", "error")})
+    if others and _at_most(connection, others, _FEW + 1) <= _FEW:
+        return None
+    return text_of(text)
+
+
+def _at_most(connection: sa.Connection, filters: RunFilter, most: int) -> int:
+    """The number of runs that fulfil the conditions, or `most` if it is more."""
+    some = sa.select(sa.literal(1)).select_from(runs).where(*_conditions(filters)).limit(most).subquery()
+    return connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
+
+
+def _all_few(candidates: Iterator[list[int]]) -> list[int] | None:
+    """All candidates; None if they are more than a few."""
+    found: list[int] = []
+    for portion in candidates:
+        found += portion
+        if len(found) > _FEW:
+            return None
+    return found
+
+
+def _among(
+    connection: sa.Connection,
+    candidates: Iterable[list[int]],
+    query: sa.Select[Any],
+    conditions: Sequence[sa.ColumnElement[bool]],
+    ordered: Sequence[sa.ColumnElement[Any]] = (),
+) -> Iterator[sa.Row[Any]]:
+    """The rows of the query that started in these milliseconds, portion by portion."""
+    for portion in candidates:
+        for begin in range(0, len(portion), _AT_ONCE):
+            started = runs.c.started_at.in_(portion[begin : begin + _AT_ONCE])
+            yield from connection.execute(query.where(started, *conditions).order_by(*ordered))
+
+
+_AT_ONCE = 500
+
+
+def _in_order(
+    connection: sa.Connection,
+    filters: RunFilter,
+    conditions: list[sa.ColumnElement[bool]],
+    ordered: Sequence[sa.ColumnElement[Any]],
+    limit: int,
+) -> Sequence[sa.Row[Any]]:
+    """The first rows, by the index of the conditions: for each state apart, since an index holds only those of one in order."""
+    query = sa.select(runs).where(*conditions).order_by(*ordered).limit(limit)
+    state = filters.get("state", "")
+    states = [] if isinstance(state, str) else list(dict.fromkeys(state))
+    if len(states) < 2:
+        return connection.execute(query).all()
+    parts = [query.where(runs.c.state == one).subquery() for one in states]
+    together = sa.union_all(*(sa.select(part) for part in parts)).subquery()
+    of = {column.name: column for column in together.c}
+    by = [of[one.element.name].desc() if isinstance(one, sa.UnaryExpression) else of[one.name] for one in ordered]
+    return connection.execute(sa.select(together).order_by(*by).limit(limit)).all()
+
+
+def _span(filters: RunFilter) -> tuple[int | None, int | None]:
+    """The first and the last millisecond of a start."""
+    first = ms_of(filters["started_after"]) if "started_after" in filters else None
+    last = ms_of(filters["started_before"]) - 1 if "started_before" in filters else None
+    return first, last
 
 
 def _conditions(filters: RunFilter) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
+    first, last = _span(filters)
     if "workflow" in filters:
         found.append(runs.c.workflow == filters["workflow"])
     if "state" in filters:
         state = filters["state"]
-        found.append(runs.c.state.in_([state] if isinstance(state, str) else list(state)))
-    if "started_after" in filters:
-        found.append(runs.c.started_at >= ms_of(filters["started_after"]))
-    if "started_before" in filters:
-        found.append(runs.c.started_at < ms_of(filters["started_before"]))
+        states = [state] if isinstance(state, str) else list(state)
+        found.append(runs.c.state == states[0] if len(states) == 1 else runs.c.state.in_(states))
+    if first is not None:
+        found.append(runs.c.started_at >= first)
+    if last is not None:
+        found.append(runs.c.started_at <= last)
     if "waiting_kind" in filters:
         found.append(runs.c.waiting_kind == filters["waiting_kind"])
-    if "attempts_failed" in filters:
-        found.append(runs.c.attempts_failed >= filters["attempts_failed"])
-    if "error" in filters:
-        found.append(runs.c.last_error.icontains(filters["error"], autoescape=True))
-    if "search" in filters:
-        columns = (runs.c.run_id, runs.c.workflow, runs.c.last_error, runs.c.input, runs.c.result)
-        found.append(sa.or_(*(column.icontains(filters["search"], autoescape=True) for column in columns)))
+    if "attempts_failed" in filters and filters["attempts_failed"] > 0:
+        found += [cast("sa.ColumnElement[bool]", _TROUBLED), runs.c.attempts_failed >= filters["attempts_failed"]]
+    error, search = text_of(filters.get("error", "")), text_of(filters.get("search", ""))
+    if error:
+        found += [_ERRED, runs.c.last_error.icontains(error, autoescape=True)]
+    if len(search) >= texts.TRIGRAM:
+        found.append(sa.or_(*(runs.c[name].icontains(search, autoescape=True) for name in _TEXTS)))
+    elif search:
+        found.append(sa.or_(*(runs.c[name].istartswith(search, autoescape=True) for name in ("run_id", "workflow"))))
     return found
 
 

@@ -84,19 +84,20 @@ async def get_ready(call: HttpCall) -> Answer:
         log = False
     if log:
         with contextlib.suppress(StepfoldError):
-            lags = await _lags(call).get()
+            lags = await lags_of(call).get()
     going = lags is not None and not call.service.projections.failures and not any(lag.stopped for lag in lags)
     behind = None if lags is None else sum(lag.behind for lag in lags)
     return Answer(Readiness(ready=log and going, log=log, projections=going, behind=behind), 200 if log and going else 503)
 
 
-def _lags(call: HttpCall) -> Lags:
+def lags_of(call: HttpCall) -> Lags:
+    """The lags that all routes of the application share."""
     return call.request.app.state.lags
 
 
 async def get_metrics(call: HttpCall) -> Response:
     """Show the figures in the text format of Prometheus."""
-    lags = await _lags(call).get()
+    lags = await lags_of(call).get()
     tables = await call.service.projections.query(_counted)
     lag = [((one.projection, one.partition), one.behind) for one in lags]
     stopped = [((one.projection, one.partition), int(one.stopped is not None)) for one in lags]

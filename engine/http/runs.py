@@ -209,19 +209,7 @@ class RunCount(BaseModel):
 
 async def get_runs(call: HttpCall) -> Answer:
     """List the runs that fulfil all conditions, page by page."""
-    asked: RunsPage = call.query
-    if asked.include and not call.caller.may(Role.PAYLOAD):
-        raise HttpRefusal(403, "forbidden", "include= shows payloads: it needs the role 'payload'")
-    filters, after = asked.filters(call), None if asked.cursor is None else _row_at(asked.cursor, asked.order)
-    await reach(call.service, call.request)
-    rows = await call.service.projections.query(list_runs, order=asked.order, limit=asked.limit + 1, after=after, **filters)
-    more = len(rows) > asked.limit
-    rows = rows[: asked.limit]
-    included = frozenset(one.value for one in asked.include)
-    page = ListedRuns(
-        runs=[ListedRun.model_validate(row_for(call.caller, asdict(row), included)) for row in rows],
-        next=_cursor(rows[-1], asked.order) if more else None,
-    )
+    page = await _page(call, call.query)
     headers: dict[str, str] = {}
     if page.next is not None:
         pairs = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
@@ -230,11 +218,34 @@ async def get_runs(call: HttpCall) -> Answer:
     return Answer(page, headers=headers)
 
 
+async def post_search(call: HttpCall) -> Answer:
+    """List the runs that fulfil all conditions in the body, page by page.
+
+    The same as `GET /v1/runs`, for conditions that must not be in an address.
+    """
+    return Answer(await _page(call, call.body))
+
+
+async def _page(call: HttpCall, asked: RunsPage) -> ListedRuns:
+    if asked.include and not call.caller.may(Role.PAYLOAD):
+        raise HttpRefusal(403, "forbidden", "`include` shows payloads: it needs the role 'payload'")
+    filters, after = asked.filters(call), None if asked.cursor is None else _row_at(asked.cursor, asked.order)
+    await reach(call.service, call.request)
+    rows = await call.service.read(list_runs, order=asked.order, limit=asked.limit + 1, after=after, **filters)
+    more = len(rows) > asked.limit
+    rows = rows[: asked.limit]
+    included = frozenset(one.value for one in asked.include)
+    return ListedRuns(
+        runs=[ListedRun.model_validate(row_for(call.caller, asdict(row), included)) for row in rows],
+        next=_cursor(rows[-1], asked.order) if more else None,
+    )
+
+
 async def get_count(call: HttpCall) -> Answer:
     """Count the runs that fulfil all conditions."""
     filters = call.query.filters(call)
     await reach(call.service, call.request)
-    return Answer(RunCount(count=await call.service.projections.query(count_runs, **filters)))
+    return Answer(RunCount(count=await call.service.read(count_runs, **filters)))
 
 
 def _cursor(row: RunRow, order: str) -> str:
@@ -268,6 +279,16 @@ ROWS = (
         name="list_runs",
         handler=get_runs,
         query=RunsPage,
+        headers=(POSITION,),
+        answers={200: ListedRuns},
+    ),
+    Row(
+        method="POST",
+        path="/v1/runs/search",
+        role=Role.VIEW,
+        name="search_runs",
+        handler=post_search,
+        body=RunsPage,
         headers=(POSITION,),
         answers={200: ListedRuns},
     ),

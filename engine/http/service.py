@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
@@ -17,9 +17,14 @@ from ..client.client import Client
 from ..core.fold import PartitionState, fold
 from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
+from .problems import HttpRefusal
 from .watching import Watching
 
-POLL_S = 0.02
+READ_S = 2.0
+"""How long a read of the tables may take."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class LogPosition(NamedTuple):
@@ -115,14 +120,19 @@ class Service:
 
     async def reached(self, position: LogPosition, limit_s: float) -> bool:
         """Whether the tables hold everything below `position`; waits up to `limit_s` for that."""
-        until = time.monotonic() + limit_s
-        while True:
-            behind = [lag for lag in await self.projections.lag() if lag.partition == position.partition]
-            if all(lag.position >= min(position.offset, lag.end) for lag in behind):
-                return True
-            if time.monotonic() >= until:
-                return False
-            await asyncio.sleep(POLL_S)
+        return await self.projections.reached(position.partition, position.offset, limit_s)
+
+    async def read(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask the tables, with a limit. Raises HttpRefusal if they take longer."""
+        try:
+            return await self.projections.query_within(READ_S, ask, *args, **kwargs)
+        except TimeoutError:
+            raise HttpRefusal(
+                503,
+                "search-too-long",
+                f"the tables have not answered within {READ_S:g} s; ask for less, with other conditions or a longer text",
+                headers={"Retry-After": "5"},
+            ) from None
 
 
 @contextlib.asynccontextmanager

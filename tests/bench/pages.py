@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from stepfold import Client, Context, Step
 from stepfold.cli.web import address, bound, serve_http
 from stepfold.http import app
+from stepfold.projections import texts
 from stepfold.projections.runs import runs
 
 ASKS = 20
@@ -44,6 +45,11 @@ def fill(engine: sa.Engine, count: int) -> None:
         rows = [row(number) for number in range(begin, min(begin + CHUNK, count))]
         with engine.begin() as connection:
             connection.execute(sa.insert(runs), rows)
+            found: dict[int, list[str]] = {}
+            for one in rows:
+                head = texts.head(one["run_id"], one["workflow"])
+                found.setdefault(one["started_at"], []).append(f"{head}\n{one['input']}\n{one['last_error'] or ''}")
+            texts.add(connection, found)
 
 
 def row(number: int) -> dict[str, Any]:
@@ -119,6 +125,10 @@ async def main(count: int, steps: int) -> None:
             for title, path in {
                 f"list of {count:,} runs": "/",
                 "list of failed runs": "/?state=failed&workflow=refund",
+                "list of waiting runs": "/?waiting=sleep&state=waiting",
+                "list by a text that many have": "/?q=some%20words",
+                "list by a text that many have, failed ones": "/?q=customer-1&state=failed",
+                "list by two letters": "/?q=or",
                 "list by a text of one run": f"/?q=order-{count // 2:09}",
                 "list by a text of none": "/?q=no%20such%20text",
                 f"run of {steps:,} steps": f"/runs/long-{steps}",

@@ -10,11 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from asked import ask
 from http_served import served
 
 from stepfold import Client, Context, NonRetryable, Step
-from stepfold.http import app
+from stepfold.http import app, runs, service
 
 GREET = {"workflow": "greet", "input": "Ada"}
 
@@ -177,3 +178,31 @@ async def test_a_log_that_is_replaced_is_a_fault_of_the_server(
         assert (await browser.get(path)).status_code == 503
     refused = await browser.put("/v1/runs/two", json=GREET)
     assert (refused.status_code, "restart everything that uses it" in refused.json()["detail"]) == (503, True)
+
+
+async def test_a_search_by_post_is_the_list_of_the_same_conditions(client: Client, browser: httpx.AsyncClient) -> None:
+    made = [await browser.put(f"/v1/runs/run-{n}", json=GREET | {"input": f"customer {n % 2}"}) for n in range(5)]
+    seen = {"Stepfold-Position": made[-1].headers["Stepfold-Position"]}
+    asked: dict[str, Any] = {"search": "CUSTOMER 0", "state": ["pending"], "workflow": "greet", "limit": 2, "include": ["input"]}
+    first = await browser.post("/v1/runs/search", json=asked, headers=seen)
+    listed = await browser.get("/v1/runs", params=asked)
+    assert first.status_code == 200 and first.json() == listed.json()
+    assert [run["input"] for run in first.json()["runs"]] == ['"customer 0"'] * 2
+    rest = await browser.post("/v1/runs/search", json=asked | {"cursor": first.json()["next"]})
+    assert [run["run_id"] for run in (*first.json()["runs"], *rest.json()["runs"])] == ["run-4", "run-2", "run-0"]
+    assert rest.json()["next"] is None
+    kind = {"Content-Type": "application/json"}
+    for wrong in ('{"unknown":1}', '{"limit":0}', '{"state":[]}', '{"state":["none"]}', '{"cursor":"x"}', '{"search":"\\ud800"}'):
+        refused = await browser.post("/v1/runs/search", content=wrong, headers=kind)
+        assert refused.status_code in (400, 422), (wrong, refused.text)
+
+
+async def test_a_search_that_takes_too_long_is_a_problem(browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(connection: sa.Connection, **_: Any) -> None:
+        connection.execute(sa.text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"))
+
+    monkeypatch.setattr(service, "READ_S", 0.05)
+    monkeypatch.setattr(runs, "list_runs", slow)
+    for answer in (await browser.get("/v1/runs?search=words"), await browser.post("/v1/runs/search", json={"search": "words"})):
+        assert (answer.status_code, answer.json()["code"]) == (503, "search-too-long")
+        assert "Retry-After" in answer.headers

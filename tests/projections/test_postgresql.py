@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import orjson
 import pytest
 import sqlalchemy as sa
 from recording import Recorder, to_be_told, told
@@ -20,6 +21,7 @@ from test_projections import small, some_runs
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, ProjectionFailed
 from stepfold.events import RunEvent, Started
+from stepfold.log import Entry
 from stepfold.projections import (
     Projection,
     ProjectionRunner,
@@ -100,6 +102,39 @@ async def test_exactly_once_over_restarts_and_a_rebuild(small: None, database: s
         assert await runner.query(count_runs) == 18
         steps = [row for run in await runner.query(list_runs, limit=100) for row in await runner.query(list_steps, run.run_id)]
         assert {row.state for row in steps} == {"done"} and len(steps) >= 18
+
+
+async def test_a_search_uses_an_index_and_can_be_stopped(database: str) -> None:
+    log = MemoryDriver()
+    await log.open()
+    for number in range(9):
+        fields = {"type": "started", "v": 1, "run_id": f"r-{number}", "at": 1, "request": f"q-{number}", "workflow": "Ship"}
+        await log.append(0, [Entry(f"r-{number}", orjson.dumps(fields | {"input": f"100% of Customer_{number}"}))])
+    async with ProjectionRunner(log, [RunsProjection()], database=database) as runner:
+        await runner.catch_up()
+        for text, found in {
+            "customer_3": ["r-3"],
+            "CUSTOMER": 9,
+            "0% of customer_4": ["r-4"],
+            "sh": 9,
+            "hip": 9,
+            "hi": 0,
+        }.items():
+            rows = [row.run_id for row in await runner.query(list_runs, search=text)]
+            assert rows == found or len(rows) == found, text
+
+        def plan(connection: sa.Connection) -> str:
+            connection.execute(sa.text("SET LOCAL enable_seqscan = off"))
+            columns = ("run_id", "workflow", "last_error", "input", "result")
+            likes = " OR ".join(f"{column} ILIKE '%customer%'" for column in columns)
+            return "\n".join(connection.scalars(sa.text(f"EXPLAIN SELECT * FROM stepfold_runs WHERE {likes}")))
+
+        assert "stepfold_runs_texts" in await runner.query(plan)
+        with pytest.raises(TimeoutError):
+            await runner.query_within(0.1, lambda connection: connection.execute(sa.text("SELECT pg_sleep(60)")).all())
+        assert await runner.query(count_runs) == 9
+        await runner.rebuild()
+        assert await runner.query(count_runs, search="customer_3") == 1
 
 
 async def test_every_record_is_survived(small: None, database: str) -> None:

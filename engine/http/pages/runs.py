@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import sqlalchemy as sa
 from pydantic import BaseModel
 from starlette.responses import RedirectResponse, Response
 from typing_extensions import Unpack
 
-from stepfold.projections import RunFilter, RunRow, count_runs, list_runs
+from stepfold.projections import Counted, RunFilter, RunRow, RunsProjection, count_some, list_runs, positions
 
 from ...client.status import State
 from ...operations import BY_NAME
 from ...values.names import valid_run_id
 from ...values.times import ms_of, utc
+from ..health import lags_of
 from ..payload import lags_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
@@ -91,11 +92,19 @@ def _filter(query: ListQuery, now_ms: int) -> RunFilter:
     return found
 
 
-def _read(connection: sa.Connection, after: RunRow | None, **filters: Unpack[RunFilter]) -> tuple[list[RunRow], int, int]:
-    """The rows of a page and one more, the number of all that match, and that of all runs."""
+class _Listed(NamedTuple):
+    """The rows of a page and one more, the number of all that match, that of all runs, and how far the table goes."""
+
+    rows: list[RunRow]
+    matching: Counted
+    total: Counted
+    reached: dict[int, int]
+
+
+def _read(connection: sa.Connection, after: RunRow | None, **filters: Unpack[RunFilter]) -> _Listed:
     rows = list_runs(connection, limit=PAGE + 1, after=after, **filters)
-    count = len(rows) if after is None and len(rows) <= PAGE else count_runs(connection, **filters)
-    return rows, count, count or count_runs(connection)
+    count = Counted(len(rows)) if after is None and len(rows) <= PAGE else count_some(connection, **filters)
+    return _Listed(rows, count, count if count.number else count_some(connection), positions(connection, RunsProjection.name))
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
@@ -105,9 +114,8 @@ async def view(call: HttpCall) -> dict[str, Any]:
     if query.q and not payload:
         raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
     context = around(call)
-    runner = call.service.projections
-    lags = [lag for lag in lags_for(call.caller, await runner.lag()) if lag.projection == "stepfold-runs"]
-    rows, count, total = await runner.query(_read, _after(query.after), **_filter(query, context["now"]))
+    rows, count, total, reached = await call.service.read(_read, _after(query.after), **_filter(query, context["now"]))
+    lags = [lag for lag in lags_for(call.caller, await lags_of(call).get()) if lag.projection == RunsProjection.name]
     more = len(rows) > PAGE
     rows = rows[:PAGE]
     known = {workflow.id for workflow in call.service.client.registry} | {row.workflow for row in rows}
@@ -123,18 +131,24 @@ async def view(call: HttpCall) -> dict[str, Any]:
         ],
         "tabs": [(state, with_query("/", **(chosen | {"state": state or None}))) for state in ("", *STATES)],
         "rows": [_shown(row, payload) for row in rows],
-        "count": count,
-        "total": total,
+        "count": count.number,
+        "counted": _in_words(count),
+        "total": total.number,
+        "of_all": _in_words(total),
         "states": STATES,
         "sinces": {name: words for name, (_, words) in SINCE.items()},
         "kinds": sorted(BY_NAME),
         "workflows": sorted(known),
         "next": with_query("/", **chosen, after=cursor(rows[-1])) if more else None,
         "first": with_query("/", **chosen) if query.after else None,
-        "behind": sum(lag.behind for lag in lags),
+        "behind": sum(max(0, lag.end - reached.get(lag.partition, 0)) for lag in lags),
         "stopped": next((lag.stopped for lag in lags if lag.stopped), None),
-        "position": " ".join(f"{lag.partition}:{lag.position}" for lag in lags),
+        "position": " ".join(f"{partition}:{position}" for partition, position in reached.items()),
     }
+
+
+def _in_words(count: Counted) -> str:
+    return f"{count.number:,}" if count.exact else f"at least {count.number:,}"
 
 
 def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
