@@ -5,6 +5,7 @@
     runner   ProjectionRunner: follows the log
     reading  reads the tables beside the transactions of the projections
     runs     the runs, one row each: list, filter, search (texts: its index)
+    selection  which runs an action on many would ask
     steps    operations, one row each; errors in groups; counts a minute
     audit    a run's history as a chained file: export, verify, replay
 
@@ -14,7 +15,8 @@ The engine does not import this package.
 from .base import Batch, Projection, RunChange, RunSoFar
 from .feed import default_database
 from .runner import Lag, ProjectionRunner, positions
-from .runs import Counted, RunFilter, RunRow, RunsProjection, count_runs, count_some, list_runs
+from .runs import Counted, RunFilter, RunRow, RunsProjection, count_runs, count_some, list_runs, states_of
+from .selection import Selection, select_ids, select_runs, snapshot
 from .steps import ErrorGroup, Minute, StepRow, StepsProjection, list_errors, list_minutes, list_steps
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "RunRow",
     "RunSoFar",
     "RunsProjection",
+    "Selection",
     "StepRow",
     "StepsProjection",
     "count_runs",
@@ -40,4 +43,8 @@ __all__ = [
     "list_runs",
     "list_steps",
     "positions",
+    "select_ids",
+    "select_runs",
+    "snapshot",
+    "states_of",
 ]

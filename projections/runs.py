@@ -28,6 +28,7 @@ from stepfold.client.status import State
 from stepfold.errors import ErrorInfo
 from stepfold.events import RunEvent
 from stepfold.operations import COUNTED
+from stepfold.values.names import BUILT_IN
 from stepfold.values.times import ms_of, utc
 
 from . import texts
@@ -466,3 +467,31 @@ def _row(row: sa.Row[Any]) -> RunRow:
         row.input,
         row.result,
     )
+
+
+# -- selections, which never hold runs of stepfold's own workflows
+
+_OF_USERS = ~runs.c.workflow.startswith(BUILT_IN, autoescape=True)
+_AT_A_TIME = 500
+
+
+def list_run_ids(connection: sa.Connection, *, limit: int, **filters: Unpack[RunFilter]) -> list[str]:
+    """The ids of matching runs, the newest first."""
+    order = runs.c.started_at.desc(), runs.c.run_id
+    query = sa.select(runs.c.run_id).where(_OF_USERS, *_conditions(filters)).order_by(*order).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
+def count_states(connection: sa.Connection, **filters: Unpack[RunFilter]) -> dict[State, int]:
+    """The number of matching runs in each state."""
+    query = sa.select(runs.c.state, sa.func.count()).where(_OF_USERS, *_conditions(filters)).group_by(runs.c.state)
+    return {cast(State, state): count for state, count in connection.execute(query)}
+
+
+def states_of(connection: sa.Connection, run_ids: Sequence[str]) -> dict[str, State]:
+    """The states of the runs that the table has, by id."""
+    states: dict[str, State] = {}
+    for first in range(0, len(run_ids), _AT_A_TIME):
+        query = sa.select(runs.c.run_id, runs.c.state).where(runs.c.run_id.in_(run_ids[first : first + _AT_A_TIME]))
+        states |= {run_id: cast(State, state) for run_id, state in connection.execute(query)}
+    return states

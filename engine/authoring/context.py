@@ -70,6 +70,11 @@ class Context(Generic[In]):
         return utc(self._execution.loop.now_ms)
 
     @property
+    def cancelling(self) -> bool:
+        """Whether somebody has asked the run to end: code between two shields may look, and raise CancelledError."""
+        return self._execution.cancelling
+
+    @property
     def random(self) -> Random:
         """Random numbers that are the same on every replay of this run."""
         if self._random is None:

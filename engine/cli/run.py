@@ -5,25 +5,24 @@ from __future__ import annotations
 import sys
 from contextlib import aclosing
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 
 from ..client.client import Client
 from ..client.requests import checked_run_id
-from ..client.status import State, status_json, waiting_line
+from ..client.status import status_json, waiting_line
 from ..client.story import askers, line_json
 from ..client.tail import follow, read_run
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
 from ..values import times
 from ..values.codec import Written
-from ..values.duration import duration_ms
 from ..values.words import iso, span
 from .audit import RunId, export, replay, verify
+from .cancel import cancel
 from .output import (
     Format,
     OutputOption,
@@ -51,6 +50,7 @@ from .picture import (
 )
 from .problems import Problem
 from .projection import DatabaseOption, running
+from .selecting import SearchOption, SinceOption, StateOption, WorkflowOption, filters_of
 from .target import AppOption, By, UrlOption, Why, asker, client_of, connected, run_async
 
 if TYPE_CHECKING:
@@ -60,8 +60,6 @@ app = typer.Typer(no_args_is_help=True, help="Start runs, show them, signal and 
 
 _DATA_BYTES = 16 * 1024 * 1024
 """Room for any white space in the JSON; a payload is far smaller."""
-STATES: tuple[str, ...] = get_args(State)
-_STATE_HELP = f"Only runs in one of these states: {', '.join(STATES)}."
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="JSON", help="JSON, or @file, or - for stdin. Without it: null.")
 ]
@@ -146,14 +144,10 @@ def start(
 
 @app.command("list")
 def list_(
-    workflow: Annotated[str | None, typer.Option("--workflow", metavar="ID", help="Only runs of this workflow.")] = None,
-    state: Annotated[list[str] | None, typer.Option("--state", metavar="STATE", help=_STATE_HELP)] = None,
-    search: Annotated[
-        str | None, typer.Option("--search", metavar="TEXT", help="Only runs with this text in id, input, result or error.")
-    ] = None,
-    since: Annotated[
-        str | None, typer.Option("--since", metavar="TIME", help="Only runs started since then: 2h, or 2030-01-31T12:00Z.")
-    ] = None,
+    workflow: WorkflowOption = None,
+    state: StateOption = None,
+    search: SearchOption = None,
+    since: SinceOption = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1_000_000, help="How many of the newest to show.")] = 50,
     database: DatabaseOption = None,
     app: AppOption = None,
@@ -161,21 +155,10 @@ def list_(
     output: OutputOption = Format.TABLE,
 ) -> None:
     """List the runs, the newest first. Brings the projection [bold]stepfold-runs[/] up to date first, and reads it."""
-    from stepfold.projections import RunFilter, RunsProjection, list_runs
+    from stepfold.projections import RunsProjection, list_runs
 
     client = client_of(app, url)
-    filters = RunFilter()
-    for name in state or []:
-        if name not in STATES:
-            raise Problem(f"--state {name}: the states are {', '.join(STATES)}")
-    if state:
-        filters["state"] = cast("list[State]", state)
-    if workflow is not None:
-        filters["workflow"] = workflow
-    if search is not None:
-        filters["search"] = search
-    if since is not None:
-        filters["started_after"] = time_of(since, client.log.now())
+    filters = filters_of(workflow, state, search, since, client.log.now())
 
     async def go() -> list[RunRow]:
         with Status() as status:
@@ -198,19 +181,6 @@ def list_(
         note = Text(said if len(said) <= 80 else f"{said[:79]}…", "dim")
         made.add_row(row.run_id, row.workflow, state_text(row.state), local(started_ms), lasted, str(row.steps_completed), note)
     print_rows(output, [row_json(row) for row in rows], made, nothing="no such runs" if filters else "no runs yet")
-
-
-def time_of(text: str, now_ms: int) -> datetime:
-    """A time, or a duration before now. Raises Problem."""
-    try:
-        return times.utc(now_ms - duration_ms(text))
-    except ValueError:
-        pass
-    try:
-        when = datetime.fromisoformat(text)
-        return times.utc(times.ms_of(when if when.tzinfo else when.astimezone()))
-    except (ValueError, OverflowError):
-        raise Problem(f"--since {text}: a duration such as 90s, 2h or 3d, or a time such as 2030-01-31T12:00Z") from None
 
 
 def row_json(row: RunRow) -> dict[str, Any]:
@@ -343,27 +313,5 @@ def signal(
     run_async(go())
 
 
-@app.command()
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str | None, typer.Option("--reason", "--why", metavar="TEXT", help="Why; kept in the history.")] = None,
-    by: By = None,
-    app: AppOption = None,
-    url: UrlOption = None,
-) -> None:
-    """Ask a run to end. Its code may clean up first; `run watch` shows when it has ended."""
-    client = client_of(app, url)
-
-    async def go() -> None:
-        async with connected(client):
-            try:
-                await client.run(run_id).cancel(reason, by=asker(by))
-            except ValueError as error:
-                raise Problem(str(error)) from None
-            remark(f"{run_id} was asked to end")
-
-    run_async(go())
-
-
-for _command in (export, verify, replay):
+for _command in (cancel, export, verify, replay):
     app.command()(_command)

@@ -38,7 +38,7 @@ from ..worker.stopping import end_process
 from ..worker.threads import Report, Threads
 from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
-from . import callbacks
+from . import bulk, callbacks
 from .asking import ask
 from .patience import Patience
 from .requests import (
@@ -53,6 +53,7 @@ from .requests import (
     started,
     taken,
     untaken,
+    users_own,
 )
 from .run import Run, coroutine_function
 from .tail import RunViews, Tail
@@ -134,7 +135,7 @@ class Client:
         """
 
         def register(handler: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Workflow[Any, Any]:
-            workflow: Workflow[Any, Any] = Workflow(handler, id, version, input_schema)
+            workflow: Workflow[Any, Any] = Workflow(handler, users_own(id), version, input_schema)
             self.registry.add(workflow)
             return workflow
 
@@ -277,7 +278,7 @@ class Client:
     ) -> Run[Any]:
         log = self.connected()
         if isinstance(workflow, str):
-            workflow_id = workflow
+            workflow_id = users_own(workflow)
         elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             raise ConfigError(f"{workflow!r} is not a workflow; pass a registered one, or the id of one that a worker knows")
         else:
@@ -426,6 +427,7 @@ class Client:
                 random=self._random,
                 ids=self.ids,
                 threads=self._threads,
+                built_in=bulk.built_in(self),
                 watch=None if getattr(asyncio.get_running_loop(), "virtual", False) else Watchdog(),
             )
             await worker.start()

@@ -12,7 +12,7 @@ from ..errors import ConfigError, PayloadTooLarge
 from ..events import FORMAT, PLAIN, encode
 from ..log import Entry
 from ..operations.callback import CallbackId
-from ..values.names import no_run_id, quoted, valid_name, valid_run_id
+from ..values.names import BUILT_IN, no_run_id, quoted, valid_name, valid_run_id
 
 
 class Sender(NamedTuple):
@@ -181,6 +181,15 @@ def checked_run_id(run_id: str) -> str:
     if not valid_run_id(run_id):
         raise ConfigError(no_run_id(run_id))
     return run_id
+
+
+def users_own(workflow_id: str) -> str:
+    """Returns the workflow id. Raises ConfigError if it is one of stepfold's own workflows."""
+    if str(workflow_id).startswith(BUILT_IN):
+        raise ConfigError(
+            f"workflow {quoted(workflow_id)}: ids that begin with {BUILT_IN} are stepfold's own; only stepfold starts their runs"
+        )
+    return workflow_id
 
 
 Taken = bytes | Exception

@@ -85,7 +85,8 @@ class _Schemas:
         """Those that are not only the source of parameters."""
         inlined = {self.references[row.query, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows}
         inlined -= {self.references[row.body, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows if row.body is not None}
-        return {name: schema for name, schema in self.kept.items() if name not in inlined}
+        others = orjson.dumps([schema for name, schema in self.kept.items() if name not in inlined]).decode()
+        return {name: one for name, one in self.kept.items() if name not in inlined or f'"{SCHEMAS}{name}"' in others}
 
 
 def _document(rows: Sequence[Row]) -> Json:

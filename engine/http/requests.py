@@ -18,7 +18,7 @@ from ..log import partition_of
 from ..operations.callback import CallbackId
 from ..values.codec import Written, written
 from ..values.digits import raw
-from ..values.names import valid_name
+from ..values.names import BUILT_IN, valid_name
 from ..values.same import same_json
 from .headers import applied, behind, check_match, etag_of, request_id, wait_s, while_asked
 from .models import Accepted, Asking, Name, RunNow, Words
@@ -68,9 +68,16 @@ async def post_run(call: HttpCall) -> Answer:
         raise HttpRefusal(422, "idempotency-key-reused", f"this Idempotency-Key came before with another body: {error}") from None
 
 
+def check_startable(workflow: str) -> None:
+    """Raises HttpRefusal for a workflow that only stepfold itself starts."""
+    if workflow.startswith(BUILT_IN):
+        raise HttpRefusal(422, "workflow-built-in", "workflows whose ids begin with @ are stepfold's own: it starts them itself")
+
+
 async def _start(call: HttpCall, run_id: str | None) -> Answer:
     body: StartRun = call.body
     client, asked, waited_s = call.service.client, sender_of(call), wait_s(call.request)
+    check_startable(body.workflow)
     run = await client.start_workflow(
         body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
     )

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from . import health, history, requests, runs, schemas, sessions, system
+from . import bulk, health, history, requests, runs, schemas, sessions, system
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
 
-_API = (*runs.ROWS, *requests.ROWS, *history.ROWS, *schemas.ROWS, *system.ROWS, *health.ROWS)
+_API = (
+    *runs.ROWS,
+    *requests.ROWS,
+    *history.ROWS,
+    *schemas.ROWS,
+    *bulk.ROWS,
+    *system.ROWS,
+    *health.ROWS,
+)
 ROWS: tuple[Row, ...] = (*_API, described(_API), *sessions.ROWS, *PAGES)

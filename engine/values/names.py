@@ -12,6 +12,8 @@ from typing import TypeGuard
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 
+BUILT_IN = "@"
+"""The beginning of the ids of stepfold's own workflows, which every worker serves."""
 _MOST_QUOTED = 250
 
 

@@ -25,6 +25,7 @@ from ..client.requests import (
     cancel_requested,
     signal_received,
     started,
+    users_own,
 )
 from ..errors import ConfigError, ErrorInfo, InputInvalid, LogUnavailable, message_of
 from ..log import Entry, EntryTooLarge, Inbox, InboxRecord, Log, partition_of
@@ -116,6 +117,7 @@ class Router:
             raise Refused(f"its data is {len(data):,} bytes; the limit is {self._max_payload_bytes:,}")
         if request.type == "start":
             assert request.workflow is not None and request.run_id is not None
+            users_own(request.workflow)
             workflow = self._registry.find(request.workflow, request.version)
             data = held(request.data) if workflow is None else workflow.encode_json(request.data)
             return started(

@@ -24,6 +24,7 @@ from ..errors import ConfigError, LogUnavailable, StepfoldError
 from ..log import InboxMembership, Log, Membership
 from ..values.backoff import Backoff
 from ..values.duration import words
+from ..values.names import BUILT_IN
 from .ends import Canary
 from .host import HAND_OVER_S, Settings
 from .owner.owner import Owner
@@ -46,6 +47,7 @@ class Worker:
     """Executes the workflows of a registry until `stop`.
 
     `threads` makes the object that runs plain step functions. `random` is the source of jitter, `ids` of nonces and names.
+    `built_in`: workflows that it serves beside those of the registry.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class Worker:
         ids: Callable[[], str] | None = None,
         threads: Callable[[Report], Threads] | None = None,
         watch: Watch | None = None,
+        built_in: Registry | None = None,
     ) -> None:
         self.log = log
         self.registry = registry
+        self._built_in = built_in or Registry()
         self.settings = settings
         self.random = random or Random()
         self.ids = ids or (lambda: uuid.uuid4().hex)
@@ -307,7 +311,8 @@ class Worker:
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
         """The workflow, or None if this worker does not know it."""
-        return self.registry.find(workflow_id, version)
+        registry = self._built_in if workflow_id.startswith(BUILT_IN) else self.registry
+        return registry.find(workflow_id, version)
 
     def _workflows_changed(self) -> None:
         for owner in self.owners.values():

@@ -20,7 +20,8 @@ from shell import shell_in
 import stepfold.cli.app
 from stepfold import Client, ConfigError, StepfoldError
 from stepfold.cli.problems import Problem
-from stepfold.cli.run import json_of, time_of
+from stepfold.cli.run import json_of
+from stepfold.cli.selecting import time_of
 from stepfold.cli.target import load
 from stepfold.drivers import open_driver
 from stepfold.events import encode

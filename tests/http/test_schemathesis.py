@@ -15,6 +15,8 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from schemathesis.python import asgi
 
 from stepfold import Client, Context, NonRetryable, Step
+from stepfold.client.bulk import Wanted, start_job
+from stepfold.client.requests import NOBODY
 from stepfold.http import Caller, Role, app
 
 TOKEN = "a-token-of-an-admin"
@@ -39,7 +41,7 @@ CONFIG = {
 }
 STARTS = ["start_run", "start_new_run"]
 """They come last: they make runs under ids that others hold for unknown."""
-RUNS = {"cancel_run": ["ends"], "signal_run": ["waits"]}
+RUNS = {"cancel_run": ["ends"], "signal_run": ["waits"], "get_bulk": ["job"], "abort_bulk": ["job"]}
 MAY_WAIT = ("Prefer", "Accept", "Stepfold-Position")
 """Headers with which an answer may wait or go on."""
 
@@ -70,6 +72,7 @@ async def some_runs(url: str) -> tuple[dict[str, Any], str]:
         for name in ("done", "failed", "waits"):
             await client.start_workflow(name, "Ada", run_id=name)
         await client.start_workflow("waits", "Ada", run_id="ends")
+        await start_job(client, "job", Wanted("cancel", {"ids": ["nobody"]}, NOBODY), ["nobody"], [])
         await asyncio.gather(*(client.run(name).result() for name in ("done", "failed")), return_exceptions=True)
         while "waits" not in tokens:
             await asyncio.sleep(0.02)

@@ -14,6 +14,7 @@ from ...errors import StepfoldError
 from ...values.codec import Written
 from ...values.names import quoted, valid_name
 from ..problems import HttpRefusal, refusal
+from ..requests import check_startable
 from ..routing import HttpCall
 from ..runs import checked_id
 from ..schemas import known_workflows, schema_of
@@ -111,6 +112,7 @@ async def start(call: HttpCall) -> Response:
 async def _started(call: HttpCall, filled: Filled, control: Control | None, zone: Any) -> Response:
     if not valid_name(filled.workflow):
         raise HttpRefusal(422, "invalid", f"{quoted(filled.workflow)} is not a workflow id: 1 to 200 printable characters")
+    check_startable(filled.workflow)
     if control is None:
         entry = data(filled.data)
     else:
