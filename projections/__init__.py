@@ -7,6 +7,7 @@
     runs     the runs, one row each: list, filter, search (texts: its index)
     selection  which runs an action on many would ask
     steps    operations, one row each; errors in groups; counts a minute
+    panels   Number, Chart, TableView: what a projection shows on a dashboard
     audit    a run's history as a chained file: export, verify, replay
 
 The engine does not import this package.
@@ -14,6 +15,7 @@ The engine does not import this package.
 
 from .base import Batch, Projection, RunChange, RunSoFar
 from .feed import default_database
+from .panels import Cell, Chart, Number, Panel, PanelRows, TableView, read_panels
 from .runner import Lag, ProjectionRunner, positions
 from .runs import Counted, RunFilter, RunRow, RunsProjection, count_runs, count_some, list_runs, states_of
 from .selection import Selection, select_ids, select_runs, snapshot
@@ -21,10 +23,15 @@ from .steps import ErrorGroup, Minute, StepRow, StepsProjection, list_errors, li
 
 __all__ = [
     "Batch",
+    "Cell",
+    "Chart",
     "Counted",
     "ErrorGroup",
     "Lag",
     "Minute",
+    "Number",
+    "Panel",
+    "PanelRows",
     "Projection",
     "ProjectionRunner",
     "RunChange",
@@ -35,6 +42,7 @@ __all__ = [
     "Selection",
     "StepRow",
     "StepsProjection",
+    "TableView",
     "count_runs",
     "count_some",
     "default_database",
@@ -43,6 +51,7 @@ __all__ = [
     "list_runs",
     "list_steps",
     "positions",
+    "read_panels",
     "select_ids",
     "select_runs",
     "snapshot",

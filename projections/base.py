@@ -30,6 +30,8 @@ from stepfold.events import RunEvent, parse
 from stepfold.log import Record
 from stepfold.values.times import utc
 
+from .panels import Panel
+
 
 class RunSoFar:
     """A run as it is right after an event. Only read it, and only while the event is applied."""
@@ -173,12 +175,13 @@ class Projection:
     """Tables that follow the log. Subclass it.
 
     `name` identifies the projection and must never change. A higher `version` rebuilds its tables at the next start.
-    `metadata` belongs to the projection alone: a rebuild drops every table in it.
+    `metadata` belongs to the projection alone: a rebuild drops every table in it. `pages`: what a dashboard shows of it.
     """
 
     name: str
     version: int = 1
     metadata: sa.MetaData
+    pages: Sequence[Panel] = ()
 
     def apply(self, connection: sa.Connection, event: RunEvent, run: RunSoFar) -> None:
         """Write the changes of `event` through `connection`. The runner owns the transaction: neither commit nor roll back.

@@ -39,6 +39,7 @@ from stepfold.marks import Mark, mark_of, marks_from, marks_of
 
 from .base import Batch, Projection
 from .kept import BEGINNING, ENDED_RUNS, OPEN_RUNS, POSITIONS, TABLES, Kept, make_tables
+from .panels import check_panels
 
 logger = logging.getLogger("stepfold.projections")
 
@@ -319,6 +320,7 @@ def check(projections: Sequence[Projection]) -> None:
             raise ConfigError(
                 f"projection {name!r}: `metadata` must be the sqlalchemy.MetaData of its tables; it is {metadata!r}"
             )
+        check_panels(name, projection.pages)
         names.add(name)
         for table in metadata.tables:
             if users.setdefault(table, name) != name:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import os
 import shlex
@@ -15,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,8 +31,12 @@ from ..worker import eventloop
 from .output import Text, console, local, remark
 from .picture import event_row
 from .problems import Problem
+from .projection import ProjectionsOption, yours
 from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, tell_of_two_logs, until_first
 from .web import address, bound, http_app, serve_http
+
+if TYPE_CHECKING:
+    from stepfold.projections import Projection
 
 LOOK_S = 0.4
 STOP_S = 5.0
@@ -47,6 +52,7 @@ def dev(
     ] = False,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; a free one if it is taken.")] = PORT,
     open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in your browser.")] = False,
+    projection: ProjectionsOption = None,
 ) -> None:
     """Run a worker that restarts when a file that it imported changes, serve the dashboard, and show the events of all runs.
 
@@ -58,10 +64,11 @@ def dev(
     """
     end_as_with_ctrl_c()
     client = load(app)
+    show = functools.partial(_show_dashboard, port=port, open_=open_, projections=yours(projection))
     if kafka:
         with local_kafka("dev") as broker_url:
             client.log = Client(broker_url).log
-            eventloop.run(_develop(app, client, port, open_))
+            eventloop.run(_develop(app, client, show))
         return
     if url is not None:
         client.log = Client(url).log
@@ -70,7 +77,7 @@ def dev(
     else:
         remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
         client.log = Client(DEFAULT_URL).log
-    eventloop.run(_develop(app, client, port, open_))
+    eventloop.run(_develop(app, client, show))
 
 
 @contextlib.contextmanager
@@ -116,24 +123,24 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
         process.stdin.close()
 
 
-async def _develop(app: str, client: Client, port: int, open_: bool) -> None:
+async def _develop(app: str, client: Client, show: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
     out = console()
     async with connected(client, may_create=True):
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {shlex.quote(client.log.url)}"
         remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        await until_first(_keep_running(app, client), _show_dashboard(client, port, open_), *printing)
+        await until_first(_keep_running(app, client), show(client), *printing)
 
 
-async def _show_dashboard(client: Client, port: int, open_: bool) -> None:
-    """Serve the dashboard. Never ends by itself: the worker goes on without it."""
+async def _show_dashboard(client: Client, port: int, open_: bool, projections: Sequence[Projection]) -> None:
+    """Serve the dashboard, with those of `projections`. Never ends by itself: the worker goes on without it."""
     try:
         app = http_app()
         with bound("127.0.0.1", port, or_any=True) as listening:
             remark(f"dashboard {address(listening)}")
             if open_:
                 await asyncio.to_thread(webbrowser.open, address(listening))
-            await serve_http(app(client), listening)
+            await serve_http(app(client, projections=projections), listening)
     except Problem as problem:
         remark(f"no dashboard: {problem}")
     await asyncio.Event().wait()

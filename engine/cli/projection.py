@@ -45,6 +45,27 @@ DatabaseOption = Annotated[
     ),
 ]
 
+ProjectionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--projection",
+        metavar="MODULE:CLASS",
+        help="A projection of yours, which the server keeps up to date; its `pages` are a dashboard. Several times for several.",
+    ),
+]
+
+
+def yours(names: Sequence[str] | None) -> list[Projection]:
+    """The user's own projections of `--projection`. Raises Problem."""
+    from stepfold.projections.feed import check
+
+    found = [projection_of(name) for name in names or ()]
+    try:
+        check(found)
+    except ConfigError as error:
+        raise Problem(str(error)) from None
+    return found
+
 
 def projection_of(name: str) -> Projection:
     """`stepfold-runs`, or the user's own as `module:Class`. Raises Problem."""

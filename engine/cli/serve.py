@@ -13,7 +13,7 @@ import typer
 
 from .output import remark
 from .problems import Exit, Problem
-from .projection import DatabaseOption
+from .projection import DatabaseOption, ProjectionsOption, yours
 from .target import AppOption, UrlOption, check_reachable, client_of
 from .web import GRACE_S, address, bound, needing_web
 from .worker import log_to_stderr
@@ -43,6 +43,7 @@ def serve(
     jwt_issuer: Annotated[str | None, typer.Option("--jwt-issuer", metavar="URL", help="The issuer of the JWTs.")] = None,
     jwt_audience: Annotated[str | None, typer.Option("--jwt-audience", metavar="NAME", help="The audience of the JWTs.")] = None,
     jwt_roles: Annotated[str, typer.Option("--jwt-roles", metavar="CLAIM", help="The claim with the roles.")] = "roles",
+    projection: ProjectionsOption = None,
     database: DatabaseOption = None,
     app: AppOption = None,
     url: UrlOption = None,
@@ -63,13 +64,14 @@ def serve(
         ways.append(SignedTokens(jwt_key, issuer=jwt_issuer, audience=jwt_audience, roles=jwt_roles))
     elif jwt_issuer or jwt_audience:
         raise Problem("--jwt-issuer and --jwt-audience need --jwt-key")
-    client = client_of(app, url)
+    client, projections = client_of(app, url), yours(projection)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Exit.OK))  # uvicorn raises it again when it has stopped
     check_reachable(client, may_create=True)
     log_to_stderr()
     name = f"[{host}]" if ":" in host else host
     hosts = [*LOCAL_HOSTS, *(() if host in EVERY_ADDRESS else (name,)), *(allowed_host or ())]
-    asgi = http_app(client, database=database, hosts=hosts, authenticate=any_of(ways) if ways else None)
+    authenticate = any_of(ways) if ways else None
+    asgi = http_app(client, database=database, projections=projections, hosts=hosts, authenticate=authenticate)
     server = uvicorn.Server(
         uvicorn.Config(
             asgi, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S, lifespan="on"

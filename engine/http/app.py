@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 
 import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+
+from stepfold.projections import Projection
 
 from ..client.client import Client
 from .guard import LOCAL_HOSTS, Guard
@@ -22,19 +24,21 @@ def app(
     client: Client,
     *,
     database: str | sa.URL | sa.Engine | None = None,
+    projections: Sequence[Projection] = (),
     hosts: Collection[str] = LOCAL_HOSTS,
     authenticate: Authenticate | None = None,
 ) -> Guard:
     """The API and the dashboard of the client's log: an ASGI application, which needs no worker.
 
-    `database`: of the projections that it keeps, as for a ProjectionRunner. `hosts`: the names by which clients may call the
+    `database`: of the projections that it keeps, as for a ProjectionRunner. `projections`: yours, which it keeps too; the `pages`
+    of each are a dashboard. `hosts`: the names by which clients may call the
     server. `authenticate`: the caller of a bearer token, such as `TokenFile(path)`; without it everybody on this machine is an
     admin, and other machines are refused.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(starlette: Starlette) -> AsyncGenerator[None]:
-        async with serving(client, database) as service:
+        async with serving(client, database, projections) as service:
             starlette.state.service = service
             starlette.state.lags = lags = Lags(service)
             try:

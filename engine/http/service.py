@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from stepfold.projections import Lag, ProjectionRunner, RunsProjection, StepsProjection
+from stepfold.projections import Lag, Projection, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
 from ..core.fold import PartitionState, fold
 from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
+from .panels import Dashboards
 from .problems import HttpRefusal
 from .watching import Watching
 
@@ -89,6 +90,7 @@ class Service:
     projections: ProjectionRunner
     news: TableNews
     watching: Watching
+    dashboards: Dashboards
     streams: OpenStreams = field(default_factory=OpenStreams)
 
     async def partitions(self) -> list[PartitionBounds]:
@@ -136,12 +138,14 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(client: Client, database: str | sa.URL | sa.Engine | None) -> AsyncGenerator[Service]:
-    """Connect the client and keep the tables up to date. Raises LogUnavailable and ConfigError."""
-    news, kept = TableNews(), [RunsProjection(), StepsProjection()]
-    async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as projections:
+async def serving(
+    client: Client, database: str | sa.URL | sa.Engine | None, projections: Sequence[Projection]
+) -> AsyncGenerator[Service]:
+    """Connect the client and keep the tables up to date, those of `projections` too. Raises LogUnavailable and ConfigError."""
+    news, kept = TableNews(), [RunsProjection(), StepsProjection(), *projections]
+    async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)
         try:
-            yield Service(client, projections, news, watching)
+            yield Service(client, runner, news, watching, Dashboards(runner, projections))
         finally:
             await watching.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bulk, health, history, requests, runs, schemas, sessions, system
+from . import bulk, dashboards, health, history, requests, runs, schemas, sessions, system
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -14,6 +14,7 @@ _API = (
     *schemas.ROWS,
     *bulk.ROWS,
     *system.ROWS,
+    *dashboards.ROWS,
     *health.ROWS,
 )
 ROWS: tuple[Row, ...] = (*_API, described(_API), *sessions.ROWS, *PAGES)

@@ -28,9 +28,12 @@ def test_its_worker_gets_the_url_of_the_log(
     async def keep_running(app: str, client: Client) -> None:
         given.append(client.log.url)
 
+    async def show(client: Client) -> None:
+        await asyncio.Event().wait()
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dev, "_keep_running", keep_running)
-    asyncio.run(dev._develop("app:client", Client(url), 0, open_=False))  # pyright: ignore[reportPrivateUsage]  # without its child process
+    asyncio.run(dev._develop("app:client", Client(url), show))  # pyright: ignore[reportPrivateUsage]  # without its child process
     assert given == [url]
     assert (f"--url '{url}'" in capsys.readouterr().err) == hint
 
@@ -40,7 +43,7 @@ async def test_its_dashboard_takes_a_free_port(tmp_path: Path, capsys: pytest.Ca
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         async with client:
-            serving = asyncio.create_task(dev._show_dashboard(client, port, open_=False))  # pyright: ignore[reportPrivateUsage]  # without the worker
+            serving = asyncio.create_task(dev._show_dashboard(client, port, open_=False, projections=[]))  # pyright: ignore[reportPrivateUsage]  # without the worker
 
             async def said() -> str:
                 return capsys.readouterr().err

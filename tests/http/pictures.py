@@ -21,7 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CUSTOMERS = ("ada", "grace", "katherine", "mallory", "annie")
 LARGE = "order-7"
 DECLINED = "order-4"
-PAGES = {"runs": "/", "waiting": f"/runs/{LARGE}", "run": f"/runs/{DECLINED}", "errors": "/errors"}
+PAGES = {
+    "runs": "/",
+    "waiting": f"/runs/{LARGE}",
+    "run": f"/runs/{DECLINED}",
+    "errors": "/errors",
+    "dashboard": "/dashboards/shop",
+}
 
 
 async def order(client: Client, number: int) -> None:
@@ -44,6 +50,7 @@ async def main(folder: Path) -> None:
     os.chdir(ROOT / "examples/orders")
     client = load("workflow:client")
     bank: Any = import_from_here("services").bank
+    shop: Any = import_from_here("projection").ShopProjection
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         client.log = Client("sqlite:///shop.db").log
@@ -51,7 +58,7 @@ async def main(folder: Path) -> None:
             for number in range(1, 13):
                 bank.outages = number in (2, 7)
                 await order(client, number)
-            async with listening(client) as url, chromium() as browser:
+            async with listening(client, projections=[shop()]) as url, chromium() as browser:
                 look: dict[str, Any] = {"viewport": {"width": 1200, "height": 760}, "device_scale_factor": 1}
                 async with watched(browser, url, **look) as page:
                     for name, path in PAGES.items():

@@ -23,14 +23,17 @@ from stepfold.errors import ConfigError, ProjectionFailed
 from stepfold.events import RunEvent, Started
 from stepfold.log import Entry
 from stepfold.projections import (
+    Number,
     Projection,
     ProjectionRunner,
     RunSoFar,
     RunsProjection,
     StepsProjection,
+    TableView,
     count_runs,
     list_runs,
     list_steps,
+    read_panels,
 )
 
 __all__ = ["small"]
@@ -184,3 +187,31 @@ async def test_what_a_users_projection_cannot_take_stops_that_one_alone(small: N
         assert next(row for row in await runner.query(list_runs, limit=1000) if row.run_id == "last").state == "completed"
         stopped = {lag.projection: lag.stopped for lag in await runner.lag()}
     assert "Trusting.apply" in (stopped["trusting"] or "") and stopped["stepfold-runs"] is None
+
+
+async def test_panels_are_read_within_their_limits(database: str) -> None:
+    metadata = sa.MetaData()
+    things = sa.Table("things", metadata, sa.Column("name", sa.String(20), primary_key=True), sa.Column("cents", sa.BigInteger))
+    engine = sa.create_engine(database)
+    with engine.begin() as connection:
+        metadata.create_all(connection)
+        connection.execute(sa.insert(things), [{"name": f"thing {number}", "cents": 50} for number in range(4)])
+    slept = sa.select(sa.func.pg_sleep(30))
+    wrote = sa.select(sa.func.setval(sa.func.pg_get_serial_sequence("counted", "id"), 7))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE counted (id SERIAL)")
+    with engine.connect() as connection:
+        panels = [
+            Number("late", slept),
+            Number("writes", wrote),
+            Number("sum", sa.select(sa.func.sum(things.c.cents) / 100)),
+            TableView("all", sa.select(things).order_by(things.c.name)),
+        ]
+        late, writes, total, table = read_panels(connection, panels, 0.3)
+        assert late.failed == "the select took longer than 0.3 s"
+        assert "read-only transaction" in str(writes.failed)
+        assert total.rows == [[2]]
+        assert table.rows[0] == ["thing 0", 50]
+        connection.execute(sa.delete(things))
+        assert connection.execute(sa.select(sa.func.count()).select_from(things)).scalar() == 0
+    engine.dispose()

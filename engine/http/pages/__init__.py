@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, forms, run, runs, starting, system
+from . import actions, dashboards, forms, run, runs, starting, system
 from .render import refused
 from .static import asset
 
@@ -49,6 +49,8 @@ ROWS: tuple[Row, ...] = (
     _page("/start", "start_page", starting.start_page, starting.StartQuery),
     _form("/start", "start_run_form", starting.start, forms.StartForm, answers=_STARTED),
     _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
+    _page("/dashboards", "dashboards_page", dashboards.index, runs.AnyQuery),
+    _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
     _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),
 )

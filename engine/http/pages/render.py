@@ -22,7 +22,7 @@ from .static import VERSION
 
 EXCERPT = 2000
 """How many characters of a payload a page shows at first."""
-NAVIGATION = (("/", "Runs"), ("/errors", "Errors"), ("/workers", "Workers"), ("/start", "Start"))
+NAVIGATION = (("/", "Runs"), ("/errors", "Errors"), ("/workers", "Workers"), ("/dashboards", "Dashboards"), ("/start", "Start"))
 ICONS = {
     "pending": "◌",
     "running": "▶",
@@ -52,6 +52,11 @@ def payload_path(run_id: str, **part: str | int) -> str:
     """The address of one payload of a run."""
     where = "/payload/" if run_id in _DOTS else f"/payload/{quote(run_id, safe='')}"
     return f"{where}?{urlencode(part | ({'id': run_id} if run_id in _DOTS else {}))}"
+
+
+def board_path(name: str) -> str:
+    """The address of a user's dashboard."""
+    return f"/dashboards/{quote(name, safe='')}"
 
 
 def with_query(path: str, **more: str | int | None) -> str:
@@ -89,6 +94,7 @@ def _environment() -> Environment:
     words: dict[str, Any] = {
         "run_path": run_path,
         "payload_path": payload_path,
+        "board_path": board_path,
         "with_query": with_query,
         "ICONS": ICONS,
         "MARKS": MARKS,
