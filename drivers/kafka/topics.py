@@ -14,7 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError, NoError, NotControllerError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    InvalidReplicationFactorError,
+    KafkaError,
+    NoError,
+    NotControllerError,
+    TopicAlreadyExistsError,
+    for_code,
+)
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 
 from stepfold.errors import ConfigError, LogUnavailable
@@ -140,11 +147,9 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
     async def ask() -> Any:
         answer = await cluster.ask(cluster.controller, CreateTopicsRequest(requests, 15_000, validate_only=False))
         for name, code, message in answer.topic_errors:
-            error = for_code(code)
-            if error is NotControllerError:
-                raise NotControllerError
-            if error not in (NoError, TopicAlreadyExistsError):
-                raise ConfigError(f"topic {name} could not be created: {message or error.__name__}")
+            refused = refusal(name, code, message)
+            if refused is not None:
+                raise refused
 
     await patiently(cluster, ask, "making topics", patience_s)
     try:
@@ -158,6 +163,24 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
         raise LogUnavailable(
             f"the topics of {namespace.name} were created but have no leaders after {_READY_TIMEOUT_S} s"
         ) from None
+
+
+class _BrokersFenced(KafkaError):
+    """The controller knows the brokers, and none of them may hold a replica yet: they are starting, or cut off from it."""
+
+    retriable = True
+
+
+def refusal(topic: str, code: int, message: str | None) -> KafkaError | ConfigError | None:
+    """The error of an answer to the wish for a topic; None for a topic that is there now. A KafkaError passes by itself."""
+    error = for_code(code)
+    if error in (NoError, TopicAlreadyExistsError):
+        return None
+    if error is NotControllerError:
+        return NotControllerError()
+    if error is InvalidReplicationFactorError and "brokers are currently fenced" in (message or ""):
+        return _BrokersFenced(message)
+    return ConfigError(f"topic {topic} could not be created: {message or error.__name__}")
 
 
 def _alike(topic: str) -> str:
