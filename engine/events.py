@@ -54,6 +54,7 @@ __all__ = [
     "PLACE",
     "PLAIN",
     "SHAPES",
+    "TYPES",
     "AttemptLost",
     "AttemptStarted",
     "Base",
@@ -247,6 +248,7 @@ class Shape:
 
 
 PLACE = Shape(Place)
+TYPES: dict[str, type[Base]] = {model.model_fields["type"].default: model for model in get_args(Event)}
 SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for model in get_args(Event)}
 
 NEVER_ENDS = tuple(

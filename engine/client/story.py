@@ -6,7 +6,7 @@ accepted events add times, attempts and workers. Pure and total.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.lifecycle import CancelRequested, Failed, Started
@@ -18,10 +18,16 @@ from ..operations.line import Line
 from ..values.words import Beside, iso, joined, sender
 
 
-def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | None] | None = None) -> list[Line]:
+def story(
+    run: RunState,
+    events: Iterable[Event],
+    owners: Mapping[int, str | None] | None = None,
+    asked_by: Callable[[str], Request | None] | None = None,
+) -> list[Line]:
     """The operations of the run, in the order of their first records.
 
     `events`: the accepted events of this run, from the fold; `run`: its state after them. `owners`: offset of a claim -> worker.
+    `events` may be those of some operations alone; `asked_by` then gives the other requests by their id.
     """
     lines: dict[str, Line] = {}
     asked: dict[str, Request] = {}
@@ -39,7 +45,7 @@ def story(run: RunState, events: Sequence[Event], owners: Mapping[int, str | Non
         line.running_since = line.next_at = None
         end(line, value, at)
         line.returned = kind in GIVES_BACK and step_id in run.returned
-        request = asked.get(line.request or "")
+        request = asked.get(line.request or "") or (asked_by(line.request) if asked_by and line.request else None)
         if request is not None:
             line.by, line.why = request.by, getattr(request, "why", None)
     for step_id, op in run.open.items():
@@ -80,7 +86,11 @@ def note(line: Line, now_ms: int, beside: Beside) -> str:
     return joined("the code no longer waits for it", words(line, now_ms, beside) if line.returned else "")
 
 
-def askers(events: Sequence[Event]) -> dict[str, str | None]:
+ASKING = ("started", "cancel-requested", "failed")
+"""The types of the events that `askers` reads."""
+
+
+def askers(events: Iterable[Event]) -> dict[str, str | None]:
     """The people who started the run (`by`, `why`) and cancelled it (`cancelled_by`), and the line of the code that failed it
     (`at_line`), as far as the events say."""
     known: dict[str, str | None] = {"by": None, "why": None, "cancelled_by": None, "at_line": None}

@@ -43,6 +43,14 @@ class Ended:
         self._index: dict[int, bytearray] = {}  # bucket -> places; a place is a hint and the number of a chunk
         self._unindexed: list[int] = []
 
+    def copied(self) -> Ended:
+        """Equal ids, which do not change with these."""
+        twin = Ended()
+        twin.chunks = {number: bytearray(chunk) for number, chunk in self.chunks.items()}
+        twin._index = {bucket: bytearray(places) for bucket, places in self._index.items()}
+        twin._unindexed = list(self._unindexed)
+        return twin
+
     def __len__(self) -> int:
         return sum((len(chunk) - self.BASE.size) // self.ENTRY.size for chunk in self.chunks.values())
 

@@ -31,6 +31,7 @@ return values that can be kept and compared.
 from __future__ import annotations
 
 import zlib
+from copy import copy
 from typing import Any, NamedTuple, cast
 
 import orjson
@@ -96,6 +97,13 @@ class PartitionState:
         self.open_mark = 0  # exclusive or of the fingerprints of the ids in `runs`
         self.sources: dict[str, int] = {}  # inbox partition -> the highest place of a request seen here
         self.refused: list[Refusal] = []  # refusals that the last request caused; `pack` leaves them out
+
+    def without_runs(self) -> PartitionState:
+        """An equal state but for its runs and refusals; it does not change with this one."""
+        twin = copy(self)
+        twin.runs, twin.refused = Runs(), []
+        twin.ended, twin.sources = self.ended.copied(), dict(self.sources)
+        return twin
 
     def refuse(self, event: dict[str, Any], reason: str) -> None:
         self.refused.append(Refusal(event, reason))

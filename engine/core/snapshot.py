@@ -1,11 +1,13 @@
-"""Turns a run into bytes and back, for checkpoints, for projections, and for runs that are put away. Pure."""
+"""Turns a run into bytes and back, for checkpoints, for projections, and for runs that are put away; and copies one. Pure."""
 
 from __future__ import annotations
+
+from copy import copy
 
 import orjson
 
 from ..operations import OPEN
-from .state import Delivery, RunState
+from .state import EXPECTED, Delivery, RunState
 
 _delivery = Delivery._make  # costs half as much as the constructor
 
@@ -70,3 +72,17 @@ def unpack(data: bytes) -> RunState:
     run.returned.update(fields[25] or ())
     run.held_at = fields[26]
     return run
+
+
+def copied(run: RunState, journal: list[Delivery]) -> RunState:
+    """A run that is equal but for its journal, and does not change with this one. They share the values that no rule changes."""
+    twin = copy(run)
+    twin.journal = journal
+    twin.done = set(run.done)
+    twin.returned = set(run.returned)
+    twin.open = {step_id: copy(op) for step_id, op in run.open.items()}
+    twin.signals = {name: [list(signal) for signal in waiting] for name, waiting in run.signals.items()}
+    twin.requests = dict(run.requests)
+    if run.phase == EXPECTED:
+        twin.input = twin.start_input = list(run.input)
+    return twin

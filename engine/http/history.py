@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, Any
 
 import orjson
@@ -11,15 +12,15 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..client.past import Moment
 from ..client.story import line_json
-from ..client.tail import follow, read_run
-from ..client.view import RunHistory
+from ..client.tail import follow
 from ..events import Event
 from .models import Name
 from .payload import event_for, line_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
-from .runs import run_id_of, view_of
+from .runs import past_of, run_id_of, view_of
 from .service import OpenStreams
 from .streaming import RETRY_MS, EventStream
 
@@ -64,16 +65,12 @@ class StepsNow(BaseModel):
 
 async def get_steps(call: HttpCall) -> Answer:
     """Show the operations of a run."""
-    history = await _history(call)
-    return Answer(StepsNow(steps=[StepNow.model_validate(line_for(call.caller, line_json(line))) for line in history.story()]))
+    lines = (await _now(call)).story()
+    return Answer(StepsNow(steps=[StepNow.model_validate(line_for(call.caller, line_json(line))) for line in lines]))
 
 
-async def _history(call: HttpCall) -> RunHistory:
-    client = call.service.client
-    async with client.patience():
-        history = await read_run(client.connected(), run_id_of(call))
-    history.found(client.log)
-    return history
+async def _now(call: HttpCall) -> Moment:
+    return (await past_of(call, run_id_of(call))).now()
 
 
 class HistoryWindow(BaseModel, extra="forbid"):
@@ -115,8 +112,11 @@ async def get_history(call: HttpCall) -> Answer | Response:
     if form == SSE:
         return await _stream(call)
     window: HistoryWindow = call.query
-    events = (await _history(call)).events
-    shown = [one for event in events if (one := window.take(call, event)) is not None]
+    now = await _now(call)
+    events = now.events
+    chosen = now.select(step=window.step, types=None if window.type is None else (window.type,))
+    fitting = (one for event in chosen[chosen.from_offset(window.from_) :] if (one := window.take(call, event)) is not None)
+    shown = list(islice(fitting, window.limit + 1))
     following = shown[window.limit]["offset"] if len(shown) > window.limit else None
     if form == NDJSON:
         lines = b"".join(orjson.dumps(one, option=orjson.OPT_APPEND_NEWLINE) for one in shown[: window.limit])
@@ -142,10 +142,9 @@ async def _stream(call: HttpCall) -> Response:
     if last is None:
         await view_of(call)  # raises RunNotFound before the stream begins
     else:
-        history = await _history(call)
-        known = [event.offset for event in history.events]
+        now = await _now(call)
         partition, _, offset = last.partition(":")
-        if partition == str(history.state.partition) and offset.isascii() and offset.isdecimal() and int(offset[:19]) in known:
+        if partition == str(now.state.partition) and offset.isascii() and offset.isdecimal() and now.events.has(int(offset[:19])):
             seen = int(offset)
         else:
             reset = True

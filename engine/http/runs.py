@@ -15,10 +15,10 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from stepfold.projections import RunRow, count_runs, list_runs
 
+from ..client.past import Past
 from ..client.status import State, status_json
-from ..client.view import RunView, state_for
-from ..errors import ErrorInfo, RunNotFound, WorkflowCancelled, WorkflowFailed
-from ..log import CLAIM_KEY, partition_of
+from ..client.view import RunView
+from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
 from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
 from .headers import POSITION, applied, etag_of, reach, wait_s, while_asked
@@ -69,7 +69,7 @@ async def get_run(call: HttpCall) -> Answer:
     With `If-None-Match` and `Prefer: wait=n` the answer comes once the run has changed.
     """
     if call.query.at is not None:
-        view = await _past_view(call, call.query.at)
+        view = (await past_of(call, run_id_of(call))).at(call.query.at, call.service.client.log)
         return Answer(run_now(call, view), headers={"ETag": etag_of(view)})
     known, waited_s = call.request.headers.get("if-none-match"), wait_s(call.request)
     view = await view_of(call)
@@ -82,18 +82,10 @@ async def get_run(call: HttpCall) -> Answer:
     return Answer(run_now(call, view), headers=headers)
 
 
-async def _past_view(call: HttpCall, at: int) -> RunView:
-    client, run_id = call.service.client, run_id_of(call)
-    log = client.connected()
-    view = RunView(run_id, state_for(log, run_id))
-    async with client.patience():
-        records = await log.find(partition_of(run_id, log.partitions), (run_id, CLAIM_KEY))
-    for record in records:
-        if record.offset <= at:
-            view.take(record)
-    if view.run is None:
-        raise RunNotFound(run_id, log.name, f"run {run_id!r} had not begun at offset {at}")
-    return view
+async def past_of(call: HttpCall, run_id: str) -> Past:
+    """The run and its past. Raises RunNotFound. Take what you need of it before you await anything."""
+    async with call.service.client.patience():
+        return await call.service.pasts.read(run_id)
 
 
 class RunResult(BaseModel):

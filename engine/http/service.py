@@ -18,6 +18,7 @@ from ..core.fold import PartitionState, fold
 from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
 from .panels import Dashboards
+from .pasts import Pasts
 from .problems import HttpRefusal
 from .watching import Watching
 
@@ -91,6 +92,7 @@ class Service:
     news: TableNews
     watching: Watching
     dashboards: Dashboards
+    pasts: Pasts
     streams: OpenStreams = field(default_factory=OpenStreams)
 
     async def partitions(self) -> list[PartitionBounds]:
@@ -146,6 +148,6 @@ async def serving(
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)
         try:
-            yield Service(client, runner, news, watching, Dashboards(runner, projections))
+            yield Service(client, runner, news, watching, Dashboards(runner, projections), Pasts(client.log))
         finally:
             await watching.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import RedirectResponse, Response
@@ -11,7 +10,6 @@ from ...client.client import Client
 from ...client.waiting import actions
 from ...core.state import RunState
 from ...operations.callback import CallbackId
-from ...operations.line import Line
 from ..problems import HttpRefusal
 from ..routing import HttpCall
 from ..runs import checked_id
@@ -22,12 +20,12 @@ NAMELESS = "dashboard"
 """The name in `by` if the server knows no names."""
 
 
-def offered(run: RunState, lines: Sequence[Line]) -> dict[str, Any]:
+def offered(run: RunState) -> dict[str, Any]:
     """The requests that the run accepts now, and the steps that wait for an answer or a signal."""
     allowed = actions(run)
     return {
         "actions": allowed,
-        "signals": sorted({line.signal for line in lines if line.signal is not None and line.became == "open"}),
+        "signals": sorted({getattr(op, "signal", "") for op in run.open.values() if not run.ended} - {""}),
         "answers": [step_id for step_id, op in run.open.items() if "complete" in op.actions],
     }
 

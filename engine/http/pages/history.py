@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from ...client.past import Events, Moment
 from ...core.records import Request
-from ...events import Event
+from ...events import TYPES, Event
 from ...values.times import said
 from ...values.words import Beside, joined
 
 WINDOW = 200
+TROUBLE = frozenset(name for name, model in TYPES.items() if model.tone in ("trouble", "failure"))
 
 beside: Beside = lambda ms, _: said(ms)
 
@@ -30,19 +31,13 @@ def row(event: Event, first_ms: int, payload: bool) -> dict[str, Any]:
     }
 
 
-def matching(events: Sequence[Event], *, type: str, step: str, text: str, trouble: bool, payload: bool) -> list[Event]:
+def matching(then: Moment, *, type: str, step: str, text: str, trouble: bool, payload: bool) -> Events:
     """The events of a type, of a step, with a text, or only those of failures."""
-    found = list(events)
-    if type:
-        found = [event for event in found if event.type == type]
-    if step:
-        found = [event for event in found if getattr(event, "step_id", "") == step]
-    if trouble:
-        found = [event for event in found if event.tone in ("trouble", "failure")]
-    if text:
-        wanted = text.casefold()
-        found = [event for event in found if wanted in _words(event, payload).casefold()]
-    return found
+    types = {type} if type else set(TROUBLE) if trouble else None
+    if type and trouble:
+        types = {type} & TROUBLE
+    found = then.select(step=step or None, types=types)
+    return found.where(lambda event: text.casefold() in _words(event, payload).casefold()) if text else found
 
 
 def _words(event: Event, payload: bool) -> str:
@@ -51,11 +46,9 @@ def _words(event: Event, payload: bool) -> str:
     return f"{event.type} {getattr(event, 'step_id', '')}"
 
 
-def window(events: Sequence[Event], begin: int | None) -> tuple[Sequence[Event], int | None, int | None]:
+def window(events: Events, begin: int | None) -> tuple[Events, int | None, int | None]:
     """Up to `WINDOW` events from the offset `begin` on, or the last ones; and where the windows before and behind begin."""
-    first = max(len(events) - WINDOW, 0)
-    if begin is not None:
-        first = next((at for at, event in enumerate(events) if (event.offset or 0) >= begin), len(events))
-    older = events[max(first - WINDOW, 0)].offset if first > 0 and events else None
-    newer = events[first + WINDOW].offset if first + WINDOW < len(events) else None
+    first = max(len(events) - WINDOW, 0) if begin is None else events.from_offset(begin)
+    older = events.offset(max(first - WINDOW, 0)) if first > 0 else None
+    newer = events.offset(first + WINDOW) if first + WINDOW < len(events) else None
     return events[first : first + WINDOW], older, newer

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import RedirectResponse, Response
 
-from ...client.client import Client
+from ...client.past import Moment
 from ...client.status import run_state
-from ...client.story import askers, attempts_in_words, note
-from ...client.view import RunHistory, RunView, state_for
+from ...client.story import ASKING, askers, attempts_in_words, note
 from ...client.waiting import waits
-from ...core.fold import PartitionState
 from ...core.state import RunState
 from ...errors import ErrorInfo
-from ...events import Event
-from ...log import CLAIM_KEY, Record
 from ...operations.line import Line
 from ...values.text import shown_json
 from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
-from ..runs import checked_id
+from ..runs import checked_id, past_of
 from .actions import offered
 from .history import beside, matching, row, window
 from .live import stream, wanted
@@ -69,53 +64,28 @@ def named(call: HttpCall) -> str:
     return checked_id(call.path["id"] or call.query.id)
 
 
-async def histories(client: Client, run_id: str, at: int | None = None, nth: int | None = None) -> tuple[RunHistory, RunHistory]:
+async def moments(call: HttpCall, run_id: str, at: int | None = None, nth: int | None = None) -> tuple[Moment, Moment]:
     """The run as it is now, and as it was after the offset `at` or its nth event. Raises RunNotFound and LogUnavailable."""
-    log = client.connected()
-    async with client.patience():
-        whole = RunHistory(run_id, state_for(log, run_id))
-        records = await log.find(whole.state.partition, (run_id, CLAIM_KEY))
-    for record in records:
-        whole.take(record)
-    whole.found(log)
+    past, log = await past_of(call, run_id), call.service.client.log
+    now = past.now()
     if nth is not None:
-        at = whole.events[min(nth, len(whole.events)) - 1].offset
-    if at is None:
-        return whole, whole
-    return whole, _past(whole, [record for record in records if record.offset <= at], at)
-
-
-def _past(whole: RunHistory, records: Sequence[Record], at: int) -> RunHistory:
-    """The run as it was after `records`. The models of its events are those of `whole`: they cost more than the fold."""
-    past, start = RunHistory(whole.run_id, PartitionState(whole.state.partition, whole.state.partitions)), _start(whole)
-    for record in records:
-        RunView.take(past, record)
-    if past.run is None:
-        raise HttpRefusal(404, "not-begun", f"the run had not begun at offset {at}")
-    if past.run.start != start:  # an earlier run of this id
-        past = RunHistory(whole.run_id, PartitionState(whole.state.partition, whole.state.partitions))
-        for record in records:
-            past.take(record)
-        return past
-    past.events = [event for event in whole.events if event.offset is None or event.offset <= at]
-    past.owners = {offset: owner for offset, owner in whole.owners.items() if offset <= at}
-    return past
+        return now, past.after(nth, log)
+    return now, now if at is None else past.at(at, log)
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
     """All that the page of a run shows."""
     query: RunQuery = call.query
     run_id = named(call)
-    whole, then = await histories(call.service.client, run_id, query.at, query.nth)
+    whole, then = await moments(call, run_id, query.at, query.nth)
     assert then.run is not None
     run, payload = then.run, call.caller.may(Role.PAYLOAD)
     context = around(call)
     past = query.at is not None or query.nth is not None
-    if past and then.events:
+    if past:
         context["now"] = then.events[-1].timestamp or then.events[-1].at
-    path, lines = run_path(run_id), then.story()
-    last = then.events[-1].offset if then.events else None
-    asked = askers(then.events)
+    path = run_path(run_id)
+    asked = askers(then.select(types=ASKING))
     return context | {
         "active": "",
         "query": query,
@@ -129,15 +99,15 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "at_line": asked["at_line"] if payload else None,
         "past": past,
         "partition": then.state.partition,
-        "last": last,
+        "last": then.events.offset(-1),
         "waits": waits_for(call.caller, waits(run, then.owner is not None)),
         "parts": _parts(run, run_id, payload),
         "error": None if run.error is None or not payload else ErrorInfo.from_json(run.error),
         "live": not past and not run.ended,
         "over": run.ended,
-        **offered(run, lines),
+        **offered(run),
         **_slider(whole, then, path),
-        **_steps(then, lines, context["now"], query.steps, payload),
+        **_steps(then, context["now"], query.steps, payload),
         **_events(then, query, payload),
     }
 
@@ -152,44 +122,40 @@ def _parts(run: RunState, run_id: str, payload: bool) -> list[tuple[str, str, in
     return [(name, *excerpt(value), payload_path(run_id, part=name)) for name, value in parts]
 
 
-def _slider(whole: RunHistory, then: RunHistory, path: str) -> dict[str, Any]:
+def _slider(whole: Moment, then: Moment, path: str) -> dict[str, Any]:
     """Where `then` is among the events, and the neighbours."""
-    offsets = [event.offset for event in whole.events]
-    nth = len(then.events) if then.run is not None and then.run.start == _start(whole) else 1
-    before = offsets[nth - 2] if nth > 1 else None
-    behind = offsets[nth] if nth < len(offsets) else None
+    assert whole.run is not None
+    events = whole.events
+    nth = len(then.events) if then.has(whole.run) else 1
+    before = events.offset(nth - 2) if nth > 1 else None
+    behind = events.offset(nth) if nth < len(events) else None
     return {
         "nth": nth,
-        "events_now": len(offsets),
+        "events_now": len(events),
         "before": None if before is None else with_query(path, at=before),
         "behind": None if behind is None else with_query(path, at=behind),
-        "shown_event": then.events[-1] if then.events else None,
+        "shown_event": then.events[-1],
     }
 
 
-def _start(history: RunHistory) -> int:
-    assert history.run is not None
-    return history.run.start
-
-
-def _steps(then: RunHistory, lines: list[Line], now_ms: int, first: int | None, payload: bool) -> dict[str, Any]:
+def _steps(then: Moment, now_ms: int, first: int | None, payload: bool) -> dict[str, Any]:
     """A window of the operations, with their bars."""
-    run = then.run
+    run, total = then.run, then.operations
     assert run is not None
-    begin = max(len(lines) - STEPS, 0) if first is None else min(first - 1, max(len(lines) - 1, 0))
-    chosen = lines[begin : begin + STEPS]
+    begin = max(total - STEPS, 0) if first is None else min(first - 1, max(total - 1, 0))
+    chosen = then.story(begin, STEPS)
     end = run.ended_at if run.ended_at is not None else now_ms
     known = [at for line in chosen for at, _ in line.points]
-    start = min([run.started_at, *known]) if len(chosen) == len(lines) else min(known, default=run.started_at)
-    if len(chosen) < len(lines) and begin + STEPS < len(lines):
+    start = min([run.started_at, *known]) if len(chosen) == total else min(known, default=run.started_at)
+    if len(chosen) < total and begin + STEPS < total:
         end = max(known, default=end)
     scale = scale_of(chosen, start, end)
     return {
         "lines": [_line(line, now_ms, payload) | {"bars": bars(line, scale)} for line in chosen],
-        "steps_total": len(lines),
+        "steps_total": total,
         "steps_first": begin + 1,
         "steps_before": max(begin - STEPS, 0) + 1 if begin else None,
-        "steps_behind": begin + STEPS + 1 if begin + STEPS < len(lines) else None,
+        "steps_behind": begin + STEPS + 1 if begin + STEPS < total else None,
         "folds": scale.folds,
         "took": scale.end - scale.begin,
     }
@@ -211,11 +177,11 @@ def _line(line: Line, now_ms: int, payload: bool) -> dict[str, Any]:
     }
 
 
-def _events(then: RunHistory, query: RunQuery, payload: bool) -> dict[str, Any]:
+def _events(then: Moment, query: RunQuery, payload: bool) -> dict[str, Any]:
     run = then.run
     assert run is not None
     chosen = query.chosen()
-    found = matching(then.events, type=query.type, step=query.step, text=query.text, trouble=bool(query.trouble), payload=payload)
+    found = matching(then, type=query.type, step=query.step, text=query.text, trouble=bool(query.trouble), payload=payload)
     rows, older, newer = window(found, query.begin)
     path = with_query(run_path(run.id), at=query.at, **chosen)
     return {
@@ -223,7 +189,7 @@ def _events(then: RunHistory, query: RunQuery, payload: bool) -> dict[str, Any]:
         "events": [row(event, run.started_at, payload) for event in rows],
         "events_found": len(found),
         "events_total": len(then.events),
-        "types": sorted({event.type for event in then.events}),
+        "types": then.types(),
         "older": None if older is None else f"{with_query(path, begin=older)}#history",
         "newer": None if newer is None else f"{with_query(path, begin=newer)}#history",
     }
@@ -231,9 +197,7 @@ def _events(then: RunHistory, query: RunQuery, payload: bool) -> dict[str, Any]:
 
 async def _mark(call: HttpCall) -> object:
     """Where the last record of the run, or the last claim, is."""
-    client = call.service.client
-    async with client.patience():
-        return (await client.views.read(named(call))).state.offset
+    return (await past_of(call, named(call))).offset
 
 
 async def page(call: HttpCall) -> Response:
@@ -252,19 +216,19 @@ async def page(call: HttpCall) -> Response:
 async def payload(call: HttpCall) -> Response:
     """One payload, whole, as plain text."""
     query: PayloadQuery = call.query
-    whole, _ = await histories(call.service.client, named(call))
+    whole, _ = await moments(call, named(call))
     run = whole.run
     assert run is not None
     if query.part == "event":
-        value = _record(whole.events, query.offset)
+        value = _record(whole, query.offset)
     else:
         value = {"input": run.input, "result": run.result, "error": run.error}[query.part]
     text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
     return Response(text, media_type="text/plain; charset=utf-8")
 
 
-def _record(events: list[Event], offset: int | None) -> dict[str, Any]:
-    event = next((event for event in events if event.offset == offset), None)
-    if event is None:
+def _record(whole: Moment, offset: int | None) -> dict[str, Any]:
+    if offset is None or not whole.events.has(offset):
         raise HttpRefusal(404, "not-found", "the run has no event at this offset")
+    event = whole.events[whole.events.from_offset(offset)]
     return event.model_dump(mode="json", exclude_unset=True, by_alias=True)
