@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, Field
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from ..client.past import Moment
 from ..client.story import line_json
@@ -18,16 +17,12 @@ from ..client.tail import follow
 from ..events import Event
 from .models import Name
 from .payload import event_for, line_for
-from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
 from .runs import past_of, run_id_of, view_of
-from .service import OpenStreams
-from .streaming import RETRY_MS, EventStream
+from .streaming import RETRY_MS, CountedStream
 
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
-MAX_STREAMS = 100
-"""How many streams of histories one server keeps open."""
 
 
 class StepNow(BaseModel):
@@ -148,26 +143,7 @@ async def _stream(call: HttpCall) -> Response:
             seen = int(offset)
         else:
             reset = True
-    streams = call.service.streams
-    if streams.open >= MAX_STREAMS:
-        raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams are open", headers={"Retry-After": "5"})
-    return _Counted(EventStream(_events(call, seen, reset)), streams)
-
-
-class _Counted(Response):
-    """A stream that counts among those of the server until it ends."""
-
-    def __init__(self, events: EventStream, streams: OpenStreams) -> None:
-        super().__init__()
-        self._events = events
-        self._streams = streams
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._streams.open += 1
-        try:
-            await self._events(scope, receive, send)
-        finally:
-            self._streams.open -= 1
+    return CountedStream(_events(call, seen, reset), call.service.streams)
 
 
 async def _events(call: HttpCall, seen: int, reset: bool) -> AsyncGenerator[dict[str, Any]]:

@@ -13,6 +13,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import StepfoldError
+from .problems import HttpRefusal
+from .service import OpenStreams
 
 logger = logging.getLogger("stepfold.http")
 
@@ -21,6 +23,10 @@ SEND_S = 20.0
 RETRY_MS = 2000
 LIFE_S = 600.0
 """Then the client connects again, and the server asks again who it is."""
+
+
+MAX_STREAMS = 100
+"""How many streams of the log one server keeps open."""
 
 
 class EventStream(Response):
@@ -50,3 +56,22 @@ class EventStream(Response):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SEND_S):
                     await send({"type": "http.response.body", "body": b""})
+
+
+class CountedStream(Response):
+    """A stream that reads the log for itself. It counts among those of the server until it ends. Raises HttpRefusal if they are
+    too many."""
+
+    def __init__(self, events: AsyncIterable[Any], streams: OpenStreams) -> None:
+        if streams.open >= MAX_STREAMS:
+            raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams are open", headers={"Retry-After": "5"})
+        super().__init__()
+        self._events = EventStream(events)
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._streams.open += 1
+        try:
+            await self._events(scope, receive, send)
+        finally:
+            self._streams.open -= 1

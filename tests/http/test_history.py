@@ -172,7 +172,7 @@ async def test_a_stream_ends_with_its_log_or_its_reader(
 async def test_the_number_of_streams_is_bounded(
     client: Client, browser: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stepfold.http.history.MAX_STREAMS", 1)
+    monkeypatch.setattr("stepfold.http.streaming.MAX_STREAMS", 1)
     await browser.put("/v1/runs/one", json={"workflow": "greet", "input": "Ada"})
     stream = {"Accept": "text/event-stream"}
     async with browser.stream("GET", "/v1/runs/one/history", headers=stream) as first:

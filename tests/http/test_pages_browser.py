@@ -97,6 +97,8 @@ PAGES = {
     "start": "/start",
     "form": "/start?workflow=order",
     "problem": "/runs/",
+    "settings": "/settings",
+    "history": "/history",
 }
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},

@@ -27,6 +27,8 @@ from stepfold.http.tokens import changing, new_token
 CANARY = "canary-9f31"
 GIVEN = (Role.VIEW, Role.PAYLOAD, Role.OPERATE, Role.ADMIN)
 JSON = ("content-type", "application/json")
+COOKIES = ("/settings", "/views")
+"""They change a cookie of the browser, and nothing on the server."""
 
 
 class Served(NamedTuple):
@@ -141,8 +143,9 @@ def test_every_route_is_a_row_and_what_changes_something_needs_a_role(tmp_path: 
     assert {path for _, path in acts if "callback" not in path} <= {
         "/login",
         "/logout",
-        "/v1/runs/search",
-    }  # the last reads, its conditions are a body
+        "/v1/runs/search",  # it reads, its conditions are a body
+        *COOKIES,
+    }
 
 
 @pytest.mark.parametrize("kind", ["websocket", "webtransport"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, dashboards, forms, run, runs, starting, system
+from . import actions, dashboards, forms, run, runs, settings, starting, system, tail, views
 from .render import refused
 from .static import asset
 
@@ -25,11 +25,13 @@ def _page(
     )
 
 
-def _form(path: str, name: str, handler: Handler, body: type[BaseModel], answers: _Answers = _MOVED) -> Row:
+def _form(
+    path: str, name: str, handler: Handler, body: type[BaseModel], answers: _Answers = _MOVED, role: Role = Role.OPERATE
+) -> Row:
     return Row(
         method="POST",
         path=path,
-        role=Role.OPERATE,
+        role=role,
         name=name,
         handler=handler,
         body=body,
@@ -52,5 +54,9 @@ ROWS: tuple[Row, ...] = (
     _page("/dashboards", "dashboards_page", dashboards.index, runs.AnyQuery),
     _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
+    _page("/history", "history_page", tail.tail_page, tail.TailQuery),
+    _page("/settings", "settings_page", settings.settings_page, settings.SettingsQuery),
+    _form("/settings", "change_settings", settings.change_settings, settings.SettingsForm, role=Role.VIEW),
+    _form("/views", "change_views", views.change_views, views.ViewForm, role=Role.VIEW),
     _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),
 )

@@ -10,8 +10,12 @@ from typing import Literal, get_args
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
+from starlette.responses import Response
+
+from ..routing import HttpCall
 
 COOKIE = "stepfold-look"
+YEAR_S = 365 * 24 * 3600
 Theme = Literal["system", "light", "dark"]
 THEMES: tuple[Theme, ...] = get_args(Theme)
 LOCAL = "local"
@@ -52,6 +56,20 @@ class Look:
     def written(self) -> str:
         """The value of the cookie."""
         return urlencode({"theme": self.theme, "zone": self.zone})
+
+
+def keep(answer: Response, call: HttpCall, name: str, value: str) -> None:
+    """Let the browser keep a cookie for a year. It holds no secret and gives no right."""
+    scope = call.request.scope
+    answer.set_cookie(
+        name,
+        value,
+        max_age=YEAR_S,
+        path=scope.get("root_path", "") or "/",
+        secure=scope.get("scheme") == "https",
+        httponly=True,
+        samesite="lax",
+    )
 
 
 def look_of(request: Request) -> Look:

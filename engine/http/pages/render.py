@@ -13,16 +13,25 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from ...values.text import shown, shown_json
-from ...values.times import ms_of
+from ...values.times import ms_of, utc
 from ...values.words import iso, span
 from ..problems import HttpRefusal
 from ..routing import Caller, HttpCall, Role
-from .look import look_of
+from ..schemas import known_workflows
+from .look import Look, look_of
 from .static import VERSION
 
 EXCERPT = 2000
 """How many characters of a payload a page shows at first."""
-NAVIGATION = (("/", "Runs"), ("/errors", "Errors"), ("/workers", "Workers"), ("/dashboards", "Dashboards"), ("/start", "Start"))
+NAVIGATION = (
+    ("/", "Runs", "r"),
+    ("/errors", "Errors", "e"),
+    ("/history", "History", "h"),
+    ("/workers", "Workers", "w"),
+    ("/dashboards", "Dashboards", "d"),
+    ("/start", "Start", "s"),
+)
+"""The pages: path, name, and the key behind `g`."""
 ICONS = {
     "pending": "◌",
     "running": "▶",
@@ -75,6 +84,14 @@ def ago(ms: int, now_ms: int) -> str:
     return "now"
 
 
+def clock(ms: int, look: Look) -> str:
+    """A time in the browser's zone, with the name of the zone."""
+    try:
+        return utc(ms).astimezone(look.tz).strftime("%Y-%m-%d %H:%M:%S %Z")
+    except OverflowError:
+        return f"{utc(ms):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def excerpt(value: Any) -> tuple[str, int]:
     """JSON for people, cut, and its whole length in characters."""
     text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
@@ -89,7 +106,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"shown": shown, "span": span, "iso": iso, "ago": ago, "ms": ms_of}
+    filters: dict[str, Any] = {"shown": shown, "span": span, "iso": iso, "ago": ago, "ms": ms_of, "clock": clock}
     made.filters.update(filters)
     words: dict[str, Any] = {
         "run_path": run_path,
@@ -122,6 +139,7 @@ def around(call: HttpCall) -> dict[str, Any]:
         "who": call.caller.name,
         "q": "",
         "look": look_of(call.request),
+        "known": list(known_workflows(call.service.client)),
     }
 
 
@@ -134,7 +152,7 @@ def refused(refusal: HttpRefusal, request: Request) -> Response:
     """An error, as a page."""
     caller: Caller = request.scope["stepfold.caller"]
     problem = refusal.problem
-    context = {
+    context: dict[str, Any] = {
         "base": request.scope.get("root_path", ""),
         "log": "",
         "may": {role.value: caller.may(role) for role in Role},
@@ -142,6 +160,7 @@ def refused(refusal: HttpRefusal, request: Request) -> Response:
         "q": "",
         "active": "",
         "look": look_of(request),
+        "known": [],
         "problem": problem,
     }
     return HTMLResponse(text("problem.html", context), problem.status, refusal.headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any, NamedTuple, cast, get_args
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ from ..routing import HttpCall, Role
 from ..runs import row_at
 from .live import stream, wanted
 from .render import around, run_path, show, with_query
+from .views import views_of
 
 PAGE = 50
 STATES: tuple[str, ...] = get_args(State)
@@ -119,17 +121,26 @@ async def view(call: HttpCall) -> dict[str, Any]:
     more = len(rows) > PAGE
     rows = rows[:PAGE]
     known = {workflow.id for workflow in call.service.client.registry} | {row.workflow for row in rows}
-    chosen = query.chosen()
+    chosen, saved = query.chosen(), views_of(call.request)
+    home = "/?state=" if any(one.default for one in saved) else "/"
+
+    def listed(filters: dict[str, str]) -> str:
+        return with_query("/", **filters) if filters else home
+
     return context | {
         "active": "/",
         "q": "",
         "query": query,
         "chosen": chosen,
+        "home": home,
+        "views": saved,
+        "here": urlencode(chosen),
         "without": [
-            (name, value, with_query("/", **{other: text for other, text in chosen.items() if other != name}))
+            (name, value, listed({other: text for other, text in chosen.items() if other != name}))
             for name, value in chosen.items()
         ],
-        "tabs": [(state, with_query("/", **(chosen | {"state": state or None}))) for state in ("", *STATES)],
+        "tabs": [("", listed({name: text for name, text in chosen.items() if name != "state"}))]
+        + [(state, with_query("/", **(chosen | {"state": state}))) for state in STATES],
         "rows": [_shown(row, payload) for row in rows],
         "count": count.number,
         "counted": _in_words(count),
@@ -140,7 +151,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "kinds": sorted(BY_NAME),
         "workflows": sorted(known),
         "next": with_query("/", **chosen, after=cursor(rows[-1])) if more else None,
-        "first": with_query("/", **chosen) if query.after else None,
+        "first": listed(chosen) if query.after else None,
         "behind": sum(max(0, lag.end - reached.get(lag.partition, 0)) for lag in lags),
         "stopped": next((lag.stopped for lag in lags if lag.stopped), None),
         "position": " ".join(f"{partition}:{position}" for partition, position in reached.items()),
@@ -174,6 +185,9 @@ def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
 async def page(call: HttpCall) -> Response:
     if wanted(call):
         return await stream(call, "runs_fragment.html", view)
+    default = None if call.request.url.query else next((one for one in views_of(call.request) if one.default), None)
+    if default is not None:
+        return RedirectResponse(call.request.scope.get("root_path", "") + default.path, 303)
     return show(call, "runs.html", **await view(call))
 
 

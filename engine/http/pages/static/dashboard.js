@@ -28,6 +28,27 @@ function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+const root = document.documentElement;
+const zone = root.dataset.zone === "local" ? Intl.DateTimeFormat().resolvedOptions().timeZone : root.dataset.zone;
+const local = new Intl.DateTimeFormat("en-CA", {
+  timeZone: zone, year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
+  hourCycle: "h23", timeZoneName: "short",
+});
+
+function clock(at) {
+  const part = Object.fromEntries(local.formatToParts(at).map(({ type, value }) => [type, value]));
+  return `${part.year}-${part.month}-${part.day} ${part.hour}:${part.minute}:${part.second} ${part.timeZoneName}`;
+}
+
+// A zone that only the browser knows: the server writes times in UTC then.
+
+function localize() {
+  if (root.dataset.zone !== "local") return;
+  for (const time of all("time[data-clock]")) say(time, clock(new Date(time.dateTime)));
+  for (const name of all("[data-zone-name]")) say(name, zone);
+  for (const field of all("[data-zone-of-browser]")) field.value = zone;
+}
+
 function tick() {
   const now = Date.now();
   for (const time of all("time[data-ago]")) say(time, ago(now - Date.parse(time.dateTime)));
@@ -126,9 +147,68 @@ function listen() {
   };
 }
 
-document.addEventListener("visibilitychange", listen);
-addEventListener("pagehide", () => source?.close());
-addEventListener("pageshow", (event) => event.persisted && listen());
+function listenAll() {
+  if (tail) followTail();
+  else listen();
+}
+
+document.addEventListener("visibilitychange", listenAll);
+addEventListener("pagehide", () => {
+  source?.close();
+  tailing?.close();
+});
+addEventListener("pageshow", (event) => event.persisted && listenAll());
+
+// The tail of the whole history: new rows on top, at most some hundreds, until somebody stops it.
+
+const MOST_ROWS = 500;
+const tail = one("#tail"), stop = one("#tail-stop");
+let tailing = null, from = tail?.dataset.tail, stopped = tail ? !("now" in tail.dataset) : true;
+
+function followTail() {
+  tailing?.close();
+  tailing = null;
+  if (!tail) return;
+  stop.hidden = false;
+  say(stop, stopped ? "Go on" : "Stop");
+  one("#tail-progress").hidden = stopped;
+  if (stopped || document.hidden) return tell("");
+  const opened = tailing = new EventSource(from);
+  const seen = (message) => {
+    const address = new URL(from, location.href);
+    address.searchParams.set("from", message.lastEventId);
+    from = address.href;
+  };
+  opened.onopen = () => tell("live");
+  opened.onerror = () => {
+    tell("connection lost, trying again", true);
+    if (opened.readyState === EventSource.CLOSED) setTimeout(() => opened === tailing && followTail(), 5000);
+  };
+  opened.addEventListener("rows", (message) => {
+    seen(message);
+    const body = one("tbody", tail), known = new Set(all("tr", body).map((row) => row.dataset.key));
+    const rows = all("tr", parsed(message.data)).filter((row) => !known.has(row.dataset.key)).map((row) => document.importNode(row, true));
+    for (const row of rows) row.classList.add("new");
+    body.prepend(...rows);
+    for (const row of all("tr", body).slice(MOST_ROWS)) row.remove();
+    one("#tail-none")?.remove();
+    localize();
+  });
+  opened.addEventListener("progress", (message) => {
+    seen(message);
+    const { looked, shown, skipped, done, all: whole } = JSON.parse(message.data);
+    const bar = one("#tail-progress"), n = (number) => number.toLocaleString("en");
+    bar.max = Math.max(whole, 1);
+    bar.value = whole ? done : 1;
+    const left = skipped || shown > MOST_ROWS ? `; this page keeps the newest ${n(MOST_ROWS)}` : "";
+    say(one("#tail-said"), `${n(shown)} new of ${n(looked)} records looked at${done < whole ? `, ${Math.floor((100 * done) / whole)} % of the way` : ""}${left}`);
+  });
+}
+
+stop?.addEventListener("click", () => {
+  stopped = !stopped;
+  followTail();
+});
 
 // The slider: the run after each event.
 
@@ -177,10 +257,98 @@ function at(range) {
   return to.href;
 }
 
+// The palette: pages, workflows, runs and actions by their names.
+
+const palette = one("#palette"), typed = one("#palette-text");
+const places = all("#palette-list > a");
+let search = 0;
+
+function option(words, about, go) {
+  const link = document.createElement("a"), name = document.createElement("span"), said = document.createElement("span");
+  link.setAttribute("role", "option");
+  link.tabIndex = -1;
+  name.textContent = words;
+  said.textContent = about;
+  said.className = "soft";
+  link.append(name, said);
+  if (typeof go === "string") link.href = go;
+  else link.addEventListener("click", (event) => {
+    event.preventDefault();
+    palette.close();
+    go();
+  });
+  if (typeof go !== "string") link.href = "#";
+  return link;
+}
+
+function acts() {
+  return all("#run-acts summary, #run-acts > div > button").map((control) => option(control.textContent.trim(), "action of this run", () => {
+    if (control.localName !== "summary") return control.click();
+    control.parentElement.open = true;
+    one("input:not([type=hidden]), textarea", control.parentElement)?.focus();
+  }));
+}
+
+function offer(found = []) {
+  const words = typed.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+  const fitting = [...acts(), ...places].filter((link) => words.every((word) => link.textContent.toLowerCase().includes(word)));
+  const list = one("#palette-list");
+  list.replaceChildren(...(typed.value.trim() ? [...fitting.slice(0, 8), ...found] : fitting.slice(0, 12)));
+  if (typed.value.trim()) list.append(option(`“${typed.value.trim()}”`, "open the run of this id, or search", () => typed.form.requestSubmit()));
+  [...list.children].forEach((link, at) => (link.id = `place-${at}`));
+  choose(0);
+}
+
+function choose(at) {
+  const links = [...one("#palette-list").children];
+  at = (at + links.length) % links.length;
+  links.forEach((link, other) => link.setAttribute("aria-selected", other === at));
+  typed.setAttribute("aria-activedescendant", links[at]?.id ?? "");
+  links[at]?.scrollIntoView({ block: "nearest" });
+}
+
+function chosen() {
+  return Math.max(0, [...one("#palette-list").children].findIndex((link) => link.ariaSelected === "true"));
+}
+
+async function lookUp() {
+  const number = ++search, text = typed.value.trim();
+  offer();
+  if (!text) return;
+  await new Promise((done) => setTimeout(done, 150));
+  if (number !== search) return;
+  const answer = await fetch(`${root.dataset.base}/v1/runs?${new URLSearchParams({ search: text, limit: 6 })}`).catch(() => null);
+  if (number !== search || !answer?.ok) return;
+  const { runs } = await answer.json();
+  if (number === search) offer(runs.map((run) => option(run.run_id, `${run.state} · ${run.workflow}`, `${root.dataset.base}/open?${new URLSearchParams({ q: run.run_id })}`)));
+}
+
+typed?.addEventListener("input", lookUp);
+typed?.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowDown") choose(chosen() + 1);
+  else if (event.key === "ArrowUp") choose(chosen() - 1);
+  else if (event.key === "Enter") one("#palette-list").children[chosen()]?.click();
+  else return;
+  event.preventDefault();
+});
+palette?.addEventListener("toggle", () => {
+  if (!palette.open) return;
+  typed.value = "";
+  offer();
+  typed.focus();
+});
+palette?.addEventListener("click", (event) => event.target === palette && palette.close());
+
 // Keys; each is also a visible control. They are dead where somebody types.
 
-const places = { r: "/", e: "/errors", w: "/workers", s: "/start" };
 let going = false;
+
+document.addEventListener("keydown", (event) => {
+  if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey || !palette) return;
+  event.preventDefault();
+  if (!one("dialog[open]")) palette.showModal();
+  else if (palette.open) palette.close();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
@@ -191,10 +359,9 @@ document.addEventListener("keydown", (event) => {
   if (one("dialog[open]")) return;
   const went = going;
   going = false;
-  if (went && places[event.key]) {
-    const link = one(`.top nav a[href$="${places[event.key]}"]`);
-    if (link) link.click();
-  } else if (event.key === "g") going = true;
+  const link = went && all(".top nav a[data-key]").find((one) => one.dataset.key === event.key);
+  if (link) link.click();
+  else if (event.key === "g") going = true;
   else if (event.key === "/") one("#jump").focus();
   else if (event.key === "?") one("#help").showModal();
   else if (event.key === "j" || event.key === "k") move(event.key === "j" ? 1 : -1);
@@ -225,7 +392,33 @@ document.addEventListener("submit", (event) => {
   if (event.target.method === "post") setTimeout(() => all("button", event.target).forEach((button) => (button.disabled = true)));
 });
 
+// After a link to another page the keyboard goes on in its content.
+
+try {
+  if (sessionStorage.getItem("followed") && !location.hash && !one("[autofocus]", one("#main"))) one("#main").focus({ preventScroll: true });
+  sessionStorage.removeItem("followed");
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[href]");
+    if (link?.origin === location.origin && !link.hash && !event.defaultPrevented) sessionStorage.setItem("followed", "1");
+  });
+} catch {
+  // a browser that keeps nothing
+}
+
+// Menus close when something else gets the focus.
+
+document.addEventListener("focusin", (event) => {
+  for (const menu of all("details[open] > .menu")) if (!menu.parentElement.contains(event.target)) menu.parentElement.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  const menu = event.key === "Escape" && event.target.closest?.("details[open]");
+  if (!menu || !one(".menu", menu)) return;
+  menu.open = false;
+  one("summary", menu).focus();
+});
+
 function prepare() {
+  localize();
   for (const button of all("[data-copy]")) button.hidden = !navigator.clipboard;
   for (const button of all("[data-noscript]")) button.hidden = true;
 }
@@ -233,4 +426,4 @@ function prepare() {
 prepare();
 tick();
 setInterval(tick, 1000);
-listen();
+listenAll();

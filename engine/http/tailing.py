@@ -1,0 +1,142 @@
+"""The records of all partitions as one sequence, by their times: from places on, or up to them."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from ..log import Log, Reader, Record
+
+Places = dict[int, int]
+"""An offset in each partition: everything below it has been read."""
+
+
+class Tailed(NamedTuple):
+    """A record, and its partition."""
+
+    partition: int
+    record: Record
+
+
+def written(places: Mapping[int, int]) -> str:
+    """`0:12-1:7`: places as a part of an address."""
+    return "-".join(f"{partition}:{offset}" for partition, offset in sorted(places.items()))
+
+
+def read_places(text: str, partitions: int) -> Places:
+    """Places as `written` gives them; a partition that is not named begins at 0. Raises ValueError."""
+    found: Places = dict.fromkeys(range(partitions), 0)
+    for part in text.split("-"):
+        partition, colon, offset = part.partition(":")
+        numbers = (partition, offset)
+        if not colon or not all(one.isascii() and one.isdecimal() and len(one) <= 18 for one in numbers):
+            raise ValueError("a place is partition:offset, several with - between them, such as 0:12-1:7")
+        if int(partition) not in found:
+            raise ValueError(f"there is no partition {partition}")
+        found[int(partition)] = int(offset)
+    return found
+
+
+class TailReader:
+    """Reads all partitions from places on, during an `async with` block. Raises LogUnavailable."""
+
+    def __init__(self, log: Log, places: Mapping[int, int], until: Mapping[int, int] | None = None) -> None:
+        self.places: Places = dict(places)
+        self._log = log
+        self._until = until
+        self._readers: dict[int, Reader] = {}
+
+    async def __aenter__(self) -> Self:
+        for partition in self.places:
+            start, end = await self._log.bounds(partition)
+            self.places[partition] = min(max(self.places[partition], start), end)
+            self._readers[partition] = self._log.reader(partition, self.places[partition])
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.gather(*(reader.close() for reader in self._readers.values()), return_exceptions=True)
+
+    async def read(self, most: int) -> list[Tailed]:
+        """The next records of all partitions by their times, up to `most` of each; empty if there are none now.
+
+        A record comes when all partitions are known up to its time, so that pages which follow each other keep the order.
+        """
+        known, limit = dict[int, list[Record]](), None
+        for partition, reader in self._readers.items():
+            records = [*await self._upto(partition, reader, most)]
+            known[partition] = records
+            _, end = await self._log.bounds(partition)
+            if records and reader.position < min(end, self._until.get(partition, end) if self._until else end):
+                last = _latest(records)
+                limit = last if limit is None else min(limit, last)
+        taken = [one for one in in_order(known) if limit is None or one.time <= limit]
+        for one in taken:
+            self.places[one.partition] = one.record.offset + 1
+        for partition, reader in self._readers.items():
+            if limit is None or not known[partition]:
+                self.places[partition] = max(reader.position, self.places[partition])
+            elif reader.position != self.places[partition]:  # the rest comes with the next call
+                await reader.close()
+                self._readers[partition] = self._log.reader(partition, self.places[partition])
+        return [Tailed(one.partition, one.record) for one in taken]
+
+    async def _upto(self, partition: int, reader: Reader, most: int) -> Sequence[Record]:
+        records = await reader.read(most)
+        if self._until is None:
+            return records
+        return [record for record in records if record.offset < self._until.get(partition, record.offset + 1)]
+
+
+class _Timed(NamedTuple):
+    """A record with the time that orders it: that of the log, which may step back, as far as it has come."""
+
+    time: int
+    partition: int
+    record: Record
+
+
+def in_order(known: Mapping[int, Sequence[Record]]) -> Iterator[_Timed]:
+    """The records of partitions by their times; within a partition in its own order."""
+    return heapq.merge(*(_timed(partition, records) for partition, records in known.items()), key=lambda one: one[:2])
+
+
+def _timed(partition: int, records: Sequence[Record]) -> Iterator[_Timed]:
+    time = 0
+    for record in records:
+        time = max(time, record.timestamp)
+        yield _Timed(time, partition, record)
+
+
+def _latest(records: Sequence[Record]) -> int:
+    return max(record.timestamp for record in records)
+
+
+async def before(log: Log, until: Mapping[int, int], most: int) -> tuple[list[Tailed], Places]:
+    """The last records below the places, by their times, up to `most` offsets of each partition; and the places where they
+    begin."""
+    begin: Places = {}
+    for partition, offset in until.items():
+        start, end = await log.bounds(partition)
+        begin[partition] = max(start, min(offset, end) - most)
+    known: dict[int, list[Record]] = {partition: [] for partition in begin}
+    first = 0
+    for partition, offset in begin.items():
+        reader = log.reader(partition, offset)
+        try:
+            start, _ = await log.bounds(partition)
+            while records := [record for record in await reader.read(most) if record.offset < until[partition]]:
+                known[partition] += records
+        finally:
+            await reader.close()
+        if offset > start and known[partition]:
+            first = max(first, known[partition][0].timestamp)
+    found = [one for one in in_order(known) if one.time >= first]
+    for one in reversed(found):
+        begin[one.partition] = one.record.offset
+    for partition in begin:
+        if not any(one.partition == partition for one in found):
+            begin[partition] = until[partition]
+    return [Tailed(one.partition, one.record) for one in found], begin
