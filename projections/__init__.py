@@ -6,6 +6,7 @@
     reading  reads the tables beside the transactions of the projections
     runs     the runs, one row each: list, filter, search (texts: its index)
     selection  which runs an action on many would ask
+    actions  the requests of people: who asked for what, and why
     steps    operations, one row each; errors in groups; counts a minute
     panels   Number, Chart, TableView: what a projection shows on a dashboard
     audit    a run's history as a chained file: export, verify, replay
@@ -13,6 +14,7 @@
 The engine does not import this package.
 """
 
+from .actions import ActionFilter, ActionRow, ActionsProjection, list_actions
 from .base import Batch, Projection, RunChange, RunSoFar
 from .feed import default_database
 from .panels import Cell, Chart, Number, Panel, PanelRows, TableView, read_panels
@@ -22,6 +24,9 @@ from .selection import Selection, select_ids, select_runs, snapshot
 from .steps import ErrorGroup, Minute, StepRow, StepsProjection, list_errors, list_minutes, list_steps
 
 __all__ = [
+    "ActionFilter",
+    "ActionRow",
+    "ActionsProjection",
     "Batch",
     "Cell",
     "Chart",
@@ -46,6 +51,7 @@ __all__ = [
     "count_runs",
     "count_some",
     "default_database",
+    "list_actions",
     "list_errors",
     "list_minutes",
     "list_runs",

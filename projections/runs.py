@@ -34,6 +34,7 @@ from stepfold.values.times import ms_of, utc
 from . import texts
 from .base import Batch, Projection, RunChange, RunSoFar
 
+_ERROR_RUNS = sa.table("stepfold_error_runs", sa.column("fingerprint", sa.String), sa.column("run_id", sa.String))
 EXCERPT = 2000
 """How many characters of inputs, results and errors are kept."""
 
@@ -248,7 +249,7 @@ class RunFilter(TypedDict, total=False):
     `state`: one or several; `started_after`, `started_before`: aware datetimes; `waiting_kind`: of the oldest open operation;
     `attempts_failed`: at least so many; `error`: text in the last error; `search`: text in the run id, workflow, last error,
     input or result, or of one or two characters: the beginning of the run id or workflow. Texts match in upper and lower case
-    alike.
+    alike. `fingerprint`: of a group of errors, of which the run has had one; a StepsProjection in the same database keeps that.
     """
 
     workflow: str
@@ -258,6 +259,7 @@ class RunFilter(TypedDict, total=False):
     waiting_kind: str
     attempts_failed: int
     error: str
+    fingerprint: str
     search: str
 
 
@@ -444,6 +446,9 @@ def _conditions(filters: RunFilter) -> list[sa.ColumnElement[bool]]:
         found.append(sa.or_(*(runs.c[name].icontains(search, autoescape=True) for name in _TEXTS)))
     elif search:
         found.append(sa.or_(*(runs.c[name].istartswith(search, autoescape=True) for name in ("run_id", "workflow"))))
+    if "fingerprint" in filters:
+        alike = sa.select(_ERROR_RUNS.c.run_id).where(_ERROR_RUNS.c.fingerprint == filters["fingerprint"])
+        found.append(runs.c.run_id.in_(alike))
     return found
 
 

@@ -2,6 +2,7 @@
 
     stepfold_steps(run_id, step_id, kind, state, attempts, lost, began_at, ended_at, until, last_error, fingerprint)
     stepfold_errors(fingerprint, workflow, step, type, likeness, sample, count, first_at, last_at, last_run_id)
+    stepfold_error_runs(fingerprint, run_id, last_at)
     stepfold_minutes(minute, partition, workflow, started, completed, failed, cancelled, steps_completed, attempts_failed,
                      attempts_lost)
     stepfold_durations(minute, partition, workflow, measure, bucket, count)
@@ -72,6 +73,14 @@ errors = sa.Table(
     sa.Column("last_run_id", sa.String(200), nullable=False),
     sa.Index("stepfold_errors_last", "last_at"),
 )
+error_runs = sa.Table(
+    "stepfold_error_runs",
+    metadata,
+    sa.Column("fingerprint", sa.String(32), primary_key=True),
+    sa.Column("run_id", sa.String(200), primary_key=True),
+    sa.Column("last_at", sa.BigInteger, nullable=False),
+    sa.Index("stepfold_error_runs_run", "run_id"),
+)
 minutes = sa.Table(
     "stepfold_minutes",
     metadata,
@@ -103,10 +112,10 @@ LIKENESS_CHARS = 300
 
 
 class StepsProjection(Projection):
-    """Keeps the four tables of this module, on SQLite and PostgreSQL; the functions here read them."""
+    """Keeps the five tables of this module, on SQLite and PostgreSQL; the functions here read them."""
 
     name = "stepfold-steps"
-    version = 1
+    version = 2
     metadata = metadata
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
@@ -126,6 +135,7 @@ class _News:
         self.ended: dict[str, int] = {}
         self.steps: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)  # by run and step id
         self.errors: dict[str, dict[str, Any]] = {}
+        self.error_runs: dict[tuple[str, str], dict[str, Any]] = {}  # by run id and fingerprint
         self.counts: dict[tuple[int, str], Counter[str]] = defaultdict(Counter)  # by minute and workflow
         self.durations: Counter[tuple[int, str, str, int]] = Counter()  # by minute, workflow, measure and bucket
 
@@ -161,6 +171,8 @@ class _News:
     def _forget(self, run_id: str) -> None:
         self.steps.pop(run_id, None)
         self.ended.pop(run_id, None)
+        for key in [key for key in self.error_runs if key[0] == run_id]:
+            del self.error_runs[key]
 
     def _take_step(self, run: RunState, type: str, fields: dict[str, Any]) -> dict[str, Any]:
         """Note a decision about an operation. Returns its row."""
@@ -225,6 +237,7 @@ class _News:
                 "count": 0,
                 "first_at": run.now,
             }
+        self.error_runs[run.id, key] = {"fingerprint": key, "run_id": run.id, "last_at": run.now}
         row["count"] += 1
         row.update(sample=text_of(error.message), last_at=run.now, last_run_id=run.id)
 
@@ -233,12 +246,14 @@ class _News:
 
     def write(self, connection: sa.Connection) -> None:
         if self.begun:
-            connection.execute(_FORGET, [{"id": run_id} for run_id in self.begun])
+            for forget in _FORGET:
+                connection.execute(forget, [{"id": run_id} for run_id in self.begun])
         _upsert(connection, steps, [row for rows in self.steps.values() for row in rows.values()])
         ended = [{"id": run_id, "at": at} for run_id, at in self.ended.items()]
         if ended:
             connection.execute(_DROP, ended)
         _upsert(connection, errors, self.errors.values())
+        _upsert(connection, error_runs, self.error_runs.values())
         _upsert(connection, minutes, [self._minute(*key, counts) for key, counts in sorted(self.counts.items())])
         _upsert(connection, durations, [self._duration(key, count) for key, count in sorted(self.durations.items())])
 
@@ -319,10 +334,11 @@ def _more(new: Any) -> dict[str, Any]:
 _CHANGES: dict[sa.Table, Callable[[Any], dict[str, Any]]] = {
     steps: _changes,
     errors: _error_changes,
+    error_runs: lambda new: {"last_at": new.last_at},
     minutes: _sums,
     durations: _more,
 }
-_FORGET = sa.delete(steps).where(steps.c.run_id == sa.bindparam("id", type_=sa.String))
+_FORGET = [sa.delete(table).where(table.c.run_id == sa.bindparam("id", type_=sa.String)) for table in (steps, error_runs)]
 _DROP = (
     sa.update(steps)
     .where(steps.c.run_id == sa.bindparam("id", type_=sa.String), steps.c.state == "open")
@@ -391,15 +407,22 @@ def list_steps(connection: sa.Connection, run_id: str, *, limit: int = 200, afte
 
 
 def list_errors(
-    connection: sa.Connection, *, workflow: str | None = None, after: datetime | None = None, limit: int = 50
+    connection: sa.Connection,
+    *,
+    workflow: str | None = None,
+    fingerprint: str | None = None,
+    after: datetime | None = None,
+    limit: int = 50,
 ) -> list[ErrorGroup]:
-    """Groups of errors by their last one, the newest first: of a workflow, and with errors since `after`, if given.
+    """Groups of errors by their last one, the newest first: of a workflow, with a fingerprint, with errors since `after`.
 
     Raises ValueError for a naive datetime.
     """
     query = sa.select(errors).order_by(errors.c.last_at.desc(), errors.c.fingerprint).limit(limit)
     if workflow is not None:
         query = query.where(errors.c.workflow == workflow)
+    if fingerprint is not None:
+        query = query.where(errors.c.fingerprint == fingerprint)
     if after is not None:
         query = query.where(errors.c.last_at >= ms_of(after))
     return [ErrorGroup(**_with_times(row, "first_at", "last_at")) for row in connection.execute(query).mappings()]

@@ -14,7 +14,8 @@ from stepfold.projections import Projection
 from ..client.client import Client
 from .guard import LOCAL_HOSTS, Guard
 from .health import Lags
-from .routing import no_route, routes
+from .pages.render import nowhere
+from .routing import routes
 from .service import serving
 from .sessions import Authenticate
 from .table import ROWS
@@ -46,6 +47,6 @@ def app(
             finally:
                 lags.close()
 
-    starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: no_route})
+    starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: nowhere})
     starlette.router.redirect_slashes = False  # its answer would repeat the Host header
     return Guard(starlette, hosts, authenticate)

@@ -267,9 +267,14 @@ async def _read(request: Request) -> bytes:
 
 async def no_route(request: Request, error: Exception) -> Response:
     """The answer where no route fits, or none has the method."""
+    return answer(unrouted(error), instance_of(None, request))
+
+
+def unrouted(error: Exception) -> HttpRefusal:
+    """Why no route fits."""
     status, headers = (error.status_code, dict(error.headers or {})) if isinstance(error, HTTPException) else (500, {})
     code, detail = {
         404: ("not-found", "there is nothing at this path"),
         405: ("method-not-allowed", "this path has no such method; Allow names those that it has"),
     }.get(status, ("bad-request", str(error)))
-    return answer(HttpRefusal(status, code, detail, headers=headers), instance_of(None, request))
+    return HttpRefusal(status, code, detail, headers=headers)

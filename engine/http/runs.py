@@ -145,6 +145,7 @@ class RunConditions(BaseModel, extra="forbid"):
     waiting_kind: Annotated[str, Field(max_length=20)] | None = None
     attempts_failed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     error: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    fingerprint: Annotated[str, Field(max_length=32)] | None = None
     search: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     def filters(self, call: HttpCall) -> dict[str, Any]:

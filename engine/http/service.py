@@ -11,7 +11,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 
-from stepfold.projections import Lag, Projection, ProjectionRunner, RunsProjection, StepsProjection
+from stepfold.projections import ActionsProjection, Lag, Projection, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
 from ..core.fold import PartitionState, fold
@@ -144,7 +144,7 @@ async def serving(
     client: Client, database: str | sa.URL | sa.Engine | None, projections: Sequence[Projection]
 ) -> AsyncGenerator[Service]:
     """Connect the client and keep the tables up to date, those of `projections` too. Raises LogUnavailable and ConfigError."""
-    news, kept = TableNews(), [RunsProjection(), StepsProjection(), *projections]
+    news, kept = TableNews(), [RunsProjection(), StepsProjection(), ActionsProjection(), *projections]
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import bulk, dashboards, health, history, requests, runs, schemas, sessions, system
+from . import audit, bulk, dashboards, health, history, requests, runs, schemas, sessions, system
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -12,6 +12,7 @@ _API = (
     *requests.ROWS,
     *history.ROWS,
     *schemas.ROWS,
+    *audit.ROWS,
     *bulk.ROWS,
     *system.ROWS,
     *dashboards.ROWS,

@@ -125,6 +125,17 @@ async def test_an_error_is_a_page(tmp_path: Path, path: str) -> None:
             assert "All runs" in page.text
 
 
+async def test_an_unknown_path_is_a_page_for_browsers_only(tmp_path: Path) -> None:
+    callers = {"v": Caller("vera", frozenset({Role.VIEW}))}
+    async with served(client_of(tmp_path), authenticate=callers.get) as browser:
+        for path in ("/nowhere", "/v1/nowhere", "/runs/%FF"):
+            page = await browser.get(path, headers={"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+            assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+            assert "All runs" in page.text
+            other = await browser.get(path, headers={"Accept": "*/*"})
+            assert (other.status_code, other.headers["content-type"]) == (404, "application/problem+json")
+
+
 async def test_a_caller_without_the_right_sees_no_payload(tmp_path: Path) -> None:
     client = client_of(tmp_path)
     callers = {"v": Caller("vera", frozenset({Role.VIEW})), "p": Caller("paul", frozenset({Role.PAYLOAD}))}
@@ -190,8 +201,17 @@ async def test_errors_are_grouped_and_partitions_have_owners(tmp_path: Path) -> 
                 run = await client.start_workflow("fail", f"order {number} of 9", run_id=f"run-{number}")
                 with pytest.raises(Exception, match="order"):
                     await run.result()
-            listed = await listing(browser, "/errors", 'data-label="count">3<')
+            listed = await listing(browser, "/errors", ">3<span")
             assert "ValueError" in listed
+            other = await client.start_workflow("fail", "another", run_id="other")
+            with pytest.raises(Exception, match="another"):
+                await other.result()
+            await listing(browser, "/?state=failed", "4 of 4")
+            alike = listed.partition('<td class="number" data-label="count"><a href="')[2].partition('"')[0]
+            runs = (await browser.get(alike)).text
+            assert "3 of 3 that match" in runs
+            assert "Runs that have had the error <strong>ValueError</strong> of fail" in runs
+            assert (await browser.get(f"/v1/runs/count?fingerprint={alike.rpartition('=')[2]}")).json() == {"count": 3}
             workers = (await browser.get("/workers")).text
             assert "No worker" not in workers
             assert "stepfold-runs" in workers

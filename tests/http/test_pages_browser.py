@@ -99,6 +99,7 @@ PAGES = {
     "problem": "/runs/",
     "settings": "/settings",
     "history": "/history",
+    "audit": "/audit",
 }
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light"},

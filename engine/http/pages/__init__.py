@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, dashboards, forms, run, runs, settings, starting, system, tail, views
+from . import actions, audit, dashboards, forms, run, runs, settings, starting, system, tail, views
 from .render import refused
 from .static import asset
 
@@ -55,6 +55,7 @@ ROWS: tuple[Row, ...] = (
     _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
     _page("/history", "history_page", tail.tail_page, tail.TailQuery),
+    _page("/audit", "audit_page", audit.audit_page, audit.AuditQuery),
     _page("/settings", "settings_page", settings.settings_page, settings.SettingsQuery),
     _form("/settings", "change_settings", settings.change_settings, settings.SettingsForm, role=Role.VIEW),
     _form("/views", "change_views", views.change_views, views.ViewForm, role=Role.VIEW),

@@ -16,7 +16,7 @@ from ...values.text import shown, shown_json
 from ...values.times import ms_of, utc
 from ...values.words import iso, span
 from ..problems import HttpRefusal
-from ..routing import Caller, HttpCall, Role
+from ..routing import Caller, HttpCall, Role, no_route, unrouted
 from ..schemas import known_workflows
 from .look import Look, look_of
 from .static import VERSION
@@ -27,6 +27,7 @@ NAVIGATION = (
     ("/", "Runs", "r"),
     ("/errors", "Errors", "e"),
     ("/history", "History", "h"),
+    ("/audit", "Audit", "a"),
     ("/workers", "Workers", "w"),
     ("/dashboards", "Dashboards", "d"),
     ("/start", "Start", "s"),
@@ -146,6 +147,14 @@ def around(call: HttpCall) -> dict[str, Any]:
 def show(call: HttpCall, template: str, **context: Any) -> Response:
     """The page."""
     return HTMLResponse(text(template, around(call) | context))
+
+
+async def nowhere(request: Request, error: Exception) -> Response:
+    """The answer where no route fits: a page for a browser, a problem for other clients."""
+    kinds = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+    if "text/html" not in kinds:
+        return await no_route(request, error)
+    return refused(unrouted(error), request)
 
 
 def refused(refusal: HttpRefusal, request: Request) -> Response:

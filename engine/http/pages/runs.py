@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, NamedTuple, cast, get_args
+from typing import Annotated, Any, NamedTuple, cast, get_args
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 from typing_extensions import Unpack
 
-from stepfold.projections import Counted, RunFilter, RunRow, RunsProjection, count_some, list_runs, positions
+from stepfold.projections import (
+    Counted,
+    RunFilter,
+    RunRow,
+    RunsProjection,
+    count_some,
+    list_errors,
+    list_runs,
+    positions,
+)
 
 from ...client.status import State
 from ...operations import BY_NAME
@@ -37,13 +46,15 @@ SINCE = {
 
 
 class ListQuery(BaseModel, extra="ignore"):
-    """The filters of the list, "" for none; `after`: the last run of the page before, as `cursor` writes it."""
+    """The filters of the list, "" for none; `alike`: the fingerprint of a group of errors; `after`: the last
+    run of the page before, as `cursor` writes it."""
 
     state: str = ""
     workflow: str = ""
     waiting: str = ""
     q: str = ""
     since: str = ""
+    alike: Annotated[str, Field(max_length=32)] = ""
     after: str = ""
 
     def chosen(self) -> dict[str, str]:
@@ -85,6 +96,8 @@ def _filter(query: ListQuery, now_ms: int) -> RunFilter:
         found["workflow"] = query.workflow
     if query.waiting:
         found["waiting_kind"] = query.waiting
+    if query.alike:
+        found["fingerprint"] = query.alike
     if query.q:
         found["search"] = query.q
     if query.since:
@@ -118,6 +131,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
     context = around(call)
     rows, count, total, reached = await call.service.read(_read, _after(query.after), **_filter(query, context["now"]))
     lags = [lag for lag in lags_for(call.caller, await lags_of(call).get()) if lag.projection == RunsProjection.name]
+    groups = await call.service.read(list_errors, fingerprint=query.alike, limit=1) if query.alike else []
     more = len(rows) > PAGE
     rows = rows[:PAGE]
     known = {workflow.id for workflow in call.service.client.registry} | {row.workflow for row in rows}
@@ -133,6 +147,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "query": query,
         "chosen": chosen,
         "home": home,
+        "group": groups[0] if groups else None,
         "views": saved,
         "here": urlencode(chosen),
         "without": [

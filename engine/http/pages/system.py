@@ -48,7 +48,7 @@ def _group(group: ErrorGroup, payload: bool) -> dict[str, Any]:
         "first": ms_of(group.first_at),
         "last": ms_of(group.last_at),
         "run": group.last_run_id,
-        "runs": with_query("/", workflow=group.workflow, q=group.type if payload else None),
+        "runs": with_query("/", alike=group.fingerprint),
     }
 
 

@@ -93,7 +93,7 @@ class _Rows:
         self.workflows.update((run_id, fields["workflow"]) for run_id, fields in events if fields["type"] == "started")
         unknown = {run_id for run_id, _ in events if run_id not in self.workflows and run_id != CLAIM_KEY}
         if unknown:
-            self.workflows.update(await self.call.service.projections.query(_workflows_of, sorted(unknown)))
+            self.workflows.update(await self.call.service.read(_workflows_of, sorted(unknown)))
         while len(self.workflows) > NAMES:
             del self.workflows[next(iter(self.workflows))]
 

@@ -1,0 +1,97 @@
+"""The route that shows who asked for what, and why."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, Field
+
+from stepfold.projections import ActionRow, list_actions
+from stepfold.projections.actions import ActionPlace
+
+from ..values.times import ms_of
+from .headers import POSITION, reach
+from .models import Name
+from .problems import HttpRefusal
+from .routing import Answer, HttpCall, Role, Row
+
+
+class ActionsWanted(BaseModel, extra="forbid"):
+    """Conditions on requests; all must hold. `type`: of their events; `cursor`: of the link to the next page."""
+
+    by: Name | None = None
+    type: Annotated[str, Field(max_length=50)] | None = None
+    run_id: Name | None = None
+    workflow: Name | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 50
+    cursor: Annotated[str, Field(max_length=60)] | None = None
+
+
+class ActionNow(BaseModel):
+    """A request that says who asked or why. `subject`: the signal or the step that it is about."""
+
+    partition: int
+    offset: int
+    at: datetime
+    type: str
+    run_id: str
+    workflow: str
+    subject: str | None
+    by: str | None
+    why: str | None
+
+
+class ActionsNow(BaseModel):
+    """A page of requests, the newest first. `next`: the cursor of the next page; null: this is the last one."""
+
+    actions: list[ActionNow]
+    next: str | None
+
+
+async def get_actions(call: HttpCall) -> Answer:
+    """List the requests of people: starts, signals, cancellations and answers to callbacks, with who and why."""
+    asked: ActionsWanted = call.query
+    filters = asked.model_dump(include={"by", "type", "run_id", "workflow"}, exclude_none=True)
+    await reach(call.service, call.request)
+    rows, following = await actions_page(call, asked.limit, asked.cursor, filters)
+    headers: dict[str, str] = {}
+    if following is not None:
+        pairs = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
+        query = urlencode([*pairs, ("cursor", following)])
+        headers["Link"] = f'<{call.request.scope.get("root_path", "")}/v1/actions?{query}>; rel="next"'
+    return Answer(ActionsNow(actions=[ActionNow.model_validate(asdict(row)) for row in rows], next=following), headers=headers)
+
+
+async def actions_page(
+    call: HttpCall, limit: int, cursor: str | None, filters: dict[str, Any]
+) -> tuple[list[ActionRow], str | None]:
+    """A page of requests, and the cursor of the next one. Raises HttpRefusal for a cursor that is not one."""
+    after = None if not cursor else _place(cursor)
+    rows = await call.service.read(list_actions, limit=limit + 1, after=after, **filters)
+    last = rows[limit - 1] if len(rows) > limit else None
+    return rows[:limit], None if last is None else f"{ms_of(last.at)}-{last.partition}-{last.offset}"
+
+
+def _place(cursor: str) -> ActionPlace:
+    parts = cursor.split("-")
+    if len(parts) != 3 or not all(part.isascii() and part.isdecimal() and len(part) <= 18 for part in parts):
+        raise HttpRefusal(422, "cursor-invalid", "the cursor is not one of a link to the next page")
+    at, partition, offset = map(int, parts)
+    return at, partition, offset
+
+
+ROWS = (
+    Row(
+        method="GET",
+        path="/v1/actions",
+        role=Role.VIEW,
+        name="list_actions",
+        handler=get_actions,
+        query=ActionsWanted,
+        headers=(POSITION,),
+        answers={200: ActionsNow},
+    ),
+)
