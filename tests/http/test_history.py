@@ -197,7 +197,7 @@ async def test_the_system(client: Client) -> None:
         minutes = (await browser.get("/v1/minutes", headers=position)).json()["minutes"]
         assert sum(minute["started"] for minute in minutes) == 1
         projections = (await browser.get("/v1/projections")).json()["projections"]
-        assert {one["projection"] for one in projections} == {"stepfold-runs", "stepfold-steps"}
+        assert {one["projection"] for one in projections} == {"stepfold-runs", "stepfold-steps", "stepfold-actions"}
         assert (await browser.get("/v1/errors", headers=position)).json() == {"errors": []}
         span = {"after": "2020-01-01T00:00:00Z", "before": "2026-01-01T00:00:00Z"}
         assert (await browser.get("/v1/minutes", params=span)).status_code == 422

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, audit, dashboards, forms, run, runs, settings, starting, system, tail, views
+from . import actions, audit, compare, dashboards, forms, run, runs, settings, starting, system, tail, views
 from .render import refused
 from .static import asset
 
@@ -45,7 +45,7 @@ def _form(
 ROWS: tuple[Row, ...] = (
     _page("/", "runs_page", runs.page, runs.ListQuery),
     _page("/open", "open_page", runs.jump, runs.JumpQuery, answers=_MOVED),
-    _page("/runs/{id:path}", "run_page", run.page, run.RunQuery),
+    _page("/runs/{id:path}", "run_page", compare.page, run.RunQuery),
     _form("/runs/{id:path}", "act", actions.act, forms.ActForm),
     _page("/payload/{id:path}", "payload_page", run.payload, run.PayloadQuery, Role.PAYLOAD),
     _page("/start", "start_page", starting.start_page, starting.StartQuery),

@@ -32,13 +32,15 @@ _Number = Annotated[int | None, BeforeValidator(lambda value: value or None), Fi
 
 
 class RunQuery(BaseModel, extra="ignore"):
-    """`id`: of a run whose id cannot be in a path. `at`: show the run as it was after this offset; `nth`: after its nth event.
+    """`id`: of a run whose id cannot be in a path. `at`: show the run as it was after this offset; `nth`: after its nth event;
+    `with`: compare that with the run as it was after this offset.
 
     `type`, `step`, `text`, `trouble`: of the events to show; `begin`: the offset from which on; `steps`: the first step to show.
     """
 
     id: str = ""
     at: Annotated[int | None, Field(ge=0, le=2**63)] = None
+    with_: Annotated[int | None, Field(alias="with", ge=0, le=2**63)] = None
     nth: _Number = None
     type: str = ""
     step: str = ""
@@ -131,6 +133,7 @@ def _slider(whole: Moment, then: Moment, path: str) -> dict[str, Any]:
     behind = events.offset(nth) if nth < len(events) else None
     return {
         "nth": nth,
+        "newest": events.offset(-1),
         "events_now": len(events),
         "before": None if before is None else with_query(path, at=before),
         "behind": None if behind is None else with_query(path, at=behind),
