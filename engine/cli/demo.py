@@ -13,10 +13,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
@@ -30,11 +30,15 @@ from ..client.view import RunHistory
 from ..core.fold import PartitionState, fold
 from ..log import CLAIM_KEY
 from ..operations.line import Line
-from .dev import local_kafka, start_worker, stop_worker
+from .dev import PORT, local_kafka, start_worker, stop_worker
 from .output import Text, console, remark, show, table
 from .picture import event_line, history_table, run_picture, since
 from .problems import Exit, Problem
 from .target import connected, end_as_with_ctrl_c, load, run_async, until_first
+from .web import address, bound, http_app, serve_http
+
+if TYPE_CHECKING:
+    from ..http.guard import Guard
 
 APP = "stepfold.cli.demo_app:client"
 EFFECTS = "STEPFOLD_DEMO_EFFECTS"
@@ -45,9 +49,11 @@ STEPS = ("reserve", "charge", "parcel/pack", "parcel/label", "parcel/invoice", "
 
 def demo(
     kafka: Annotated[bool, typer.Option("--kafka", help="On a real Kafka broker, started here (stepfold\\[broker]).")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Also in the browser, until Ctrl-C (stepfold\\[web]).")] = False,
 ) -> None:
     """Watch an order survive a failing step and the SIGKILL of its worker. Ends by itself, with 0 if all checks passed."""
     end_as_with_ctrl_c()
+    make_app = http_app() if dashboard else None
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stepfold-demo-")))
         url = f"sqlite:///{folder / 'demo.db'}"
@@ -56,14 +62,31 @@ def demo(
             url = stack.enter_context(local_kafka("demo", "?session_timeout_s=3"))
         performance = Performance(url, folder, on_kafka=kafka)
         try:
-            run_async(performance.perform())
+            run_async(performance.perform() if make_app is None else _in_browser(performance, make_app))
         except TimeoutError:
             raise Problem(f"the demo did not end within {PATIENCE_S} s; {performance.last_words()}", Exit.NO) from None
         finally:
             performance.clear_away()
-        if not performance.review():
+        if not performance.held():
             raise Problem("some checks failed; see above", Exit.NO)
-        remark("your own workflows, live in the browser: stepfold dev module:client (pip install 'stepfold[web]')")
+        remark("in the browser (stepfold[web]): stepfold demo --dashboard; your own workflows: stepfold dev module:client")
+
+
+async def _in_browser(performance: Performance, make_app: Callable[..., Guard]) -> None:
+    """Perform the demo while the dashboard shows it, review it, and keep the dashboard until Ctrl-C or a failed check."""
+    with bound("127.0.0.1", PORT, or_any=True) as listening:
+        async with connected(Client(performance.url), may_create=True) as client:
+            client.registry = load(APP).registry
+
+            async def play() -> None:
+                remark(f"dashboard {address(listening)}/runs/{RUN_ID} (the run begins in a moment)")
+                await performance.perform()
+                performance.clear_away()
+                if await asyncio.to_thread(performance.held):
+                    remark(f"the dashboard stays until Ctrl-C: {address(listening)}/runs/{RUN_ID}")
+                    await asyncio.Event().wait()
+
+            await until_first(play(), serve_http(make_app(client), listening))
 
 
 class Performance:
@@ -87,6 +110,7 @@ class Performance:
         self.owner: str | None = None
         self.begun_at = 0
         self._live: Live | None = None
+        self._held: bool | None = None  # once it was reviewed
 
     # -- the performance
 
@@ -243,8 +267,13 @@ class Performance:
 
     # -- afterwards
 
-    def review(self) -> bool:
-        """Print what happened. Returns whether all promises held."""
+    def held(self) -> bool:
+        """Print what happened, once. Returns whether all promises held."""
+        if self._held is None:
+            self._held = self._review()
+        return self._held
+
+    def _review(self) -> bool:
         history = self.history
         assert history is not None and history.run is not None
         lines = history.story()

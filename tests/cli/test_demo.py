@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 from shell import Shell, processes_of, until
 
@@ -43,6 +44,27 @@ def test_the_demo_holds_what_it_promises(stage: Shell) -> None:
     assert sum("kill -9" in line for line in lines) == 1
     history = lines[lines.index("The history, as any program can read it") + 2 :][: len(EVENTS)]
     assert [line.split()[3] for line in history] == EVENTS
+    assert left_behind(stage) == []
+
+
+def test_the_demo_in_the_browser(stage: Shell) -> None:
+    demo = stage.start("demo", "--dashboard")
+    assert demo.stdout is not None
+    lines: list[str] = []
+    for line in demo.stdout:
+        lines.append(line)
+        if "the dashboard stays until Ctrl-C: " in line:
+            break
+    url = lines[-1].partition("Ctrl-C: ")[2].strip()
+    assert f"dashboard {url} (" in "".join(lines), lines
+    verdicts = [line for line in lines if line.startswith(("✔", "✗"))][-len(HELD) :]
+    assert [line[: len(held)] for line, held in zip(verdicts, HELD, strict=False)] == HELD
+    page = httpx.get(url)
+    assert (page.status_code, "state completed" in page.text, "parcel/pack" in page.text) == (200, True, True)
+    assert 'name="/input/order_id"' in httpx.get(f"{url.partition('/runs/')[0]}/start?workflow=order").text
+    demo.send_signal(signal.SIGINT)
+    demo.stdout.read()
+    assert demo.wait() == 130
     assert left_behind(stage) == []
 
 

@@ -69,9 +69,7 @@ async def view(call: HttpCall, at: int, until: int) -> dict[str, Any]:
     }
 
 
-def _side(
-    call: HttpCall, whole: Moment, then: Moment, lines: Sequence[Line], to: Callable[[int | None], str]
-) -> dict[str, Any]:
+def _side(call: HttpCall, whole: Moment, then: Moment, lines: Sequence[Line], to: Callable[[int | None], str]) -> dict[str, Any]:
     """One of the two points, and the ways to its neighbours."""
     assert then.run is not None
     assert whole.run is not None

@@ -55,10 +55,11 @@ class RunQuery(BaseModel, extra="ignore"):
 
 
 class PayloadQuery(BaseModel, extra="ignore"):
-    """Which payload: of the run, or the whole event at `offset`."""
+    """Which payload: of the run, or the whole event at `offset`. `save`: as a file."""
 
     id: str = ""
     part: Literal["input", "result", "error", "event"]
+    save: bool = False
     offset: Annotated[int | None, Field(ge=0, le=2**63)] = None
 
 
@@ -227,7 +228,8 @@ async def payload(call: HttpCall) -> Response:
     else:
         value = {"input": run.input, "result": run.result, "error": run.error}[query.part]
     text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
-    return Response(text, media_type="text/plain; charset=utf-8")
+    headers = {"Content-Disposition": f'attachment; filename="{query.part}.json"'} if query.save else None
+    return Response(text, headers=headers, media_type="text/plain; charset=utf-8")
 
 
 def _record(whole: Moment, offset: int | None) -> dict[str, Any]:
