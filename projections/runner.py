@@ -163,6 +163,11 @@ class ProjectionRunner:
 
     # -- public methods
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the projections that it keeps up to date."""
+        return tuple(projection.name for projection in self._projections)
+
     async def catch_up(self) -> None:
         """Apply all records up to the current end of the log.
 

@@ -32,11 +32,20 @@ def _written(text: str) -> str:
 
 
 def _timed(time: object) -> object:
-    if isinstance(time, str) and not re.match(r"\d{4}-", time):  # pydantic takes a number for seconds or milliseconds since 1970
+    # pydantic takes a number for seconds or milliseconds since 1970
+    if not isinstance(time, str | datetime) or (isinstance(time, str) and not re.match(r"\d{4}-", time)):
         raise ValueError("it must be a time with its offset from UTC, such as 2026-11-30T09:00:00Z")
     return time
 
 
+def _counted(number: object) -> object:
+    if isinstance(number, bool | float):
+        raise ValueError("it must be a whole number")
+    return number
+
+
+Whole = Annotated[int, BeforeValidator(_counted)]
+"""A whole number, in a query or in JSON."""
 Name = Annotated[
     str,
     AfterValidator(_named),

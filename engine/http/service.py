@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from stepfold.projections import ActionsProjection, Lag, Projection, ProjectionRunner, RunsProjection, StepsProjection
 
 from ..client.client import Client
+from ..client.requests import Sender
 from ..core.fold import PartitionState, fold
-from ..errors import ValueInvalid, WorkflowCancelled, WorkflowFailed
+from ..errors import StepfoldError, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
 from .panels import Dashboards
 from .pasts import Pasts
 from .problems import HttpRefusal
 from .watching import Watching
+
+logger = logging.getLogger("stepfold.http")
 
 READ_S = 2.0
 """How long a read of the tables may take."""
@@ -55,7 +61,7 @@ class TableNews:
         self.listeners = 0
         self._changed = asyncio.Event()
 
-    def tell(self, lag: Lag) -> None:
+    def tell(self, lag: Lag | None = None) -> None:
         self.number += 1
         self._changed.set()
         self._changed = asyncio.Event()
@@ -68,12 +74,38 @@ class TableNews:
 
 
 class PartitionBounds(NamedTuple):
-    """A partition: its owner (None: no worker), and the offsets that the log holds."""
+    """A partition: its owner (None: no worker), the offsets that the log holds, and since when the owner has it, in ms."""
 
     partition: int
     owner: str | None
     start: int
     end: int
+    since: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerClaims:
+    """A worker, as far as the log tells: by its claims. `host`, `pid`: from its name; `since`: of its oldest claim, in ms."""
+
+    worker: str
+    host: str | None
+    pid: int | None
+    since: int
+    partitions: list[PartitionBounds]
+
+
+def workers_in(partitions: Sequence[PartitionBounds]) -> list[WorkerClaims]:
+    """The workers that own these partitions, by name."""
+    owned: dict[str, list[PartitionBounds]] = {}
+    for one in partitions:
+        if one.owner is not None:
+            owned.setdefault(one.owner, []).append(one)
+    workers: list[WorkerClaims] = []
+    for name, theirs in sorted(owned.items()):
+        parts = re.fullmatch(r"(.+)-(\d{1,10})-[^-]{1,8}", name, re.DOTALL)
+        host, pid = (None, None) if parts is None else (parts[1], int(parts[2]))
+        workers.append(WorkerClaims(name, host, pid, min(one.since or 0 for one in theirs), theirs))
+    return workers
 
 
 @dataclass(slots=True)
@@ -94,6 +126,34 @@ class Service:
     dashboards: Dashboards
     pasts: Pasts
     streams: OpenStreams = field(default_factory=OpenStreams)
+    rebuilding: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
+
+    def rebuild(self, projection: str, asked: Sender) -> bool:
+        """Begin to rebuild a projection; whether it was not under way already. Its lag tells how far it is."""
+        if projection in self.rebuilding:
+            return False
+        logger.info(
+            "projection %s is rebuilt: asked by %s, %s", projection, asked.by or "nobody", asked.why or "without a reason"
+        )
+        self.rebuilding[projection] = asyncio.create_task(self._rebuilt(projection))
+        return True
+
+    async def close(self) -> None:
+        """End what is under way; a rebuild goes on when the tables are followed again."""
+        tasks = list(self.rebuilding.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _rebuilt(self, projection: str) -> None:
+        try:
+            await self.projections.rebuild(projection)
+            logger.info("projection %s has been rebuilt", projection)
+        except (StepfoldError, SQLAlchemyError) as error:
+            logger.error("projection %s: the rebuild failed: %s", projection, error)  # noqa: TRY400  # the text says it all
+        finally:
+            del self.rebuilding[projection]
+            self.news.tell()
 
     async def partitions(self) -> list[PartitionBounds]:
         """All partitions of the log, with their owners by the claims. Raises LogUnavailable."""
@@ -102,9 +162,12 @@ class Service:
         async with self.client.patience():
             for partition in range(log.partitions):
                 state = PartitionState(partition, log.partitions)
+                since = None
                 for record in await log.find(partition, (CLAIM_KEY,)):
-                    fold(state, record)
-                found.append(PartitionBounds(partition, state.owner, *await log.bounds(partition)))
+                    if fold(state, record) is not None:
+                        since = record.timestamp
+                owned_since = None if state.owner is None else since
+                found.append(PartitionBounds(partition, state.owner, *await log.bounds(partition), owned_since))
         return found
 
     async def changed(self, run_id: str, offset: int, limit_s: float) -> None:
@@ -147,7 +210,9 @@ async def serving(
     news, kept = TableNews(), [RunsProjection(), StepsProjection(), ActionsProjection(), *projections]
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)
+        service = Service(client, runner, news, watching, Dashboards(runner, projections), Pasts(client.log))
         try:
-            yield Service(client, runner, news, watching, Dashboards(runner, projections), Pasts(client.log))
+            yield service
         finally:
+            await service.close()
             await watching.close()

@@ -10,20 +10,25 @@ from pydantic import BaseModel, Field
 
 from stepfold.projections import list_errors, list_minutes
 
+from ..client.requests import Sender
+from ..values.times import utc
 from .headers import POSITION, reach
-from .models import Name, Time
+from .models import Asking, Name, Time
 from .payload import lags_for
 from .problems import HttpRefusal
+from .requests import sender_of
 from .routing import Answer, HttpCall, Role, Row
+from .service import PartitionBounds, workers_in
 
 MOST_MINUTES = 1440
 
 
 class PartitionNow(BaseModel):
-    """A partition: its owner (null: no worker), and the offsets that the log holds."""
+    """A partition: its owner (null: no worker) since the owner's claim, and the offsets that the log holds."""
 
     partition: int
     owner: str | None
+    since: datetime | None
     start: int
     end: int
 
@@ -37,11 +42,53 @@ class PartitionsNow(BaseModel):
 async def get_partitions(call: HttpCall) -> Answer:
     """Show the partitions of the log with their owners."""
     partitions = await call.service.partitions()
-    return Answer(PartitionsNow(partitions=[PartitionNow.model_validate(one._asdict()) for one in partitions]))
+    return Answer(PartitionsNow(partitions=list(map(_partition, partitions))))
+
+
+def _partition(one: PartitionBounds) -> PartitionNow:
+    since = None if one.since is None else utc(one.since)
+    return PartitionNow.model_validate(one._asdict() | {"since": since})
+
+
+class WorkerNow(BaseModel):
+    """A worker that has claimed partitions. `host`, `pid`: null for a name that does not hold them."""
+
+    worker: str
+    host: str | None
+    pid: int | None
+    since: datetime
+    partitions: list[PartitionNow]
+
+
+class WorkersNow(BaseModel):
+    """The workers that own partitions by the log. `unowned`: partitions that no worker owns."""
+
+    workers: list[WorkerNow]
+    unowned: list[int]
+
+
+async def get_workers(call: HttpCall) -> Answer:
+    """Show the workers that own partitions.
+
+    The log knows of claims alone: a worker without partitions is not listed, and one that was killed is until another takes over.
+    """
+    partitions = await call.service.partitions()
+    workers = [
+        WorkerNow(
+            worker=one.worker,
+            host=one.host,
+            pid=one.pid,
+            since=utc(one.since),
+            partitions=list(map(_partition, one.partitions)),
+        )
+        for one in workers_in(partitions)
+    ]
+    return Answer(WorkersNow(workers=workers, unowned=[one.partition for one in partitions if one.owner is None]))
 
 
 class ProjectionNow(BaseModel):
-    """How far a projection is in one partition. `stopped`: why it does not go on; null: it goes on."""
+    """How far a projection is in one partition. `stopped`: why it does not go on; null: it goes on. `rebuilding`: this server
+    makes it again from the beginning of the log."""
 
     projection: str
     partition: int
@@ -49,6 +96,7 @@ class ProjectionNow(BaseModel):
     end: int
     behind: int
     stopped: str | None
+    rebuilding: bool
 
 
 class ProjectionsNow(BaseModel):
@@ -59,9 +107,32 @@ class ProjectionsNow(BaseModel):
 
 async def get_projections(call: HttpCall) -> Answer:
     """Show how far the projections are."""
+    return Answer(await _projections(call))
+
+
+async def _projections(call: HttpCall) -> ProjectionsNow:
     lags = lags_for(call.caller, await call.service.projections.lag())
-    found = [ProjectionNow.model_validate(lag._asdict() | {"behind": lag.behind}) for lag in lags]
-    return Answer(ProjectionsNow(projections=found))
+    rebuilding = call.service.rebuilding
+    return ProjectionsNow(
+        projections=[
+            ProjectionNow.model_validate(lag._asdict() | {"behind": lag.behind, "rebuilding": lag.projection in rebuilding})
+            for lag in lags
+        ]
+    )
+
+
+async def post_rebuild(call: HttpCall) -> Answer:
+    """Empty the tables of a projection, and make them again from the whole log. `GET /v1/projections` shows how far that is."""
+    begin_rebuild(call, call.path["name"], sender_of(call))
+    return Answer(await _projections(call), 202)
+
+
+def begin_rebuild(call: HttpCall, name: str, asked: Sender) -> None:
+    """Begin a rebuild. Raises HttpRefusal for a projection that the server does not keep, and for one that is being rebuilt."""
+    if name not in call.service.projections.names:
+        raise HttpRefusal(404, "projection-unknown", "this server keeps no projection of this name")
+    if not call.service.rebuild(name, asked):
+        raise HttpRefusal(409, "rebuild-under-way", "this projection is being rebuilt already")
 
 
 class ErrorsWanted(BaseModel, extra="forbid"):
@@ -153,7 +224,17 @@ def _row(path: str, name: str, handler: Any, model: type[BaseModel], **options: 
 
 ROWS = (
     _row("/v1/partitions", "list_partitions", get_partitions, PartitionsNow),
+    _row("/v1/workers", "list_workers", get_workers, WorkersNow),
     _row("/v1/projections", "list_projections", get_projections, ProjectionsNow),
+    Row(
+        method="POST",
+        path="/v1/projections/{name}/rebuild",
+        role=Role.ADMIN,
+        name="rebuild_projection",
+        handler=post_rebuild,
+        body=Asking,
+        answers={202: ProjectionsNow},
+    ),
     _row("/v1/errors", "list_errors", get_errors, ErrorsNow, query=ErrorsWanted, headers=(POSITION,)),
     _row("/v1/minutes", "list_minutes", get_minutes, MinutesNow, query=MinutesWanted, headers=(POSITION,)),
 )

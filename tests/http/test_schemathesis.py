@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +43,7 @@ CONFIG = {
 STARTS = ["start_run", "start_new_run"]
 """They come last: they make runs under ids that others hold for unknown."""
 RUNS = {"cancel_run": ["ends"], "signal_run": ["waits"], "get_bulk": ["job"], "abort_bulk": ["job"]}
+NAMES = {"get_schema": ["done"], "rebuild_projection": ["stepfold-runs"]}
 MAY_WAIT = ("Prefer", "Accept", "Stepfold-Position")
 """Headers with which an answer may wait or go on."""
 
@@ -89,6 +91,8 @@ def known(document: dict[str, Any], token: str) -> dict[str, Any]:
             for parameter in operation["parameters"]:
                 if parameter["name"] == "id" and method != "put":
                     parameter["schema"] = {"enum": RUNS.get(operation["operationId"], ["done", "failed", "waits"])}
+                elif parameter["name"] == "name" and operation["operationId"] in NAMES:
+                    parameter["schema"] = {"enum": NAMES[operation["operationId"]]}
                 elif parameter["name"] == "token":
                     parameter["schema"] = {"enum": [token]}
     return document
@@ -99,11 +103,13 @@ def statuses(recorder: ScenarioRecorder) -> set[int]:
 
 
 def failures(recorder: ScenarioRecorder) -> list[str]:
+    """All but that a GET of the path of searches shows a run of the id "search"."""
     return [
         f"{one.failure_info.code_sample}\n{one.name}: {one.failure_info.failure.message}"
         for checks in recorder.checks.values()
         for one in checks
         if one.failure_info is not None
+        and not (one.name == "unsupported_method" and re.search(r"-X GET .*/v1/runs/search\b", one.failure_info.code_sample))
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, audit, compare, dashboards, forms, run, runs, settings, starting, system, tail, views
+from . import actions, audit, bulk, compare, dashboards, forms, run, runs, settings, starting, system, tail, views
 from .render import refused
 from .static import asset
 
@@ -50,6 +50,11 @@ ROWS: tuple[Row, ...] = (
     _page("/payload/{id:path}", "payload_page", run.payload, run.PayloadQuery, Role.PAYLOAD),
     _page("/start", "start_page", starting.start_page, starting.StartQuery),
     _form("/start", "start_run_form", starting.start, forms.StartForm, answers=_STARTED),
+    _page("/bulk", "bulk_jobs_page", bulk.list_page, runs.AnyQuery),
+    _form("/bulk", "start_bulk_form", bulk.start, bulk.BulkQuery),
+    _page("/bulk/new", "new_bulk_page", bulk.new_page, bulk.BulkQuery, Role.OPERATE),
+    _page("/bulk/{id}", "bulk_job_page", bulk.page, bulk.JobQuery),
+    _form("/bulk/{id}", "abort_bulk_form", bulk.abort, bulk.AbortForm),
     _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
     _page("/dashboards", "dashboards_page", dashboards.index, runs.AnyQuery),
     _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),
@@ -59,5 +64,6 @@ ROWS: tuple[Row, ...] = (
     _page("/settings", "settings_page", settings.settings_page, settings.SettingsQuery),
     _form("/settings", "change_settings", settings.change_settings, settings.SettingsForm, role=Role.VIEW),
     _form("/views", "change_views", views.change_views, views.ViewForm, role=Role.VIEW),
+    _form("/workers", "rebuild_form", system.rebuild, system.RebuildForm, role=Role.ADMIN),
     _page("/static/{name}", "static", asset, runs.AnyQuery, Role.ANYONE),
 )

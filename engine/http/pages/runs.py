@@ -86,7 +86,8 @@ def _after(text: str) -> RunRow | None:
     return row_at(run_id, utc(int(started)))
 
 
-def _filter(query: ListQuery, now_ms: int) -> RunFilter:
+def filters_of(query: ListQuery, now_ms: int) -> RunFilter:
+    """The keywords of `list_runs` for the filters. Raises HttpRefusal for values that do not exist."""
     found: RunFilter = {}
     if query.state:
         if query.state not in STATES:
@@ -129,7 +130,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
     if query.q and not payload:
         raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
     context = around(call)
-    rows, count, total, reached = await call.service.read(_read, _after(query.after), **_filter(query, context["now"]))
+    rows, count, total, reached = await call.service.read(_read, _after(query.after), **filters_of(query, context["now"]))
     lags = [lag for lag in lags_for(call.caller, await lags_of(call).get()) if lag.projection == RunsProjection.name]
     groups = await call.service.read(list_errors, fingerprint=query.alike, limit=1) if query.alike else []
     more = len(rows) > PAGE

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from stepfold.projections import ErrorGroup, list_errors
 
+from ...client.requests import Sender
 from ...values.times import ms_of
 from ..payload import lags_for
 from ..routing import HttpCall, Role
+from ..service import workers_in
+from ..system import begin_rebuild
+from .actions import NAMELESS
 from .live import stream, wanted
 from .render import around, show, with_query
 
@@ -63,10 +67,26 @@ async def workers_view(call: HttpCall) -> dict[str, Any]:
     return around(call) | {
         "active": "/workers",
         "partitions": partitions,
-        "owners": sorted({one.owner for one in partitions if one.owner}),
+        "workers": workers_in(partitions),
+        "rebuilding": set(call.service.rebuilding),
+        "names": call.service.projections.names,
         "unowned": sum(1 for one in partitions if not one.owner),
         "lags": lags,
     }
+
+
+class RebuildForm(BaseModel, extra="ignore"):
+    """A projection to rebuild, and why."""
+
+    name: str
+    why: str = ""
+
+
+async def rebuild(call: HttpCall) -> Response:
+    """Begin to rebuild a projection; the answer leads back to the page that shows how far it is."""
+    form: RebuildForm = call.body
+    begin_rebuild(call, form.name, Sender(call.caller.name or NAMELESS, form.why.strip() or None))
+    return RedirectResponse(call.request.scope.get("root_path", "") + "/workers#projections-title", 303)
 
 
 async def workers_page(call: HttpCall) -> Response:
