@@ -110,7 +110,7 @@ def workers_in(partitions: Sequence[PartitionBounds]) -> list[WorkerClaims]:
 
 @dataclass(slots=True)
 class OpenStreams:
-    """The number of streams of histories that are open."""
+    """The number of streams of one sort that are open."""
 
     open: int = 0
 
@@ -126,6 +126,7 @@ class Service:
     dashboards: Dashboards
     pasts: Pasts
     streams: OpenStreams = field(default_factory=OpenStreams)
+    changes: OpenStreams = field(default_factory=OpenStreams)
     rebuilding: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
 
     def rebuild(self, projection: str, asked: Sender) -> bool:

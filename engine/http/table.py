@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import audit, bulk, dashboards, health, history, requests, runs, schemas, sessions, system
+from . import audit, bulk, changes, dashboards, health, history, requests, runs, schemas, sessions, system
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -14,6 +14,7 @@ _API = (
     *schemas.ROWS,
     *audit.ROWS,
     *bulk.ROWS,
+    *changes.ROWS,
     *system.ROWS,
     *dashboards.ROWS,
     *health.ROWS,
