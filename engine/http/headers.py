@@ -29,10 +29,12 @@ def wait_s(request: Request) -> int | None:
 
 
 async def while_asked(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
-    """Wait for the end of `waiting`, as long as the caller is there."""
+    """Wait for the end of `waiting`, as long as the caller is there. Raises HttpRefusal if the server stops meanwhile."""
     wait, gone = asyncio.create_task(waiting), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        raise HttpRefusal(503, "server-stops", "the server stops; ask again", headers={"Retry-After": "1"}) from None
     finally:
         wait.cancel()
         gone.cancel()

@@ -179,20 +179,17 @@ class FailCallback(Asking):
 async def post_callback(call: HttpCall) -> Answer:
     """Answer a callback. Its id is the right to do so."""
     data = _json_of(call.body.data, callbacks.DATA)
-    return await _answered(
-        call, await callbacks.complete(call.service.client, _token(call), data, None, sender_of(call), request_id(call.request))
-    )
+    answered = await callbacks.complete(call.service.client, _token(call), data, None, sender_of(call), request_id(call.request))
+    return await _answered(call, answered, data=call.body.data)
 
 
 async def post_callback_fail(call: HttpCall) -> Answer:
     """Answer a callback that it has failed. Its id is the right to do so."""
     body: FailCallback = call.body
-    return await _answered(
-        call,
-        await callbacks.fail(
-            call.service.client, _token(call), body.type, body.message, None, sender_of(call), request_id(call.request)
-        ),
+    answered = await callbacks.fail(
+        call.service.client, _token(call), body.type, body.message, None, sender_of(call), request_id(call.request)
     )
+    return await _answered(call, answered, error={"type": body.type, "message": body.message})
 
 
 async def post_callback_heartbeat(call: HttpCall) -> Answer:
@@ -211,7 +208,24 @@ def _token(call: HttpCall) -> str:
     return call.path["token"]
 
 
-async def _answered(call: HttpCall, answered: Answered) -> Answer:
+async def _answered(call: HttpCall, answered: Answered, **asked: Any) -> Answer:
+    """The answer to an answer. Raises HttpRefusal if another request came before under the same key."""
+    key = request_id(call.request)
+    if key is not None and answered.counts:
+        client, callback = call.service.client, CallbackId.parse(_token(call))
+        async with client.patience():
+            history = await read_run(client.connected(), answered.run_id)
+        fields: dict[str, Any] = {}
+        for event in history.events:
+            if getattr(event, "request", None) == key:
+                fields = event.model_dump()
+        error: dict[str, Any] = fields.get("error") or {}
+        first = {name: fields[name] for name in ("data",) if name in fields}
+        if "error" in fields:
+            first["error"] = {name: error.get(name) for name in ("type", "message")}
+        here = fields.get("step_id") == callback.step_id and fields.get("nonce") == callback.nonce
+        if not here or first.keys() != asked.keys() or not all(same_json(first[name], asked[name]) for name in asked):
+            raise HttpRefusal(422, "idempotency-key-reused", "this Idempotency-Key came before with another request")
     return await _asked(call, answered.run_id, answered.ack.offset, answered.counts)
 
 

@@ -154,7 +154,7 @@ class RawRoute(Route):
 
 def instance_of(row: Row | None, request: Request) -> str:
     """The path of a request, for its answer; that of the row if it holds a secret."""
-    return row.path if row is not None and row.secret else quote(request.url.path, safe="/%")
+    return row.path if row is not None and row.secret else quote(_raw_path(request.scope), safe="/%")
 
 
 def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response]]:
@@ -230,6 +230,14 @@ async def _body(request: Request, *, form: bool) -> Any:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON and not (form and kind == FORM):
         raise HttpRefusal(415, "unsupported-media-type", f"the body must be {JSON}{f' or {FORM}' if form else ''}")
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise HttpRefusal(
+            415,
+            "unsupported-encoding",
+            "the body must be sent as it is, without Content-Encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
     body = await _read(request)
     if kind == FORM:
         try:

@@ -176,3 +176,22 @@ def test_a_client_that_leaves_within_its_request_is_no_fault_of_the_server(tmp_p
         told = lines_until(process, lambda line: "PUT " in line)
         assert " PUT /v1/runs/{id} 400 " in told[-1]
         assert not [line for line in told if "ERROR" in line]
+
+
+def test_a_caller_who_waits_is_told_that_the_server_stops(shell: Shell) -> None:
+    shell("run", "start", "order", "--app", "shop:client", "--run-id", "one", "-d", '{"order_id": "1"}')
+    process = shell.start("serve", "--port", "0")
+    port = re.search(r"http://127\.0\.0\.1:(\d+)", lines_until(process, lambda line: "http://" in line)[-1])
+    assert port
+    with socket.create_connection(("127.0.0.1", int(port[1])), timeout=60) as connection:
+        connection.sendall(b"GET /v1/runs/one/result HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=60\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", int(port[1])), timeout=60) as other:  # the first is being served by then
+            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert b"alive" in b"".join(iter(lambda: other.recv(65536), b""))
+        process.terminate()
+        told = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert told.startswith(b"HTTP/1.1 503")
+    assert b"server-stops" in told
+    assert process.stdout is not None
+    assert "Traceback" not in process.stdout.read()
+    assert process.wait() == 0

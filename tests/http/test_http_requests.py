@@ -196,3 +196,30 @@ async def test_a_sender_whose_name_is_known_cannot_give_another(client: Client) 
         del browser.headers["Authorization"]
         forged = await browser.post("/v1/callbacks/x", json={"by": "ada"})
         assert forged.status_code in (404, 422)
+
+
+async def test_an_answer_to_a_callback_repeats_only_itself_under_its_key(browser: httpx.AsyncClient, client: Client) -> None:
+    async with client.worker():
+        await browser.put("/v1/runs/one", json={"workflow": "ask", "input": ""})
+        [token] = await eventually(handed_out)
+        path, keyed = f"/v1/callbacks/{token}", {"Idempotency-Key": "answer"}
+        first = await browser.post(path, json={"data": {"n": 1}}, headers=keyed)
+        again = await browser.post(path, json={"data": {"n": 1}}, headers=keyed)
+        assert [(one.status_code, one.json()["counts"]) for one in (first, again)] == [(202, True)] * 2
+        for other, body in ((path, {"data": {"n": 2}}), (f"{path}/fail", {"message": "no"}), (f"{path}/heartbeat", {})):
+            refused = await browser.post(other, json=body, headers=keyed)
+            assert (refused.status_code, refused.json()["code"]) == (422, "idempotency-key-reused"), other
+            assert token not in refused.text
+        assert (await browser.post(path, json={"data": 3})).json()["counts"] is False
+
+
+async def test_a_body_is_not_unpacked(browser: httpx.AsyncClient) -> None:
+    for encoding, status in (("gzip", 415), ("br, identity", 415), ("identity", 201)):
+        answer = await browser.put("/v1/runs/one", json=GREET, headers={"Content-Encoding": encoding})
+        assert answer.status_code == status
+    assert answer.json()["id"] == "one"
+
+
+async def test_a_problem_names_the_path_as_it_was_sent(browser: httpx.AsyncClient) -> None:
+    for path in ("/v1/runs/a%2Fb", "/v1/runs/a%20b%3F"):
+        assert (await browser.get(path)).json()["instance"] == path
