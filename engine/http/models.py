@@ -44,8 +44,8 @@ def _counted(number: object) -> object:
     return number
 
 
-Whole = Annotated[int, BeforeValidator(_counted)]
-"""A whole number, in a query or in JSON."""
+WHOLE = BeforeValidator(_counted)
+"""Of a whole number, in a query or in JSON; it stands behind the bounds, which the schema would lose otherwise."""
 Name = Annotated[
     str,
     AfterValidator(_named),

@@ -22,7 +22,7 @@ from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
 from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
 from .headers import POSITION, applied, etag_of, reach, wait_s, while_asked
-from .models import Name, RunNow, StateName, Time, Whole, place_of_view
+from .models import WHOLE, Name, RunNow, StateName, Time, place_of_view
 from .payload import row_for, run_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
@@ -145,7 +145,7 @@ class RunConditions(BaseModel, extra="forbid"):
     started_after: Time | None = None
     started_before: Time | None = None
     waiting_kind: Annotated[str, Field(max_length=20)] | None = None
-    attempts_failed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    attempts_failed: Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE] | None = None
     error: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     fingerprint: Annotated[str, Field(max_length=32)] | None = None
     search: Annotated[str, Field(min_length=1, max_length=200)] | None = None
@@ -162,7 +162,7 @@ class RunsPage(RunConditions):
     """A page of the list. `cursor`: of the link to the next page."""
 
     order: Literal["newest", "oldest", "updated"] = "newest"
-    limit: Annotated[Whole, Field(ge=1, le=1000)] = 50
+    limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 50
     cursor: Annotated[str, Field(max_length=1000)] | None = None
     include: Annotated[list[Included], BeforeValidator(_several)] = []
 
