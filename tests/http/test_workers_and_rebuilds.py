@@ -80,8 +80,7 @@ async def test_a_projection_is_rebuilt(client: Client, browser: httpx.AsyncClien
     assert (await browser.post("/v1/projections/nobody/rebuild", json={})).status_code == 404
     begun = await browser.post("/v1/projections/stepfold-runs/rebuild", json={"by": "ada", "why": "to be sure"})
     assert begun.status_code == 202
-    states = {one["projection"]: one["rebuilding"] for one in begun.json()["projections"]}
-    assert states == {"stepfold-runs": True, "stepfold-steps": False}
+    assert {one["projection"] for one in begun.json()["projections"] if one["rebuilding"]} == {"stepfold-runs"}
     again = await browser.post("/v1/projections/stepfold-runs/rebuild", json={})
     assert again.status_code in (202, 409)
 
