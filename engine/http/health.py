@@ -22,6 +22,7 @@ from .service import Service
 
 PATIENCE_S = 3.0
 FRESH_S = 1.0
+RECENT_S = 5.0
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -50,18 +51,36 @@ class Lags:
         self._service = service
         self._asked_s = float("-inf")
         self._asking: asyncio.Task[list[Lag]] | None = None
+        self._last: tuple[float, list[Lag]] | None = None
+
+    async def recent(self) -> list[Lag]:
+        """As `get`, but does not wait for an answer if the last one is a few seconds old at most."""
+        if self._last is None or time.monotonic() - self._last[0] > RECENT_S:
+            return await self.get()
+        self._ask()
+        return self._last[1]
 
     async def get(self) -> list[Lag]:
         """Raises LogUnavailable, also if there is no answer in `PATIENCE_S`, and ConfigError."""
-        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
-            self._asked_s = time.monotonic()
-            self._asking = asyncio.create_task(self._service.projections.lag())
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with asyncio.timeout(PATIENCE_S):
-                return await asyncio.shield(self._asking)
+                return await asyncio.shield(self._ask())
         except TimeoutError:
             raise LogUnavailable(f"the log or the projections' database has not answered for {PATIENCE_S:g} s") from None
+
+    def _ask(self) -> asyncio.Task[list[Lag]]:
+        """The question that is under way, or the last one if it is fresh."""
+        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
+            self._asked_s = time.monotonic()
+            self._asking = asyncio.create_task(self._read())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._asking
+
+    async def _read(self) -> list[Lag]:
+        began = time.monotonic()
+        lags = await self._service.projections.lag()
+        self._last = began, lags
+        return lags
 
     def close(self) -> None:
         if self._asking is not None:

@@ -6,8 +6,11 @@ A stream holds no queue. It notes that something has changed, and renders the ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
@@ -20,11 +23,16 @@ from ..streaming import RETRY_MS, EventStream
 from .render import text
 
 PAUSE_S = 0.25
+LONGEST_PAUSE_S = 0.75
+SHARE = 0.3
+"""The part of a core that the pages may take together, as long as no one waits longer than that."""
 STREAMS = 250
 """How many pages one server keeps live."""
 
 View = Callable[[HttpCall], Awaitable[dict[str, Any]]]
 """All that a page shows."""
+Render = Callable[[int], Awaitable[tuple[str, bool]]]
+"""A fragment at a time, in ms since 1970, and whether it is the last."""
 Mark = Callable[[HttpCall], Awaitable[object]]
 """Something cheap that differs if the page may differ."""
 
@@ -34,40 +42,114 @@ def wanted(call: HttpCall) -> bool:
     return call.request.headers.get("accept", "") == "text/event-stream"
 
 
+class _Rendering:
+    """One page as its streams see it: those that ask for the same thing as the same person share the work."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms  # ages are the browser's to count: they are no news
+        self.streams = 0
+        self.number = -1  # of the news that the fragment shows at least
+        self.task: asyncio.Task[tuple[str, bool]] | None = None
+
+
+class _Renderings:
+    """The pages that one server keeps live. The more they are, the longer they wait, so that they leave room for other work."""
+
+    def __init__(self) -> None:
+        self._live: dict[object, _Rendering] = {}
+        self._took_s = 0.0  # to render one, of late
+
+    @property
+    def pause_s(self) -> float:
+        """How long a stream waits after a fragment."""
+        return min(max(PAUSE_S, len(self._live) * self._took_s / SHARE), LONGEST_PAUSE_S)
+
+    @contextlib.contextmanager
+    def one(self, key: object, now_ms: int) -> Generator[_Rendering]:
+        rendering = self._live.setdefault(key, _Rendering(now_ms))
+        rendering.streams += 1
+        try:
+            yield rendering
+        finally:
+            rendering.streams -= 1
+            if not rendering.streams:
+                del self._live[key]
+
+    async def fragment(self, rendering: _Rendering, number: int, news: TableNews, render: Render) -> tuple[str, bool]:
+        """The fragment that shows the news up to this number, and whether it is the last one."""
+        if rendering.task is None or rendering.number < number or _failed(rendering.task):
+            rendering.number = news.number
+            rendering.task = asyncio.create_task(self._timed(rendering, render))
+            rendering.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # even if all streams have gone
+        return await asyncio.shield(rendering.task)
+
+    async def _timed(self, rendering: _Rendering, render: Render) -> tuple[str, bool]:
+        began = time.perf_counter()
+        try:
+            return await render(rendering.now_ms)
+        finally:
+            self._took_s += (time.perf_counter() - began - self._took_s) / 8
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
+_OF: WeakKeyDictionary[TableNews, _Renderings] = WeakKeyDictionary()
+
+
 async def stream(call: HttpCall, template: str, view: View, mark: Mark | None = None) -> Response:
     """The page's fragments, as they change. Errors of the first rendering are raised."""
     news = call.service.news
     if news.listeners >= STREAMS:
         raise HttpRefusal(503, "too-many-streams", f"{STREAMS} pages are live already", headers={"Retry-After": "10"})
-    number = news.number
-    first = await view(call)
-    return EventStream(_fragments(call, template, view, mark, news, number, first))
+
+    async def render(now_ms: int) -> tuple[str, bool]:
+        context = await view(call)
+        return text(template, context | {"now": now_ms}), bool(context.get("over"))
+
+    renderings = _OF.setdefault(news, _Renderings())
+    request = call.request
+    key = (
+        template,
+        request.url.path,
+        request.url.query,
+        call.caller,
+        request.scope.get("root_path"),
+        request.headers.get("cookie"),
+    )
+    now_ms = call.service.client.log.now()
+    with renderings.one(key, now_ms) as rendering:
+        await renderings.fragment(rendering, news.number, news, render)
+    return EventStream(_fragments(call, key, now_ms, render, mark))
 
 
 async def _fragments(
-    call: HttpCall, template: str, view: View, mark: Mark | None, news: TableNews, number: int, context: dict[str, Any]
+    call: HttpCall, key: object, now_ms: int, render: Render, mark: Mark | None
 ) -> AsyncGenerator[ServerSentEvent]:
-    now = context["now"]  # ages are the browser's to count: they are no news
+    news = call.service.news
+    renderings, number = _OF[news], news.number
     news.listeners += 1
     try:
-        sent, last = "", None
-        while True:
-            fragment = text(template, context | {"now": now})
-            if fragment != sent:
-                sent = fragment
-                yield ServerSentEvent(fragment, retry=RETRY_MS)
-                await asyncio.sleep(PAUSE_S)
-            if context.get("over"):
-                yield ServerSentEvent("", event="over")
-                return
+        with renderings.one(key, now_ms) as rendering:
+            sent, last = "", None
             while True:
-                number = await news.after(number)
-                if mark is None:
-                    break
-                before, last = last, await mark(call)
-                if last != before:
-                    break
-            context = await view(call)
+                fragment, over = await renderings.fragment(rendering, number, news, render)
+                if fragment != sent:
+                    sent = fragment
+                    yield ServerSentEvent(fragment, retry=RETRY_MS)
+                    await asyncio.sleep(renderings.pause_s)
+                if over:
+                    yield ServerSentEvent("", event="over")
+                    return
+                while True:
+                    number = await news.after(number)
+                    if mark is None:
+                        break
+                    before, last = last, await mark(call)
+                    if last != before:
+                        break
+                    await asyncio.sleep(renderings.pause_s)
     except (StepfoldError, HttpRefusal):
         return  # the browser connects again
     finally:
