@@ -77,7 +77,7 @@ torture: $(VENV)/ready-dev ## workers die at random, MINUTES=10 on each log
 	PYTHONPATH=tests $(BIN)/python tests/faults --minutes $(or $(MINUTES),10)
 
 constraints: | $(UV) ## upgrade constraints.txt to the newest versions that pyproject.toml allows
-	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --extra uvloop --extra web --group dev pyproject.toml -o constraints.txt
+	$(UV) pip compile --quiet --upgrade --universal --no-header --extra broker --extra metrics --extra otel --extra uvloop --extra web --group dev pyproject.toml -o constraints.txt
 
 clean: ## remove what make has made
 	rm -rf .venv .uv build dist *.egg-info .coverage .hypothesis .pytest_cache .ruff_cache
@@ -99,5 +99,5 @@ $(VENV)/ready: $(PYTHON_CHOSEN) $(PACKAGE) | $(UV)
 	@touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	$(INSTALL) --editable '.[broker,uvloop,web]' --group dev
+	$(INSTALL) --editable '.[broker,metrics,otel,uvloop,web]' --group dev
 	@touch $@

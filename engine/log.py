@@ -241,3 +241,13 @@ class Log(Protocol):
     def ctx_ext(self, run_id: str) -> object:
         """The value of `ctx.ext` on this driver."""
         ...
+
+
+async def time_at(log: Log, partition: int, offset: int) -> int | None:
+    """The log's time of the first record from `offset` on, ms since 1970; None: there is none. Raises LogUnavailable."""
+    reader = log.reader(partition, offset)
+    try:
+        records = await reader.read(1, 1.0)
+    finally:
+        await reader.close()
+    return records[0].timestamp if records else None

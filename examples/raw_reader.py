@@ -25,7 +25,7 @@ ANSWER = REQUEST + "step_id:s nonce:s (why:*) "
 Event = dict[str, Any]
 FIELDS = {
     "claim": "prev:i owner:s? nonce:s (memory_ms:*)",
-    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?) (why:*)",
+    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?) (why:*) (traceparent:*) (tracestate:*)",
     "signal-received": REQUEST + "signal:s data:* (why:*)",
     "cancel-requested": REQUEST + "(reason:s?)",
     "step-completed": STEP + "attempt:i result:*" + TIMES,

@@ -34,6 +34,7 @@ from .problems import Problem
 from .projection import ProjectionsOption, yours
 from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, tell_of_two_logs, until_first
 from .web import address, bound, http_app, serve_http
+from .worker import MetricsOption
 
 if TYPE_CHECKING:
     from stepfold.projections import Projection
@@ -53,6 +54,7 @@ def dev(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the dashboard; a free one if it is taken.")] = PORT,
     open_: Annotated[bool, typer.Option("--open", help="Open the dashboard in your browser.")] = False,
     projection: ProjectionsOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Run a worker that restarts when a file that it imported changes, serve the dashboard, and show the events of all runs.
 
@@ -68,7 +70,7 @@ def dev(
     if kafka:
         with local_kafka("dev") as broker_url:
             client.log = Client(broker_url).log
-            eventloop.run(_develop(app, client, show))
+            eventloop.run(_develop(app, client, show, metrics))
         return
     if url is not None:
         client.log = Client(url).log
@@ -77,7 +79,7 @@ def dev(
     else:
         remark(f"{app} names the log {client.log.name}; dev uses {DEFAULT_URL} instead (--url or --kafka choose another)")
         client.log = Client(DEFAULT_URL).log
-    eventloop.run(_develop(app, client, show))
+    eventloop.run(_develop(app, client, show, metrics))
 
 
 @contextlib.contextmanager
@@ -123,13 +125,15 @@ def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) ->
         process.stdin.close()
 
 
-async def _develop(app: str, client: Client, show: Callable[[Client], Coroutine[Any, Any, None]]) -> None:
+async def _develop(
+    app: str, client: Client, show: Callable[[Client], Coroutine[Any, Any, None]], metrics: str | None = None
+) -> None:
     out = console()
     async with connected(client, may_create=True):
         elsewhere = "" if client.log.name == DEFAULT_URL else f" --url {shlex.quote(client.log.url)}"
         remark(f"log {client.log.name} ({eventloop.name()}); start runs with: stepfold run start WORKFLOW --data JSON{elsewhere}")
         printing = [_print_events(client.log, partition, out) for partition in range(client.log.partitions)]
-        await until_first(_keep_running(app, client), show(client), *printing)
+        await until_first(_keep_running(app, client, metrics), show(client), *printing)
 
 
 async def _show_dashboard(client: Client, port: int, open_: bool, projections: Sequence[Projection]) -> None:
@@ -146,12 +150,13 @@ async def _show_dashboard(client: Client, port: int, open_: bool, projections: S
     await asyncio.Event().wait()
 
 
-async def _keep_running(app: str, client: Client) -> None:
+async def _keep_running(app: str, client: Client, metrics: str | None) -> None:
     """Run a worker, and restart it after each change; the dashboard then shows the workflows of the new code."""
+    more = () if metrics is None else ("--metrics", metrics)
     with tempfile.TemporaryDirectory(prefix="stepfold-dev-") as folder:
         while True:
             code = await asyncio.to_thread(_Code, Path.cwd(), Path(folder, "imports"))
-            process = start_worker(app, client.log.url, "--grace", "1s", "--imports-to", str(code.imports))
+            process = start_worker(app, client.log.url, "--grace", "1s", "--imports-to", str(code.imports), *more)
             try:
                 ended = False
                 while (changed := await asyncio.to_thread(code.changed, everything=ended)) is None:

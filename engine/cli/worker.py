@@ -32,6 +32,15 @@ from .target import App, UrlOption, check_reachable, client_of, run_async
 
 LOOK_S = 0.4
 
+MetricsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="ADDRESS",
+        help="Serve figures for Prometheus at PORT of loopback, or at HOST:PORT (stepfold\\[metrics]).",
+    ),
+]
+
 
 def worker(
     app: App,
@@ -41,6 +50,7 @@ def worker(
         str, typer.Option("--grace", metavar="DURATION", help="After a request to stop, wait this long for running steps.")
     ] = "10s",
     processes: Annotated[int, typer.Option("--processes", min=1, help="How many workers to start, each in its own process.")] = 1,
+    metrics: MetricsOption = None,
     number: Annotated[int | None, typer.Option("--number", hidden=True, help="One of --processes.")] = None,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
     imports_to: Annotated[Path | None, typer.Option("--imports-to", hidden=True, help="Keep the imported modules there.")] = None,
@@ -48,7 +58,8 @@ def worker(
     """Execute the workflows of APP until Ctrl-C or SIGTERM.
 
     Start as many as you like, on any machine that reaches the log: they share its partitions. One process keeps one core busy;
-    with [bold]--processes[/] this one starts that many, and replaces those that die.
+    with [bold]--processes[/] this one starts that many, and replaces those that die. Each serves its own [bold]--metrics[/], on
+    this port and those after it.
     """
     if number is not None:
         multiprocessing.current_process().name = name_of(number)  # log records have it as `processName`
@@ -56,7 +67,8 @@ def worker(
         end_with_stdin()
     if processes > 1:
         log_to_stderr()
-        options = [f"--concurrency={concurrency}", f"--grace={grace}", *([f"--url={url}"] if url is not None else []), "--", app]
+        options = [f"--concurrency={concurrency}", f"--grace={grace}", *([f"--url={url}"] if url is not None else [])]
+        options += [*([f"--metrics={metrics}"] if metrics is not None else []), "--", app]
         return run_async(keep_running(options, processes))
     try:
         duration_ms(grace)
@@ -71,10 +83,11 @@ def worker(
     log_to_stderr("" if number is None else "%(processName)s: ")
     who = "worker" if number is None else name_of(number)
     remark(f"{who} {os.getpid()} on {client.log.name} ({eventloop.name()}): {workflows_of(client)}")
-    return _serve(client, concurrency, grace, tell_parent if number is not None else lambda: None)
+    metrics = port_of(metrics, number)
+    return _serve(client, concurrency, grace, metrics, tell_parent if number is not None else lambda: None)
 
 
-def _serve(client: Client, concurrency: int, grace: str, on_start: Callable[[], None]) -> Exit:
+def _serve(client: Client, concurrency: int, grace: str, metrics: str | None, on_start: Callable[[], None]) -> Exit:
     """Serve until told to stop. From its end on the process ends soon, whatever the user's code has left behind."""
     code = Exit.OK
 
@@ -93,7 +106,7 @@ def _serve(client: Client, concurrency: int, grace: str, on_start: Callable[[], 
     try:
         serve(
             client.log.name,
-            client.worker(concurrency=concurrency, grace=grace),
+            client.worker(concurrency=concurrency, grace=grace, metrics=metrics),
             on_start=on_start,
             on_lost=on_lost,
             on_end=on_end,
@@ -103,6 +116,15 @@ def _serve(client: Client, concurrency: int, grace: str, on_start: Callable[[], 
     except ConfigError as error:
         raise Problem(str(error), Exit.LOG) from None
     return code
+
+
+def port_of(metrics: str | None, number: int | None) -> str | None:
+    """The address for the metrics of one of several processes, which are numbered from 1 on: each has a port of its own."""
+    if metrics is None or number is None:
+        return metrics
+    host, colon, port = metrics.rpartition(":")
+    shifts = port.isdecimal() and int(port) > 0
+    return f"{host}{colon}{int(port) + number - 1}" if shifts else metrics
 
 
 def workflows_of(client: Client) -> str:

@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -25,7 +26,7 @@ from ..authoring.step import Step
 from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
 from ..core.state import RunState
 from ..errors import ConfigError, RunAlreadyExists
-from ..log import Ack, Log, partition_of
+from ..log import Ack, Entry, Log, partition_of
 from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, written
 from ..values.duration import Duration, duration_ms
@@ -40,6 +41,7 @@ from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from . import bulk, callbacks
 from .asking import ask
+from .observing import observing
 from .patience import Patience
 from .requests import (
     NOBODY,
@@ -57,6 +59,7 @@ from .requests import (
 )
 from .run import Run, coroutine_function
 from .tail import RunViews, Tail
+from .tracing import provider_of, trace_now
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
@@ -75,7 +78,8 @@ class Client:
     `url`: `memory://`, `sqlite:///path` or `kafka://host:port/namespace`; without it `STEPFOLD_URL`, else
     "sqlite:///stepfold.db". `driver`: a log that you made, instead of a URL. `timeout`: how long a call waits for the log before
     it raises LogUnavailable, unless the call has its own. `random` is the source of jitter, `ids` of run ids and request ids.
-    Raises ConfigError for a bad URL.
+    `tracing`: spans of runs and steps, by OpenTelemetry's tracer provider (True: the process's), in the traces of those who start
+    them. Raises ConfigError for a bad URL.
 
     Enter the client with `async with`. Until the block ends, the client and its handles belong to the event loop of the block.
     """
@@ -89,6 +93,7 @@ class Client:
         random: Random | None = None,
         ids: Callable[[], str] | None = None,
         threads: Callable[[Report], Threads] | None = None,
+        tracing: object = False,
     ) -> None:
         if driver is not None and url is not None:
             raise ConfigError("Client(url, driver=...): give one of them")
@@ -104,6 +109,7 @@ class Client:
             driver if driver is not None else _open(os.environ.get("STEPFOLD_URL") or DEFAULT_URL if url is None else url)
         )
         self.registry = Registry()
+        self._provider = provider_of(tracing)
         self.ids = ids or (lambda: uuid.uuid4().hex)
         self._random = random
         self._threads = threads
@@ -263,7 +269,8 @@ class Client:
                 return known.encode_input(data)
             return written(data, f"the input of workflow {workflow!r}")
 
-        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout, Sender(by, why))
+        begin = partial(started, asked=Sender(by, why), trace=trace_now(self._provider is not None))
+        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout, begin)
 
     async def _start_workflow(
         self,
@@ -274,7 +281,7 @@ class Client:
         run_id: str | None,
         if_exists: str,
         timeout: Duration | None,
-        asked: Sender,
+        begin: Callable[..., Entry],
     ) -> Run[Any]:
         log = self.connected()
         if isinstance(workflow, str):
@@ -297,7 +304,7 @@ class Client:
         check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
         codec = known.output if known is not None else None
         async with self.patience(timeout):
-            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists, asked)
+            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists, begin)
 
     async def _start(
         self,
@@ -308,18 +315,18 @@ class Client:
         codec: Codec | None,
         run_id: str | None,
         if_exists: str,
-        asked: Sender,
+        begin: Callable[..., Entry],
     ) -> Run[Any]:
         request = self.ids()
         if run_id is None:
             run_id = request
             watch = self.tail(run_id).expect(run_id)
-            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
+            entry = begin(run_id, workflow_id, version, encoded, request=request, at=log.now())
             [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
             return Run(self, run_id, codec, watch, max(ack.offset, 0), new=True)
         existing = (await self.views.read(checked_run_id(run_id))).run
         if existing is None or existing.ended:
-            entry = started(run_id, workflow_id, version, encoded, request=request, at=log.now(), asked=asked)
+            entry = begin(run_id, workflow_id, version, encoded, request=request, at=log.now())
             await log.append(partition_of(run_id, log.partitions), [entry])
             existing = (await self.views.read(run_id)).run
             if existing is not None and existing.request == request:
@@ -406,19 +413,21 @@ class Client:
         grace: Duration = 10,
         live_runs: int = 10_000,
         checkpoint_records: int = 20_000,
+        metrics: str | None = None,
     ) -> AsyncGenerator[Worker]:
         """Execute the registered workflows until the block ends. To release a partition, wait up to `grace` for its running
         steps.
 
-        `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory. Raises ValueError for a
-        number that is too low, TypeError for one that is not whole, ConfigError and LogUnavailable.
+        `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory; `metrics`: where Prometheus
+        finds its figures, "9464" (on loopback) or "HOST:PORT". Raises ValueError for a number that is too low, TypeError for one
+        that is not whole, ConfigError and LogUnavailable.
         """
         whole(concurrency, "concurrency", 1)
         whole(live_runs, "live_runs", 0)
         whole(checkpoint_records, "checkpoint_records", 1)
         grace_s = duration_ms(grace) / 1000
         settings = Settings(concurrency=concurrency, grace_s=grace_s, live_runs=live_runs, checkpoint_records=checkpoint_records)
-        async with self:
+        async with self, observing(self.registry, metrics, self._provider) as (observer, begin):
             worker = Worker(
                 self.log,
                 self.registry,
@@ -429,9 +438,11 @@ class Client:
                 threads=self._threads,
                 built_in=bulk.built_in(self),
                 watch=None if getattr(asyncio.get_running_loop(), "virtual", False) else Watchdog(),
+                observer=observer,
             )
             await worker.start()
             self._workers.append(worker)
+            begin(worker)
             try:
                 yield worker
             finally:
@@ -440,7 +451,14 @@ class Client:
         if worker.failure is not None:
             raise worker.failure
 
-    def run_worker(self, *, concurrency: int = 100, grace: Duration = 10, on_start: Callable[[], None] = lambda: None) -> None:
+    def run_worker(
+        self,
+        *,
+        concurrency: int = 100,
+        grace: Duration = 10,
+        metrics: str | None = None,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
         """Like `worker`, blocking, until SIGINT, SIGTERM or SIGHUP. A second signal, half a second later or more, ends it at
         once.
 
@@ -453,21 +471,18 @@ class Client:
                 "run_worker() runs an event loop of its own, and here one runs already (an async function, a notebook): use "
                 "`async with client.worker():` in it, or call run_worker() in a thread"
             )
+        _serve(self.log.name, self.worker(concurrency=concurrency, grace=grace, metrics=metrics), on_start)
 
-        def on_end(worker: Worker | None) -> None:
-            if worker is not None and worker.abandoned and threading.current_thread() is threading.main_thread():
-                end_process(0)  # things that abandoned steps started, such as threads, might never end
 
-        try:
-            serve(
-                self.log.name,
-                self.worker(concurrency=concurrency, grace=grace),
-                on_start=on_start,
-                on_lost=logger.error,
-                on_end=on_end,
-            )
-        except LoopEnded as end:
-            raise end.__cause__ or end from None
+def _serve(name: str, opened: AbstractAsyncContextManager[Worker], on_start: Callable[[], None]) -> None:
+    def on_end(worker: Worker | None) -> None:
+        if worker is not None and worker.abandoned and threading.current_thread() is threading.main_thread():
+            end_process(0)  # things that abandoned steps started, such as threads, might never end
+
+    try:
+        serve(name, opened, on_start=on_start, on_lost=logger.error, on_end=on_end)
+    except LoopEnded as end:
+        raise end.__cause__ or end from None
 
 
 def _open(url: str) -> Log:

@@ -13,6 +13,7 @@ from ..events import FORMAT, PLAIN, encode
 from ..log import Entry
 from ..operations.callback import CallbackId
 from ..values.names import BUILT_IN, no_run_id, quoted, valid_name, valid_run_id
+from ..values.trace import Trace
 
 
 class Sender(NamedTuple):
@@ -47,11 +48,12 @@ def started(
     trigger: dict[str, Any] | None = None,
     place: dict[str, Any] | None = None,
     asked: Sender = NOBODY,
+    trace: Trace | None = None,
 ) -> Entry:
     """A request to start a run.
 
     `data`: the input as JSON bytes; `request`: the id that makes a repeat harmless; `at`: ms since 1970; `place`: the
-    request's place in an inbox. Raises ConfigError for a bad run id, workflow id or version.
+    request's place in an inbox; `trace`: that of the sender. Raises ConfigError for a bad run id, workflow id or version.
     """
     for what, value in (("workflow id", workflow), ("version", "-" if version is None else version)):
         if not valid_name(value):
@@ -68,6 +70,8 @@ def started(
     }
     if trigger is not None:
         event["trigger"] = trigger
+    if trace is not None:
+        event |= trace.fields
     return _entry(event, place, asked)
 
 

@@ -283,6 +283,8 @@ def _begin(state: PartitionState, record: Record, event: dict[str, Any], early: 
         now = max(now, early.now) if signals else now
     run = RunState(run_id, event["workflow"], event.get("version"), event["input"], record.offset, now)
     run.trigger = event.get("trigger")
+    if "traceparent" in event:
+        run.traced(event["traceparent"], event.get("tracestate"))
     run.request = event["request"]
     run.digest = digest
     for at, signal in signals:

@@ -41,7 +41,7 @@ class Claim(Base):
 
 
 class Started(Request):
-    """Starts a run, unless its id is known."""
+    """Starts a run, unless its id is known. `traceparent`, `tracestate`: the trace of the asker, as in the headers of the W3C."""
 
     counts_if = "no run with this id is open, and none has ended within the memory, by the log's time"
 
@@ -52,6 +52,8 @@ class Started(Request):
     trigger: dict[str, Any] | None = None
     reply_to: str | None = None
     why: Words = None
+    traceparent: Words = None
+    tracestate: Words = None
 
     def detail(self, beside: Beside) -> str:
         return f"{self.workflow} {short(self.input)}"

@@ -43,6 +43,7 @@ def pack(run: RunState) -> bytes:
             None if run.start_input is run.input else [run.start_input],
             sorted(run.returned) or None,
             run.held_at,
+            *(() if run.trace is None else ([*run.trace],)),
         ]
     )
 
@@ -71,6 +72,8 @@ def unpack(data: bytes) -> RunState:
         [run.start_input] = fields[24]
     run.returned.update(fields[25] or ())
     run.held_at = fields[26]
+    if len(fields) > 27:
+        run.traced(*fields[27])
     return run
 
 

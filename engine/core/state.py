@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
+from ..values.trace import Trace
 from ..values.wait import Wait
 
 EXPECTED = "expected"
@@ -94,6 +95,7 @@ class RunState:
         "started_at",
         "suspected",
         "suspected_by",
+        "trace",
         "trigger",
         "version",
         "workflow",
@@ -106,6 +108,7 @@ class RunState:
         self.input = self.start_input = input  # now, and as the start gave it; an expected run: signals kept, [time, event] each
         self.digest = 0  # of workflow and input, if `started` came from an inbox
         self.trigger: Any = None
+        self.trace: Trace | None = None  # of the request that started it
         self.start = start  # offset of `started`
         self.started_at = now
         self.now = now
@@ -128,6 +131,10 @@ class RunState:
         self.reason: str | None = None
         self.ended_at: int | None = None
         self.folded = start + 1  # a snapshot of the run covers its records below this offset; not packed, so the reader sets it
+
+    def traced(self, parent: object, state: object) -> None:
+        """Keep the trace of the request that started the run, if it is valid."""
+        self.trace = Trace.of(parent, state)
 
     @property
     def ended(self) -> bool:

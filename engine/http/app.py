@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from stepfold.projections import Projection
 
 from ..client.client import Client
+from .delays import Delays
 from .guard import LOCAL_HOSTS, Guard
 from .health import Lags
 from .pages.render import nowhere
@@ -42,6 +43,7 @@ def app(
         async with serving(client, database, projections) as service:
             starlette.state.service = service
             starlette.state.lags = lags = Lags(service)
+            starlette.state.delays = Delays(client.log)
             try:
                 yield
             finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import sqlalchemy as sa
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from pydantic import BaseModel
 from starlette.responses import Response
 
@@ -17,8 +19,10 @@ from stepfold.projections.runs import runs
 from stepfold.projections.steps import errors, minutes
 
 from ..errors import LogUnavailable, StepfoldError
+from ..exposition import OTHERS, exposed
+from .delays import Delay, delays_of
 from .routing import Answer, HttpCall, Role, Row
-from .service import Service
+from .service import PartitionBounds, Service
 
 PATIENCE_S = 3.0
 FRESH_S = 1.0
@@ -117,56 +121,84 @@ def lags_of(call: HttpCall) -> Lags:
 async def get_metrics(call: HttpCall) -> Response:
     """Show the figures in the text format of Prometheus."""
     lags = await lags_of(call).get()
-    tables = await call.service.projections.query(_counted)
-    lag = [((one.projection, one.partition), one.behind) for one in lags]
-    stopped = [((one.projection, one.partition), int(one.stopped is not None)) for one in lags]
-    families = (
-        *tables,
-        family("stepfold_projection_behind", "gauge", "Offsets that a projection has not applied.", _PLACE, lag),
-        family("stepfold_projection_stopped", "gauge", "1 where a projection has stopped.", _PLACE, stopped),
-    )
-    return Response("".join(families), media_type=MEDIA_TYPE)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            partitions = await call.service.partitions()
+            delays = await delays_of(call).of(lags)
+    except TimeoutError:
+        raise LogUnavailable(f"the log has not answered for {PATIENCE_S:g} s") from None
+    tables = await call.service.projections.query(counted)
+    return Response(exposed([*tables, *_placed(lags, partitions, delays)]), media_type=MEDIA_TYPE)
 
 
-_PLACE = ("projection", "partition")
-Samples = Iterable[tuple[Sequence[Any], int]]
+def _placed(lags: Sequence[Lag], partitions: Sequence[PartitionBounds], delays: Mapping[int, Delay]) -> Iterator[Metric]:
+    """The figures of partitions, and of projections in them."""
+
+    def gauge(name: str, told: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
+        family = GaugeMetricFamily(f"stepfold_{name}", told, labels=labels)
+        for values, value in samples:
+            family.add_metric(values, value)
+        return family
+
+    place = ("projection", "partition")
+    owned = [((str(one.partition),), int(one.owner is not None)) for one in partitions]
+    seconds = [((str(partition),), delay.seconds) for partition, delay in sorted(delays.items()) if delay.seconds is not None]
+    behind = [((one.projection, str(one.partition)), one.behind) for one in lags]
+    stopped = [((one.projection, str(one.partition)), int(one.stopped is not None)) for one in lags]
+    yield gauge("partition_owned", "1 where a worker owns the partition, else 0.", ("partition",), owned)
+    yield gauge("tables_lag_seconds", "How long ago the first record came that the tables lack.", ("partition",), seconds)
+    yield gauge("projection_lag_records", "Records that a projection has not applied.", place, behind)
+    yield gauge("projection_stopped", "1 where a projection has stopped.", place, stopped)
 
 
-def _counted(connection: sa.Connection) -> list[str]:
-    states = connection.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)).all()
-    counts = ("started", "completed", "failed", "cancelled", "steps_completed", "attempts_failed", "attempts_lost")
-    sums = (sa.func.sum(minutes.c[name]).label(name) for name in counts)
-    found = connection.execute(sa.select(minutes.c.workflow, *sums).group_by(minutes.c.workflow)).all()
-    alike = sa.select(errors.c.workflow, errors.c.type, sa.func.sum(errors.c.count)).group_by(errors.c.workflow, errors.c.type)
-    of_type = [((workflow, kind), int(count)) for workflow, kind, count in connection.execute(alike)]
-
-    def counter(name: str, told: str, column: str) -> str:
-        return family(name, "counter", told, ("workflow",), [((row.workflow,), int(getattr(row, column))) for row in found])
-
-    return [
-        family("stepfold_runs", "gauge", "Runs by state.", ("state",), [((state,), count) for state, count in states]),
-        counter("stepfold_runs_started_total", "Runs that have started.", "started"),
-        counter("stepfold_runs_completed_total", "Runs that have completed.", "completed"),
-        counter("stepfold_runs_failed_total", "Runs that have failed.", "failed"),
-        counter("stepfold_runs_cancelled_total", "Runs that were cancelled.", "cancelled"),
-        counter("stepfold_steps_completed_total", "Steps that have completed.", "steps_completed"),
-        counter("stepfold_attempts_failed_total", "Attempts of steps that have failed.", "attempts_failed"),
-        counter("stepfold_attempts_lost_total", "Attempts of steps whose worker was gone.", "attempts_lost"),
-        family("stepfold_errors_total", "counter", "Errors of attempts and runs by type.", ("workflow", "type"), of_type),
-    ]
+_COUNTERS = (
+    ("runs_started", "Runs that have started.", "started"),
+    ("runs_completed", "Runs that have completed.", "completed"),
+    ("runs_failed", "Runs that have failed.", "failed"),
+    ("runs_cancelled", "Runs that were cancelled.", "cancelled"),
+    ("steps_completed", "Steps that have completed.", "steps_completed"),
+    ("attempts_failed", "Attempts of steps that have failed.", "attempts_failed"),
+    ("attempts_lost", "Attempts of steps whose worker was gone.", "attempts_lost"),
+)
+NAMED = 200
+"""So many workflows, and pairs of workflow and type of error, have labels. Anyone may ask for a run of a workflow that no worker
+knows, so those with steps come first, and then the oldest."""
 
 
-def family(name: str, kind: str, told: str, labels: Sequence[str], samples: Samples) -> str:
-    """One metric in the text format of Prometheus."""
-    lines = [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
-    for values, count in samples:
-        pairs = ",".join(f'{label}="{_escaped(str(value))}"' for label, value in zip(labels, values, strict=True))
-        lines.append(f"{name}{{{pairs}}} {count}")
-    return "\n".join(lines) + "\n"
+def counted(connection: sa.Connection) -> list[Metric]:
+    """The figures that the tables have."""
+    states = GaugeMetricFamily("stepfold_runs", "Runs by state.", labels=["state"])
+    for state, count in connection.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)):
+        states.add_metric([state], count)
+    sums = [sa.func.sum(minutes.c[column]).label(column) for _, _, column in _COUNTERS]
+    first = sa.func.min(minutes.c.minute).label("first")
+    rows = connection.execute(sa.select(minutes.c.workflow, first, *sums).group_by(minutes.c.workflow)).mappings().all()
+    known = sorted(rows, key=lambda row: (not (row["steps_completed"] or row["attempts_failed"]), row["first"], row["workflow"]))
+    families: list[Metric] = [states]
+    for name, told, column in _COUNTERS:
+        family = CounterMetricFamily(f"stepfold_{name}", told, labels=["workflow"])
+        for labels, count in bounded(((row["workflow"],), int(row[column])) for row in known):
+            family.add_metric(labels, count)
+        families.append(family)
+    alike = sa.select(errors.c.workflow, errors.c.type, sa.func.sum(errors.c["count"])).group_by(errors.c.workflow, errors.c.type)
+    of_types = connection.execute(alike.order_by(sa.func.min(errors.c.first_at), errors.c.workflow, errors.c.type))
+    family = CounterMetricFamily("stepfold_errors", "Errors of attempts and runs by type.", labels=["workflow", "type"])
+    for labels, count in bounded(((workflow, kind), int(count)) for workflow, kind, count in of_types):
+        family.add_metric(labels, count)
+    return [*families, family]
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def bounded(samples: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The first `NAMED` samples, and one for the sum of the others."""
+    rest: int | None = None
+    labels: tuple[str, ...] = ()
+    for number, (labels, count) in enumerate(samples):
+        if number < NAMED:
+            yield labels, count
+        else:
+            rest = (rest or 0) + count
+    if rest is not None:
+        yield (OTHERS,) * len(labels), rest
 
 
 ROWS = (

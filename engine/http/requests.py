@@ -13,6 +13,7 @@ from ..client import callbacks
 from ..client.callbacks import Answered
 from ..client.requests import Sender, of_signal
 from ..client.tail import read_run
+from ..client.tracing import named
 from ..errors import CallbackIdInvalid, InputInvalid, RunAlreadyExists, ValueInvalid
 from ..log import partition_of
 from ..operations.callback import CallbackId
@@ -20,6 +21,7 @@ from ..values.codec import Written, written
 from ..values.digits import raw
 from ..values.names import BUILT_IN, valid_name
 from ..values.same import same_json
+from ..values.trace import Trace
 from .headers import applied, behind, check_match, etag_of, request_id, wait_s, while_asked
 from .models import Accepted, Asking, Name, RunNow, Words
 from .problems import HttpRefusal
@@ -78,9 +80,15 @@ async def _start(call: HttpCall, run_id: str | None) -> Answer:
     body: StartRun = call.body
     client, asked, waited_s = call.service.client, sender_of(call), wait_s(call.request)
     check_startable(body.workflow)
-    run = await client.start_workflow(
-        body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
-    )
+    headers = call.request.headers
+    token = named.set(Trace.of(headers.get("traceparent"), headers.get("tracestate")))
+    try:
+        starting = client.start_workflow(
+            body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
+        )
+    finally:
+        named.reset(token)
+    run = await starting
     if waited_s:
         await while_asked(call.request, call.service.ended(run.id, waited_s))
     async with client.patience():

@@ -45,12 +45,14 @@ class Attempt:
         "began_at",
         "call",
         "dropped",
+        "ended_as",
         "failures",
         "heartbeat",
         "heartbeat_at",
         "isolated",
         "lost",
         "number",
+        "observed",
         "op",
         "over",
         "owner",
@@ -78,6 +80,8 @@ class Attempt:
         # ends the time of a plain function, or the clean-up time of a cancelled task
         self.timer: asyncio.TimerHandle | None = None
         self.dropped = False  # its code went on after a cancellation and gets no more turns
+        self.ended_as: str | None = None  # the type of its error, or "withdrawn"; None: it runs, or has succeeded
+        self.observed: Any = None  # what the worker's observer keeps of it
         self.announced = False  # `attempt-started` is in the log, or in the append queue
         if known is None:
             self.number = 1

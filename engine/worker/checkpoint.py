@@ -77,6 +77,7 @@ class Checkpoint:
         self._chunks: dict[int, int] = {}  # number -> stored length, under any claim
         self.last: Record | Mark | None = None  # the last folded record; the owner sets it
         self.claimed: Mark | None = None  # the claim in force; the owner sets it
+        self.written_bytes = 0  # of the last commit: the runs that had changed, and the marker
 
     async def load(self) -> PartitionState:
         """Return the state at the best marker that fits the log, or an empty state.
@@ -287,6 +288,7 @@ class Checkpoint:
     async def _commit(self) -> None:
         """Write the packed runs, then the marker; then delete what the marker replaces."""
         items, self._items = self._items, {}
+        self.written_bytes = sum(len(value or b"") for value in items.values()) + len(self._marker)
         if self._useless:  # first: a snapshot of a higher offset, from the other log, would win over ours
             nothing: dict[str, bytes | None] = dict.fromkeys((*self._superseded, *self._others))
             if nothing:

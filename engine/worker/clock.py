@@ -94,12 +94,20 @@ class Alarms:
 
     def left_s(self) -> float | None:
         """Seconds until the next timer; None without timers."""
+        left_ms = self._left_ms()
+        return None if left_ms is None else max(left_ms / 1000, 0.0)
+
+    def late_s(self) -> float:
+        """For how many seconds the next timer has been due; 0: none is due."""
+        return max(-(self._left_ms() or 0) / 1000, 0.0)
+
+    def _left_ms(self) -> int | None:
         left_ms: list[int] = []
         if self._lasting:
             left_ms.append(self._lasting.first - self._clock.elapsed())
         if self._dates:
             left_ms.append(self._dates.first - self._clock.now())
-        return max(min(left_ms) / 1000, 0.0) if left_ms else None
+        return min(left_ms) if left_ms else None
 
     def due(self, limit: int) -> Iterator[tuple[int, str, str]]:
         """Remove up to `limit` timers that are due; yields their `at`, run id and step id."""

@@ -11,6 +11,7 @@ from ..authoring.step import StepPorts
 from ..authoring.workflow import Workflow
 from ..core.state import RunState
 from .attempt import Attempt
+from .observer import Observer
 from .turns import Turns
 from .watchdog import Watch
 
@@ -54,6 +55,7 @@ class WorkerPort(Protocol):
     random: Random
     ids: Callable[[], str]
     watch: Watch
+    observer: Observer | None
 
     @property
     def pool(self) -> PoolPort: ...

@@ -23,6 +23,7 @@ from ..operations.callback import CallbackId
 from ..values.digits import loads, raw
 from ..values.names import printable, quoted, valid_name, valid_run_id
 from ..values.nesting import MAX_DEPTH, is_deeper
+from ..values.trace import Trace
 
 InboxType = Literal["start", "signal", "event", "cancel", "callback"]
 
@@ -37,6 +38,7 @@ ASKED_AS: dict[str, InboxType] = {
     "callback-heartbeat": "callback",
 }
 _STRUCTURED = "application/cloudevents"
+_TRACE = ("traceparent", "tracestate")
 
 
 class Refused(Exception):
@@ -50,7 +52,7 @@ class InboxRequest:
 
     A callback has failed if it has an `error` (type and message), and is a heartbeat if `heartbeat` says so; otherwise `data` is
     its answer. `data` is any JSON value as `digits.loads` returns it. `id` is the same when the record, or the CloudEvent, comes
-    again. `by`, `why`: who asks and why, for people.
+    again. `by`, `why`: who asks and why, for people. `trace`: the trace of the sender.
     """
 
     type: InboxType
@@ -67,6 +69,7 @@ class InboxRequest:
     heartbeat: bool = False
     by: str | None = None
     why: str | None = None
+    trace: Trace | None = None
 
 
 class _CloudEvent(NamedTuple):
@@ -74,6 +77,7 @@ class _CloudEvent(NamedTuple):
     source: str
     id: str
     data: Any
+    trace: tuple[Any, Any] = (None, None)
 
     @property
     def digest(self) -> str:
@@ -96,14 +100,24 @@ def parse(record: InboxRecord) -> InboxRequest:
         fields = _object(_json(record.value, "the record"), "the record")
         if "specversion" not in fields:
             place = _unique(record)
-            return _request(fields, _type_of(fields), place, place)
+            return _traced(_request(fields, _type_of(fields), place, place), fields, headers)
         event = _structured(fields, "")  # a structured CloudEvent that lost its headers on the way
     readable_id = printable(event.id).lstrip("@")
     if event.type in {_PREFIX + request_type for request_type in _TYPES}:
         request_type = cast(InboxType, event.type.removeprefix(_PREFIX))
         fields = {"by": event.source} | _object(event.data, f"the data of {event.type}")
-        return _request(fields, request_type, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
+        request = _request(fields, request_type, f"ce-{event.digest[:32]}", f"{readable_id[:180]}-{event.digest[:12]}")
+        return _traced(request, dict(zip(_TRACE, event.trace, strict=True)), headers)
     return InboxRequest("event", f"ce-{event.digest[:32]}", event=event.type, data=event.data)
+
+
+def _traced(request: InboxRequest, named: dict[str, Any], headers: dict[str, str]) -> InboxRequest:
+    """With the trace of the CloudEvent (its extension for distributed tracing) or of the object, else with that of the headers.
+
+    A trace that is not valid is left out: it decides nothing.
+    """
+    trace = Trace.of(*(named.get(name) for name in _TRACE)) or Trace.of(*(headers.get(name) for name in _TRACE))
+    return request if trace is None else replace(request, trace=trace)
 
 
 def _unique(record: InboxRecord) -> str:
@@ -130,7 +144,7 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
         fields["id"] = str(CallbackId(event["run_id"], event["step_id"], event["nonce"]))
     else:
         fields["run_id"] = event["run_id"]
-    for name in ("workflow", "version", "signal", "reason", "error", "by", "why"):
+    for name in ("workflow", "version", "signal", "reason", "error", "by", "why", *_TRACE):
         if event.get(name) is not None:
             fields[name] = event[name]
     if event["type"] in ("started", "signal-received", "callback-completed"):
@@ -223,14 +237,16 @@ def _structured(value: Any, content_type: str) -> _CloudEvent:
             data = _json(base64.b64decode(encoded, validate=True), "the CloudEvent's data_base64")
         except (TypeError, ValueError, binascii.Error):
             raise Refused("the CloudEvent's data_base64 is not Base64") from None
-    return _cloud_event({name: fields.get(name) for name in ("specversion", "type", "source", "id")}, data)
+    attributes = {name: fields.get(name) for name in ("specversion", "type", "source", "id")}
+    return _cloud_event(attributes, data)._replace(trace=(fields.get(_TRACE[0]), fields.get(_TRACE[1])))
 
 
 def _binary(headers: dict[str, str], value: bytes | None, content_type: str) -> _CloudEvent:
     attributes = {name: headers.get(f"ce_{name}") for name in ("specversion", "type", "source", "id")}
     if content_type and not _is_json(content_type):
         raise Refused(f"the CloudEvent's content-type must be JSON; it is {content_type!r}")
-    return _cloud_event(attributes, None if value is None else _json(value, "the CloudEvent's data"))
+    event = _cloud_event(attributes, None if value is None else _json(value, "the CloudEvent's data"))
+    return event._replace(trace=(headers.get(f"ce_{_TRACE[0]}"), headers.get(f"ce_{_TRACE[1]}")))
 
 
 def _check_attributes(record: InboxRecord) -> None:

@@ -23,6 +23,7 @@ from .attempt import Attempt
 from .fair import FairQueue
 from .host import Settings
 from .interrupts import from_keyboard
+from .observer import Observer
 from .threads import Failure, Inline, Job, Outcome, Pending, Report, StepThreads, Threads
 from .turns import Turns
 from .watchdog import Asked, Stuck, Watch
@@ -49,6 +50,7 @@ class Pool:
         is_cancelled: Callable[[], bool],
         now: Callable[[], int],
         threads: Callable[[Report], Threads] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.running = 0  # attempts that have a place
         self.abandoned = 0  # steps that ran on after the grace
@@ -57,6 +59,7 @@ class Pool:
         self._watch = watch
         self._is_cancelled = is_cancelled
         self._now = now
+        self._observer = observer
         self._queue = FairQueue()
         self._held = False
         self._runner_due = False  # a task for the queue exists and has not started
@@ -98,6 +101,7 @@ class Pool:
 
     def withdraw(self, attempt: Attempt) -> None:
         """Nobody needs the attempt's result: cancel it or take it out of the queue."""
+        attempt.ended_as = "withdrawn"
         if attempt.isolated:
             self.turns.settled(attempt)
         if attempt.task is not None:
@@ -174,8 +178,11 @@ class Pool:
                 if attempt.call.timeout_ms is not None:
                     attempt.since = asyncio.get_running_loop().time()
                 self.running += 1
+                context = self._new_context()
+                if self._observer is not None:
+                    self._observer.begins(attempt, context)
                 try:
-                    waited = await in_context(self._new_context(), self._attempt(attempt), self._go_on, self._watch, attempt)
+                    waited = await in_context(context, self._attempt(attempt), self._go_on, self._watch, attempt)
                     if waited or (task is not None and task.cancelling()):  # this task belongs to its attempt now
                         break
                 finally:
@@ -190,6 +197,9 @@ class Pool:
             attempt.timer.cancel()
         if self._withdrawn:
             self._withdrawn.discard(attempt)
+        if attempt.observed is not None:
+            assert self._observer is not None
+            self._observer.ended(attempt)
 
     def _begin_plain(self, attempt: Attempt) -> None:
         """Run a plain function in a thread, without a task."""
@@ -200,7 +210,10 @@ class Pool:
         self.running += 1
         if attempt.call.timeout_ms is not None:
             attempt.timer = loop.call_later(attempt.call.timeout_ms / 1000, self._over_time, attempt)
-        self._threads.give(Job(self._call_plain, attempt, self._new_context()))
+        context = self._new_context()
+        if self._observer is not None:
+            self._observer.begins(attempt, context)
+        self._threads.give(Job(self._call_plain, attempt, context))
 
     def _over_time(self, attempt: Attempt) -> None:
         """Fail the attempt of a plain function whose time is over. Its thread goes on."""

@@ -32,6 +32,7 @@ from ..log import Entry, EntryTooLarge, Inbox, InboxRecord, Log, partition_of
 from ..values.digits import held, raw
 from .inbox import InboxRequest, Refused, parse, place_of
 from .interrupts import from_keyboard
+from .observer import Note, Observer
 from .watchdog import Stuck, Watch
 
 logger = logging.getLogger("stepfold.worker")
@@ -42,12 +43,15 @@ PAUSE_S = 1.0
 class Router:
     """Serves one member's share of the inbox until it is cancelled."""
 
-    def __init__(self, log: Log, inbox: Inbox, registry: Registry, max_payload_bytes: int, watch: Watch) -> None:
+    def __init__(
+        self, log: Log, inbox: Inbox, registry: Registry, max_payload_bytes: int, watch: Watch, observer: Observer | None = None
+    ) -> None:
         self._log = log
         self._inbox = inbox
         self._registry = registry
         self._max_payload_bytes = max_payload_bytes
         self._watch = watch
+        self._observer = observer
 
     async def run(self) -> None:
         while True:
@@ -75,15 +79,23 @@ class Router:
         while batch:
             try:
                 await self._log.append(partition, [entry for _, entry in batch])
+                self._note("inbox", len(batch))
                 return
             except EntryTooLarge as error:
                 refused = len(error.appended)
+                self._note("inbox", refused)
                 await self._refuse(batch[refused][0], message_of(error))
                 batch = batch[refused + 1 :]
 
     async def _refuse(self, record: InboxRecord, reason: str) -> None:
         logger.warning("inbox record %s goes to the dead letters: %s", record.place, reason)
         await self._inbox.refuse(record, reason)
+        self._note("dead-letter")
+
+    def _note(self, note: Note, times: int = 1) -> None:
+        if self._observer is not None:
+            for _ in range(times):
+                self._observer.noted(note)
 
     def _entry(self, record: InboxRecord) -> Entry:
         """The record of the history for a record of the inbox. Raises Refused."""
@@ -120,9 +132,8 @@ class Router:
             users_own(request.workflow)
             workflow = self._registry.find(request.workflow, request.version)
             data = held(request.data) if workflow is None else workflow.encode_json(request.data)
-            return started(
-                request.run_id, request.workflow, request.version, data, request=request.id, at=at, place=place, asked=asked
-            )
+            named = request.run_id, request.workflow, request.version
+            return started(*named, data, request=request.id, at=at, place=place, asked=asked, trace=request.trace)
         if request.type == "signal":
             if request.run_id is None or request.signal is None:
                 raise Refused("a signal without `run_id`: named signals are not served yet; address the signal to a run")

@@ -16,6 +16,7 @@ from ..errors import LogUnavailable
 from ..log import Log
 from ..values.backoff import Backoff
 from .inbox import as_found
+from .observer import Observer
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -25,8 +26,9 @@ RETRY_S = (0.5, 30.0)
 class Telling:
     """The refusals of one partition that are not yet reported."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, observer: Observer | None = None) -> None:
         self._log = log
+        self._observer = observer
         self._told = 0
         self._waiting: deque[tuple[dict[str, Any], str]] = deque()
         self._news = asyncio.Event()
@@ -70,4 +72,6 @@ class Telling:
                     logger.warning("%s: refused requests could not be written to the dead letters: %s", self._log.name, error)
                     return False
                 self._waiting.popleft()
+                if self._observer is not None:
+                    self._observer.noted("dead-letter")
         return True

@@ -92,6 +92,7 @@ class Watch:
         self.turn = 0
         self.armed = False  # an interruption is announced
         self.lines: tuple[str, ...] = ()  # source lines of the interrupted code
+        self.interruptions = 0
         self._sending = False  # the watchdog is deciding whether to send
         self._sent = False
         self._kind: Any = Stuck
@@ -301,6 +302,7 @@ class Watchdog(Watch):
             self._kind = kind
             if self._mark(self.what) == mark:
                 self._sent = True
+                self.interruptions += 1
                 send_to(self._thread_id, kind)
         finally:
             self._sending = False

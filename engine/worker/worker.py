@@ -27,6 +27,7 @@ from ..values.duration import words
 from ..values.names import BUILT_IN
 from .ends import Canary
 from .host import HAND_OVER_S, Settings
+from .observer import Observer
 from .owner.owner import Owner
 from .pool import Pool
 from .threads import Report, Threads
@@ -48,6 +49,7 @@ class Worker:
 
     `threads` makes the object that runs plain step functions. `random` is the source of jitter, `ids` of nonces and names.
     `built_in`: workflows that it serves beside those of the registry.
+    `observer` is told what happens.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Worker:
         threads: Callable[[Report], Threads] | None = None,
         watch: Watch | None = None,
         built_in: Registry | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.log = log
         self.registry = registry
@@ -71,6 +74,7 @@ class Worker:
         self.ids = ids or (lambda: uuid.uuid4().hex)
         self.name = f"{socket.gethostname()}-{os.getpid()}-{self.ids()[:8]}"
         self.watch = watch or Watch()
+        self.observer = observer
         self.ports = StepPorts(log.step_ext, send_signal)
         self.ctx_ext = log.ctx_ext
         self.owners: dict[int, Owner] = {}
@@ -78,7 +82,7 @@ class Worker:
         self._handing_over: dict[int, asyncio.Task[None]] = {}
         self._membership: Membership | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.pool = Pool(settings, self.watch, self._is_cancelled, log.now, threads)
+        self.pool = Pool(settings, self.watch, self._is_cancelled, log.now, threads, observer)
         self._clocks_told: float | None = None
         self._unknown: set[tuple[str, str | None]] = set()
         self._stopped = asyncio.Event()
@@ -98,7 +102,9 @@ class Worker:
         if isinstance(self._membership, InboxMembership):
             from .router import Router
 
-            router = Router(self.log, self._membership.inbox(), self.registry, self.settings.max_payload_bytes, self.watch)
+            router = Router(
+                self.log, self._membership.inbox(), self.registry, self.settings.max_payload_bytes, self.watch, self.observer
+            )
             self._tasks.append(asyncio.create_task(self._guard(router.run), name="stepfold-router"))
 
     async def stop(self, grace_s: float) -> None:
@@ -305,9 +311,14 @@ class Worker:
             await asyncio.sleep(pause_s)
 
     @property
+    def served(self) -> list[Owner]:
+        """The owners of the partitions assigned to this worker."""
+        return [self.owners[partition] for partition in self._serving]
+
+    @property
     def caught_up(self) -> bool:
         """Whether every partition assigned to this worker is owned and recovered."""
-        return all(self.owners[partition].caught_up.is_set() for partition in self._serving)
+        return all(owner.caught_up.is_set() for owner in self.served)
 
     def find(self, workflow_id: str, version: str | None) -> Workflow[Any, Any] | None:
         """The workflow, or None if this worker does not know it."""

@@ -24,7 +24,16 @@ LINE = {"at_line": "orders/workflow.py:61"}
 WHOLE: dict[str, dict[str, Any]] = {
     "claim": {"v": 2, "at": START_MS, "prev": -1, "owner": None, "nonce": "n", "memory_ms": 1},
     "started": REQUEST
-    | {"workflow": "w", "version": None, "input": [1], "trigger": {"type": "cron"}, "reply_to": "answers", "why": "a test"},
+    | {
+        "workflow": "w",
+        "version": None,
+        "input": [1],
+        "trigger": {"type": "cron"},
+        "reply_to": "answers",
+        "why": "a test",
+        "traceparent": "00-0-0-00",
+        "tracestate": "a=b",
+    },
     "signal-received": REQUEST | {"signal": "s", "data": None, "why": "a test"},
     "cancel-requested": REQUEST | {"reason": None},
     "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None, **TIMES},
@@ -52,8 +61,9 @@ WHOLE: dict[str, dict[str, Any]] = {
     "failed": DECISION | {"error": {"type": "ValueError", "message": "no"}, **LINE},
     "cancelled": DECISION | {"reason": "why"},
 }
+DECIDE_NOTHING = {"by", "why", "at_line", "queued_at", "began_at", "traceparent", "tracestate"}
 PASSED_OVER = {("claim", "memory_ms"), ("attempt-started", "input"), ("attempt-started", "input_note")} | {
-    (kind, field) for kind, event in WHOLE.items() for field in event.keys() & {"by", "why", "at_line", "queued_at", "began_at"}
+    (kind, field) for kind, event in WHOLE.items() for field in event.keys() & DECIDE_NOTHING
 }
 OPTIONAL = {"version", "trigger", "reply_to", "reason", "heartbeat"}
 TYPES = sorted(WHOLE)

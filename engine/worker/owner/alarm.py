@@ -30,6 +30,10 @@ class Alarm:
     def __len__(self) -> int:
         return len(self._alarms)
 
+    def late_s(self) -> float:
+        """For how many seconds the next timer has been due; 0: none is due."""
+        return self._alarms.late_s()
+
     def arm(self, run: RunState, step_id: str | None) -> None:
         """Set the timers of an operation that has begun, if it has any."""
         op = run.open.get(step_id) if step_id else None

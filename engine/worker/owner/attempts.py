@@ -280,6 +280,7 @@ class Attempts:
         fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
         fields |= attempt.op.at_line | heartbeat | attempt.times
         attempt.op.recorded = True
+        attempt.ended_as = info.type
         self._emit(attempt.run, "step-failed", now, **fields, next_at=next_at)
 
     def _tell_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:

@@ -19,6 +19,7 @@ class Checkpointing:
 
     def __init__(self, ownership: Ownership, checkpoint: Checkpoint, told: Telling) -> None:
         self.changes = 0  # records and other changes since the last checkpoint began
+        self.written_at: int | None = None  # when this worker wrote the last one, ms since 1970; None: it has not
         self._ownership = ownership
         self._checkpoint = checkpoint
         self._told = told
@@ -68,6 +69,9 @@ class Checkpointing:
             await asyncio.sleep(0)
         try:
             await self._checkpoint.commit()
+            self.written_at = self._ownership.log.now()
+            if self._ownership.worker.observer is not None:
+                self._ownership.worker.observer.noted("checkpoint")
         except PayloadTooLarge as error:
             log, partition = self._ownership.log, self._ownership.partition
             logger.warning("%s partition %d: no checkpoint was written: %s", log.name, partition, error)

@@ -30,11 +30,13 @@ from ..checkpoint import Checkpoint
 from ..claiming import READ_RECORDS, Claiming
 from ..clock import Clock, passing
 from ..host import HAND_OVER_S, WorkerPort
+from ..observer import Note
 from ..telling import Telling
 from .alarm import Alarm
 from .appending import Appending
 from .attempts import RESULT
 from .checkpointing import Checkpointing
+from .figures import Figures
 from .live import Live
 from .recovery import Recovery
 from .residents import Residents
@@ -50,6 +52,7 @@ class Owner:
         self.log = log
         self.partition = partition
         self.worker = worker
+        self._observer = worker.observer
         self.state: PartitionState | None = None
         self.claim = -1
         self.active = False
@@ -75,7 +78,7 @@ class Owner:
             is_leaving=lambda: self.leaving,
             fold_one=self._fold_one,
         )
-        self._told = Telling(log)
+        self._told = Telling(log, worker.observer)
         self._checkpointing = Checkpointing(self, self._checkpoint, self._told)
         # the last owner that ran code; not this worker if it never learned that its claim was accepted
         self._previous: str | None = None
@@ -117,6 +120,7 @@ class Owner:
             assert isinstance(self._checkpoint.last, Record)  # our claim
             self._recovery.begin(self.state, previous, self._checkpoint.last.timestamp)
             self.active = True
+            self._note("claim")
             self._claiming.decided.set()
             tasks = [
                 asyncio.create_task(self._guard(part, *args), name=f"stepfold-{name}-{self.partition}")
@@ -259,8 +263,11 @@ class Owner:
                 if run is None:
                     if state.claim != self.claim:
                         logger.info("%s partition %d: now owned by %s", self.log.name, self.partition, state.owner or "nobody")
+                        self._note("claim-lost")
                         self._end()
                     continue
+                if self._observer is not None:
+                    self._observer.folded(run, change.event)
                 if self._recovery.suspects.careful:
                     self._recovery.suspects.seen(run)  # before `_react` queues the run again
                 try:
@@ -365,6 +372,10 @@ class Owner:
 
     # -- functions for the rooms
 
+    def _note(self, note: Note) -> None:
+        if self._observer is not None:
+            self._observer.noted(note)
+
     def _revive(self, run: RunState, *, its_turn: bool = False) -> None:
         self._residents.revive(run, its_turn=its_turn)
 
@@ -380,6 +391,25 @@ class Owner:
     def _recovered(self) -> None:
         self._attempts.unstarted.clear()
         self.caught_up.set()
+
+    def figures(self) -> Figures | None:
+        """The partition as this owner sees it now; None before its state is there."""
+        state, checkpointing = self.state, self._checkpointing
+        if state is None:
+            return None
+        return Figures(
+            partition=self.partition,
+            caught_up=self.caught_up.is_set(),
+            offset=state.offset,
+            open_runs=len(state.runs),
+            resident_runs=len(self.live),
+            timers=len(self._alarm),
+            timer_late_s=self._alarm.late_s(),
+            append_queue=len(self._appending),
+            changes=checkpointing.changes,
+            checkpoint_at=checkpointing.written_at,
+            checkpoint_bytes=self._checkpoint.written_bytes,
+        )
 
     def workflows_changed(self) -> None:
         """A workflow was registered: revive runs that waited for it."""

@@ -81,6 +81,8 @@ class Running:
     def load(self, run: RunState, workflow: Workflow[Any, Any], executed: int) -> Live:
         """A run with its code, which has not begun. `executed`: how many journal entries the code is known to have seen."""
         worker = self._worker
+        if worker.observer is not None:
+            worker.observer.resident(run)
 
         def handler(execution: Execution) -> Coroutine[Any, Any, Any]:
             return workflow.start(execution, worker.ports, worker.ctx_ext)
