@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from stepfold.projections import Lag
@@ -14,6 +14,7 @@ from stepfold.projections import Lag
 from ..errors import ConfigError, LogUnavailable
 from ..log import Log, time_at
 from .routing import HttpCall
+from .service import PartitionBounds
 
 WINDOW_S = 30.0
 """The trend is the difference to the oldest look of this span."""
@@ -47,6 +48,11 @@ class Delay(NamedTuple):
 def delays_of(call: HttpCall) -> Delays:
     """Those of the server's log."""
     return call.request.app.state.delays
+
+
+def delay_in(one: PartitionBounds, delays: Mapping[int, Delay]) -> Delay:
+    """The delay in a partition: that of all its records if no table has begun with it."""
+    return delays.get(one.partition) or Delay(one.start, one.end - one.start, None, None)
 
 
 class Delays:

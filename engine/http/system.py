@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from stepfold.projections import list_errors, list_minutes
 
 from ..client.requests import Sender
 from ..values.times import utc
+from .delays import Trend, delay_in, delays_of
 from .headers import POSITION, reach
 from .models import Asking, Name, Time
 from .payload import lags_for
@@ -24,13 +26,21 @@ MOST_MINUTES = 1440
 
 
 class PartitionNow(BaseModel):
-    """A partition: its owner (null: no worker) since the owner's claim, and the offsets that the log holds."""
+    """A partition: its owner (null: no worker) since the owner's claim, and the offsets that the log holds.
+
+    The server's tables hold everything below `position` and lack `behind` records; the first of them came `behind_s` seconds ago
+    (null: the log does not tell). `trend` of that in the last half a minute; null: nobody has asked before.
+    """
 
     partition: int
     owner: str | None
     since: datetime | None
     start: int
     end: int
+    position: int
+    behind: int
+    behind_s: float | None
+    trend: Trend | None
 
 
 class PartitionsNow(BaseModel):
@@ -40,14 +50,20 @@ class PartitionsNow(BaseModel):
 
 
 async def get_partitions(call: HttpCall) -> Answer:
-    """Show the partitions of the log with their owners."""
+    """Show the partitions of the log with their owners, and how far the tables are behind."""
     partitions = await call.service.partitions()
-    return Answer(PartitionsNow(partitions=list(map(_partition, partitions))))
+    return Answer(PartitionsNow(partitions=await _partitions(call, partitions)))
 
 
-def _partition(one: PartitionBounds) -> PartitionNow:
-    since = None if one.since is None else utc(one.since)
-    return PartitionNow.model_validate(one._asdict() | {"since": since})
+async def _partitions(call: HttpCall, partitions: Sequence[PartitionBounds]) -> list[PartitionNow]:
+    delays = await delays_of(call).of(await call.service.projections.lag())
+    found: list[PartitionNow] = []
+    for one in partitions:
+        position, behind, behind_s, trend = delay_in(one, delays)
+        more = {"position": position, "behind": behind, "behind_s": behind_s, "trend": trend}
+        since = None if one.since is None else utc(one.since)
+        found.append(PartitionNow.model_validate(one._asdict() | more | {"since": since}))
+    return found
 
 
 class WorkerNow(BaseModel):
@@ -73,13 +89,14 @@ async def get_workers(call: HttpCall) -> Answer:
     The log knows of claims alone: a worker without partitions is not listed, and one that was killed is until another takes over.
     """
     partitions = await call.service.partitions()
+    shown = {one.partition: one for one in await _partitions(call, partitions)}
     workers = [
         WorkerNow(
             worker=one.worker,
             host=one.host,
             pid=one.pid,
             since=utc(one.since),
-            partitions=list(map(_partition, one.partitions)),
+            partitions=[shown[each.partition] for each in one.partitions],
         )
         for one in workers_in(partitions)
     ]

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from eventually import eventually
+from http_served import served
+
+from stepfold import Client
 from stepfold.client.requests import started
 from stepfold.drivers import MemoryDriver
 from stepfold.http.delays import Delay, Delays
@@ -37,3 +44,18 @@ async def test_the_delay_is_that_of_the_first_record_that_is_lacking() -> None:
     assert (await at(4, 60)).trend is None  # what was seen half a minute ago is forgotten
     assert (await at(4, 61)).trend == "steady"
     assert Delay(0, 1200, None, None).words == "1,200 records behind"
+
+
+async def test_partitions_say_how_far_the_tables_are(tmp_path: Path) -> None:
+    client = Client(f"sqlite:///{tmp_path}/log.db")
+    async with served(client) as browser:
+        await client.start_workflow("any", 1, run_id="a")
+
+        async def caught_up() -> list[dict[str, Any]]:
+            found = (await browser.get("/v1/partitions")).json()["partitions"]
+            return found if any(one["position"] for one in found) and not any(one["behind"] for one in found) else []
+
+        found = await eventually(caught_up)
+        assert sum(one["position"] for one in found) == 1
+        assert {one["behind_s"] for one in found} == {0}
+        assert "up to date" in (await browser.get("/workers")).text

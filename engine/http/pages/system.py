@@ -11,6 +11,7 @@ from stepfold.projections import ErrorGroup, list_errors
 
 from ...client.requests import Sender
 from ...values.times import ms_of
+from ..delays import delay_in, delays_of
 from ..payload import lags_for
 from ..routing import HttpCall, Role
 from ..service import workers_in
@@ -64,9 +65,11 @@ async def errors_page(call: HttpCall) -> Response:
 
 async def workers_view(call: HttpCall) -> dict[str, Any]:
     lags, partitions = lags_for(call.caller, await call.service.projections.lag()), await call.service.partitions()
+    delays = await delays_of(call).of(lags)
     return around(call) | {
         "active": "/workers",
         "partitions": partitions,
+        "delays": {one.partition: delay_in(one, delays).words for one in partitions},
         "workers": workers_in(partitions),
         "rebuilding": set(call.service.rebuilding),
         "names": call.service.projections.names,
