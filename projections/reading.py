@@ -55,6 +55,8 @@ class Readers:
 
     def _answer(self, ask: Callable[[sa.Connection], T], asked: _Asked) -> T:
         with self._engine.connect() as connection, _bounded(connection, asked):
+            if connection.dialect.name == "sqlite":  # whose driver begins none for a read: each would see another state
+                connection.exec_driver_sql("BEGIN")
             return ask(connection)
 
 
@@ -62,6 +64,8 @@ class Readers:
 def _bounded(connection: sa.Connection, asked: _Asked) -> Generator[None]:
     """Stop the queries of the block when their time is over. Raises TimeoutError."""
     driver: Any = connection.connection.driver_connection
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
     is_sqlite = connection.dialect.name == "sqlite"
     if is_sqlite:
         driver.set_progress_handler(asked.is_over, _STEPS)
