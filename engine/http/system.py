@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -124,12 +124,11 @@ class ProjectionsNow(BaseModel):
 
 async def get_projections(call: HttpCall) -> Answer:
     """Show how far the projections are."""
-    return Answer(await _projections(call))
+    return Answer(await _projections(call, call.service.rebuilding))
 
 
-async def _projections(call: HttpCall) -> ProjectionsNow:
+async def _projections(call: HttpCall, rebuilding: Collection[str]) -> ProjectionsNow:
     lags = lags_for(call.caller, await call.service.projections.lag())
-    rebuilding = call.service.rebuilding
     return ProjectionsNow(
         projections=[
             ProjectionNow.model_validate(lag._asdict() | {"behind": lag.behind, "rebuilding": lag.projection in rebuilding})
@@ -141,7 +140,7 @@ async def _projections(call: HttpCall) -> ProjectionsNow:
 async def post_rebuild(call: HttpCall) -> Answer:
     """Empty the tables of a projection, and make them again from the whole log. `GET /v1/projections` shows how far that is."""
     begin_rebuild(call, call.path["name"], sender_of(call))
-    return Answer(await _projections(call), 202)
+    return Answer(await _projections(call, set(call.service.rebuilding)), 202)  # a small one may be ready by now
 
 
 def begin_rebuild(call: HttpCall, name: str, asked: Sender) -> None:

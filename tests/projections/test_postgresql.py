@@ -215,3 +215,22 @@ async def test_panels_are_read_within_their_limits(database: str) -> None:
         connection.execute(sa.delete(things))
         assert connection.execute(sa.select(sa.func.count()).select_from(things)).scalar() == 0
     engine.dispose()
+
+
+def counts_around_a_write(connection: sa.Connection, runner: ProjectionRunner) -> list[int | None]:
+    """The rows of a table before and after another connection adds one."""
+    count = sa.text("SELECT count(*) FROM seen")
+    before = connection.execute(count).scalar()
+    with runner.engine.begin() as other:
+        other.execute(sa.text("INSERT INTO seen VALUES (1)"))
+    return [before, connection.execute(count).scalar()]
+
+
+async def test_a_read_sees_one_state(database: str) -> None:
+    log = MemoryDriver()
+    await log.open()
+    async with ProjectionRunner(log, [], database=database) as runner:
+        with runner.engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE seen (n INTEGER)"))
+        assert await runner.query(counts_around_a_write, runner) == [0, 0]
+        assert await runner.query_within(5, counts_around_a_write, runner) == [1, 1]

@@ -267,3 +267,22 @@ async def test_a_long_query_is_stopped_and_nothing_waits_for_it(tmp_path: Path) 
         assert await runner.query_within(60, count_runs) == 1
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("stepfold-reader")]
     await log.close()
+
+
+def counts_around_a_write(connection: sa.Connection, runner: ProjectionRunner) -> list[int | None]:
+    """The rows of a table before and after another connection adds one."""
+    count = sa.text("SELECT count(*) FROM seen")
+    before = connection.execute(count).scalar()
+    with runner.engine.begin() as other:
+        other.execute(sa.text("INSERT INTO seen VALUES (1)"))
+    return [before, connection.execute(count).scalar()]
+
+
+async def test_a_read_sees_one_state(tmp_path: Path) -> None:
+    log = MemoryDriver()
+    await log.open()
+    async with ProjectionRunner(log, [], database=f"sqlite:///{tmp_path}/seen.db") as runner:
+        with runner.engine.begin() as connection:
+            connection.execute(sa.text("CREATE TABLE seen (n INTEGER)"))
+        assert await runner.query(counts_around_a_write, runner) == [0, 0]
+        assert await runner.query_within(5, counts_around_a_write, runner) == [1, 1]
