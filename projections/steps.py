@@ -10,7 +10,8 @@
 Times are milliseconds since 1970, UTC, by the log's clock; `minute` is the beginning of one. One row of `stepfold_steps` is one
 operation: `state` is open, done, failed, dropped or timed out; `attempts` is the number of its last attempt. Errors are alike,
 and have one `fingerprint`, if workflow, step and type are the same and the messages differ only in numbers, ids and quoted
-texts. `stepfold_durations` counts durations in buckets (see `bucket_of`): of runs, from start to end.
+texts. `stepfold_durations` counts durations in buckets (see `bucket_of`): `run`, from start to end, and
+`queue`, how long attempts waited for a place.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ _VARIABLE = re.compile(
 )
 _NUMBER = re.compile(r"\d+")
 LIKENESS_CHARS = 300
+HAVE_ATTEMPTS = ("steps_completed", "attempts_failed")
+"""Counts of attempts that a worker has run to their end."""
 
 
 class StepsProjection(Projection):
@@ -162,6 +165,10 @@ class _News:
                 if row["state"] == "open":
                     row.update(state="dropped", ended_at=run.ended_at)
             return
+        if COUNTED.get(kind) in HAVE_ATTEMPTS:
+            began, queued = fields.get("began_at"), fields.get("queued_at")
+            waited = began - queued if type(began) is int and type(queued) is int else 0
+            self._take_duration(workflow, run, "queue", waited)
         if "step_id" in fields and "request" not in fields:
             row = self._take_step(run, kind, fields)
             if error is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import audit, bulk, changes, dashboards, health, history, requests, runs, schemas, sessions, system
+from . import audit, bulk, changes, dashboards, health, history, requests, runs, schemas, sessions, system, workflows
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -16,6 +16,7 @@ _API = (
     *bulk.ROWS,
     *changes.ROWS,
     *system.ROWS,
+    *workflows.ROWS,
     *dashboards.ROWS,
     *health.ROWS,
 )

@@ -24,6 +24,7 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from computing import processes
 from figures import APPENDS, Figure, client_with_workflows, ended_run, plain_beside_async, runs, serving
+from observed import observed
 from rich.console import Console
 from rich.table import Table
 from scale import ended_history, open_runs, sleepers, step_among_others
@@ -360,6 +361,7 @@ CASES: dict[str, Callable[[Path], Coroutine[Any, Any, Figure | list[Figure]]]] =
     "takeover": takeover,
     "backlog": backlog,
     "processes": processes,
+    "observed": observed,
 }
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -36,8 +36,8 @@ def plainly_nothing() -> None:
     """The same as a plain function."""
 
 
-def client_with_workflows(driver: Log) -> Client:
-    client = Client(driver=driver)
+def client_with_workflows(driver: Log, *, tracing: object = False) -> Client:
+    client = Client(driver=driver, tracing=tracing)
 
     async def steps(ctx: Context[int], step: Step) -> int:
         for _ in range(ctx.input.data):

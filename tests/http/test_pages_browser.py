@@ -93,6 +93,7 @@ PAGES = {
     "callback": "/runs/partner-1",
     "cancelled": "/runs/partner-2",
     "lost": "/runs/lost",
+    "workflows": "/workflows",
     "errors": "/errors",
     "workers": "/workers",
     "start": "/start",

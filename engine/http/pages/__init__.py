@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, audit, bulk, compare, dashboards, forms, run, runs, settings, starting, system, tail, views
+from . import actions, audit, bulk, compare, dashboards, forms, run, runs, settings, starting, system, tail, views, workflows
 from .render import refused
 from .static import asset
 
@@ -55,6 +55,7 @@ ROWS: tuple[Row, ...] = (
     _page("/bulk/new", "new_bulk_page", bulk.new_page, bulk.BulkQuery, Role.OPERATE),
     _page("/bulk/{id}", "bulk_job_page", bulk.page, bulk.JobQuery),
     _form("/bulk/{id}", "abort_bulk_form", bulk.abort, bulk.AbortForm),
+    _page("/workflows", "workflows_page", workflows.workflows_page, runs.AnyQuery),
     _page("/errors", "errors_page", system.errors_page, system.ErrorsQuery),
     _page("/dashboards", "dashboards_page", dashboards.index, runs.AnyQuery),
     _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),

@@ -25,6 +25,7 @@ EXCERPT = 2000
 """How many characters of a payload a page shows at first."""
 NAVIGATION = (
     ("/", "Runs", "r"),
+    ("/workflows", "Workflows", "f"),
     ("/errors", "Errors", "e"),
     ("/history", "History", "h"),
     ("/audit", "Audit", "a"),
