@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, cast, runtime_checkable
 
 from .errors import PayloadTooLarge
 
@@ -130,6 +131,66 @@ class InboxRecord(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...]
     damage: str = ""
     inbox: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A refused record of the inbox: its original key, value and headers, the reason, and its original place.
+
+    `place` names it among the dead letters. `omitted` says that `value` is None because the record was too large to be copied.
+    `redriven`: it was sent to the inbox again; `dropped`: somebody has said that it never will be; `by`, `why`: who, and why.
+    """
+
+    place: str
+    timestamp: int
+    reason: str
+    origin: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    omitted: bool
+    redriven: bool
+    dropped: bool = False
+    by: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Redriven:
+    """How many dead letters were sent again, and the places of those that Kafka refused, each with the reason."""
+
+    sent: int
+    refused: Mapping[str, str]
+
+
+class Redriving(TypedDict, total=False):
+    """Options of sending again. `value`: of the only record, instead of its own; `by`, `why`: kept beside the letter."""
+
+    value: bytes | None
+    by: str | None
+    why: str | None
+
+
+@runtime_checkable
+class KeepsDeadLetters(Protocol):
+    """A log with an inbox, as operators see it."""
+
+    async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
+        """The last `limit` refused records, the oldest first. Raises LogUnavailable."""
+        ...
+
+    async def redrive(self, places: Sequence[str] | None = None, **options: Unpack[Redriving]) -> Redriven:
+        """Send refused records to the inbox again: those at `places`, or all that were neither sent again nor dropped yet.
+
+        Marks each record after it
+        was sent, so a crash in between may send it twice. Raises ConfigError for unknown places and for records whose bytes were
+        not kept, and LogUnavailable.
+        """
+        ...
+
+    async def drop_letters(self, places: Sequence[str], *, by: str | None = None, why: str | None = None) -> None:
+        """Mark refused records as not to be sent again; they stay readable. Raises ConfigError for unknown places."""
+        ...
 
 
 class Inbox(Protocol):

@@ -18,7 +18,8 @@ transactions     transactions that hang
 administration   the work of the commands
 """
 
-from .dead_letters import DeadLetter, Redriven
+from stepfold.log import DeadLetter, Redriven
+
 from .driver import KafkaDriver
 from .options import KafkaOptions, KafkaSecurity
 from .publish import KafkaContext, KafkaStep

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from aiokafka import TopicPartition
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.log import EntryTooLarge
+from stepfold.log import DeadLetter, EntryTooLarge, Redriven
 
 from . import topics as kafka_topics
 from . import transactions as kafka_transactions
 from .cluster import Cluster, describe
-from .dead_letters import REDRIVEN, DeadLetter, Redriven, letter_of, read_dead_letters
+from .dead_letters import Settled, letter_of, marker, read_dead_letters
 from .fetcher import offsets
 from .group import committed
 from .producer import Message, Producer
@@ -99,32 +99,49 @@ class Administration:
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         await self._start_with(self._namespace.dead_letters)
         letters: deque[Raw] = deque(maxlen=limit)
-        redriven = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
-        return [letter_of(self._namespace, record, redriven) for record in letters]
+        settled = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
+        return [letter_of(self._namespace, record, settled) for record in letters]
 
-    async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
-        wanted = None if places is None else set(places)
+    async def _letters_at(self, places: Sequence[str] | None) -> list[DeadLetter]:
+        """The letters at these places; without places all that nobody has settled, and whose bytes are there."""
+        letters: list[Raw] = []
+        settled = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
+        all_letters = [letter_of(self._namespace, record, settled) for record in letters]
+        if places is None:
+            return [one for one in all_letters if not (one.redriven or one.dropped or one.omitted)]
+        return [one for one in all_letters if one.place in places]
+
+    async def drop_letters(self, places: Sequence[str], by: str | None, why: str | None) -> None:
+        await self._start_with(self._namespace.dead_letters)
+        missing = set(places) - {letter.place for letter in await self._letters_at(places)}
+        if missing:
+            raise ConfigError(f"cannot be dropped: {', '.join(sorted(missing))}; see `stepfold inbox dead-letters` for what can")
+        producer = Producer(self._cluster, self._patience)
+        try:
+            messages = [marker(place, Settled(True, by, why)) for place in dict.fromkeys(places)]
+            await producer.send(TopicPartition(self._namespace.dead_letters, 0), messages)
+        finally:
+            await producer.close()
+
+    async def redrive(
+        self, places: Sequence[str] | None, *, value: bytes | None = None, by: str | None = None, why: str | None = None
+    ) -> Redriven:
         cluster = self._cluster
         await self._start_with(self._namespace.dead_letters, self._namespace.inbox)
-        letters: list[Raw] = []
-        redriven = await read_dead_letters(cluster, self._namespace, letters.append, self._patience_s)
-        all_letters = [letter_of(self._namespace, record, redriven) for record in letters]
-        if wanted is None:
-            chosen = [letter for letter in all_letters if not letter.redriven and not letter.omitted]
-        else:
-            chosen = [letter for letter in all_letters if letter.place in wanted]
-            missing = wanted - {letter.place for letter in chosen}
-            omitted = {letter.place for letter in chosen if letter.omitted}
-            if missing or omitted:
-                raise ConfigError(
-                    f"cannot be sent again: {', '.join(sorted(missing | omitted))}; "
-                    "see `stepfold inbox dead-letters` for what can"
-                )
+        chosen = await self._letters_at(places)
+        if value is not None and len(chosen) > 1:
+            raise ConfigError("only one request can be sent with another value")
+        missing = set(places or ()) - {letter.place for letter in chosen}
+        omitted = {letter.place for letter in chosen if letter.omitted and value is None}
+        if missing or omitted:
+            raise ConfigError(
+                f"cannot be sent again: {', '.join(sorted(missing | omitted))}; see `stepfold inbox dead-letters` for what can"
+            )
         refused: dict[str, str] = {}
         producer = Producer(cluster, self._patience)
         try:
             for letter in chosen:
-                message = Message(letter.key, letter.value, letter.headers)
+                message = Message(letter.key, letter.value if value is None else value, letter.headers)
                 began = time.monotonic()
                 try:
                     await producer.send(self._origin(letter), [message])
@@ -138,8 +155,8 @@ class Administration:
                     refused[letter.place] = str(error)
                     producer = Producer(cluster, self._patience)
                     continue
-                marker = Message(None, None, [(REDRIVEN, letter.place.encode())])
-                await producer.send(TopicPartition(self._namespace.dead_letters, 0), [marker])
+                done = marker(letter.place, Settled(False, by, why))
+                await producer.send(TopicPartition(self._namespace.dead_letters, 0), [done])
         finally:
             await producer.close()
         return Redriven(len(chosen) - len(refused), refused)

@@ -1,19 +1,19 @@
 """Dead letters: refused records of the inbox, each with the reason, its origin and its own key, value and headers.
 
 The reason and the origin are headers behind those of the record. A record with the header `stepfold-redriven` marks the letter
-at that place as sent to the inbox again.
+at that place as sent to the inbox again, or, with `stepfold-dropped` beside it, as dropped; `stepfold-by` and `stepfold-why` say
+who did that and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 from aiokafka import TopicPartition
 
 from stepfold.errors import LogUnavailable
-from stepfold.log import EntryTooLarge, InboxRecord
+from stepfold.log import DeadLetter, EntryTooLarge, InboxRecord
 
 from .cluster import Cluster, describe, log
 from .fetcher import offsets, scan
@@ -22,35 +22,18 @@ from .records import Raw, raw
 from .topics import MIN_MESSAGE_BYTES, Namespace
 
 REASON, ORIGIN, OMITTED, REDRIVEN = "stepfold-reason", "stepfold-origin", "stepfold-omitted-bytes", "stepfold-redriven"
+DROPPED, BY, WHY = "stepfold-dropped", "stepfold-by", "stepfold-why"
 _MOST_REASON: Final = 10_000
 _SHORT_REASON: Final = 200
 _MOST_BYTES_A_LETTER: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A refused record of the inbox: its original key, value and headers, the reason, and its original place.
+class Settled(NamedTuple):
+    """The last word of an operator about a letter, with who and why."""
 
-    `place` names it among the dead letters. `omitted` says that `value` is None because the record was too large to be copied.
-    """
-
-    place: str
-    timestamp: int
-    reason: str
-    origin: str
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
-    omitted: bool
-    redriven: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Redriven:
-    """How many dead letters were sent again, and the places of those that Kafka refused, each with the reason."""
-
-    sent: int
-    refused: Mapping[str, str]
+    dropped: bool
+    by: str | None
+    why: str | None
 
 
 async def bury(
@@ -115,25 +98,34 @@ def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int
     return Message(key, value, [*headers, *ours])
 
 
-async def read_dead_letters(cluster: Cluster, namespace: Namespace, keep: Callable[[Raw], None], patience_s: float) -> set[str]:
-    """Call `keep` for every refused record. Returns the places of those that were sent again."""
+async def read_dead_letters(
+    cluster: Cluster, namespace: Namespace, keep: Callable[[Raw], None], patience_s: float
+) -> dict[str, Settled]:
+    """Call `keep` for every refused record. Returns what operators have done with them, by place; their last word counts."""
     topic_partition = TopicPartition(namespace.dead_letters, 0)
     start, end = await offsets(cluster, topic_partition, patience_s)
-    redriven: set[str] = set()
+    settled: dict[str, Settled] = {}
     async for portion in scan(cluster, topic_partition, start, end, raw, patience_s):
         for record in portion:
             if record.damage:
                 continue
             headers = dict(record.headers)
             if REDRIVEN in headers and REASON not in headers:
-                redriven.add(text_of(headers[REDRIVEN] or b""))
+                said = [None if (word := headers.get(name)) is None else text_of(word) for name in (BY, WHY)]
+                settled[text_of(headers[REDRIVEN] or b"")] = Settled(DROPPED in headers, *said)
             else:
                 keep(record)
-    return redriven
+    return settled
 
 
-def letter_of(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLetter:
-    """The dead letter that `record` is. `redriven`: the places of those that were sent again."""
+def marker(place: str, settled: Settled) -> Message:
+    """The record that says what was done with the letter at this place."""
+    said = [(name, word.encode()) for name, word in ((BY, settled.by), (WHY, settled.why)) if word is not None]
+    return Message(None, None, [(REDRIVEN, place.encode()), *([(DROPPED, b"")] if settled.dropped else []), *said])
+
+
+def letter_of(namespace: Namespace, record: Raw, settled: dict[str, Settled]) -> DeadLetter:
+    """The dead letter that `record` is. `settled`: what operators have done with letters, by place."""
     # Our headers were appended after the original ones, which may have the same names.
     ours: dict[str, bytes] = {}
     headers = list(record.headers)
@@ -141,6 +133,7 @@ def letter_of(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLett
         name, value = headers.pop()
         ours[name] = value or b""
     place = f"{namespace.dead_letters}/0/{record.offset}"
+    done = settled.get(place)
     return DeadLetter(
         place,
         record.timestamp,
@@ -150,7 +143,10 @@ def letter_of(namespace: Namespace, record: Raw, redriven: set[str]) -> DeadLett
         record.value,
         tuple(headers),
         omitted=OMITTED in ours,
-        redriven=place in redriven,
+        redriven=done is not None and not done.dropped,
+        dropped=done is not None and done.dropped,
+        by=None if done is None else done.by,
+        why=None if done is None else done.why,
     )
 
 

@@ -21,12 +21,12 @@ from urllib.parse import urlencode
 from aiokafka.partitioner import murmur2  # pyright: ignore[reportUnknownVariableType] - aiokafka ships no types
 
 from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge
-from stepfold.log import Ack, Entry, EntryTooLarge, InboxRecord, Record, partition_of
+from stepfold.log import Ack, DeadLetter, Entry, EntryTooLarge, InboxRecord, Record, Redriven, Redriving, partition_of
 
 from . import topics as kafka_topics
 from .administration import Administration, InboxPosition
 from .cluster import Cluster, TopicPartition, describe
-from .dead_letters import DeadLetter, Redriven, bury, text_of
+from .dead_letters import bury, text_of
 from .fetcher import Fetcher, KafkaTail, offsets, scan
 from .finder import Finder
 from .group import GroupMember
@@ -433,15 +433,14 @@ class KafkaDriver:
         async with self._administering() as administration:
             return await administration.dead_letters(limit)
 
-    async def redrive(self, places: Sequence[str] | None = None) -> Redriven:
-        """Send refused records to the inbox again, unchanged: those at `places`, or all that were not sent again yet.
-
-        Marks each record after it was sent, so a crash in between may send it twice. A record that Kafka does not take holds up
-        no other. Raises ConfigError for unknown places and for records whose bytes were not kept, LogUnavailable if Kafka does
-        not answer.
-        """
+    async def redrive(self, places: Sequence[str] | None = None, **options: Unpack[Redriving]) -> Redriven:
+        """As `KeepsDeadLetters` says. A record that Kafka does not take holds up no other."""
         async with self._administering() as administration:
-            return await administration.redrive(places)
+            return await administration.redrive(places, **options)
+
+    async def drop_letters(self, places: Sequence[str], *, by: str | None = None, why: str | None = None) -> None:
+        async with self._administering() as administration:
+            await administration.drop_letters(places, by, why)
 
     @contextlib.asynccontextmanager
     async def _administering(self) -> AsyncGenerator[Administration, None]:

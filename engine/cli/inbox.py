@@ -11,11 +11,11 @@ from ..errors import ConfigError
 from ..values.words import iso
 from .output import Format, OutputOption, Text, local, print_rows, remark, say, table, zone
 from .problems import Exit, Problem
-from .target import AppOption, UrlOption, run_async
+from .target import AppOption, By, UrlOption, Why, asker, run_async
 from .topics import kafka_of
 
 if TYPE_CHECKING:
-    from stepfold.drivers.kafka import DeadLetter
+    from ..log import DeadLetter
 
 app = typer.Typer(
     no_args_is_help=True, help="Show how far the workers have read the inbox, list refused requests, and send them again (Kafka)."
@@ -35,9 +35,9 @@ def dead_letters(
     made = table("place", f"time ({zone()})", "reason", "value")
     for letter in letters:
         value = "too large, not kept" if letter.omitted else _text(letter.value)
-        style = "dim" if letter.redriven else ""
-        reason = f"{letter.reason} (sent again)" if letter.redriven else letter.reason
-        made.add_row(letter.place, local(letter.timestamp), Text(reason), Text(value[:200]), style=style)
+        done = settled_in_words(letter)
+        reason = f"{letter.reason} ({done})" if done else letter.reason
+        made.add_row(letter.place, local(letter.timestamp), Text(reason), Text(value[:200]), style="dim" if done else "")
     print_rows(output, [_json(letter) for letter in letters], made, nothing=f"{log.name} has no dead letters")
 
 
@@ -67,16 +67,24 @@ def redrive(
             metavar="PLACE", help="The places of the requests to send; without any, all that were not sent again yet."
         ),
     ] = None,
+    data: Annotated[
+        str | None, typer.Option("--value", metavar="TEXT", help="Send the one request with this value instead of its own.")
+    ] = None,
+    by: By = None,
+    why: Why = None,
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Send refused requests to the inbox again, unchanged, after you have fixed the cause. Prints how many it sent.
+    """Send refused requests to the inbox again, after you have fixed the cause. Prints how many it sent.
 
     Exits with 4 if Kafka did not take some of them, and names these on stderr.
     """
     log = kafka_of(app, url)
+    value = None if data is None else data.encode("utf-8", "surrogateescape")
+    if value is not None and len(places or ()) != 1:
+        raise Problem("--value needs the place of one request")
     try:
-        done = run_async(log.redrive(places or None))
+        done = run_async(log.redrive(places or None, value=value, by=asker(by), why=why))
     except ConfigError as error:
         raise Problem(str(error), Exit.NOT_FOUND) from None
     say(f"{done.sent}")
@@ -84,6 +92,31 @@ def redrive(
         remark(f"{place} was not sent: {reason}")
     if done.refused:
         raise Problem(f"{len(done.refused)} of the requests were not sent; see `stepfold topics check`", Exit.LOG)
+
+
+@app.command()
+def drop(
+    places: Annotated[list[str], typer.Argument(metavar="PLACE", help="The places of the requests.")],
+    by: By = None,
+    why: Why = None,
+    app: AppOption = None,
+    url: UrlOption = None,
+) -> None:
+    """Say that refused requests will not be sent again. They stay in the list, with your name and your reason."""
+    try:
+        run_async(kafka_of(app, url).drop_letters(places, by=asker(by), why=why))
+    except ConfigError as error:
+        raise Problem(str(error), Exit.NOT_FOUND) from None
+    remark(f"{len(places)} {'request is' if len(places) == 1 else 'requests are'} dropped")
+
+
+def settled_in_words(letter: DeadLetter) -> str:
+    """How an operator has settled a dead letter, who and why; "" if nobody has."""
+    if not (letter.redriven or letter.dropped):
+        return ""
+    said = "dropped" if letter.dropped else "sent again"
+    said += f" by {letter.by}" if letter.by else ""
+    return said + (f": {letter.why}" if letter.why else "")
 
 
 def _text(value: bytes | None) -> str:
@@ -99,6 +132,9 @@ def _json(letter: DeadLetter) -> dict[str, Any]:
         "origin": letter.origin,
         "omitted": letter.omitted,
         "redriven": letter.redriven,
+        "dropped": letter.dropped,
+        "by": letter.by,
+        "why": letter.why,
         **_bytes("key", letter.key),
         **_bytes("value", letter.value),
     }

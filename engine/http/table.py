@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import audit, bulk, changes, dashboards, health, history, requests, runs, schemas, sessions, system, workflows
+from . import audit, bulk, changes, dashboards, health, history, letters, requests, runs, schemas, sessions, system, workflows
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -15,6 +15,7 @@ _API = (
     *audit.ROWS,
     *bulk.ROWS,
     *changes.ROWS,
+    *letters.ROWS,
     *system.ROWS,
     *workflows.ROWS,
     *dashboards.ROWS,

@@ -105,6 +105,10 @@ def test_refused_requests_are_shown_with_the_reason_and_sent_again(shell: Shell,
     assert after[bad] and not after["no JSON at all"]
     assert shell("inbox", "redrive", "--url", url).stdout == "2\n"  # those that were not sent again yet
     assert "cannot be sent again" in shell("inbox", "redrive", "nowhere/0/0", "--url", url, code=3).stderr
+    assert "cannot be dropped" in shell("inbox", "drop", "nowhere/0/0", "--url", url, code=3).stderr
+    shell("inbox", "drop", letters["no JSON at all"]["place"], "--by", "ada", "--why", "a test", "--url", url)
+    assert "dropped by ada: a test" in " ".join(shell("inbox", "dead-letters", "--url", url).stdout.split())
+    assert shell("inbox", "redrive", "--value", "[]", "--url", url, code=2).stderr
 
     asyncio.run(take_nothing_above(20, url))
     place = letters[bad]["place"]

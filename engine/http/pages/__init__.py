@@ -7,7 +7,23 @@ from collections.abc import Mapping
 from pydantic import BaseModel
 
 from ..routing import Handler, Role, Row
-from . import actions, audit, bulk, compare, dashboards, forms, run, runs, settings, starting, system, tail, views, workflows
+from . import (
+    actions,
+    audit,
+    bulk,
+    compare,
+    dashboards,
+    forms,
+    letters,
+    run,
+    runs,
+    settings,
+    starting,
+    system,
+    tail,
+    views,
+    workflows,
+)
 from .render import refused
 from .static import asset
 
@@ -60,6 +76,8 @@ ROWS: tuple[Row, ...] = (
     _page("/dashboards", "dashboards_page", dashboards.index, runs.AnyQuery),
     _page("/dashboards/{name}", "dashboard_page", dashboards.page, runs.AnyQuery, Role.PAYLOAD),
     _page("/workers", "workers_page", system.workers_page, runs.AnyQuery),
+    _page("/dead-letters", "dead_letters_page", letters.page, letters.LettersQuery),
+    _form("/dead-letters", "dead_letters_form", letters.act, letters.LettersForm),
     _page("/history", "history_page", tail.tail_page, tail.TailQuery),
     _page("/audit", "audit_page", audit.audit_page, audit.AuditQuery),
     _page("/settings", "settings_page", settings.settings_page, settings.SettingsQuery),

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from ...log import KeepsDeadLetters
 from ...values.text import shown, shown_json
 from ...values.times import ms_of, utc
 from ...values.words import iso, span
@@ -29,6 +30,7 @@ NAVIGATION = (
     ("/errors", "Errors", "e"),
     ("/history", "History", "h"),
     ("/audit", "Audit", "a"),
+    ("/dead-letters", "Dead letters", "l"),
     ("/workers", "Workers", "w"),
     ("/dashboards", "Dashboards", "d"),
     ("/start", "Start", "s"),
@@ -139,6 +141,7 @@ def around(call: HttpCall) -> dict[str, Any]:
         "log": call.service.client.log.name,
         "may": {role.value: call.caller.may(role) for role in Role},
         "who": call.caller.name,
+        "inbox": isinstance(call.service.client.log, KeepsDeadLetters),
         "q": "",
         "look": look_of(call.request),
         "known": list(known_workflows(call.service.client)),
@@ -167,6 +170,7 @@ def refused(refusal: HttpRefusal, request: Request) -> Response:
         "log": "",
         "may": {role.value: caller.may(role) for role in Role},
         "who": caller.name,
+        "inbox": False,
         "q": "",
         "active": "",
         "look": look_of(request),
