@@ -46,8 +46,9 @@ class LetterNow(BaseModel):
 
 
 class LettersNow(BaseModel):
-    """Dead letters, the newest first."""
+    """Dead letters, the newest first. `inbox`: whether the log has an inbox; without one there are none."""
 
+    inbox: bool
     letters: list[LetterNow]
 
 
@@ -75,7 +76,7 @@ def letters_log(call: HttpCall) -> KeepsDeadLetters:
     """The log, if it has an inbox. Raises HttpRefusal."""
     log = call.service.client.connected()
     if not isinstance(log, KeepsDeadLetters):
-        raise HttpRefusal(404, "no-inbox", f"{log.name} has no inbox, so it has no dead letters: only logs on Kafka have one")
+        raise HttpRefusal(409, "no-inbox", f"{log.name} has no inbox, so it has no dead letters: only logs on Kafka have one")
     return log
 
 
@@ -101,8 +102,14 @@ def _text(value: bytes | None) -> str | None:
 
 
 async def letters_now(call: HttpCall, limit: int) -> list[LetterNow]:
-    """The view of the API and of the page, the newest first."""
+    """The view of the API and of the page, the newest first; none if the log has no inbox."""
+    if not isinstance(call.service.client.connected(), KeepsDeadLetters):
+        return []
     return [letter_now(call.caller, letter) for letter in reversed(await letters_log(call).dead_letters(limit))]
+
+
+def _letters(call: HttpCall, letters: list[LetterNow]) -> LettersNow:
+    return LettersNow(inbox=isinstance(call.service.client.connected(), KeepsDeadLetters), letters=letters)
 
 
 async def redrive(call: HttpCall, places: Sequence[str] | None, value: str | None, asked: Sender) -> RedriveDone:
@@ -129,7 +136,7 @@ async def drop(call: HttpCall, places: Sequence[str], asked: Sender) -> None:
 
 async def get_letters(call: HttpCall) -> Answer:
     """List the requests of the inbox that could not be served. Reads all dead letters of the log."""
-    return Answer(LettersNow(letters=await letters_now(call, call.query.limit)))
+    return Answer(_letters(call, await letters_now(call, call.query.limit)))
 
 
 async def post_redrive(call: HttpCall) -> Answer:
@@ -142,7 +149,7 @@ async def post_drop(call: HttpCall) -> Answer:
     """Say that refused requests will not be sent again."""
     asked: Drop = call.body
     await drop(call, list(dict.fromkeys(asked.places)), sender_of(call))
-    return Answer(LettersNow(letters=[one for one in await letters_now(call, 1000) if one.place in asked.places]))
+    return Answer(_letters(call, [one for one in await letters_now(call, 1000) if one.place in asked.places]))
 
 
 ROWS = (

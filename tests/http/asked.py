@@ -12,6 +12,8 @@ from stepfold.http.guard import Guard
 
 LOOK_S = 1.0
 """For how long a test reads an answer that does not end, such as a stream."""
+DEADLINE_S = 30
+"""For how long a test waits for the first message of an answer; only a failing one waits this long."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ async def ask(
         "server": ("127.0.0.1", 80),
     }
     answered = Answered()
-    done = asyncio.Event()
+    begun, done = asyncio.Event(), asyncio.Event()
     parts = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -64,6 +66,7 @@ async def ask(
         if message["type"] == "http.response.start":
             answered.status = message["status"]
             answered.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in message["headers"]}
+            begun.set()
             if only_status:
                 done.set()
         else:
@@ -72,9 +75,10 @@ async def ask(
                 done.set()
 
     asking = asyncio.create_task(app(scope, receive, send))
-    waiting = asyncio.create_task(done.wait())
+    beginning, waiting = asyncio.create_task(begun.wait()), asyncio.create_task(done.wait())
+    await asyncio.wait({asking, beginning}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({asking, waiting}, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-    for task in (waiting, asking):
+    for task in (beginning, waiting, asking):
         if not task.done():
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -23,9 +23,10 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 
 async def test_a_log_without_an_inbox_says_so(tmp_path: Path) -> None:
     async with served(Client(f"sqlite:///{tmp_path}/log.db")) as browser:
-        assert (await browser.get("/v1/dead-letters")).json()["code"] == "no-inbox"
-        assert (await browser.post("/v1/dead-letters/redrive", json={})).status_code == 404
-        assert (await browser.post("/v1/dead-letters/drop", json={"places": ["a/0/1"]})).status_code == 404
+        assert (await browser.get("/v1/dead-letters")).json() == {"inbox": False, "letters": []}
+        for verb, body in (("redrive", {}), ("drop", {"places": ["a/0/1"]})):
+            refused = await browser.post(f"/v1/dead-letters/{verb}", json=body)
+            assert (refused.status_code, refused.json()["code"]) == (409, "no-inbox")
         page = await browser.get("/dead-letters")
         assert (page.status_code, "This log has no inbox" in page.text) == (200, True)
         assert ">Dead letters</a>" not in page.text

@@ -137,4 +137,5 @@ def test_answers_are_as_described(tmp_path: Path) -> None:
     assert not wrong, "\n\n".join(wrong)
     assert len(asked) == sum(map(len, document["paths"].values()))
     refused = {label for label, found in asked.items() if not found & {200, 201, 202}}
-    assert refused == {"GET /v1/dashboards/{name}"}, "this server has no dashboard of users"
+    lacking = {"GET /v1/dashboards/{name}", "POST /v1/dead-letters/redrive", "POST /v1/dead-letters/drop"}
+    assert refused == lacking, "this server has no dashboard of users, and no inbox"
