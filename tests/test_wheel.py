@@ -13,15 +13,16 @@ from uv import find_uv_bin
 
 PACKAGES: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
 
-# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed. Only
-# `stepfold.http` is all of an extra. The plugin for pytest is loaded by pytest alone.
+# Every module must be there and load with the plain dependencies: what an extra brings is imported where it is needed. Only some
+# are all of an extra. The plugin for pytest is loaded by pytest alone.
 IMPORT_EVERYTHING = """
 import importlib, pkgutil, sys, stepfold
 assert "site-packages" in stepfold.__file__, stepfold.__file__
 names = [module.name for module in pkgutil.walk_packages(stepfold.__path__, "stepfold.")]
 names.remove("stepfold.testing.pytest_plugin")
+of_extras = "stepfold.http", "stepfold.exposition", "stepfold.worker.metrics", "stepfold.worker.traces"
 for name in names:
-    if "web" in sys.argv or not name.startswith("stepfold.http"):
+    if "extras" in sys.argv or not name.startswith(of_extras):
         importlib.import_module(name)
 print(*names)
 """
@@ -67,8 +68,8 @@ def test_it_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     assert "demo" in helped.stdout
     served = subprocess.run([bin_ / "stepfold", "serve"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False)
     assert (served.returncode, "pip install 'stepfold[web]'" in served.stderr) == (2, True), served.stderr
-    uv("pip", "install", "--python", "env", f"{wheel}[web]", cwd=tmp_path)
+    uv("pip", "install", "--python", "env", f"{wheel}[web,metrics,otel]", cwd=tmp_path)
     ran = subprocess.run(
-        [bin_ / "python", "-I", "-c", IMPORT_EVERYTHING, "web"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
+        [bin_ / "python", "-I", "-c", IMPORT_EVERYTHING, "extras"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True
     )
     assert set(PACKAGES[1:]) <= set(ran.stdout.split())

@@ -25,7 +25,7 @@ def test_its_worker_gets_the_url_of_the_log(
 ) -> None:
     given: list[str] = []
 
-    async def keep_running(app: str, client: Client) -> None:
+    async def keep_running(app: str, client: Client, metrics: str | None) -> None:
         given.append(client.log.url)
 
     async def show(client: Client) -> None:

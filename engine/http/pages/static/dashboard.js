@@ -331,11 +331,10 @@ typed?.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-palette?.addEventListener("toggle", () => {
-  if (!palette.open) return;
+palette?.addEventListener("beforetoggle", (event) => { // "toggle" comes later than the first letters of a quick typist
+  if (event.newState !== "open") return;
   typed.value = "";
   offer();
-  typed.focus();
 });
 palette?.addEventListener("click", (event) => event.target === palette && palette.close());
 
