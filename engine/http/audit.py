@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from pydantic import BaseModel, Field
 
@@ -13,7 +12,7 @@ from stepfold.projections import ActionRow, list_actions
 from stepfold.projections.actions import ActionPlace
 
 from ..values.times import ms_of
-from .headers import POSITION, reach
+from .headers import POSITION, next_page, reach
 from .models import Name
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
@@ -57,12 +56,8 @@ async def get_actions(call: HttpCall) -> Answer:
     filters = asked.model_dump(include={"by", "type", "run_id", "workflow"}, exclude_none=True)
     await reach(call.service, call.request)
     rows, following = await actions_page(call, asked.limit, asked.cursor, filters)
-    headers: dict[str, str] = {}
-    if following is not None:
-        pairs = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
-        query = urlencode([*pairs, ("cursor", following)])
-        headers["Link"] = f'<{call.request.scope.get("root_path", "")}/v1/actions?{query}>; rel="next"'
-    return Answer(ActionsNow(actions=[ActionNow.model_validate(asdict(row)) for row in rows], next=following), headers=headers)
+    shown = ActionsNow(actions=[ActionNow.model_validate(asdict(row)) for row in rows], next=following)
+    return Answer(shown, headers=next_page(call.request, "/v1/actions", following))
 
 
 async def actions_page(

@@ -6,13 +6,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 
 import orjson
 from pydantic import BaseModel
 from sse_starlette import ServerSentEvent
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from ..client.status import run_state
 from ..errors import LogUnavailable
@@ -21,8 +19,7 @@ from .models import Name
 from .problems import HttpRefusal
 from .routing import HttpCall, Role, Row
 from .runs import States
-from .service import OpenStreams
-from .streaming import PING_S, RETRY_MS, EventStream
+from .streaming import PING_S, RETRY_MS, CountedStream
 
 SSE = "text/event-stream"
 READ_RECORDS = 500
@@ -52,24 +49,7 @@ async def get_changes(call: HttpCall) -> Response:
     if streams.open >= MAX_STREAMS:
         raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams of changes are open", headers={"Retry-After": "5"})
     begin = "begin" if last is None else None if positions is not None else "reset"
-    return _Changes(_events(call, positions or [end for _, end in bounds], begin), streams)
-
-
-class _Changes(Response):
-    """The stream; it counts among those of the server until it ends, and leaves no reader behind."""
-
-    def __init__(self, events: AsyncGenerator[ServerSentEvent], streams: OpenStreams) -> None:
-        super().__init__()
-        self._events = events
-        self._streams = streams
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._streams.open += 1
-        try:
-            async with aclosing(self._events):
-                await EventStream(self._events)(scope, receive, send)
-        finally:
-            self._streams.open -= 1
+    return CountedStream(_events(call, positions or [end for _, end in bounds], begin), streams)
 
 
 def _mark(log: Log) -> str:

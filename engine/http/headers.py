@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Coroutine
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.requests import Request
 
@@ -88,6 +89,15 @@ def request_id(request: Request) -> str | None:
     if not 0 < len(key) <= 200 or not key.isascii() or not key.isprintable():
         raise HttpRefusal(400, "idempotency-key-invalid", "Idempotency-Key must have 1 to 200 printable ASCII characters")
     return key
+
+
+def next_page(request: Request, path: str, cursor: str | None) -> dict[str, str]:
+    """The header that links to the next page of a list: at the cursor, with the same conditions. None: this is the last page."""
+    if cursor is None:
+        return {}
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    query = urlencode([*pairs, ("cursor", cursor)])
+    return {"Link": f'<{request.scope.get("root_path", "")}{path}?{query}>; rel="next"'}
 
 
 def behind(partition: int, offset: int) -> dict[str, str]:

@@ -101,15 +101,12 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("utf-8", "replace")
 
 
-async def letters_now(call: HttpCall, limit: int) -> list[LetterNow]:
-    """The view of the API and of the page, the newest first; none if the log has no inbox."""
-    if not isinstance(call.service.client.connected(), KeepsDeadLetters):
-        return []
-    return [letter_now(call.caller, letter) for letter in reversed(await letters_log(call).dead_letters(limit))]
-
-
-def _letters(call: HttpCall, letters: list[LetterNow]) -> LettersNow:
-    return LettersNow(inbox=isinstance(call.service.client.connected(), KeepsDeadLetters), letters=letters)
+async def letters_now(call: HttpCall, limit: int) -> LettersNow:
+    """The view of the API and of the page."""
+    log = call.service.client.connected()
+    if not isinstance(log, KeepsDeadLetters):
+        return LettersNow(inbox=False, letters=[])
+    return LettersNow(inbox=True, letters=[letter_now(call.caller, one) for one in reversed(await log.dead_letters(limit))])
 
 
 async def redrive(call: HttpCall, places: Sequence[str] | None, value: str | None, asked: Sender) -> RedriveDone:
@@ -136,7 +133,7 @@ async def drop(call: HttpCall, places: Sequence[str], asked: Sender) -> None:
 
 async def get_letters(call: HttpCall) -> Answer:
     """List the requests of the inbox that could not be served. Reads all dead letters of the log."""
-    return Answer(_letters(call, await letters_now(call, call.query.limit)))
+    return Answer(await letters_now(call, call.query.limit))
 
 
 async def post_redrive(call: HttpCall) -> Answer:
@@ -149,7 +146,8 @@ async def post_drop(call: HttpCall) -> Answer:
     """Say that refused requests will not be sent again."""
     asked: Drop = call.body
     await drop(call, list(dict.fromkeys(asked.places)), sender_of(call))
-    return Answer(_letters(call, [one for one in await letters_now(call, 1000) if one.place in asked.places]))
+    now = await letters_now(call, 1000)
+    return Answer(LettersNow(inbox=now.inbox, letters=[one for one in now.letters if one.place in asked.places]))
 
 
 ROWS = (

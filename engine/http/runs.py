@@ -8,7 +8,6 @@ from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, cast
-from urllib.parse import urlencode
 
 import orjson
 from pydantic import BaseModel, BeforeValidator, Field
@@ -21,7 +20,7 @@ from ..client.view import RunView
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
 from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
-from .headers import POSITION, applied, etag_of, reach, wait_s, while_asked
+from .headers import POSITION, applied, etag_of, next_page, reach, wait_s, while_asked
 from .models import WHOLE, Name, RunNow, StateName, Time, place_of_view
 from .payload import row_for, run_for
 from .problems import HttpRefusal
@@ -205,12 +204,7 @@ class RunCount(BaseModel):
 async def get_runs(call: HttpCall) -> Answer:
     """List the runs that fulfil all conditions, page by page."""
     page = await _page(call, call.query)
-    headers: dict[str, str] = {}
-    if page.next is not None:
-        pairs = [(name, value) for name, value in call.request.query_params.multi_items() if name != "cursor"]
-        query = urlencode([*pairs, ("cursor", page.next)])
-        headers["Link"] = f'<{call.request.scope.get("root_path", "")}/v1/runs?{query}>; rel="next"'
-    return Answer(page, headers=headers)
+    return Answer(page, headers=next_page(call.request, "/v1/runs", page.next))
 
 
 async def post_search(call: HttpCall) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterable
+from collections.abc import AsyncGenerator, AsyncIterable
 from typing import Any
 
 from sse_starlette import EventSourceResponse
@@ -59,19 +59,20 @@ class EventStream(Response):
 
 
 class CountedStream(Response):
-    """A stream that reads the log for itself. It counts among those of the server until it ends. Raises HttpRefusal if they are
-    too many."""
+    """A stream that reads the log for itself. It counts among those of the server until it ends, and then closes its source.
+    Raises HttpRefusal if they are too many."""
 
-    def __init__(self, events: AsyncIterable[Any], streams: OpenStreams) -> None:
+    def __init__(self, events: AsyncGenerator[Any], streams: OpenStreams) -> None:
         if streams.open >= MAX_STREAMS:
             raise HttpRefusal(503, "too-many-streams", f"{MAX_STREAMS} streams are open", headers={"Retry-After": "5"})
         super().__init__()
-        self._events = EventStream(events)
+        self._events = events
         self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._streams.open += 1
         try:
-            await self._events(scope, receive, send)
+            async with contextlib.aclosing(self._events):
+                await EventStream(self._events)(scope, receive, send)
         finally:
             self._streams.open -= 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy as sa
 from pydantic import BaseModel
@@ -26,11 +24,11 @@ VERSIONS_OF = 500
 _TOTALS = ("started", "completed", "failed", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class WorkflowFigures:
-    """One workflow. The counts are of all time; `by_minute` and the durations (ms; None: there were none) are of the last hour.
+class WorkflowNow(BaseModel):
+    """A workflow that the log has runs of. `started` to `open`: of all time; the rest is of the last hour.
 
-    `versions`: of its newest runs. `started_by_minute` and those after it: the oldest minute first, the last one is not over.
+    `versions`: of its newest runs. `…_by_minute`: 60 counts, the oldest first; the last minute is not over. `run_p50_ms` and
+    `run_p95_ms`: how long the runs took that ended; `queue_…`: how long attempts waited for a place; null: there were none.
     """
 
     workflow: str
@@ -49,7 +47,15 @@ class WorkflowFigures:
     queue_p95_ms: float | None
 
 
-def list_workflows(connection: sa.Connection, now_ms: int) -> tuple[list[WorkflowFigures], bool]:
+class WorkflowsNow(BaseModel):
+    """Workflows, those with the newest events first. `more`: there are others. `until`: the log's time of this look."""
+
+    workflows: list[WorkflowNow]
+    more: bool
+    until: datetime
+
+
+def list_workflows(connection: sa.Connection, now_ms: int) -> tuple[list[WorkflowNow], bool]:
     """The workflows with the newest events first, and whether there are more than `MOST`. `now_ms`: the log's time."""
     sums = [sa.func.sum(minutes.c[name]).label(name) for name in _TOTALS]
     newest = sa.select(minutes.c.workflow, *sums).group_by(minutes.c.workflow)
@@ -64,11 +70,11 @@ def list_workflows(connection: sa.Connection, now_ms: int) -> tuple[list[Workflo
 
 def _figures(
     row: sa.RowMapping, versions: list[str], rates: Sequence[list[int]], took: Mapping[tuple[str, str], list[tuple[int, int]]]
-) -> WorkflowFigures:
+) -> WorkflowNow:
     workflow = str(row["workflow"])
     started, completed, failed, cancelled = (int(row[name]) for name in _TOTALS)
     run, queue = (took.get((workflow, measure), []) for measure in ("run", "queue"))
-    return WorkflowFigures(
+    return WorkflowNow(
         workflow=workflow,
         versions=versions,
         open=max(started - completed - failed - cancelled, 0),
@@ -118,44 +124,12 @@ def _took(connection: sa.Connection, of: Sequence[str], since: int) -> Mapping[t
     return took
 
 
-class WorkflowNow(BaseModel):
-    """A workflow that the log has runs of. `started` to `open`: of all time; the rest is of the last hour.
-
-    `versions`: of its newest runs. `…_by_minute`: 60 counts, the oldest first; the last minute is not over. `run_p50_ms` and
-    `run_p95_ms`: how long the runs took that ended; `queue_…`: how long attempts waited for a place; null: there were none.
-    """
-
-    workflow: str
-    versions: list[str]
-    open: int
-    started: int
-    completed: int
-    failed: int
-    cancelled: int
-    started_by_minute: list[int]
-    ended_by_minute: list[int]
-    failed_by_minute: list[int]
-    run_p50_ms: float | None
-    run_p95_ms: float | None
-    queue_p50_ms: float | None
-    queue_p95_ms: float | None
-
-
-class WorkflowsNow(BaseModel):
-    """Workflows, those with the newest events first. `more`: there are others. `until`: the log's time of this look."""
-
-    workflows: list[WorkflowNow]
-    more: bool
-    until: datetime
-
-
 async def get_workflows(call: HttpCall) -> Answer:
     """Show the workflows with their counts, rates and durations."""
     await reach(call.service, call.request)
     now = call.service.client.log.now()
     found, more = await call.service.read(list_workflows, now)
-    shown: list[Any] = [WorkflowNow.model_validate(asdict(one)) for one in found]
-    return Answer(WorkflowsNow(workflows=shown, more=more, until=utc(now)))
+    return Answer(WorkflowsNow(workflows=found, more=more, until=utc(now)))
 
 
 ROWS = (

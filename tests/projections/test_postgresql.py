@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from recording import Recorder, to_be_told, told
 from strange import strange_log
 from test_projections import small, some_runs
+from test_search import counts_around_a_write
 
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ConfigError, ProjectionFailed
@@ -215,15 +216,6 @@ async def test_panels_are_read_within_their_limits(database: str) -> None:
         connection.execute(sa.delete(things))
         assert connection.execute(sa.select(sa.func.count()).select_from(things)).scalar() == 0
     engine.dispose()
-
-
-def counts_around_a_write(connection: sa.Connection, runner: ProjectionRunner) -> list[int | None]:
-    """The rows of a table before and after another connection adds one."""
-    count = sa.text("SELECT count(*) FROM seen")
-    before = connection.execute(count).scalar()
-    with runner.engine.begin() as other:
-        other.execute(sa.text("INSERT INTO seen VALUES (1)"))
-    return [before, connection.execute(count).scalar()]
 
 
 async def test_a_read_sees_one_state(database: str) -> None:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
 from ...client.requests import Sender
-from ...log import KeepsDeadLetters
 from ...values.times import ms_of
 from ..letters import drop, letters_now, redrive
 from ..problems import HttpRefusal
@@ -37,14 +36,14 @@ class LettersForm(BaseModel, extra="ignore"):
 
 async def page(call: HttpCall) -> Response:
     query: LettersQuery = call.query
-    has_inbox = isinstance(call.service.client.connected(), KeepsDeadLetters)
-    letters = await letters_now(call, LETTERS)
+    now = await letters_now(call, LETTERS)
+    letters = now.letters
     rows = [(one, ms_of(one.at), with_query("/dead-letters", place=one.place)) for one in letters]
     return show(
         call,
         "letters.html",
         active="/dead-letters",
-        has_inbox=has_inbox,
+        has_inbox=now.inbox,
         rows=rows,
         most=LETTERS,
         waiting=sum(1 for one in letters if one.state == "waiting" and not one.omitted),

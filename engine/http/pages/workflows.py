@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ...values.words import span
 from ..routing import HttpCall
-from ..workflows import MINUTES, MOST, WorkflowFigures, list_workflows
+from ..workflows import MINUTES, MOST, WorkflowNow, list_workflows
 from .live import stream, wanted
 from .render import around, show, with_query
 
@@ -40,7 +40,7 @@ async def workflows_view(call: HttpCall) -> dict[str, Any]:
     }
 
 
-def _shown(one: WorkflowFigures) -> dict[str, Any]:
+def _shown(one: WorkflowNow) -> dict[str, Any]:
     most = max(*one.started_by_minute, *one.failed_by_minute)
     return {
         "workflow": one.workflow,
