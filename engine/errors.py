@@ -223,7 +223,7 @@ class ValueInvalid(StepfoldError, TypeError):
     """A value that the log would not give back as it was, so stepfold does not write it; or a value that does not fit its type
     today.
 
-    The message names the place in the value and says what to do. A step that returns such a value is not retried.
+    The message names the path in the value and says what to do. A step that returns such a value is not retried.
     """
 
 

@@ -11,7 +11,7 @@ Times are milliseconds since 1970, UTC, by the log's clock; `minute` is the begi
 operation: `state` is open, done, failed, dropped or timed out; `attempts` is the number of its last attempt. Errors are alike,
 and have one `fingerprint`, if workflow, step and type are the same and the messages differ only in numbers, ids and quoted
 texts. `stepfold_durations` counts durations in buckets (see `bucket_of`): `run`, from start to end, and
-`queue`, how long attempts waited for a place.
+`queue`, how long attempts waited for a slot.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ class _News:
     def _take_ends(self, run: RunState) -> None:
         """Note the ends of operations, by the newest entries of the journal; stops at those noted before."""
         rows = self.steps[run.id]
-        for step_id, kind, at, value in reversed(run.journal):
-            end = ENDS.get(kind)
+        for step_id, outcome, at, value in reversed(run.journal):
+            end = ENDS.get(outcome)
             if at != run.now:
                 break
             if end is None:
@@ -207,7 +207,7 @@ class _News:
             row = self._row(run, step_id, None)
             line = Line(step_id, row["kind"])
             end(line, value, at)
-            given_back = kind in GIVES_BACK and step_id in run.returned
+            given_back = outcome in GIVES_BACK and step_id in run.returned
             row.update(state="dropped" if given_back else line.became, ended_at=at, until=None)
             if line.error is not None:
                 key = fingerprint(text_of(run.workflow, 200), step_id, line.error)

@@ -287,7 +287,7 @@ async def find_job(gateway: Gateway, job_id: str) -> BulkJob | None:
     steps = {
         int(one.step_id.removeprefix("ask-")): one.value
         for one in view.run.journal
-        if one.kind == "result" and one.step_id.startswith("ask-")
+        if one.outcome == "result" and one.step_id.startswith("ask-")
     }
     outcomes = sum(map(_counted, steps.values()), Counter[str]())
     return BulkJob(job_id, JobInput.model_validate(view.run.start_input), view.run, view.owner, outcomes, steps)

@@ -38,13 +38,13 @@ def story(
             asked[event.request] = event
             if isinstance(event, OperationRequest) and event.type in TELLS and event.step_id in lines:
                 TELLS[event.type](lines[event.step_id], event, _at(event))
-    for step_id, kind, at, value in run.journal:
-        line, end = lines.get(step_id), ENDS.get(kind)
+    for step_id, outcome, at, value in run.journal:
+        line, end = lines.get(step_id), ENDS.get(outcome)
         if line is None or end is None:  # a cancellation, no end, or `events` do not reach back to the run's start
             continue
         line.running_since = line.next_at = None
         end(line, value, at)
-        line.returned = kind in GIVES_BACK and step_id in run.returned
+        line.returned = outcome in GIVES_BACK and step_id in run.returned
         request = asked.get(line.request or "") or (asked_by(line.request) if asked_by and line.request else None)
         if request is not None:
             line.by, line.why = request.by, getattr(request, "why", None)
@@ -118,7 +118,7 @@ def line_json(line: Line) -> dict[str, Any]:
     attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
     `input_note`: what is missing there. `until`: the end of a sleep, or the time-out of a wait or callback. An open callback may
     have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come. `queued_ms`, `ran_ms`: how long
-    the last attempt that is over waited for a place, and ran. `at_line`: the line of the code. `by`, `why`: of the signal or
+    the last attempt that is over waited for a slot, and ran. `at_line`: the line of the code. `by`, `why`: of the signal or
     answer that ended it.
     """
     return {

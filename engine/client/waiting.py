@@ -56,7 +56,7 @@ def _workflow(run: RunState) -> Wait:
 
 
 def _clean_up(run: RunState) -> Wait:
-    asked = utc(next(delivery.now for delivery in run.journal if delivery.kind == "cancel"))
+    asked = utc(next(delivery.now for delivery in run.journal if delivery.outcome == "cancel"))
     last = joined("it was asked to end", run.reason or "")
     return Wait("the end of its clean-up", "clean-up", None, asked, None, "the run's code", last, asked)
 
@@ -68,7 +68,7 @@ def _suspect(run: RunState) -> Wait:
 
 
 def _code(run: RunState) -> Wait:
-    on, last = "a step that runs or waits for a place", "a record of the run, and none since"
+    on, last = "a step that runs or waits for a slot", "a record of the run, and none since"
     return Wait(on, "code", None, utc(run.now), None, "the worker that serves the run", last, utc(run.now))
 
 

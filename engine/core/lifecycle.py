@@ -195,11 +195,11 @@ def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
     if run.open.pop(step_id, None) is not None:
         run.done.add(step_id)
         return True
-    delivery = next((one for one in reversed(run.journal) if one.step_id == step_id and one.kind in GIVES_BACK), None)
+    delivery = next((one for one in reversed(run.journal) if one.step_id == step_id and one.outcome in GIVES_BACK), None)
     if delivery is None or step_id in run.returned:
         return False
     run.returned.add(step_id)
-    GIVES_BACK[delivery.kind](run, delivery.value)
+    GIVES_BACK[delivery.outcome](run, delivery.value)
     return True
 
 

@@ -1,7 +1,8 @@
 """Compresses small values that resemble one another, so that an idle run takes little memory.
 
 Pure. The snapshots of runs that wait at the same place of the same workflow differ only in ids, times and offsets. The
-dictionary for each is the first snapshot of its kind and its own key, which occurs in it often: 300 bytes become about 70.
+dictionary for each is the first snapshot of its family, such as its workflow, and its own key, which occurs in it often: 300
+bytes become about 70.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ class Packer:
         self._samples: list[bytes] = [b""]
         self._sample_of: dict[str, int] = {}
 
-    def pack(self, kind: str, key: str, value: bytes) -> bytes:
-        """The packed form of `value`, to be unpacked with the same `key`. Values of one `kind` resemble one another."""
-        number = self._sample_of.get(kind)
+    def pack(self, family: str, key: str, value: bytes) -> bytes:
+        """The packed form of `value`, to be unpacked with the same `key`. Values of one `family` resemble one another."""
+        number = self._sample_of.get(family)
         if number is None:
             number = 0
             if len(self._samples) <= MAX_SAMPLES:
-                number = self._sample_of[kind] = len(self._samples)
+                number = self._sample_of[family] = len(self._samples)
                 self._samples.append(value[:SAMPLE_BYTES])
         dictionary = self._samples[number] + key.encode()
         squeeze = zlib.compressobj(6, zlib.DEFLATED, _WINDOW_BITS, 4, zlib.Z_DEFAULT_STRATEGY, dictionary)

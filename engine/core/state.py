@@ -12,10 +12,13 @@ EXPECTED = "expected"
 
 
 class Delivery(NamedTuple):
-    """One entry of the journal. The module of its `kind` knows what the code gets for `value`. `now`: the run's time, ms."""
+    """One entry of the journal: `value` is what the log holds of the `outcome` of an operation, or of a cancellation ("cancel").
+
+    The module of the operation's kind knows what the code gets for `value`. `now`: the run's time, ms.
+    """
 
     step_id: str
-    kind: str
+    outcome: str
     now: int
     value: Any
 
@@ -161,8 +164,8 @@ def is_new(run: RunState, step_id: str) -> bool:
     return bool(step_id) and step_id not in run.open and step_id not in run.done
 
 
-def deliver(run: RunState, step_id: str, kind: str, value: Any, *, over: bool = True) -> None:
+def deliver(run: RunState, step_id: str, outcome: str, value: Any, *, over: bool = True) -> None:
     """Append an entry to the journal; the operation, if any, is then over, unless `over` is False."""
-    run.journal.append(Delivery(step_id, kind, run.now, value))
+    run.journal.append(Delivery(step_id, outcome, run.now, value))
     if step_id and over:
         run.done.add(step_id)

@@ -28,7 +28,7 @@ class WorkflowNow(BaseModel):
     """A workflow that the log has runs of. `started` to `open`: of all time; the rest is of the last hour.
 
     `versions`: of its newest runs. `…_by_minute`: 60 counts, the oldest first; the last minute is not over. `run_p50_ms` and
-    `run_p95_ms`: how long the runs took that ended; `queue_…`: how long attempts waited for a place; null: there were none.
+    `run_p95_ms`: how long the runs took that ended; `queue_…`: how long attempts waited for a slot; null: there were none.
     """
 
     workflow: str

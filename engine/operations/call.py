@@ -40,9 +40,9 @@ class Call:
     words: ClassVar[str] = ""
     """An operation of this kind, for people."""
     settles: ClassVar[Mapping[str, Settle]] = {}
-    """By kind of delivery: the deliveries that end this operation."""
+    """By outcome: the deliveries that end this operation."""
     progress: ClassVar[Mapping[str, Settle]] = {}
-    """By kind of delivery: the deliveries that do not end it. The code that asked for it then goes on with the value of the first
+    """By outcome: the deliveries that do not end it. The code that asked for it then goes on with the value of the first
     one, and may await the end later, or never."""
 
     @property

@@ -22,7 +22,7 @@ operation only if its value went back."""
 
 
 class Kind(NamedTuple):
-    """One kind of operation. Keys of `rules` and `tells` are record types, keys of `ends` and `gives_back` kinds of delivery."""
+    """One kind of operation. Keys of `rules` and `tells` are record types; keys of `ends` and `gives_back` are outcomes."""
 
     name: str
     records: tuple[type[Base], ...]

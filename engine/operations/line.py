@@ -50,7 +50,7 @@ class Line:
         self.result: Any = None  # of a step; the data of a signal or answer; which limit a callback has passed
         self.error: ErrorInfo | None = None  # of the last attempt that failed
         self.attempts = 0  # attempts that are over
-        self.queued_ms: int | None = None  # how long the last attempt that is over waited for a place, by the worker's clock
+        self.queued_ms: int | None = None  # how long the last attempt that is over waited for a slot, by the worker's clock
         self.ran_ms: int | None = None  # how long it ran
         self.lost = 0  # lost attempts, which are among `attempts`
         self.next_at: int | None = None  # when the next attempt is due

@@ -31,7 +31,7 @@ _NEXT = "the step is not over, and `attempt` is the next one: 1, or 1 more than 
 
 class StepCompleted(OperationDecision):
     """An attempt succeeded. `attempt` counts from 1. By the worker's clock (ms) it ran from `began_at` to `at`, and
-    waited for a place before, from `queued_at` on. Without `queued_at` there was a place; without `began_at` it took less than
+    waited for a slot before, from `queued_at` on. Without `queued_at` there was a slot; without `began_at` it took less than
     1 ms, or an older worker wrote the record.
     """
 
@@ -355,7 +355,7 @@ def _tell_error(line: Line, value: Any, at: int) -> None:
 
 def completed(run: RunState) -> int:
     """The number of steps that have a result."""
-    return sum(delivery.kind == "result" for delivery in run.journal)
+    return sum(delivery.outcome == "result" for delivery in run.journal)
 
 
 def _note(line: Line, now_ms: int, beside: Beside) -> str:

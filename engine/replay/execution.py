@@ -22,7 +22,7 @@ from ..operations import CALLS, GIVES_BACK, SETTLED_BY
 from ..operations.call import Call, Differs, MadeAnew, Raise
 from ..operations.sleep import sleep_of_timer
 from ..values.codec import describe
-from .frames import Source, frames_of, frames_of_traceback, place, source_of
+from .frames import Source, frames_of, frames_of_traceback, line_text, source_of
 from .futures import DeterministicFuture, DeterministicTask
 from .handles import Timer
 from .loop import HOST, DeterministicLoop, Host
@@ -59,7 +59,7 @@ class Op:
     @property
     def at_line(self) -> dict[str, str]:
         """The field of a record that says where the code asked for it; empty for a timer of asyncio's."""
-        return {} if self.source is None else {"at_line": place(self.source)}
+        return {} if self.source is None else {"at_line": line_text(self.source)}
 
     def __str__(self) -> str:
         return f"{self.call.words} {self.id!r}" + (f" at {_line(self.source)}" if self.source else "")
@@ -341,17 +341,17 @@ class Execution:
         )
 
     def _deliver(self, delivery: Delivery) -> None:
-        step_id, kind, _, value = delivery
-        if kind == "cancel":
+        step_id, outcome, _, value = delivery
+        if outcome == "cancel":
             self.cancelling = True
             return
         op = self.ops.pop(step_id, None)
         if op is None:
             if step_id in self._gone:
-                self._ignore(self._gone[step_id], kind)
+                self._ignore(self._gone[step_id], outcome)
                 return
-            raise self._differs(f"{SETTLED_BY[kind].words} {step_id!r}")
-        settle = op.call.settles.get(kind)
+            raise self._differs(f"{SETTLED_BY[outcome].words} {step_id!r}")
+        settle = op.call.settles.get(outcome)
         if settle is None:
             self._hand_out(op, delivery)
             return
@@ -394,20 +394,20 @@ class Execution:
     def _hand_out(self, op: Op, delivery: Delivery) -> None:
         """Deliver the progress of an operation that is not over: the code gets its value and the `Op`, whose future then is the
         end."""
-        step_id, kind, _, value = delivery
-        settle = op.call.progress.get(kind)
+        step_id, outcome, _, value = delivery
+        settle = op.call.progress.get(outcome)
         if settle is None or op.handed_out:
-            raise self._differs(f"{SETTLED_BY[kind].words} {step_id!r}", (op,))
+            raise self._differs(f"{SETTLED_BY[outcome].words} {step_id!r}", (op,))
         assert op.future is not None
         op.future.set_result((settle(op.call, step_id, value), op))
         op.future = self.loop.create_future()
         op.handed_out = True
         self.ops[step_id] = op
 
-    def _ignore(self, op: Op, kind: str) -> None:
+    def _ignore(self, op: Op, outcome: str) -> None:
         """Handle a result that came after the code had dropped the operation. For a signal, tell the owner to record the drop, so
         that the signal goes back to its queue."""
-        if kind in GIVES_BACK and op.id not in self.run.returned:
+        if outcome in GIVES_BACK and op.id not in self.run.returned:
             op.recorded = True
             self._dropped.append(op)
 

@@ -52,10 +52,10 @@ def line_of(error: BaseException) -> str | None:
         if _is_users(code.co_filename) and (line is None or not _is_installed(code.co_filename)):
             line = code, trace.tb_lineno
         trace = trace.tb_next
-    return None if line is None else place(line)
+    return None if line is None else line_text(line)
 
 
-def place(source: Source) -> str:
+def line_text(source: Source) -> str:
     """A line of code as records say it: the file as it is imported (`orders/workflow.py:61`), the same on every machine."""
     return f"{_imported(source[0].co_filename)}:{source[1]}"
 

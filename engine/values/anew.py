@@ -9,14 +9,14 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from .same import attributes_of, gives_the_same, place_of
+from .same import attributes_of, gives_the_same, path_text
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _FIXED: tuple[Any, ...] = (Decimal, complex)
 
 
 def made_alone(value: Any) -> str | None:
-    """The place of the first field that the JSON did not give and that a factory filled with a single value, or None.
+    """The path of the first field that the JSON did not give and that a factory filled with a single value, or None.
 
     A fixed value needs no factory, so the next call gives another one: an id, a time, a setting of the process. A factory that
     makes a container or a model may give an equal one each time; here it counts as the same.
@@ -33,7 +33,7 @@ def made_alone(value: Any) -> str | None:
             for name in _made(one):
                 found: Any = getattr(one, name, None)
                 if not (isinstance(found, (BaseModel, *_CONTAINERS)) or dataclasses.is_dataclass(cast(object, found))):
-                    return place_of((*path, name))
+                    return path_text((*path, name))
         todo.extend(((*path, place), inner) for place, inner in reversed(list(_held(one))))
     return None
 

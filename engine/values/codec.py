@@ -1,7 +1,7 @@
 """Values in the log: JSON, typed by annotations through pydantic. Nothing is pickled.
 
 A `Codec` belongs to one annotation. It proves that each value comes back as it was: it decodes the JSON before anybody uses
-it, and compares (`same.py`). It refuses a value that would come back as something else, and names the place in it. Types
+it, and compares (`same.py`). It refuses a value that would come back as something else, and names the path to it. Types
 whose JSON holds every value exactly need no such proof (`exact.py`). Without an annotation a value must be exact JSON: dicts
 with text keys, lists, texts, integers of up to 64 bits, finite floats, true, false and null.
 """
@@ -35,7 +35,7 @@ from .annotations import by_function, name_of, return_annotation, said, unwrappe
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
-from .same import Difference, attributes_of, difference, gives_the_same, in_words, place_of, shown
+from .same import Difference, attributes_of, difference, gives_the_same, in_words, path_text, shown
 from .text import shown as one_line
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ _WAYS = ((True, False), (True, True), (False, False), (False, True))
 class Codec:
     """Encodes values of one annotation as JSON, and decodes them.
 
-    The constructor raises ConfigError for an annotation that pydantic cannot validate; `what` names its place in the message.
+    The constructor raises ConfigError for an annotation that pydantic cannot validate; `what` says in the message whose it is.
     `returned_by`: the name of the function that returns the values.
     """
 
@@ -79,7 +79,7 @@ class Codec:
     def encode(self, value: Any) -> bytes:
         """JSON bytes from which `decode` makes an equal value.
 
-        Raises ValueInvalid, which names the place in the value that cannot be written or would come back as something else.
+        Raises ValueInvalid, which names the path to the part that cannot be written or would come back as something else.
         """
         data = self.at_sight(value)
         return self.prove(value) if data is None else data
@@ -113,7 +113,7 @@ class Codec:
         return self.adapter.validator.validate_json(orjson.dumps(value))
 
     def differs_anew(self, value: object, made: Any) -> str | None:
-        """The place where decoding `value`, which gave `made`, again gives another value; None if the two are the same.
+        """The path at which decoding `value`, which gave `made`, again gives another value; None if the two are the same.
 
         Compares the JSON of the two. Raises any error that the user's types raise.
         """
@@ -125,7 +125,7 @@ class Codec:
         write = self.adapter.serializer.to_json
         first, again = write(made, warnings=False), write(self.decode(value), warnings=False)
         change = None if first == again else difference(orjson.loads(first), orjson.loads(again))
-        return None if change is None else change.place
+        return None if change is None else change.where
 
     def accept(self, value: Any) -> bytes:
         """JSON bytes for a value from a caller: an instance, or data that validates.
@@ -199,7 +199,7 @@ class Codec:
         if isinstance(problem, Difference):
             half = _half_within(problem.was, 1, set())
             if half is not None:  # pydantic replaces it in keys
-                raise ValueInvalid(f"{problem.place}: {half[-1]}" if problem.path else half[-1])
+                raise ValueInvalid(f"{problem.where}: {half[-1]}" if problem.path else half[-1])
             raise ValueInvalid(in_words(problem))
         if type(problem) is ValueInvalid:
             raise problem
@@ -285,11 +285,11 @@ def _plain(data: Any) -> bytes:
 
 
 def _not_json(value: Any, typed: bool) -> str | None:
-    """A message about the first part of a value that JSON does not hold: its place, and what to do; None if there is none."""
+    """A message about the first part of a value that JSON does not hold: its path, and what to do; None if there is none."""
     found = _foreign(value, MAX_DEPTH, typed)
     if found is None:
         return None
-    place, what = place_of(reversed(found[:-1])), found[-1]
+    place, what = path_text(reversed(found[:-1])), found[-1]
     where = f"{place}: " if place else ""
     if isinstance(what, str):
         return where + what
@@ -420,7 +420,7 @@ def _unwritable(error: Exception, value: Any) -> str:
     if "utf-8" in text.lower() or isinstance(error, UnicodeError):
         half = _half_within(value, MAX_DEPTH, set())
         if half is not None:
-            place = place_of(reversed(half[:-1]))
+            place = path_text(reversed(half[:-1]))
             return f"{place}: {half[-1]}" if place else half[-1]
         return (
             f"{shown(value)}: bytes that are not text; give the model "
@@ -454,7 +454,7 @@ def _read_as_records_are(data: bytes) -> None:
         orjson.loads(data)
     except orjson.JSONDecodeError as error:
         found = _constant_within(json.loads(data)) or ["NaN"]
-        place = place_of(reversed(found[:-1]))
+        place = path_text(reversed(found[:-1]))
         raise ValueInvalid(
             f"{f'{place}: ' if place else ''}JSON has no {found[-1]}; "
             f'give the model ConfigDict(ser_json_inf_nan="strings"), or annotate float'

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 
 from .nesting import is_deeper
-from .same import place_of
+from .same import path_text
 
 _MAY_NOT_BE_HELD = re.compile(rb"[0-9][0-9.]{15}|[0-9][eE]\+?[0-9]|[eE]-[0-9]{3}|-0(?![0-9.eE])")
 """More digits than a double always keeps, large exponents, and the integer -0. A match in a text only costs a slower parse."""
@@ -26,9 +26,9 @@ _READING = Context(traps=[InvalidOperation])
 
 
 class Spot(NamedTuple):
-    """A number that a JSON parser would change, at `holder[key]`; `place` names the place for people."""
+    """A number that a JSON parser would change, at `holder[key]`; `where`: its path, for people."""
 
-    place: str
+    where: str
     holder: Any
     key: Any
     number: Decimal
@@ -90,7 +90,7 @@ def spots(holder: dict[str, Any] | list[Any], path: tuple[Any, ...] = ()) -> lis
     found: list[Spot] = []
     for key, one in enumerate(holder) if isinstance(holder, list) else holder.items():
         if isinstance(one, Decimal):
-            found.append(Spot(place_of((*path, key)), holder, key, one))
+            found.append(Spot(path_text((*path, key)), holder, key, one))
         elif isinstance(one, dict | list):
             found.extend(spots(cast("dict[str, Any] | list[Any]", one), (*path, key)))
     return found
@@ -98,7 +98,7 @@ def spots(holder: dict[str, Any] | list[Any], path: tuple[Any, ...] = ()) -> lis
 
 def _refusal(spot: Spot) -> str:
     """A message: why a number is refused, and how to write it."""
-    place = spot.place.removeprefix("[0]").removeprefix(".")  # `held` puts a list around the value
+    place = spot.where.removeprefix("[0]").removeprefix(".")  # `held` puts a list around the value
     where = f"{place}: " if place else ""
     if not spot.number:
         return f"{where}the integer -0 is 0 to some readers and -0.0 to others; write one of these"

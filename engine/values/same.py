@@ -43,18 +43,18 @@ class Difference:
         self.came = came
         self.path: list[Any] = list(path)
 
-    def below(self, place: Any) -> Difference:
-        """Add `place`, where the container holds the value, to the path."""
-        self.path.append(place)
+    def below(self, key: Any) -> Difference:
+        """Add `key`, under which the container holds the value, to the path."""
+        self.path.append(key)
         return self
 
     @property
-    def place(self) -> str:
+    def where(self) -> str:
         """The path as people write it: `orders[0].price`."""
-        return place_of(reversed(self.path))
+        return path_text(reversed(self.path))
 
 
-def place_of(path: Iterable[Any]) -> str:
+def path_text(path: Iterable[Any]) -> str:
     """`orders[0].price` for ("orders", 0, "price")."""
     text = ""
     for step in path:
@@ -442,7 +442,7 @@ def in_words(change: Difference) -> str:
     """A message, in one line: where and how a value would change, and what to do."""
     was: object = change.was
     came: object = change.came
-    place = f"{change.place}: " if change.path else ""
+    place = f"{change.where}: " if change.path else ""
     kind, other = type(was), type(came)
     if came is MISSING:
         return f"{place}{shown(was)} would be lost{_advice(change)}"

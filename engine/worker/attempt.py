@@ -69,12 +69,12 @@ class Attempt:
         self.run = run
         self.op = op
         self.call = call
-        self.over: asyncio.Future[None] | None = None  # set while the attempt occupies a place; done when the place is free
+        self.over: asyncio.Future[None] | None = None  # set while the attempt occupies a slot; done when the slot is free
         self.task: asyncio.Task[None] | None = None  # runs the attempt on the loop; None for a plain function
         self.beats: Heartbeats | None = None
         self.isolated = False  # the step may kill workers: nothing else that may runs beside it
         self.started = False  # its function may have been called
-        self.queued_at: int | None = None  # when it began to wait for a place, ms since 1970, by the worker's clock
+        self.queued_at: int | None = None  # when it began to wait for a slot, ms since 1970, by the worker's clock
         self.began_at: int | None = None  # when its function was called, by the same clock
         self.since = 0.0  # start time by the loop's clock, s; without a timeout, when it first waits
         # ends the time of a plain function, or the clean-up time of a cancelled task
@@ -107,7 +107,7 @@ class Attempt:
 
     @property
     def times(self) -> dict[str, int]:
-        """The fields of its last record that say when it began, and since when it waited for a place."""
+        """The fields of its last record that say when it began, and since when it waited for a slot."""
         if self.began_at is None:
             return {}
         if self.queued_at is None:

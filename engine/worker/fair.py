@@ -1,4 +1,4 @@
-"""The attempts that wait for a place. Runs take turns, so a run with many steps does not keep the others waiting."""
+"""The attempts that wait for a slot. Runs take turns, so a run with many steps does not keep the others waiting."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ _OUTCOMES: tuple[tuple[str, str, Callable[[_OfWorkflow], dict[str, int]]], ...] 
 )
 _DURATIONS: tuple[tuple[str, str, Callable[[_OfWorkflow], Durations]], ...] = (
     ("run_duration_seconds", "From the start of runs to their end.", lambda of: of.runs),
-    ("attempt_queue_seconds", "How long attempts waited for a place.", lambda of: of.queued),
+    ("attempt_queue_seconds", "How long attempts waited for a slot.", lambda of: of.queued),
     ("attempt_duration_seconds", "How long the functions of attempts ran.", lambda of: of.ran),
 )
 _NOTES: tuple[tuple[Note, str, str], ...] = (
@@ -222,9 +222,9 @@ def _held(worker: Worker | None, seen: Sequence[Held] | None) -> Iterator[Metric
         return GaugeMetricFamily(f"stepfold_worker_{name}", told, value=value)
 
     yield gauge("responding", "1 if the event loop of the worker answers, else 0.", int(seen is not None))
-    yield gauge("attempts_running", "Attempts that have a place.", running)
-    yield gauge("attempts_waiting", "Attempts that wait for a place.", waiting)
-    yield gauge("attempts_places", "Places for attempts, as --concurrency says.", places)
+    yield gauge("attempts_running", "Attempts that hold a slot.", running)
+    yield gauge("attempts_waiting", "Attempts that wait for a slot.", waiting)
+    yield gauge("attempts_places", "Slots for attempts, as --concurrency says.", places)
     yield gauge("held_up_seconds", "For how long one piece of code has held the event loop.", held_s)
     interrupted = "How often the watchdog has interrupted the code of a run."
     yield CounterMetricFamily("stepfold_worker_interruptions", interrupted, value=interruptions)

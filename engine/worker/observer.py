@@ -35,7 +35,7 @@ class Observer:
         """The function of an attempt runs next, in `context`. `ended` follows only if this sets `attempt.observed`."""
 
     def ended(self, attempt: Attempt) -> None:
-        """An attempt has left its place; `attempt.ended_as` says how."""
+        """An attempt has left its slot; `attempt.ended_as` says how."""
 
     def noted(self, note: Note) -> None:
         """Something has happened that concerns no run."""

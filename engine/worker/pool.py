@@ -1,4 +1,4 @@
-"""The pool: the attempts that wait for a place, and those that run, at most `concurrency` at a time.
+"""The pool: the attempts that wait for a slot, and those that run, at most `concurrency` at a time.
 
 Async steps run on the worker's loop, plain functions in threads.
 """
@@ -52,7 +52,7 @@ class Pool:
         threads: Callable[[Report], Threads] | None = None,
         observer: Observer | None = None,
     ) -> None:
-        self.running = 0  # attempts that have a place
+        self.running = 0  # attempts that hold a slot
         self.abandoned = 0  # steps that ran on after the grace
         self.turns = Turns()
         self._settings = settings
@@ -86,7 +86,7 @@ class Pool:
         self._go_on(_start_at_once)
 
     def dispatch(self, attempt: Attempt) -> None:
-        """Run an attempt when there is a place."""
+        """Run an attempt when there is a slot."""
         if self.running + self._queue.size >= self._settings.concurrency and attempt.queued_at is None:
             attempt.queued_at = self._now()
         self._queue.add(attempt)
@@ -108,7 +108,7 @@ class Pool:
             attempt.task.cancel()
             self._withdrawn.add(attempt)
             self._drop_later(attempt)
-        elif attempt.over is not None:  # a plain function: its thread goes on, its place is free
+        elif attempt.over is not None:  # a plain function: its thread goes on, its slot is free
             self._end_plain(attempt)
         else:
             self._queue.remove(attempt)
@@ -150,13 +150,13 @@ class Pool:
         self._threads.close()
 
     def _go_on(self, start: Callable[[Coroutine[Any, Any, None]], object] | None = None) -> None:
-        """Start a task for the queue if there is an async attempt and a place for it."""
+        """Start a task for the queue if there is an async attempt and a slot for it."""
         if self._queue.next and not self._runner_due and self._hand_out():
             self._runner_due = True
             (start or asyncio.get_running_loop().create_task)(self._run_queued())
 
     def _hand_out(self) -> bool:
-        """Start plain functions at the head of the queue in threads. Returns whether an async attempt is next and has a place."""
+        """Start plain functions at the head of the queue in threads. Returns whether an async attempt is next and has a slot."""
         while self._queue.next and self.running < self._settings.concurrency:
             if self._queue.next[0].call.pace is ON_LOOP:
                 return True
@@ -221,7 +221,7 @@ class Pool:
         self._end_plain(attempt)
 
     def _came_back(self, job: Job) -> None:
-        """A plain function has returned, or its attempt gave its place up before the thread began."""
+        """A plain function has returned, or its attempt gave its slot up before the thread began."""
         attempt = job.attempt
         outcome, job.outcome = job.outcome, None
         if type(outcome) is Failure:
@@ -239,7 +239,7 @@ class Pool:
             self._end_plain(attempt)
 
     def _see_through(self, attempt: Attempt, awaitable: Awaitable[Any], context: contextvars.Context) -> None:
-        """Await what a plain function returned. That takes a task; the attempt keeps its place."""
+        """Await what a plain function returned. That takes a task; the attempt keeps its slot."""
         if attempt.timer is not None:
             attempt.timer.cancel()
 
@@ -250,7 +250,7 @@ class Pool:
         attempt.task.add_done_callback(lambda _: self._end_plain(attempt))
 
     def _end_plain(self, attempt: Attempt) -> None:
-        """Free the place of a plain function, unless its run was quarantined and has freed it."""
+        """Free the slot of a plain function, unless its run was quarantined and has freed it."""
         over = attempt.over
         if over is None:
             return

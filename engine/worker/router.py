@@ -105,7 +105,7 @@ class Router:
                 lambda: (f"the check of inbox record {record.place}", {}), partial(self._check, request, record)
             )
         except Stuck:
-            at = ", ".join(self._watch.lines) or "an unknown place"
+            at = ", ".join(self._watch.lines) or "an unknown line"
             raise Refused(f"the check did not return: a validator of the input blocks, or spins (at {at})") from None
         if len(entry.value) > self._log.max_value_bytes:  # all its fields together, not only the data
             raise Refused(f"it would be {len(entry.value):,} bytes in the history; the limit is {self._log.max_value_bytes:,}")

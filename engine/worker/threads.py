@@ -5,7 +5,7 @@ another. The loop waits for it without the interpreter lock, at most `WAIT_S`, s
 not begun by then get a thread each. So do functions that are known to take longer, from the start: the loop does not wait for
 them.
 
-A thread cannot be stopped. The waiting side may give up; the thread then occupies no place, and the process does not wait for
+A thread cannot be stopped. The waiting side may give up; the thread then occupies no slot, and the process does not wait for
 it to end. Only at the end of the process, when the worker has stopped, is Python code in such a thread ended.
 """
 
@@ -95,7 +95,7 @@ class Job:
         return self._pace.mean_s < QUICK_S
 
     def run(self) -> None:
-        """Call the function, unless the attempt has given its place up."""
+        """Call the function, unless the attempt has given its slot up."""
         if self.attempt.over is None:
             return
         self.began = time.perf_counter()

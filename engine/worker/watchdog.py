@@ -329,7 +329,7 @@ _LOOPS = (asyncio.BaseEventLoop.run_forever.__code__, asyncio.Handle._run.__code
 
 
 def _said(lines: tuple[str, ...]) -> str:
-    return ", ".join(lines) or "an unknown place"
+    return ", ".join(lines) or "an unknown line"
 
 
 def _function(argument: Any) -> Callable[[int, Any], None]:

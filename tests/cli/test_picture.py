@@ -186,7 +186,7 @@ def test_a_step_whose_input_is_recorded_shows_it_and_names_its_first_attempt() -
 
 def test_it_is_said_that_the_log_does_not_name_a_first_attempt() -> None:
     drawn = Story().drawn()
-    assert any(line.startswith("waits for   a step that runs or waits for a place, since ") for line in drawn)
+    assert any(line.startswith("waits for   a step that runs or waits for a slot, since ") for line in drawn)
     assert any("(a first attempt is not in the log" in line for line in drawn)
 
 

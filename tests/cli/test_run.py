@@ -165,7 +165,7 @@ def test_show_names_a_step_that_runs_with_its_input_where_that_is_recorded(serve
     until(lambda: served.json("run", "show", "held", *url)["state"] == "running")
     picture = served("run", "show", "held", *url).stdout
     assert (
-        "waits for   a step that runs or waits for a place, since " in picture and "(a first attempt is not in the log" in picture
+        "waits for   a step that runs or waits for a slot, since " in picture and "(a first attempt is not in the log" in picture
     )
     (served.folder / "first").touch()
     until(lambda: "the result of attempt 1 of step 'told', since " in served("run", "show", "held", *url).stdout)

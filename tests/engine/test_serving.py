@@ -200,7 +200,7 @@ async def test_a_backlog_is_brought_in_as_there_is_room(client: Client) -> None:
         workers.append(worker)
         runs = await asyncio.gather(*(client.start_workflow(w, number) for number in range(40)))
         assert [await run.result(LIMIT_S) for run in runs] == list(range(40))
-    assert 1 <= max(in_memory) <= 4, "twice as many as there are places for steps"
+    assert 1 <= max(in_memory) <= 4, "twice as many as there are slots for steps"
 
 
 async def test_who_waits_makes_room_for_a_backlog(client: Client) -> None:

@@ -52,7 +52,7 @@ def agree(records: list[Record], partition: int = 0, partitions: int = 1) -> Par
     assert set(other.open) == set(state.runs.ids()) - expected and set(other.early) == expected
     assert other.places == state.sources
     assert {run_id: (run.state, run.steps) for run_id, run in other.last.items()} == {
-        run_id: (run.phase, sum(delivery.kind == "result" for delivery in run.journal)) for run_id, run in last.items()
+        run_id: (run.phase, sum(delivery.outcome == "result" for delivery in run.journal)) for run_id, run in last.items()
     }
     return state
 
@@ -193,7 +193,7 @@ async def expected_lines(log: Log) -> list[str]:
             if change is not None and change.run is not None:
                 last[change.run.id] = change.run
         for run_id, run in last.items():
-            steps = sum(delivery.kind == "result" for delivery in run.journal)
+            steps = sum(delivery.outcome == "result" for delivery in run.journal)
             found.append(f"{run_id}\t{run.phase}\t{steps} steps\t{int(run.ended)} ends")
     return sorted(found)
 

@@ -173,7 +173,7 @@ def test_any_history_gives_the_rows_that_its_fold_describes(choices: list[Choice
             run = runs[row.run_id]
             assert (row.workflow, row.version, row.state) == (run.workflow, run.version, run_state(run, owned))
             assert row.waiting_on == ([] if run.ended else waiting_words(run, owned))
-            assert row.steps_completed == sum(delivery.kind == "result" for delivery in run.journal)
+            assert row.steps_completed == sum(delivery.outcome == "result" for delivery in run.journal)
             assert row.attempts_failed == failed[run.id]
             assert row.input == orjson.dumps(run.input).decode()
             assert (row.result is None) == (run.phase != "completed")

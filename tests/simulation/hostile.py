@@ -379,7 +379,7 @@ async def _waits(machine: Any, step: Step, variant: int, data: Any) -> Any:
         queue: asyncio.Queue[Any] = asyncio.Queue()
         await queue.get()
     else:
-        # Not for ever: as many as there are places for steps would be the end of the neighbours'.
+        # Not for ever: as many as there are slots for steps would be the end of the neighbours'.
         with contextlib.suppress(StepFailed):
             await step.run("h-never", machine.hostile.never, 0, retry=TWICE, timeout=600)
         return ["survived"]

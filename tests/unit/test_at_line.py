@@ -11,7 +11,7 @@ import pytest
 
 from stepfold.errors import ErrorInfo
 from stepfold.replay import execution, frames
-from stepfold.replay.frames import line_of, place
+from stepfold.replay.frames import line_of, line_text
 
 
 def code_in(file: str) -> Any:
@@ -46,7 +46,7 @@ def test_a_file_is_named_below_the_folder_of_its_import(monkeypatch: pytest.Monk
         ("/srv/" + "x" * 300, "x" * 200),
         ("/srv/\udcff.py", "?.py"),
     ]:
-        assert place((code_in(file), 7)) == f"{said}:7"
+        assert line_text((code_in(file), 7)) == f"{said}:7"
 
 
 def test_the_innermost_line_of_the_users_own_code_counts() -> None:

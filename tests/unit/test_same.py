@@ -284,7 +284,7 @@ def test_a_private_attribute_is_part_of_a_value() -> None:
     one = Model(n=1)
     one._seen = 5  # pyright: ignore[reportPrivateUsage]  # as a method of its own would
     change = difference(one, Model(n=1))
-    assert change is not None and change.place == "_seen"
+    assert change is not None and change.where == "_seen"
 
 
 def test_what_cannot_be_shown_is_named_by_its_class() -> None:

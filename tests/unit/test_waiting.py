@@ -143,7 +143,7 @@ def test_a_step_that_was_lost_waits_for_a_worker() -> None:
 def test_a_first_attempt_has_no_record_that_tells_of_it(decided: bool) -> None:
     wait = Told(decided=decided).wait()
     who, last = "the worker that serves the run", "a record of the run, and none since"
-    assert wait == Wait("a step that runs or waits for a place", "code", None, at(0), None, who, last, at(0))
+    assert wait == Wait("a step that runs or waits for a slot", "code", None, at(0), None, who, last, at(0))
 
 
 def test_no_worker_owns_the_partition() -> None:

@@ -1,4 +1,4 @@
-"""The operations of a run as bars, in percent of the width. Idle time, in which no attempt ran or waited for a place, is folded.
+"""The operations of a run as bars, in percent of the width. Idle time, in which no attempt ran or waited for a slot, is folded.
 
 Pure.
 """

@@ -137,7 +137,7 @@ class Attempts:
             self.unstarted.update((live.run.id, attempt.op.id, attempt.number) for attempt in live.unstarted())
 
     def give_back(self) -> list[asyncio.Future[None]]:
-        """Before the owner leaves: withdraw attempts that wait for a place. Returns the ends of those that run."""
+        """Before the owner leaves: withdraw attempts that wait for a slot. Returns the ends of those that run."""
         lives = self._ownership.live.values()
         for live in lives:
             for attempt in live.unstarted():

@@ -28,7 +28,7 @@ class Live:
         self.execution = execution
         self.stop_s = watchdog.STOP_S
         self.finished = False
-        # by step id: waiting for a place, running, or with a result that is not yet folded
+        # by step id: waiting for a slot, running, or with a result that is not yet folded
         self.attempts: dict[str, Attempt] = {}
 
     def named(self) -> tuple[str, dict[str, Any]]:
@@ -53,7 +53,7 @@ def stuck(run: RunState, watch: Watch) -> NonDeterminism:
     """The error for code that the watchdog interrupted."""
     return NonDeterminism(
         f"the code of run {run.id!r} did not return within {watchdog.STOP_S:g} s: it blocks, or it spins; move what takes long "
-        f"into `await step.run(...)` (at {', '.join(watch.lines) or 'an unknown place'})",
+        f"into `await step.run(...)` (at {', '.join(watch.lines) or 'an unknown line'})",
         found="code that does not return",
         source=watch.lines,
     )

@@ -119,7 +119,7 @@ class Residents:
     def _has_room(self, state: PartitionState) -> bool:
         """Whether the code of one more run fits into memory. Evicts idle runs if needed.
 
-        The limit is at least twice `concurrency`: a run must not wait for room while steps have places, since a busy run may
+        The limit is at least twice `concurrency`: a run must not wait for room while steps have slots, since a busy run may
         wait for it.
         """
         if len(self._live) >= self._bound and self._loop.time() >= self._evict_at:
