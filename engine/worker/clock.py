@@ -1,4 +1,4 @@
-"""The clock for the timers of an owner.
+"""The clock by which an owner's timers are due.
 
 The clock of a machine may be set, or be wrong for a moment. If this owner was asked to wait for a duration, it measures
 elapsed time, whatever the clock says meanwhile. For everything else (dates, and operations that another owner began) it uses the
@@ -10,16 +10,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-
-from ..values.times import NEVER_MS, within
-from .timers import Timers
 
 STEADY_MS = 2000
 """A difference up to this is the usual correction of a clock, not a jump."""
 DOUBT_MS = 60_000
-
 
 _BOOT: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
@@ -57,65 +53,3 @@ class Clock:
         self._ahead_since = None
         self._offset = wall - elapsed
         return wall
-
-
-class Alarms:
-    """The timers of an owner, by elapsed time or by the clock.
-
-    `is_there` says whether a run exists: timers of other runs are dropped.
-    """
-
-    def __init__(self, clock: Clock, is_there: Callable[[str], bool]) -> None:
-        self._clock = clock
-        self._lasting = Timers(is_there)  # due by elapsed time
-        self._dates = Timers(is_there)
-
-    def __len__(self) -> int:
-        return len(self._lasting) + len(self._dates)
-
-    def clear(self) -> None:
-        """Drop all timers."""
-        self._lasting.clear()
-        self._dates.clear()
-
-    def set(self, at: int, run_id: str, step_id: str, elapsed: int | None = None) -> bool:
-        """Set a timer for `at`, ms since 1970, or, if this owner measures the duration, for `elapsed` as `Clock.elapsed` tells.
-
-        Returns whether it may be the next timer to fire. Sets no timer for a time that never comes.
-        """
-        at = within(at)
-        if at == NEVER_MS:
-            return False
-        if elapsed is None:
-            self._dates.push(at, run_id, step_id)
-            return self._dates.first == at
-        self._lasting.push(elapsed, run_id, step_id, at)
-        return self._lasting.first == elapsed
-
-    def left_s(self) -> float | None:
-        """Seconds until the next timer; None without timers."""
-        left_ms = self._left_ms()
-        return None if left_ms is None else max(left_ms / 1000, 0.0)
-
-    def late_s(self) -> float:
-        """For how many seconds the next timer has been due; 0: none is due."""
-        return max(-(self._left_ms() or 0) / 1000, 0.0)
-
-    def _left_ms(self) -> int | None:
-        left_ms: list[int] = []
-        if self._lasting:
-            left_ms.append(self._lasting.first - self._clock.elapsed())
-        if self._dates:
-            left_ms.append(self._dates.first - self._clock.now())
-        return min(left_ms) if left_ms else None
-
-    def due(self, limit: int) -> Iterator[tuple[int, str, str]]:
-        """Remove up to `limit` timers that are due; yields their `at`, run id and step id."""
-        elapsed, now = self._clock.elapsed(), self._clock.now()
-        for _ in range(limit):
-            if self._lasting and self._lasting.first <= elapsed:
-                yield self._lasting.pop()
-            elif self._dates and self._dates.first <= now:
-                yield self._dates.pop()
-            else:
-                return

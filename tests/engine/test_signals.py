@@ -344,7 +344,7 @@ def test_the_time_limit_of_a_wait_that_is_over_is_not_kept_until_it_comes() -> N
                 await asyncio.sleep(1)  # by now it waits
                 await run.signal("approved")
                 await run.result()
-            return sum(len(vars(owner)["_alarm"]) for owner in worker.owners.values())
+            return sum(len(vars(owner)["_timers"]) for owner in worker.owners.values())
 
     assert virtually(main) <= 4
 

@@ -12,7 +12,8 @@ import pytest
 
 from stepfold.testing.virtual import run_virtual
 from stepfold.values.times import NEVER_MS
-from stepfold.worker.clock import DOUBT_MS, Alarms, Clock, passing
+from stepfold.worker.clock import DOUBT_MS, Clock, passing
+from stepfold.worker.owner.timers import TimerQueue
 
 HOUR = 3_600_000
 START = 1_900_000_000_000
@@ -25,17 +26,17 @@ class Machine:
         self.passed_ms = 0
         self.off_ms = 0
         self.clock = Clock(self.wall, lambda: self.passed_ms / 1000)
-        self.alarms = Alarms(self.clock, lambda run_id: True)
+        self.timers = TimerQueue(self.clock, lambda run_id: True)
 
     def wall(self) -> int:
         return START + self.passed_ms + self.off_ms
 
     def last(self, ms: int, step_id: str) -> None:
         """As an owner does what is asked to last so long."""
-        self.alarms.set(self.clock.now() + ms, "r", step_id, self.clock.elapsed() + ms)
+        self.timers.set(self.clock.now() + ms, "r", step_id, self.clock.elapsed() + ms)
 
     def ring(self, limit: int = 100) -> list[str]:
-        return [step_id for _, _, step_id in self.alarms.due(limit)]
+        return [step_id for _, _, step_id in self.timers.due(limit)]
 
 
 def test_what_lasts_so_long_lasts_so_long() -> None:
@@ -44,7 +45,7 @@ def test_what_lasts_so_long_lasts_so_long() -> None:
         machine.last(5_000, "before")
         machine.off_ms = jump
         machine.last(300, "after")
-        assert machine.alarms.left_s() == 0.3
+        assert machine.timers.left_s() == 0.3
         for passed_ms, rings in ((299, []), (1, ["after"]), (4_699, []), (1, ["before"]), (HOUR, [])):
             machine.passed_ms += passed_ms
             assert machine.ring() == rings
@@ -52,17 +53,17 @@ def test_what_lasts_so_long_lasts_so_long() -> None:
 
 def test_a_date_waits_for_the_clock() -> None:
     machine = Machine()
-    machine.alarms.set(START + 10_000, "r", "date")
+    machine.timers.set(START + 10_000, "r", "date")
     machine.passed_ms = 9_999
     machine.off_ms = -5_000
-    assert machine.ring() == [] and machine.alarms.left_s() == 5.001
+    assert machine.ring() == [] and machine.timers.left_s() == 5.001
     machine.passed_ms += 5_001
     assert machine.ring() == ["date"]
 
 
 def test_a_clock_that_was_ahead_for_a_moment_brings_no_date() -> None:
     machine = Machine()
-    machine.alarms.set(START + HOUR, "r", "date")
+    machine.timers.set(START + HOUR, "r", "date")
     for _ in range(10):
         machine.off_ms = 2 * HOUR
         assert machine.ring() == []
@@ -74,7 +75,7 @@ def test_a_clock_that_was_ahead_for_a_moment_brings_no_date() -> None:
 
 def test_a_clock_that_stays_ahead_is_believed() -> None:
     machine = Machine()
-    machine.alarms.set(START + HOUR, "r", "date")
+    machine.timers.set(START + HOUR, "r", "date")
     machine.off_ms = 2 * HOUR
     assert machine.ring() == []
     machine.passed_ms += DOUBT_MS
@@ -89,27 +90,27 @@ def test_a_clock_that_is_corrected_a_little_is_believed_at_once() -> None:
         assert machine.clock.now() == machine.wall()
 
 
-def test_alarms_of_both_kinds_ring_in_portions_and_are_known_for_what_they_were_set_for() -> None:
+def test_timers_of_both_clocks_are_due_in_portions_and_are_known_for_what_they_were_set_for() -> None:
     machine = Machine()
-    assert machine.alarms.left_s() is None
+    assert machine.timers.left_s() is None
     machine.last(1_000, "a")
-    machine.alarms.set(START + 1_000, "r", "b")
+    machine.timers.set(START + 1_000, "r", "b")
     machine.last(2_000, "c")
     machine.off_ms = -500
     machine.passed_ms = 3_000
-    assert machine.ring(1) == ["a"] and machine.alarms.left_s() == 0.0
-    assert list(machine.alarms.due(9)) == [(START + 2_000, "r", "c"), (START + 1_000, "r", "b")]
+    assert machine.ring(1) == ["a"] and machine.timers.left_s() == 0.0
+    assert list(machine.timers.due(9)) == [(START + 2_000, "r", "c"), (START + 1_000, "r", "b")]
     machine.last(1, "d")
-    machine.alarms.clear()
-    assert machine.alarms.left_s() is None
+    machine.timers.clear()
+    assert machine.timers.left_s() is None
 
 
-def test_an_alarm_may_be_for_any_time() -> None:
+def test_a_timer_may_be_for_any_time() -> None:
     machine = Machine()
     for at in (2**64, NEVER_MS, NEVER_MS + 1):
-        assert not machine.alarms.set(at, "r", "never")
-    assert machine.alarms.left_s() is None
-    assert machine.alarms.set(-(2**64), "r", "at once")
+        assert not machine.timers.set(at, "r", "never")
+    assert machine.timers.left_s() is None
+    assert machine.timers.set(-(2**64), "r", "at once")
     assert machine.ring() == ["at once"]
 
 

@@ -14,7 +14,7 @@ from stepfold.core.snapshot import pack
 from stepfold.core.state import RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.testing.suite import checkpoints_of
-from stepfold.worker.timers import SHARED_STEP_IDS, Timers
+from stepfold.worker.heap import SHARED_STEP_IDS, TimerHeap
 
 
 def asleep(idle: bool = True) -> Ledger:
@@ -222,7 +222,7 @@ def test_what_is_packed_is_unpacked_whatever_it_is() -> None:
 
 
 def test_the_earliest_comes_first() -> None:
-    random, timers, model = Random(42), Timers(), list[int]()
+    random, timers, model = Random(42), TimerHeap(), list[int]()
     for _ in range(5_000):
         if model and random.random() < 0.4:
             due = heapq.heappop(model)
@@ -238,7 +238,7 @@ def test_the_earliest_comes_first() -> None:
 
 def test_timers_of_runs_that_are_gone_are_not_kept() -> None:
     random, there = Random(42), set[str]()
-    timers = Timers(there.__contains__)
+    timers = TimerHeap(there.__contains__)
     for number in range(20_000):
         run_id = f"run-{number}"
         there.add(run_id)
@@ -252,13 +252,13 @@ def test_timers_of_runs_that_are_gone_are_not_kept() -> None:
 
 
 def test_the_only_timer_of_a_run_that_is_gone_is_not_kept() -> None:
-    timers = Timers(lambda run_id: False)
+    timers = TimerHeap(lambda run_id: False)
     timers.push(1, "run", "step")
     assert not timers
 
 
 def test_step_ids_are_shared_but_not_for_ever() -> None:
-    timers = Timers()
+    timers = TimerHeap()
     for number in range(SHARED_STEP_IDS + 2):
         timers.push(number, "run", f"step-{number}")
     timers.push(-2, "run", "-".join(("step", str(SHARED_STEP_IDS + 1))))
@@ -267,7 +267,7 @@ def test_step_ids_are_shared_but_not_for_ever() -> None:
 
 
 def test_cleared_timers_are_gone() -> None:
-    timers = Timers()
+    timers = TimerHeap()
     timers.push(1, "run", "step")
     timers.clear()
     assert not timers

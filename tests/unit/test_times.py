@@ -22,7 +22,7 @@ from stepfold.values.duration import LONGEST_MS, duration_ms, timer_ms
 from stepfold.values.retry import Retry
 from stepfold.values.times import FIRST_MS, NEVER_MS, ms_of, said, until, utc, within
 from stepfold.values.words import iso
-from stepfold.worker.timers import Timers
+from stepfold.worker.heap import TimerHeap
 
 EDGES = [0, -1, -(2**63), 2**63, 2**64 - 1, FIRST_MS, NEVER_MS, NEVER_MS - 1, FIRST_MS - 1, -(10**30), 10**30]
 
@@ -142,7 +142,7 @@ def test_a_pause_beyond_all_numbers_is_the_longest() -> None:
 def test_whatever_a_record_says_can_be_a_timer(ms: int) -> None:
     step = OpenStep(0)
     step.next_at = ms
-    timers = Timers()
+    timers = TimerHeap()
     for op in (step, OpenSleep(ms, 0), OpenWait("s", ms, 0)):
         due = op.due_at
         assert (due is None) == (ms >= NEVER_MS)

@@ -32,7 +32,6 @@ from ..clock import Clock, passing
 from ..host import HAND_OVER_S, WorkerPort
 from ..observer import Note
 from ..telling import Telling
-from .alarm import Alarm
 from .appending import Appending
 from .attempts import RESULT
 from .checkpointing import Checkpointing
@@ -41,6 +40,7 @@ from .live import Live
 from .recovery import Recovery
 from .residents import Residents
 from .running import Running
+from .timers import Timers
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -63,10 +63,10 @@ class Owner:
         self.live: dict[str, Live] = {}
         self._appending = Appending(self, self._take, self._not_taken)
         self.emit = self._appending.emit
-        self._alarm = Alarm(self, self._ring)
-        self._code = Running(self, self.emit, self._alarm.wake_at)
+        self._timers = Timers(self, self._ring)
+        self._code = Running(self, self.emit, self._timers.wake_at)
         self._attempts = self._code.attempts
-        self._recovery = Recovery(self, self._code, self._appending, self._alarm, self._revive, self._recovered)
+        self._recovery = Recovery(self, self._code, self._appending, self._timers, self._revive, self._recovered)
         self._residents = Residents(self, self._code, self.emit, self._recovery.may_run, self._recovery.has_crashed)
         self._checkpoint = Checkpoint(log, partition, self._is_idle)
         self._claiming = Claiming(
@@ -167,13 +167,13 @@ class Owner:
         self.caught_up.clear()
         if self._ended is not None and not self._ended.done():
             self._ended.cancel()
-        self._alarm.stop()
+        self._timers.stop()
         self._checkpointing.stop()
         self._attempts.keep_unstarted()
         for live in list(self.live.values()):
             self._code.close(live)
         self._appending.clear()
-        self._alarm.clear()
+        self._timers.clear()
         self._residents.clear()
         self._recovery.end()
 
@@ -287,13 +287,13 @@ class Owner:
         if len(run.input) == 1:
             if run.id in state.runs.unpacked:
                 state.runs.put_away(run.id)
-            self._alarm.wake_at(state.kept_until(run), run.id, "")
+            self._timers.wake_at(state.kept_until(run), run.id, "")
 
     def _forget(self, state: PartitionState, run: RunState) -> None:
         """Forget early signals whose time is over; set the timer again if later ones are kept."""
         until = state.kept_until(run)
         if until > self.clock.now():
-            self._alarm.wake_at(until, run.id, "")
+            self._timers.wake_at(until, run.id, "")
             return
         self._checkpoint.touch(run.id, state)
         self._checkpointing.changes += 1
@@ -319,7 +319,7 @@ class Owner:
             return
         armed = event.get("step_id")
         if "claim" not in event and armed in run.open:  # a request at most moves a time by the log's clock
-            self._alarm.arm_by_log(run.open[armed], run.id, armed, run.now)
+            self._timers.arm_by_log(run.open[armed], run.id, armed, run.now)
             armed = None
         if live is None:
             news = event_type in _WAKES or len(run.journal) > state.runs.executed(run.id)
@@ -328,14 +328,14 @@ class Owner:
             elif news and run.phase == "open" and not self.leaving:
                 self._residents.revive(run)
             for step_id in run.open if event_type == "resumed" else (armed,):
-                self._alarm.arm(run, step_id)
+                self._timers.arm(run, step_id)
             return
         if event_type == "quarantined":
             self._code.close(live)
             return
         if not self._attempts.react(live, event):
             return
-        self._alarm.arm(run, armed)
+        self._timers.arm(run, armed)
         if len(run.journal) > live.execution.position:
             self._code.advance(live)
 
@@ -403,8 +403,8 @@ class Owner:
             offset=state.offset,
             open_runs=len(state.runs),
             resident_runs=len(self.live),
-            timers=len(self._alarm),
-            timer_late_s=self._alarm.late_s(),
+            timers=len(self._timers),
+            timer_late_s=self._timers.late_s(),
             append_queue=len(self._appending),
             changes=checkpointing.changes,
             checkpoint_at=checkpointing.written_at,

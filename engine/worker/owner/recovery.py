@@ -19,10 +19,10 @@ from ...events import FORMAT
 from ..interrupts import from_keyboard
 from ..suspects import KILLS_LIMIT, Suspects
 from ..watchdog import TRIAL_S
-from .alarm import Alarm
 from .appending import Appending
 from .ownership import Ownership
 from .running import Running
+from .timers import Timers
 
 RESUME_RUNS = 100
 """How many runs are recovered in one turn of the loop."""
@@ -42,7 +42,7 @@ class Recovery:
         ownership: Ownership,
         code: Running,
         appending: Appending,
-        alarm: Alarm,
+        timers: Timers,
         revive: Revive,
         recovered: Callable[[], None],
     ) -> None:
@@ -57,7 +57,7 @@ class Recovery:
         self._code = code
         self._appending = appending
         self._emit = appending.emit
-        self._alarm = alarm
+        self._timers = timers
         self._revive = revive
         self._recovered = recovered
         self._log_now = 0
@@ -82,12 +82,12 @@ class Recovery:
         """Recover every run, some per turn. The owner recovers a run earlier (`see_to`) if a record of it comes in."""
         for number, run_id in enumerate(state.runs.ids()):
             if number % RESUME_RUNS == 0:
-                self._alarm.start()
+                self._timers.start()
                 await asyncio.sleep(0)
             if run_id in state.runs and self.inherited.get(run_id, True) and self._ownership.active:
                 self.see_to(state, run_id)
         self.inherited.clear()
-        self._alarm.start()
+        self._timers.start()
         self.crashed = False
         self.suspects.open()
         self._recovered()
@@ -146,13 +146,13 @@ class Recovery:
             self.inherited[run_id] = False
         run = state.runs.peek(run_id)
         if run.phase == EXPECTED:
-            self._alarm.add(state.kept_until(run), run_id, "")
+            self._timers.add(state.kept_until(run), run_id, "")
             return
         for step_id, op in run.open.items():
             due = op.due_at
             if due is not None:
-                self._alarm.add(due, run_id, step_id)
-            self._alarm.arm_by_log(op, run_id, step_id, self._log_now)
+                self._timers.add(due, run_id, step_id)
+            self._timers.arm_by_log(op, run_id, step_id, self._log_now)
         if run_id in self._live:
             return
         if run.cancel_requested and self.ends_without_code(run):

@@ -1,4 +1,4 @@
-"""Timers: a heap of due times that holds a million timers in a few megabytes.
+"""A heap of timers by their due times, which holds a million timers in a few megabytes.
 
 A binary heap in four flat columns takes 32 bytes a timer; `heapq` over tuples takes 130. The caller of `pop` checks whether a
 timer still has a meaning. Timers of runs that are gone do not stay until they are due, which may be years: each `push` examines
@@ -18,7 +18,7 @@ def _always(run_id: str) -> bool:
     return True
 
 
-class Timers:
+class TimerHeap:
     """Due times (ms, by any clock), each with a run and the operation that it is for; the earliest first.
 
     `at` is the time that the operation's record names (a sleep's `wake_at`); the due time differs where it is by another clock. A
@@ -28,7 +28,7 @@ class Timers:
 
     def __init__(self, is_there: Callable[[str], bool] = _always) -> None:
         self._is_there = is_there
-        self._place = 0  # index of the timer to examine next
+        self._examined = 0  # index of the timer to examine next
         self._due = array("q")
         self._at = array("q")
         self._runs: list[str] = []
@@ -54,20 +54,20 @@ class Timers:
             self._shared.clear()
         step_id = self._shared.setdefault(step_id, step_id)
         dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
-        place = len(dues)
+        index = len(dues)
         at = due if at is None else at
         dues.append(due)
         ats.append(at)
         runs.append(run_id)
         steps.append(step_id)
-        self._rise(place, due, at, run_id, step_id)
+        self._rise(index, due, at, run_id, step_id)
         for _ in range(LOOKED_AT):
-            if self._place >= len(dues):
-                self._place = 0
-            if self._is_there(runs[self._place]):
-                self._place += 1
+            if self._examined >= len(dues):
+                self._examined = 0
+            if self._is_there(runs[self._examined]):
+                self._examined += 1
             else:
-                self._remove(self._place)
+                self._remove(self._examined)
                 if not dues:
                     return
 
@@ -77,30 +77,30 @@ class Timers:
         self._remove(0)
         return first
 
-    def _rise(self, place: int, due: int, at: int, run_id: str, step_id: str) -> None:
-        """Move a timer up from the free index `place` to its position."""
+    def _rise(self, index: int, due: int, at: int, run_id: str, step_id: str) -> None:
+        """Move a timer up from the free `index` to its position."""
         dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
-        while place > 0:
-            parent = (place - 1) >> 1
+        while index > 0:
+            parent = (index - 1) >> 1
             if dues[parent] <= due:
                 break
-            dues[place], ats[place], runs[place], steps[place] = dues[parent], ats[parent], runs[parent], steps[parent]
-            place = parent
-        dues[place], ats[place], runs[place], steps[place] = due, at, run_id, step_id
+            dues[index], ats[index], runs[index], steps[index] = dues[parent], ats[parent], runs[parent], steps[parent]
+            index = parent
+        dues[index], ats[index], runs[index], steps[index] = due, at, run_id, step_id
 
-    def _remove(self, place: int) -> None:
+    def _remove(self, index: int) -> None:
         dues, ats, runs, steps = self._due, self._at, self._runs, self._steps
         due, at, run_id, step_id = dues.pop(), ats.pop(), runs.pop(), steps.pop()
         end = len(dues)
-        if place == end:
+        if index == end:
             return
         # The last timer takes the free index and moves down or up from there.
-        child = 2 * place + 1
+        child = 2 * index + 1
         while child < end:
             if child + 1 < end and dues[child + 1] < dues[child]:
                 child += 1
             if due <= dues[child]:
                 break
-            dues[place], ats[place], runs[place], steps[place] = dues[child], ats[child], runs[child], steps[child]
-            place, child = child, 2 * child + 1
-        self._rise(place, due, at, run_id, step_id)
+            dues[index], ats[index], runs[index], steps[index] = dues[child], ats[child], runs[child], steps[child]
+            index, child = child, 2 * child + 1
+        self._rise(index, due, at, run_id, step_id)
