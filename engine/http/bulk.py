@@ -248,6 +248,15 @@ async def job_of(call: HttpCall) -> BulkJob:
         return await the_job(client, job_id)
 
 
+async def end_job(call: HttpCall, asked: Sender) -> str:
+    """Ask the job in the path to end, unless it has ended or was asked before. Returns its id. Raises RunNotFound."""
+    job, client = await job_of(call), call.service.client
+    if not job.run.ended and not job.run.cancel_requested:
+        async with client.patience():
+            await client.cancel_run(job.id, asked.why, client.ids(), asked.by)
+    return job.id
+
+
 async def job_now(call: HttpCall, job: BulkJob) -> BulkNow:
     """The job as the caller may see it."""
     return BulkNow.model_validate(_shown(call, job) | {"states": await _states(call, job)})
@@ -343,10 +352,7 @@ async def get_job(call: HttpCall) -> Answer:
 
 async def delete_job(call: HttpCall) -> Answer:
     """Abort a job: it asks no more runs. Those that it has asked stay asked."""
-    job, client = await job_of(call), call.service.client
-    async with client.patience():
-        if not job.run.ended:
-            await client.cancel_run(job.id, call.query.why, client.ids(), call.caller.name)
+    await end_job(call, Sender(call.caller.name, call.query.why))
     return Answer(await job_now(call, await job_of(call)), 202)
 
 

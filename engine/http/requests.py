@@ -146,6 +146,10 @@ async def post_cancel(call: HttpCall) -> Answer:
     return await _asked(call, run_id, ack.offset)
 
 
+CONTENT = frozenset({"signal", "data", "reason", "step_id", "nonce", "error"})
+"""The fields of a request by which it differs from others under the same key."""
+
+
 async def _asked(call: HttpCall, run_id: str, offset: int, counts: bool | None = None) -> Answer:
     log = call.service.client.connected()
     partition = partition_of(run_id, log.partitions)
@@ -160,9 +164,9 @@ async def _repeated(call: HttpCall, run_id: str, request: str | None, asked: dic
     async with client.patience():
         history = await read_run(client.connected(), run_id)
     for event in history.events:
-        fields = event.model_dump()
+        fields = event.model_dump(exclude_unset=True)
         if fields.get("request") == request:
-            if not all(name in fields and same_json(fields[name], value) for name, value in asked.items()):
+            if not same_json({name: value for name, value in fields.items() if name in CONTENT}, asked):
                 raise HttpRefusal(422, "idempotency-key-reused", "this Idempotency-Key came before with another request")
             return await _asked(call, run_id, event.offset or 0, True)
     raise HttpRefusal(409, "request-repeated", "the run has had a request with this Idempotency-Key")
@@ -202,9 +206,8 @@ async def post_callback_fail(call: HttpCall) -> Answer:
 
 async def post_callback_heartbeat(call: HttpCall) -> Answer:
     """Tell that a callback is still worked on. Its id is the right to do so."""
-    return await _answered(
-        call, await callbacks.heartbeat(call.service.client, _token(call), None, sender_of(call), request_id(call.request))
-    )
+    answered = await callbacks.heartbeat(call.service.client, _token(call), None, sender_of(call), request_id(call.request))
+    return await _answered(call, answered)
 
 
 def _token(call: HttpCall) -> str:
@@ -218,22 +221,10 @@ def _token(call: HttpCall) -> str:
 
 async def _answered(call: HttpCall, answered: Answered, **asked: Any) -> Answer:
     """The answer to an answer. Raises HttpRefusal if another request came before under the same key."""
-    key = request_id(call.request)
-    if key is not None and answered.counts:
-        client, callback = call.service.client, CallbackId.parse(_token(call))
-        async with client.patience():
-            history = await read_run(client.connected(), answered.run_id)
-        fields: dict[str, Any] = {}
-        for event in history.events:
-            if getattr(event, "request", None) == key:
-                fields = event.model_dump()
-        error: dict[str, Any] = fields.get("error") or {}
-        first = {name: fields[name] for name in ("data",) if name in fields}
-        if "error" in fields:
-            first["error"] = {name: error.get(name) for name in ("type", "message")}
-        here = fields.get("step_id") == callback.step_id and fields.get("nonce") == callback.nonce
-        if not here or first.keys() != asked.keys() or not all(same_json(first[name], asked[name]) for name in asked):
-            raise HttpRefusal(422, "idempotency-key-reused", "this Idempotency-Key came before with another request")
+    if answered.ack is None:
+        callback = CallbackId.parse(_token(call))
+        said = {"step_id": callback.step_id, "nonce": callback.nonce, **asked}
+        return await _repeated(call, answered.run_id, request_id(call.request), said)
     return await _asked(call, answered.run_id, answered.ack.offset, answered.counts)
 
 

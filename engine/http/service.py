@@ -127,6 +127,7 @@ class Service:
     pasts: Pasts
     streams: OpenStreams = field(default_factory=OpenStreams)
     changes: OpenStreams = field(default_factory=OpenStreams)
+    redriving: asyncio.Lock = field(default_factory=asyncio.Lock)
     rebuilding: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
 
     def rebuild(self, projection: str, asked: Sender) -> bool:

@@ -41,8 +41,9 @@ async def chromium() -> AsyncGenerator[Browser]:
 
 
 @contextlib.asynccontextmanager
-async def watched(browser: Browser, url: str, **options: Any) -> AsyncGenerator[Page]:
-    """A page, at whose end nothing was in the console, no dialog came up and no other server was asked."""
+async def watched(browser: Browser, url: str, *, allowed: str | None = None, **options: Any) -> AsyncGenerator[Page]:
+    """A page, at whose end nothing was in the console, no dialog came up and no other server was asked. `allowed`: the status of
+    a page that is refused, which Chromium notes in the console."""
     context = await browser.new_context(base_url=url, **options)
     page = await context.new_page()
     page.set_default_timeout(20_000)
@@ -61,4 +62,6 @@ async def watched(browser: Browser, url: str, **options: Any) -> AsyncGenerator[
         yield page
     finally:
         await context.close()
+    noted = f"console: Failed to load resource: the server responded with a status of {allowed}"
+    seen = [one for one in seen if allowed is None or not one.startswith(noted)]
     assert not seen, seen

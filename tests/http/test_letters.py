@@ -11,6 +11,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 from eventually import eventually
+from form_fields import form_with
 from http_served import served
 
 from stepfold import Client, Context, RunNotFound, Step
@@ -80,6 +81,13 @@ async def test_requests_are_sent_again_edited_and_dropped(kafka_bootstrap: str) 
             dropped = await browser.post("/dead-letters", data={"do": "drop", "place": second["place"], "why": "a test"})
             assert dropped.status_code == 303
             assert (await browser.post("/dead-letters", data={"do": "drop"})).status_code == 422
+            twice = {"do": "drop", "place": second["place"], "state": "waiting", "value": "edited", "why": "once more"}
+            refused = await browser.post("/dead-letters", data=twice)
+            assert (refused.status_code, "it is dropped by now, by olga" in refused.text) == (409, True)
+            kept = form_with(refused.text, place=second["place"])
+            assert (kept["value"], kept["why"], kept["state"]) == ("edited", "once more", "dropped")
+            unknown = await browser.post("/dead-letters", data={"do": "drop", "place": "nowhere/0/1"})
+            assert (unknown.status_code, 'role="alert"' in unknown.text) == (409, True)
             found = {one["place"]: one for one in await letters()}
             assert [found[one["place"]]["state"] for one in (first, second, third)] == ["sent again", "dropped", "waiting"]
             said = [(found[one["place"]]["by"], found[one["place"]]["why"]) for one in (first, second)]

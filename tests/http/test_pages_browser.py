@@ -239,3 +239,37 @@ async def test_a_run_is_cancelled_and_a_callback_is_answered(client: Client) -> 
         await form.get_by_label("Data, as JSON").fill('"ok"')
         await page.get_by_role("button", name="Complete").click()
         await expect(page.locator(".title .state")).to_contain_text("completed")
+
+
+@pytest.mark.parametrize("script", [True, False])
+async def test_a_refused_form_stays_with_its_words(client: Client, script: bool) -> None:
+    async with (
+        listening(client) as url,
+        chromium() as browser,
+        watched(browser, url, allowed="422", java_script_enabled=script) as page,
+    ):
+        await page.goto("/runs/partner-1")
+        await page.locator("summary", has_text="Answer").click()
+        form = page.locator("details", has_text="Answer")
+        await form.get_by_label("Data, as JSON").fill("no quotes")
+        await form.get_by_label("Why, for the history").fill("they called")
+        await form.get_by_role("button", name="Complete").click()
+        await expect(form.get_by_role("alert")).to_contain_text("A text needs its quotes")
+        await expect(form.get_by_label("Data, as JSON")).to_be_focused()
+        await expect(form.get_by_label("Data, as JSON")).to_have_value("no quotes")
+        await expect(form.get_by_label("Why, for the history")).to_have_value("they called")
+        if script:
+            found = await Axe().run(page)  # pyright: ignore[reportUnknownMemberType]  # its stub names no type for the page
+            assert found.violations_count == 0, found.generate_report()
+            await page.screenshot(path=SHOTS / "refused-light.png", full_page=True)
+        await form.get_by_label("Data, as JSON").fill("")
+        await form.get_by_label("Or why it has failed").fill("nobody knows")
+        await form.get_by_role("button", name="Fail").dblclick()
+        await page.wait_for_url("**/runs/partner-1")
+        await eventually(lambda: ended(client, "partner-1"))
+        answers = [event for event in await client.run("partner-1").history() if event.type == "callback-failed"]
+        assert len(answers) == 1
+
+
+async def ended(client: Client, run_id: str) -> bool:
+    return (await client.run(run_id).status()).state == "failed"

@@ -2,66 +2,67 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from starlette.responses import RedirectResponse, Response
 
-from ...client.client import Client
-from ...client.waiting import actions
-from ...core.state import RunState
+from ...client import callbacks
+from ...client.requests import Sender, of_signal
 from ...operations.callback import CallbackId
+from ...values.codec import written
 from ..problems import HttpRefusal
 from ..routing import HttpCall
 from ..runs import checked_id
-from .forms import ActForm, data
-from .render import run_path
-
-NAMELESS = "dashboard"
-"""The name in `by` if the server knows no names."""
-
-
-def offered(run: RunState) -> dict[str, Any]:
-    """The requests that the run accepts now, and the steps that wait for an answer or a signal."""
-    allowed = actions(run)
-    return {
-        "actions": allowed,
-        "signals": sorted({getattr(op, "signal", "") for op in run.open.values() if not run.ended} - {""}),
-        "answers": [step_id for step_id, op in run.open.items() if "complete" in op.actions],
-    }
+from .forms import REFUSALS, ActForm, data, kept, request_of, sender
+from .render import run_path, show
+from .run import RunQuery, view
 
 
 async def act(call: HttpCall) -> Response:
-    """One action on a run; the answer leads back to its page."""
+    """One action on a run; the answer leads back to its page, or is the page with the form and what is wrong."""
     form: ActForm = call.body
     run_id = checked_id(call.path["id"] or form.id)
-    asked, why = call.caller.name or NAMELESS, form.why.strip() or None
-    client = call.service.client
-    run = client.run(run_id)
-    if form.do == "complete" and form.message.strip():  # Enter in a field presses the first button
-        raise HttpRefusal(422, "invalid", "an answer that completes has no words why it has failed; remove them, or press Fail")
     try:
-        if form.do == "signal":
-            await run.signal(form.name.strip(), data(form.data), by=asked, why=why)
-        elif form.do == "cancel":
-            await run.cancel(why, by=asked)
-        else:
-            callback = await _callback(client, run_id, form.step)
-            if form.do == "complete":
-                counts = await client.complete_callback(callback, data(form.data), by=asked, why=why)
-            else:
-                counts = await client.fail_callback(callback, form.message.strip(), by=asked, why=why)
-            if not counts:
-                raise HttpRefusal(409, "callback-over", "the answer is in the history, but it came too late to count")
-    except ValueError as error:
-        raise HttpRefusal(422, "invalid", str(error)) from None
+        await _ask(call, run_id, form)
+    except REFUSALS as error:
+        refused, shown = kept(form, error), replace(call, query=RunQuery(id=form.id))
+        return show(shown, "run.html", **await view(shown) | {"refused": refused})
     return RedirectResponse(call.request.scope.get("root_path", "") + run_path(run_id), 303)
 
 
-async def _callback(client: Client, run_id: str, step_id: str) -> str:
-    """The id of an open callback of the run: only the log knows it."""
+async def _ask(call: HttpCall, run_id: str, form: ActForm) -> None:
+    """Append the request, unless the run has had it. Raises `REFUSALS`."""
+    client, asked = call.service.client, sender(call, form.why)
+    request = request_of(call, form, run_id, form.at)
     async with client.patience():
-        view = await client.views.read(run_id)
-    nonce = getattr(view.found(client.log).open.get(step_id), "nonce", None)
+        run = (await client.views.read(run_id)).found(client.log)
+        if request in run.requests:
+            return
+        if form.do == "signal":
+            name = form.name.strip()
+            await client.signal_run(run_id, name, written(data(form.data), of_signal(name)), request, asked)
+        elif form.do == "cancel":
+            await client.cancel_run(run_id, asked.why, request, asked.by)
+        else:
+            await _answer(call, form, run_id, getattr(run.open.get(form.step), "nonce", None), request, asked)
+
+
+async def _answer(call: HttpCall, form: ActForm, run_id: str, nonce: str | None, request: str, asked: Sender) -> None:
+    """Answer a callback of the run: only the log knows its id."""
+    client, message = call.service.client, form.message.strip()
+    if form.do == "complete" and message:  # Enter in a field presses the first button
+        raise HttpRefusal(422, "invalid", "an answer that completes has no words why it has failed; remove them, or press Fail")
+    if form.do == "fail" and not message:
+        raise HttpRefusal(422, "invalid", "say why it has failed: the code gets these words")
+    if form.do == "fail" and form.data.strip():
+        raise HttpRefusal(422, "invalid", "an answer that fails has no data; remove them, or press Complete")
     if nonce is None:
-        raise HttpRefusal(409, "callback-over", f"the run does not wait for the answer to {step_id!r} any more")
-    return str(CallbackId(run_id, step_id, nonce))
+        raise HttpRefusal(409, "callback-over", f"the run does not wait for the answer to {form.step!r} any more")
+    callback = str(CallbackId(run_id, form.step, nonce))
+    if form.do == "complete":
+        value = written(data(form.data), callbacks.DATA)
+        answered = await callbacks.complete(client, callback, value, None, asked, request)
+    else:
+        answered = await callbacks.fail(client, callback, "CallbackFailed", message, None, asked, request)
+    if not answered.counts:
+        raise HttpRefusal(409, "callback-over", "the answer is in the history, but it came too late to count")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -11,14 +12,13 @@ from starlette.responses import RedirectResponse, Response
 from stepfold.projections import RunFilter
 
 from ...client.bulk import OPEN_STATES
-from ...client.requests import Sender
 from ...client.waiting import waits
 from ...values.times import ms_of, utc
-from ..bulk import BulkNow, Chosen, ask_many, job_of, newest_jobs, preview_of, with_items
+from ..bulk import BulkNow, Chosen, ask_many, end_job, job_of, newest_jobs, preview_of, with_items
 from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
-from .actions import NAMELESS
+from .forms import REFUSALS, RefusedForm, kept, sender
 from .live import stream, wanted
 from .render import around, show, with_query
 from .runs import ListQuery, filters_of
@@ -68,7 +68,7 @@ def _chosen(call: HttpCall, query: BulkQuery) -> Chosen:
     return Chosen(dict(filters), None, said)
 
 
-async def new_page(call: HttpCall) -> Response:
+async def new_page(call: HttpCall, refused: RefusedForm | None = None) -> Response:
     """The runs that an action would ask, and the form that asks them."""
     query: BulkQuery = call.query
     chosen = _chosen(call, query)
@@ -79,6 +79,7 @@ async def new_page(call: HttpCall) -> Response:
         call,
         "bulk_new.html",
         active="",
+        refused=refused,
         preview=await preview_of(call, query.action, chosen),
         said=chosen.said,
         fields=fields | {"key": call.service.client.ids()},
@@ -87,13 +88,12 @@ async def new_page(call: HttpCall) -> Response:
 
 
 async def start(call: HttpCall) -> Response:
-    """Start a job; the answer leads to its page."""
+    """Start a job; the answer leads to its page, or is the form with what is wrong."""
     form: BulkQuery = call.body
-    asked = Sender(call.caller.name or NAMELESS, form.why.strip() or None)
     try:
-        job_id = await ask_many(call, form.action, _chosen(call, form), asked, form.key or None)
-    except ValueError as error:
-        raise HttpRefusal(422, "invalid", str(error)) from None
+        job_id = await ask_many(call, form.action, _chosen(call, form), sender(call, form.why), form.key or None)
+    except REFUSALS as error:
+        return await new_page(replace(call, query=form), kept(form, error))
     return RedirectResponse(call.request.scope.get("root_path", "") + job_path(job_id), 303)
 
 
@@ -127,14 +127,14 @@ async def page(call: HttpCall) -> Response:
 
 
 async def abort(call: HttpCall) -> Response:
-    """End a job; the answer leads back to its page."""
-    job, client = await job_of(call), call.service.client
-    if not job.run.ended:
-        try:
-            await client.run(job.id).cancel(call.body.why.strip() or None, by=call.caller.name or NAMELESS)
-        except ValueError as error:
-            raise HttpRefusal(422, "invalid", str(error)) from None
-    return RedirectResponse(call.request.scope.get("root_path", "") + job_path(job.id), 303)
+    """End a job; the answer leads back to its page, or is the page with the form and what is wrong."""
+    form: AbortForm = call.body
+    try:
+        job_id = await end_job(call, sender(call, form.why))
+    except REFUSALS as error:
+        refused, shown = kept(form, error), replace(call, query=JobQuery())
+        return show(shown, "bulk.html", **await view(shown) | {"refused": refused})
+    return RedirectResponse(call.request.scope.get("root_path", "") + job_path(job_id), 303)
 
 
 async def list_view(call: HttpCall) -> dict[str, Any]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import BaseModel, Field
 from starlette.responses import RedirectResponse, Response
 
-from ...client.requests import Sender
 from ...values.times import ms_of
 from ..letters import drop, letters_now, redrive
 from ..problems import HttpRefusal
 from ..routing import HttpCall
-from .actions import NAMELESS
+from .forms import REFUSALS, RefusedForm, kept, sender
 from .render import show, with_query
 
 LETTERS = 100
@@ -26,15 +26,18 @@ class LettersQuery(BaseModel, extra="ignore"):
 
 
 class LettersForm(BaseModel, extra="ignore"):
-    """An action on the letter at `place`, "" for all that wait, and why. `value`: edited; "" for its own."""
+    """An action on the letter at `place`, "" for all that wait, and why. `value`: edited; "" for its own. `state`: that of the
+    letter in the page; "" for any."""
 
     do: Literal["redrive", "drop"]
     place: str = ""
+    state: str = ""
     value: str = ""
     why: str = ""
 
 
-async def page(call: HttpCall) -> Response:
+async def page(call: HttpCall, refused: RefusedForm | None = None) -> Response:
+    """The letters, with the one that is open."""
     query: LettersQuery = call.query
     now = await letters_now(call, LETTERS)
     letters = now.letters
@@ -49,21 +52,34 @@ async def page(call: HttpCall) -> Response:
         waiting=sum(1 for one in letters if one.state == "waiting" and not one.omitted),
         opened=next((row for row in rows if query.place == row[0].place), None),
         sent=query.sent,
+        refused=refused,
     )
 
 
 async def act(call: HttpCall) -> Response:
-    """Send letters again, or drop one; the answer leads back to the list."""
+    """Send letters again, or drop one; the answer leads back to the list, or is the page with the form and what is wrong."""
     form: LettersForm = call.body
-    asked = Sender(call.caller.name or NAMELESS, form.why.strip() or None)
-    sent: int | None = None
-    if form.do == "redrive":
-        done = await redrive(call, [form.place] if form.place else None, form.value or None, asked)
-        if done.refused:
-            raise HttpRefusal(409, "letters-refused", "; ".join(f"{place}: {why}" for place, why in done.refused.items()))
-        sent = done.sent
-    elif form.place:
-        await drop(call, [form.place], asked)
-    else:
-        raise HttpRefusal(422, "invalid", "choose the letter to drop")
+    try:
+        async with call.service.redriving:  # of two equal forms the second finds what the first has done
+            sent = await _act(call, form)
+    except REFUSALS as error:
+        return await page(replace(call, query=LettersQuery(place=form.place, sent="")), kept(form, error))
     return RedirectResponse(call.request.scope.get("root_path", "") + with_query("/dead-letters", sent=sent), 303)
+
+
+async def _act(call: HttpCall, form: LettersForm) -> int | None:
+    """How many letters were sent. Raises `REFUSALS`."""
+    asked = sender(call, form.why)
+    if form.place and form.state:
+        letter = next((one for one in (await letters_now(call, LETTERS)).letters if one.place == form.place), None)
+        if letter is not None and letter.state != form.state:
+            raise HttpRefusal(409, "letter-moved-on", f"it is {letter.state} by now{f', by {letter.by}' if letter.by else ''}")
+    if form.do == "drop":
+        if not form.place:
+            raise HttpRefusal(422, "invalid", "choose the letter to drop")
+        await drop(call, [form.place], asked)
+        return None
+    done = await redrive(call, [form.place] if form.place else None, form.value or None, asked)
+    if done.refused:
+        raise HttpRefusal(409, "letters-refused", "; ".join(f"{place}: {why}" for place, why in done.refused.items()))
+    return done.sent

@@ -19,6 +19,7 @@ from ...values.words import iso, span
 from ..problems import HttpRefusal
 from ..routing import Caller, HttpCall, Role, no_route, unrouted
 from ..schemas import known_workflows
+from .forms import RefusedForm
 from .look import Look, look_of
 from .static import VERSION
 
@@ -145,12 +146,14 @@ def around(call: HttpCall) -> dict[str, Any]:
         "q": "",
         "look": look_of(call.request),
         "known": list(known_workflows(call.service.client)),
+        "refused": None,
     }
 
 
 def show(call: HttpCall, template: str, **context: Any) -> Response:
-    """The page."""
-    return HTMLResponse(text(template, around(call) | context))
+    """The page. `refused`: the form that it shows again."""
+    refused: RefusedForm | None = context.get("refused")
+    return HTMLResponse(text(template, around(call) | context), 200 if refused is None else refused.problem.status)
 
 
 async def nowhere(request: Request, error: Exception) -> Response:

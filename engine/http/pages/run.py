@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from ...client.past import Moment
 from ...client.status import run_state
 from ...client.story import ASKING, askers, attempts_in_words, note
-from ...client.waiting import waits
+from ...client.waiting import actions, waits
 from ...core.state import RunState
 from ...errors import ErrorInfo
 from ...operations.line import Line
@@ -20,7 +20,6 @@ from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
 from ..runs import checked_id, past_of
-from .actions import offered
 from .history import beside, matching, row, window
 from .live import stream, wanted
 from .render import around, excerpt, payload_path, run_path, show, with_query
@@ -108,10 +107,19 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "error": None if run.error is None or not payload else ErrorInfo.from_json(run.error),
         "live": not past and not run.ended,
         "over": run.ended,
-        **offered(run),
+        **_offered(run),
         **_slider(whole, then, path),
         **_steps(then, context["now"], query.steps, payload),
         **_events(then, query, payload),
+    }
+
+
+def _offered(run: RunState) -> dict[str, Any]:
+    """The requests that the run accepts now, and the steps that wait for an answer or a signal."""
+    return {
+        "actions": actions(run),
+        "signals": sorted({getattr(op, "signal", "") for op in run.open.values() if not run.ended} - {""}),
+        "answers": [step_id for step_id, op in run.open.items() if "complete" in op.actions and not run.ended],
     }
 
 

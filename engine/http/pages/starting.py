@@ -10,16 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from ...errors import StepfoldError
 from ...values.codec import Written
 from ...values.names import quoted, valid_name
-from ..problems import HttpRefusal, refusal
+from ..problems import HttpRefusal
 from ..requests import check_startable
 from ..routing import HttpCall
 from ..runs import checked_id
 from ..schemas import known_workflows, schema_of
-from .actions import NAMELESS
-from .forms import StartForm, data
+from .forms import REFUSALS, StartForm, data, kept, request_of, sender
 from .inputs import Control, changed, form_of, json_of, put_errors
 from .look import look_of, zone_of
 from .render import around, run_path, text
@@ -34,13 +32,14 @@ class StartQuery(BaseModel, extra="ignore"):
 
 @dataclass(slots=True)
 class Filled:
-    """The content of the form. `focus`: the control to go to."""
+    """The content of the form. `key`: of the page; `focus`: the control to go to."""
 
     workflow: str
     as_json: bool
     data: str = ""
     run_id: str = ""
     why: str = ""
+    key: str = ""
     errors: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     general: list[str] = field(default_factory=list[str])
     focus: str = ""
@@ -81,23 +80,22 @@ async def start_page(call: HttpCall) -> Response:
     known = known_workflows(call.service.client)
     workflow = query.workflow or (next(iter(known)) if len(known) == 1 else "")
     as_json = query.form == "json"
-    return _page(call, Filled(workflow, as_json), _control(call, workflow, as_json=as_json))
+    return _page(call, Filled(workflow, as_json, key=call.service.client.ids()), _control(call, workflow, as_json=as_json))
 
 
 async def start(call: HttpCall) -> Response:
     """Start a run; the answer leads to its page, or is the form with what is wrong."""
     form: StartForm = call.body
     typed = form.typed()
-    filled = Filled(form.workflow.strip(), form.form == "json", form.data, form.run_id, form.why)
+    filled = Filled(form.workflow.strip(), form.form == "json", form.data, form.run_id, form.why, form.key)
     if form.do.startswith(("add:", "drop:")):
         typed, filled.focus = changed(typed, form.do)
         return _page(call, filled, _control(call, filled.workflow, as_json=filled.as_json, typed=typed))
     control = _control(call, filled.workflow, as_json=filled.as_json, typed=typed)
     try:
         return await _started(call, filled, control, _zone(call, typed))
-    except (HttpRefusal, StepfoldError, ValueError) as error:
-        refused = HttpRefusal(422, "invalid", str(error)) if type(error) is ValueError else refusal(error)
-    problem = refused.problem
+    except REFUSALS as error:
+        problem = kept(form, error).problem
     if problem.code == "input-invalid" and control is not None and problem.errors:
         filled.general += put_errors(control, problem.errors)
     elif problem.code == "not-json":
@@ -121,11 +119,7 @@ async def _started(call: HttpCall, filled: Filled, control: Control | None, zone
             raise HttpRefusal(422, "control", "")
         entry = None if written is None else Written(written.encode())
     run_id = filled.run_id.strip()
-    run = await call.service.client.start_workflow(
-        filled.workflow,
-        entry,
-        run_id=checked_id(run_id) if run_id else None,
-        by=call.caller.name or NAMELESS,
-        why=filled.why.strip() or None,
-    )
+    run_id = checked_id(run_id) if run_id else request_of(call, call.body, "start", filled.key)
+    asked = sender(call, filled.why)
+    run = await call.service.client.start_workflow(filled.workflow, entry, run_id=run_id, by=asked.by, why=asked.why)
     return RedirectResponse(call.request.scope.get("root_path", "") + run_path(run.id), 303)

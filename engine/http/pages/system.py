@@ -9,14 +9,13 @@ from starlette.responses import RedirectResponse, Response
 
 from stepfold.projections import ErrorGroup, list_errors
 
-from ...client.requests import Sender
 from ...values.times import ms_of
 from ..delays import delay_in, delays_of
 from ..payload import lags_for
 from ..routing import HttpCall, Role
 from ..service import workers_in
 from ..system import begin_rebuild
-from .actions import NAMELESS
+from .forms import REFUSALS, kept, sender
 from .live import stream, wanted
 from .render import around, show, with_query
 
@@ -86,9 +85,12 @@ class RebuildForm(BaseModel, extra="ignore"):
 
 
 async def rebuild(call: HttpCall) -> Response:
-    """Begin to rebuild a projection; the answer leads back to the page that shows how far it is."""
+    """Begin to rebuild a projection; the answer leads back to the page that shows how far it is, or says what is wrong."""
     form: RebuildForm = call.body
-    begin_rebuild(call, form.name, Sender(call.caller.name or NAMELESS, form.why.strip() or None))
+    try:
+        begin_rebuild(call, form.name, sender(call, form.why))
+    except REFUSALS as error:
+        return show(call, "workers.html", **await workers_view(call) | {"refused": kept(form, error)})
     return RedirectResponse(call.request.scope.get("root_path", "") + "/workers#projections-title", 303)
 
 

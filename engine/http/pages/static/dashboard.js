@@ -345,7 +345,7 @@ let going = false;
 document.addEventListener("keydown", (event) => {
   if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.altKey || event.shiftKey || !palette) return;
   event.preventDefault();
-  if (!one("dialog[open]")) palette.showModal();
+  if (!one("dialog:modal")) palette.showModal();
   else if (palette.open) palette.close();
 });
 
@@ -355,7 +355,7 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  if (one("dialog[open]")) return;
+  if (one("dialog:modal")) return;
   const went = going;
   going = false;
   const link = went && all(".top nav a[data-key]").find((one) => one.dataset.key === event.key);
