@@ -200,7 +200,7 @@ class Shape:
     Raises TypeError for an annotation that it cannot check.
     """
 
-    __slots__ = ("_allowed", "_inner", "_optional", "_present", "_typed", "decision", "is_result")
+    __slots__ = ("_allowed", "_inner", "_least", "_optional", "_present", "_typed", "decision", "is_result")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
@@ -227,6 +227,7 @@ class Shape:
             if check is not None:
                 self._inner.append((name, check))
         self._present = tuple(present)
+        self._least = len(typed) + len(present) + issubclass(model, Base)  # fields that are always there, `type` among them
         names = [*typed, *typed] if len(typed) == 1 else [*typed]  # twice: for one name itemgetter would return no tuple
         self._typed: Callable[[dict[str, Any]], tuple[Any, ...]] = itemgetter(*names) if names else lambda _: ()
         self._allowed = frozenset(product(*(typed[name] for name in names)))
@@ -241,9 +242,10 @@ class Shape:
         for name in self._present:
             if name not in fields:
                 return False
-        for name, kinds in self._optional:
-            if name in fields and type(fields[name]) not in kinds:
-                return False
+        if len(fields) > self._least:
+            for name, kinds in self._optional:
+                if name in fields and type(fields[name]) not in kinds:
+                    return False
         return not self._inner or all(check(fields[name]) for name, check in self._inner if name in fields)
 
 
@@ -269,7 +271,7 @@ def decode(value: bytes) -> dict[str, Any] | None:
     shape = SHAPES.get(kind) if type(kind) is str else None
     if shape is None or not shape.fits(event):
         return None
-    return None if is_deeper(value, event, _EVENT_DEPTH) else event
+    return None if len(value) > _EVENT_DEPTH and is_deeper(value, event, _EVENT_DEPTH) else event
 
 
 def encode(event: dict[str, Any]) -> bytes:

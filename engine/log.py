@@ -11,12 +11,12 @@ be opened by URL it also has a class method `from_url(url)`, which raises ValueE
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 from .errors import PayloadTooLarge
+from .values.tuples import maker_of
 
 CLAIM_KEY = "@claim"
 """The key of claim records; run ids never begin with "@"."""
@@ -50,10 +50,9 @@ class Ack(NamedTuple):
     timestamp: int
 
 
-_new: Any = cast("Any", tuple).__new__
-record_of: Callable[[Iterable[Any]], Record] = partial(_new, Record)
-"""`Record._make` for loops over records, at a third of its cost."""
-ack_of: Callable[[Iterable[Any]], Ack] = partial(_new, Ack)
+entry_of = maker_of(Entry)
+record_of = maker_of(Record)
+ack_of = maker_of(Ack)
 
 
 class EntryTooLarge(PayloadTooLarge):

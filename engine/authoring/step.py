@@ -180,7 +180,7 @@ class Step(Generic[Ext]):
         copies = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._copies(step_id, fn, args)
         timeout_ms = None if timeout is None else duration_ms(timeout)
         call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, copies, record_input, pace)
-        return self._ask(step_id, call, _source())
+        return self._wait(self._path(step_id), call, _source())
 
     def _copies(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Copies | None:
         """A maker of arguments for each attempt; None if nothing needs a copy, as on a replay that has the result."""
@@ -386,7 +386,7 @@ class Step(Generic[Ext]):
 
     def _path(self, step_id: str) -> str:
         """The id with its scopes. Raises ValueError for a bad one, and RuntimeError inside a step."""
-        running = current_step_var.get()
+        running = current_attempt.get()
         if running is not None:
             raise RuntimeError(
                 f"step {step_id!r} was called inside step {running.step_id!r}; steps do not nest: call it from the workflow"
@@ -558,12 +558,12 @@ class RunningStep:
         self._attempt.beat(details)
 
 
-current_step_var: ContextVar[RunningStep | None] = ContextVar("stepfold_current_step", default=None)
+current_attempt: ContextVar[AttemptInfo | None] = ContextVar("stepfold_current_attempt", default=None)
 
 
 def current_step() -> RunningStep:
     """The running attempt, inside a step function. Raises RuntimeError elsewhere."""
-    running = current_step_var.get()
-    if running is None:
+    attempt = current_attempt.get()
+    if attempt is None:
         raise RuntimeError("current_step() was called outside a step function")
-    return running
+    return RunningStep(attempt)

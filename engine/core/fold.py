@@ -43,6 +43,7 @@ from ..operations import RULES as OF_OPERATIONS
 from ..values.names import valid_run_id
 from ..values.same import same_json
 from ..values.times import NEVER_MS
+from ..values.tuples import maker_of
 from .ended import MARGIN_MS, REMEMBER_MS, Ended, fingerprint
 from .lifecycle import ENDS, OF_THE_OWNER
 from .lifecycle import RULES as OF_RUNS
@@ -57,6 +58,7 @@ _FOR_EVER_MS = 2**64
 _RULES = {**OF_RUNS, **OF_OPERATIONS}
 """By event type. A rule gets a run that is open or quarantined: it checks the precondition, changes the run, and returns whether
 it accepted the event."""
+_OF_DECISIONS = {event_type: rule for event_type, rule in _RULES.items() if SHAPES[event_type].decision}
 _DECIDES = frozenset(event_type for event_type, shape in SHAPES.items() if shape.decision and event_type not in OF_THE_OWNER)
 
 
@@ -158,7 +160,7 @@ class Change(NamedTuple):
     early: RunState | None = None
 
 
-_change = Change._make
+_change = maker_of(Change)
 
 
 def fold(state: PartitionState, record: Record) -> Change | None:
@@ -174,10 +176,9 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     if event is None:
         return None
     event_type = event["type"]
-    if event_type == "claim":
-        return _claim(state, record, event)
-    if not SHAPES[event_type].decision:
-        return _request(state, record, event)
+    rule = _OF_DECISIONS.get(event_type)
+    if rule is None:
+        return _claim(state, record, event) if event_type == "claim" else _request(state, record, event)
     if event["claim"] != state.claim or event["v"] > state.format or event["run_id"] != record.key:
         return None
     run = state.runs.unpacked.get(record.key) or state.runs.get(record.key)
@@ -186,7 +187,7 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     before = run.now
     if record.timestamp > before:
         run.now = record.timestamp
-    if not _RULES[event_type](run, event):
+    if not rule(run, event):
         run.now = before
         return None
     if event_type in _DECIDES:

@@ -17,13 +17,14 @@ from ..values.pace import ON_LOOP, Pace
 from ..values.retry import Retry
 from ..values.taken import Copies
 from ..values.times import FIRST_MS, due, said, utc
+from ..values.tuples import maker_of
 from ..values.wait import Wait, ending
 from ..values.words import Beside, joined, short, span
 from .call import Call, Raise
 from .kind import Kind
 from .line import Line
 
-_delivery = Delivery._make  # costs half as much as the constructor, for the most frequent entry
+_delivery = maker_of(Delivery)
 
 
 _NEXT = "the step is not over, and `attempt` is the next one: 1, or 1 more than its failed and lost attempts"

@@ -9,10 +9,11 @@ import inspect
 import sys
 import typing
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from types import CellType, CodeType, FrameType, FunctionType, MethodType
 from typing import Annotated, Any, ForwardRef, Literal, TypeVar, cast, get_args, get_origin
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from ..errors import ConfigError
 
@@ -20,19 +21,26 @@ T = TypeVar("T")
 
 
 def by_function(compute: Callable[[Callable[..., Any]], T]) -> Callable[[Callable[..., Any]], T]:
-    """Cache the result of `compute` for each function, for as long as the function lives; not for callables without a hash."""
-    remembered: WeakKeyDictionary[Callable[..., Any], T] = WeakKeyDictionary()
+    """Cache the result of `compute` for each function, for as long as the function lives."""
+    remembered: dict[int, tuple[ref[Any], T]] = {}  # by id: a third of the time of a WeakKeyDictionary
 
     @wraps(compute)
     def look_up(fn: Callable[..., Any]) -> T:
         if isinstance(fn, MethodType):  # each access makes a new one
             fn = fn.__func__
-        try:
-            found = remembered.get(fn)
-        except TypeError:
-            return compute(fn)
-        if found is None:
-            found = remembered[fn] = compute(fn)
+        number = id(fn)
+        known = remembered.get(number)
+        if known is not None and known[0]() is fn:
+            return known[1]
+        found = compute(fn)
+
+        def forget(dead: ref[Any]) -> None:
+            known = remembered.get(number)
+            if known is not None and known[0] is dead:
+                del remembered[number]
+
+        with suppress(TypeError):  # an object that nothing refers to weakly
+            remembered[number] = ref(fn, forget), found
         return found
 
     return look_up

@@ -10,7 +10,6 @@ the schema for each value would cost as much as decoding. Pure.
 from __future__ import annotations
 
 import marshal
-import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -56,10 +55,12 @@ def holds_exactly(value: Any, data: bytes) -> bool:
     tuples (as lists) and NaN (as null). If marshal's bytes show no tuple and the JSON has no null, the value has neither;
     otherwise this reads the JSON again and compares.
     """
-    return (_TUPLE.search(marshal.dumps(value)) is None and b"null" not in data) or orjson.loads(data) == value
+    written = marshal.dumps(value)
+    without = written.translate(None, _TUPLE)  # a fifth of the time of a search for these bytes
+    return (len(without) == len(written) and b"null" not in data) or orjson.loads(data) == value
 
 
-_TUPLE = re.compile(rb"[()\xa8\xa9]")
+_TUPLE = b"()\xa8\xa9"
 """The bytes with which marshal begins a tuple: small or not, with a reference flag or not. Other data may contain them, too."""
 
 _NAMES = {"isfinite": isfinite, "datetime": datetime, "UTC": UTC, "Decimal": Decimal, "json_copy": json_copy, "text": {str}}

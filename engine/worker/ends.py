@@ -9,7 +9,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any
 
-from ..authoring.step import current_step_var
+from ..authoring.step import current_attempt
 from .interrupts import from_keyboard
 
 
@@ -53,5 +53,5 @@ class Canary(asyncio.Task[None]):
 
 
 def _words(context: Context | None) -> str | None:
-    step = current_step_var.get() if context is None else context.get(current_step_var)
-    return None if step is None else f"step {step.step_id} of run {step.run_id} (attempt {step.attempt})"
+    attempt = current_attempt.get() if context is None else context.get(current_attempt)
+    return None if attempt is None else f"step {attempt.step_id} of run {attempt.run_id} (attempt {attempt.number})"

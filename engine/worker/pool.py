@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, cast
 
-from ..authoring.step import RunningStep, current_step_var
+from ..authoring.step import current_attempt
 from ..errors import ErrorInfo, PayloadTooLarge, ValueInvalid, message_of
 from ..replay.closing import keep_for_ever
 from ..values.pace import ON_LOOP
@@ -265,7 +265,7 @@ class Pool:
         """Run one attempt, or await the `rest` of it, and report how it ended. A withdrawn attempt reports nothing."""
         call = attempt.call
         owner = attempt.owner
-        current_step_var.set(RunningStep(attempt))
+        current_attempt.set(attempt)
         try:
             if call.timeout_ms is None:
                 value = await _called(attempt, rest)
@@ -321,7 +321,7 @@ def _plain_call(limit: int, now: Callable[[], int], attempt: Attempt) -> Outcome
     """Call a plain function, in a thread. Copies, encodes and describes there, so that users' classes cannot hold the loop up."""
     call, step_id = attempt.call, attempt.op.id
     attempt.began_at = now()
-    current_step_var.set(RunningStep(attempt))
+    current_attempt.set(attempt)
     try:
         try:
             fn, args = (call.fn, call.args) if call.copies is None else call.copies()

@@ -14,7 +14,7 @@ from typing import Any
 from ...core.state import RunState
 from ...errors import PayloadTooLarge
 from ...events import PLAIN, decode, encode
-from ...log import Ack, Entry, EntryTooLarge, Reader, Record, record_of
+from ...log import Ack, Entry, EntryTooLarge, Reader, Record, entry_of, record_of
 from ..clock import STEADY_MS
 from .ownership import Ownership
 
@@ -74,8 +74,9 @@ class Appending:
                 f"{_record_in_words(event)} has {len(value):,} bytes, and {self._log.name} takes "
                 f"{self._max_value_bytes:,}: store what is large elsewhere and keep a reference to it"
             )
-        self._queue.append(Entry(run.id, value))
-        self._wake.set()
+        if not self._queue:
+            self._wake.set()
+        self._queue.append(entry_of((run.id, value)))
 
     async def run(self, reader: Reader) -> None:
         """Append what is in the queue, until cancelled. Raises LogUnavailable."""
