@@ -30,7 +30,8 @@ def samples(text: str) -> dict[tuple[str, Labels], float]:
 
 
 def value(text: str, name: str, **labels: str) -> float:
-    return samples(text)[f"stepfold_worker_{name}", frozenset(labels.items())]
+    """A sample's value; 0 for a counter that has counted nothing yet."""
+    return samples(text).get((f"stepfold_worker_{name}", frozenset(labels.items())), 0.0)
 
 
 @asynccontextmanager
