@@ -17,7 +17,8 @@ import sqlalchemy as sa
 
 from stepfold.values.times import utc
 
-from .base import Batch, Projection, RunChange
+from .base import Batch, Gathering, RunChange
+from .bulk import execute_many
 from .runs import text_of
 
 metadata = sa.MetaData()
@@ -39,18 +40,34 @@ actions = sa.Table(
 )
 
 
-class ActionsProjection(Projection):
+_INSERT = sa.insert(actions)
+
+
+class ActionsProjection(Gathering):
     """Keeps the table `stepfold_actions`; `list_actions` reads it."""
 
     name = "stepfold-actions"
     version = 1
     metadata = metadata
 
-    def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
-        """Write the requests of people."""
-        rows = [row for change in batch if "request" in change.fields and (row := _row_of(change, batch.partition)) is not None]
-        if rows:
-            connection.execute(sa.insert(actions), rows)
+    def gather(self, batch: Batch) -> _Requests:
+        """Note the requests of people."""
+        return _Requests(batch.partition)
+
+
+class _Requests:
+    """The rows of one batch."""
+
+    def __init__(self, partition: int) -> None:
+        self._partition = partition
+        self._rows: list[dict[str, Any]] = []
+
+    def take(self, change: RunChange) -> None:
+        if "request" in change.fields and (row := _row_of(change, self._partition)) is not None:
+            self._rows.append(row)
+
+    def write(self, connection: sa.Connection) -> None:
+        execute_many(connection, _INSERT, self._rows)
 
 
 def _row_of(change: RunChange, partition: int) -> dict[str, Any] | None:

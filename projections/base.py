@@ -16,9 +16,9 @@ those, and `runner` follows the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import sqlalchemy as sa
 
@@ -133,18 +133,18 @@ class RunChange:
 class Batch:
     """The changes of one transaction, all of one partition. Iterate once, to the end: the iteration folds the records."""
 
-    def __init__(self, state: PartitionState, records: Sequence[Record], note: Callable[[str], None]) -> None:
+    def __init__(self, state: PartitionState, records: Sequence[Record]) -> None:
         self.partition = state.partition
         self.was_owned = state.owner is not None
         self.current = records[0].offset  # the record that is being folded or applied
         self.last: RunChange | None = None
         self.claim: Record | None = None  # the last accepted claim among these records
+        self.changed: set[str] = set()  # ids of the runs that the changes seen so far are of
         self._state = state
         self._records = iter(records)
-        self._note = note
 
     def __iter__(self) -> Iterator[RunChange]:
-        state, note = self._state, self._note
+        state, note = self._state, self.changed.add
         for record in self._records:
             self.current = record.offset
             self.last = None
@@ -196,3 +196,37 @@ class Projection:
         """Write the changes of a batch of events. Override it instead of `apply` to write in bulk; iterate over all changes."""
         for change in batch:
             self.apply(connection, change.event, change.run)
+
+
+class Gathered(Protocol):
+    """The notes of one batch."""
+
+    def take(self, change: RunChange) -> None:
+        """Note a change."""
+        ...
+
+    def write(self, connection: sa.Connection) -> None:
+        """Write the notes, behind the last change."""
+        ...
+
+
+class Gathering(Projection):
+    """A projection that only notes each change and writes at the end of a batch, so one fold serves several of them."""
+
+    def gather(self, batch: Batch) -> Gathered:
+        """Begin the notes of a batch, which the caller iterates."""
+        raise NotImplementedError
+
+    def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
+        gather_all(connection, batch, [self])
+
+
+def gather_all(connection: sa.Connection, batch: Batch, projections: Sequence[Gathering]) -> None:
+    """Write the changes of a batch to the tables of all these projections."""
+    gathered = [projection.gather(batch) for projection in projections]
+    takes = [one.take for one in gathered]
+    for change in batch:
+        for take in takes:
+            take(change)
+    for one in gathered:
+        one.write(connection)

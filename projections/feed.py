@@ -2,6 +2,8 @@
 
     transaction { move the position · fold and apply a batch · at times keep the fold's state }
 
+Feeds of one partition that are about as far go together, if their projections gather: one fold, one transaction for all.
+
 - The position moves in the transaction that writes the rows. It moves first, by an update that names its old value. So no
   record is applied twice or left out, whichever process dies. If several processes run one projection on one database, the
   fastest applies a batch, and the others only fold it.
@@ -22,6 +24,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -37,7 +40,7 @@ from stepfold.events import FORMAT
 from stepfold.log import Log, Record
 from stepfold.marks import Mark, mark_of, marks_from, marks_of
 
-from .base import Batch, Projection
+from .base import Batch, Gathering, Projection, gather_all
 from .kept import BEGINNING, ENDED_RUNS, OPEN_RUNS, POSITIONS, TABLES, Kept, make_tables
 from .panels import check_panels
 
@@ -68,6 +71,7 @@ class Database:
         self.engine = database if isinstance(database, sa.Engine) else _engine(database or default_database(log))
         self.name = self.engine.url.render_as_string(hide_password=True)
         self._is_lent = isinstance(database, sa.Engine)
+        self.shared: dict[int, Shared] = {}  # by partition
 
     def open(self) -> None:
         """Connect and make missing tables. Raises ConfigError if the database cannot be used."""
@@ -126,6 +130,18 @@ _MOVE = (
 """Made once: SQLAlchemy takes longer to build it than SQLite to run it."""
 
 
+class Shared:
+    """The feeds of one partition that go together: one folds the records, and applies them for its riders in one transaction.
+
+    None joins below `alone_until`: something failed there.
+    """
+
+    def __init__(self) -> None:
+        self.leader: Feed | None = None
+        self.riders: list[Feed] = []
+        self.alone_until = 0
+
+
 class Feed:
     """Feeds one projection from one partition. `position`: all records below it are applied."""
 
@@ -140,6 +156,8 @@ class Feed:
         self._kept = Kept(projection.name, partition, database.log.partitions)
         self._since_snapshot = 0
         self._latest = 0  # the highest timestamp seen, ms
+        self._shared = database.shared.setdefault(partition, Shared())
+        self.dismissed: Future[None] = Future()
 
     def load(self) -> None:
         """Load from the database; make missing or outdated tables anew. Raises ConfigError and SQLAlchemyError."""
@@ -215,53 +233,138 @@ class Feed:
                 f"database"
             )
 
-    def take(self, records: Sequence[Record]) -> None:
-        """Fold records, and apply those that are not applied. Raises Stale, ProjectionFailed, SQLAlchemyError."""
+    def take(self, records: Sequence[Record]) -> bool:
+        """Fold records, and apply those that are not applied, for the riders as well. Returns what `join` does.
+
+        Raises Stale, ProjectionFailed, SQLAlchemyError.
+        """
+        try:
+            self._take(records)
+        except Exception as error:
+            has_riders = bool(self.riders)
+            self.leave()
+            if not has_riders or isinstance(error, Stale):
+                raise
+            self._shared.alone_until = records[-1].offset + 1  # each meets the error, or not, by itself
+            raise Stale from error
+        return self.join()
+
+    def _take(self, records: Sequence[Record]) -> None:
         state = self.state
         assert state is not None
         self._since_snapshot += len(records)
         self._latest = max(self._latest, *(record.timestamp for record in records))
+        feeds = [self, *self.riders]
         while records:
-            if records[0].offset < self.position:
-                for _ in self._batch(state, [r for r in records if r.offset < self.position]):
-                    pass
-                self._check_format(state)
-                records = [r for r in records if r.offset >= self.position]
-                continue
+            first = records[0].offset
+            known = min((feed.position for feed in feeds if feed.position > first), default=None)
+            those = records if known is None else [record for record in records if record.offset < known]
+            behind = [feed for feed in feeds if feed.position <= first]
             try:
-                self._commit(state, records)
+                if behind:
+                    self._commit(state, those, feeds, behind)
+                else:
+                    self._fold(state, those, feeds)
             except _Overtaken:
-                self._reread(state)
+                for feed in feeds:
+                    feed._reread(state)
             else:
-                return
+                records = records[len(those) :]
 
-    def _commit(self, state: PartitionState, records: Sequence[Record]) -> None:
-        behind = records[-1].offset + 1
+    def _fold(self, state: PartitionState, records: Sequence[Record], feeds: Sequence[Feed]) -> None:
+        batch = Batch(state, records)
+        for _ in batch:
+            pass
+        for feed in feeds:
+            feed._kept.note(batch.changed)
+        self._check_format(state)
+
+    def _commit(self, state: PartitionState, records: Sequence[Record], feeds: Sequence[Feed], behind: Sequence[Feed]) -> None:
+        """Fold records for `feeds`, and apply them to the projections of those that are behind."""
+        last = records[-1]
         with self._database.engine.begin() as connection:
-            here = {"of_projection": self.projection.name, "of_partition": self.partition, "of_build": self._build}
-            marks = marks_of(self.marks[0] if self.marks else None, records[-1])
-            stands = orjson.dumps([tuple(mark) for mark in marks]).decode()
-            moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": behind, "stands": stands})
-            if moved.rowcount != 1:
-                raise _Overtaken
-            batch = self._batch(state, records)
-            try:
-                self.projection.apply_all(connection, batch)
-            except Exception as error:
-                if isinstance(error, DBAPIError) and error.connection_invalidated:
-                    raise
-                raise self._failure(batch, f"raised {type(error).__name__}: {error}") from error
-            if state.offset != behind:
+            for feed in behind:
+                feed._move(connection, last)
+            batch = Batch(state, records)
+            self._apply(connection, batch, behind)
+            if state.offset != last.offset + 1:
                 raise self._failure(batch, "returned before it had applied all changes")
             self._check_format(state)
+            for feed in feeds:
+                feed._kept.note(batch.changed)
             if self._since_snapshot >= SNAPSHOT_RECORDS:
-                self._kept.save(connection, state, self._latest)
+                for feed in behind:
+                    feed._kept.save(connection, state, self._latest)
                 self._since_snapshot = 0
-        self.position = behind
-        self.marks = marks_of(marks[0] if batch.claim is None else mark_of(batch.claim), records[-1])
+        for feed in behind:
+            feed.position = last.offset + 1
+            feed.marks = marks_of(feed._claim_mark() if batch.claim is None else mark_of(batch.claim), last)
 
-    def _batch(self, state: PartitionState, records: Sequence[Record]) -> Batch:
-        return Batch(state, records, self._kept.note)
+    def _apply(self, connection: sa.Connection, batch: Batch, feeds: Sequence[Feed]) -> None:
+        gathering = [feed.projection for feed in feeds if isinstance(feed.projection, Gathering)]
+        try:
+            if len(feeds) > 1:
+                gather_all(connection, batch, gathering)
+            else:
+                feeds[0].projection.apply_all(connection, batch)
+        except Exception as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise
+            raise feeds[0]._failure(batch, f"raised {type(error).__name__}: {error}") from error
+
+    def _move(self, connection: sa.Connection, last: Record) -> None:
+        """Move the stored position behind a record. Raises _Overtaken."""
+        here = {"of_projection": self.projection.name, "of_partition": self.partition, "of_build": self._build}
+        stands = orjson.dumps([tuple(mark) for mark in marks_of(self._claim_mark(), last)]).decode()
+        moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": last.offset + 1, "stands": stands})
+        if moved.rowcount != 1:
+            raise _Overtaken
+
+    def _claim_mark(self) -> Mark | None:
+        return self.marks[0] if self.marks else None
+
+    @property
+    def riders(self) -> list[Feed]:
+        """The feeds for which this one takes the records, too."""
+        return list(self._shared.riders) if self._shared.leader is self else []
+
+    @property
+    def leader(self) -> Feed | None:
+        """The feed that takes the records for this one."""
+        return self._shared.leader if self in self._shared.riders else None
+
+    def join(self) -> bool:
+        """Whether another feed takes the records for this one from now on, until `dismissed` is done. Then load again.
+
+        That feed folds from an offset that is a little below this one's, if at all. If it is a little above, this one leads.
+        """
+        kind, shared, state = type(self.projection), self._shared, self.state
+        assert state is not None
+        if not issubclass(kind, Gathering) or kind.apply_all is not Gathering.apply_all or self.position < shared.alone_until:
+            return False
+        if shared.leader is None:
+            shared.leader = self
+        leads = shared.leader.state
+        if leads is None or leads is state or abs(state.offset - leads.offset) > SNAPSHOT_RECORDS:
+            return False
+        if state.offset < leads.offset:
+            shared.leader = self
+            return False
+        self.state = None
+        self.dismissed = Future()
+        shared.riders.append(self)
+        return True
+
+    def leave(self) -> None:
+        """Ride no more, or dismiss the riders."""
+        shared = self._shared
+        if self in shared.riders:
+            shared.riders.remove(self)
+        elif shared.leader is self:
+            shared.leader, riders = None, list(shared.riders)
+            shared.riders.clear()
+            for rider in riders:
+                rider.dismissed.set_result(None)
 
     def _reread(self, state: PartitionState) -> None:
         with self._database.engine.connect() as connection:

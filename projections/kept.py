@@ -88,8 +88,8 @@ class Kept:
         self._partitions = partitions
         self._changed: set[str] = set()  # runs that changed since the last save
         self._chunks: dict[int, int] = {}  # chunk of ended runs' ids -> its kept length
-        self.note = self._changed.add
-        """Call it with the id of each run that changes."""
+        self.note = self._changed.update
+        """Call it with the ids of runs that have changed."""
 
     def load(self, connection: sa.Connection, row: sa.Row[Any]) -> PartitionState:
         """Read the kept state. Raises ValueError, or any error of reading foreign bytes, if it cannot be used."""
@@ -135,10 +135,10 @@ class Kept:
         packed = [{**here, "run_id": i, "state": _summed(state.runs.snapshot(i))} for i in self._changed if i in state.runs]
         if packed:
             connection.execute(sa.insert(OPEN_RUNS), packed)
-        gone = state.ended.forget(latest - FORGET_LATE_MS, state.memory_ms)
+        state.ended.forget(latest - FORGET_LATE_MS, state.memory_ms)
         grown = {n: _summed(bytes(chunk)) for n, chunk in state.ended.chunks.items() if self._chunks.get(n) != len(chunk)}
-        if gone or grown:
-            connection.execute(sa.delete(ENDED_RUNS).where(*self.of(ENDED_RUNS), ENDED_RUNS.c.chunk.in_([*gone, *grown])))
+        first, chunk = next(iter(state.ended.chunks), 0), ENDED_RUNS.c.chunk
+        connection.execute(sa.delete(ENDED_RUNS).where(*self.of(ENDED_RUNS), sa.or_(chunk < first, chunk.in_([*grown]))))
         if grown:
             connection.execute(sa.insert(ENDED_RUNS), [{**here, "chunk": n, "entries": chunk} for n, chunk in grown.items()])
         body = orjson.dumps(summary_of(state))

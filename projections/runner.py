@@ -76,12 +76,6 @@ class _Follower:
         self.trouble = ""
         self.troubled_since: float | None = None  # since when it has made no progress because of errors, by the loop's clock
 
-    def reached(self, end: int) -> bool:
-        """Whether everything below `end` is applied. The reader passes gaps in the log, the position does not."""
-        if self.reader is None or self.busy:
-            return False
-        return self.feed.position >= end or self.reader.position >= end
-
 
 async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark], bounds: tuple[int, int]) -> str | None:
     """In words, how the log differs from the records applied below `position`; None if it does not differ."""
@@ -237,7 +231,7 @@ class ProjectionRunner:
         _, end = await self.log.bounds(partition)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while not all(followers[partition].reached(min(offset, end)) for followers in self._followers.values()):
+                while not all(self._reached(of[partition], min(offset, end)) for of in self._followers.values()):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._news.wait()
@@ -323,24 +317,52 @@ class ProjectionRunner:
                 f"Replace it with a copy that has it, or use a new namespace",
                 feed.position,
             )
+        try:
+            if not await self._do(feed.join):
+                await self._read(follower, needed, end)
+            await self._ride(follower)
+        finally:
+            await self._do(feed.leave)
+
+    async def _read(self, follower: _Follower, needed: int, end: int) -> None:
+        """Feed the records from `needed` on, until another feed takes them as well."""
+        feed, rides = follower.feed, False
         reader = follower.reader = self.log.reader(feed.partition, needed)
         try:
-            while True:
+            while not rides:
                 records = await reader.read(BATCH_RECORDS, None)
                 if not records:
                     continue
                 follower.busy = True
-                await self._do(feed.take, records)
+                rides = await self._do(feed.take, records)
                 follower.busy = False
                 follower.troubled_since = None
                 self._tell()
                 if self._on_progress is not None:
                     end = max(end, feed.position)
-                    self._on_progress(Lag(feed.projection.name, feed.partition, feed.position, end))
+                    for one in (feed, *feed.riders):
+                        self._on_progress(Lag(one.projection.name, one.partition, one.position, end))
         finally:
             follower.reader = None
             follower.busy = False
             await reader.close()
+
+    async def _ride(self, follower: _Follower) -> None:
+        """Wait while another feed takes the records for this one. Then raises Stale."""
+        follower.troubled_since = None
+        self._tell()
+        await asyncio.shield(asyncio.wrap_future(follower.feed.dismissed))
+        raise Stale
+
+    def _reached(self, follower: _Follower, end: int) -> bool:
+        """Whether everything below `end` is applied. The reader passes gaps in the log, the position does not."""
+        feed = follower.feed
+        takes = feed.leader or feed
+        of_partition = [followers[feed.partition] for followers in self._followers.values()]
+        reads = next((other for other in of_partition if other.feed is takes), follower)
+        if reads.reader is None or reads.busy:
+            return False
+        return feed.position >= end or reads.reader.position >= end
 
     def _fail(self, name: str, error: ProjectionFailed | ConfigError) -> None:
         if name in self.failures:
@@ -358,7 +380,7 @@ class ProjectionRunner:
         for projection in projections:
             for follower in self._followers.get(projection.name, ()):
                 end = ends[follower.feed.partition]
-                while projection.name not in self.failures and not follower.reached(end):
+                while projection.name not in self.failures and not self._reached(follower, end):
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(POLL_S):
                             await self._news.wait()

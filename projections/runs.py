@@ -32,7 +32,8 @@ from stepfold.values.names import BUILT_IN
 from stepfold.values.times import ms_of, utc
 
 from . import texts
-from .base import Batch, Projection, RunChange, RunSoFar
+from .base import Batch, Gathering, RunChange, RunSoFar
+from .bulk import execute_many
 
 _ERROR_RUNS = sa.table("stepfold_error_runs", sa.column("fingerprint", sa.String), sa.column("run_id", sa.String))
 EXCERPT = 2000
@@ -98,29 +99,23 @@ _UPDATE = sa.update(runs).where(_OF_RUN).values({**_NEW_VALUES, **_SUMS})
 _COMPLETE = sa.update(runs).where(_OF_RUN).values(input=sa.bindparam("new_input"))
 
 
-class RunsProjection(Projection):
+class RunsProjection(Gathering):
     """Keeps the table `stepfold_runs`; `list_runs` and `count_runs` read it."""
 
     name = "stepfold-runs"
     version = 3
     metadata = metadata
 
-    def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
-        """Write each changed run once, in its last state."""
-        news = _News()
-        for change in batch:
-            news.take(change)
-        if batch.owned != batch.was_owned:
-            for run in batch.open_runs():
-                if not run.folded.open and run.folded.phase == "open":
-                    news.changed.setdefault(run.id, run)
-        news.write(connection)
+    def gather(self, batch: Batch) -> _News:
+        """Each changed run is written once, in its last state."""
+        return _News(batch)
 
 
 class _News:
     """The changes of one batch by run id; for a run that began in it, those since its beginning."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
         self.changed: dict[str, RunSoFar] = {}
         self.begun: set[str] = set()
         self.counts: dict[str, Counter[str]] = {"steps_completed": Counter(), "attempts_failed": Counter()}
@@ -142,14 +137,16 @@ class _News:
             self.errors[run_id] = text_of(str(ErrorInfo.from_json(change.fields["error"])))
 
     def write(self, connection: sa.Connection) -> None:
+        if self._batch.owned != self._batch.was_owned:
+            for run in self._batch.open_runs():
+                if not run.folded.open and run.folded.phase == "open":
+                    self.changed.setdefault(run.id, run)
         updates = [self._update(run) for run_id, run in self.changed.items() if run_id not in self.begun]
         if self.begun:
-            connection.execute(_DELETE, [{"id": run_id} for run_id in self.begun])
-            connection.execute(_INSERT, [self._row(self.changed[run_id]) for run_id in self.begun])
-        if updates:
-            connection.execute(_UPDATE, updates)
-        if self.inputs:
-            connection.execute(_COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in self.inputs.items()])
+            execute_many(connection, _DELETE, [{"id": run_id} for run_id in self.begun])
+            execute_many(connection, _INSERT, [self._row(self.changed[run_id]) for run_id in self.begun])
+        execute_many(connection, _UPDATE, updates)
+        execute_many(connection, _COMPLETE, [{"id": run_id, "new_input": text} for run_id, text in self.inputs.items()])
         if texts.has_index(connection):
             texts.add(connection, self._texts())
 

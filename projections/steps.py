@@ -35,7 +35,8 @@ from stepfold.operations import COUNTED, ENDS, GIVES_BACK, KIND_OF
 from stepfold.operations.line import Line
 from stepfold.values.times import ms_of, utc
 
-from .base import Batch, Projection, RunChange
+from .base import Batch, Gathering, RunChange
+from .bulk import execute_many
 from .runs import HAVE_ERRORS, text_of
 
 MINUTE_MS = 60_000
@@ -114,19 +115,16 @@ HAVE_ATTEMPTS = ("steps_completed", "attempts_failed")
 """Counts of attempts that a worker has run to their end."""
 
 
-class StepsProjection(Projection):
+class StepsProjection(Gathering):
     """Keeps the five tables of this module, on SQLite and PostgreSQL; the functions here read them."""
 
     name = "stepfold-steps"
     version = 2
     metadata = metadata
 
-    def apply_all(self, connection: sa.Connection, batch: Batch) -> None:
-        """Write each changed row once."""
-        news = _News(batch.partition)
-        for change in batch:
-            news.take(change)
-        news.write(connection)
+    def gather(self, batch: Batch) -> _News:
+        """Each changed row is written once."""
+        return _News(batch.partition)
 
 
 class _News:
@@ -254,11 +252,9 @@ class _News:
     def write(self, connection: sa.Connection) -> None:
         if self.begun:
             for forget in _FORGET:
-                connection.execute(forget, [{"id": run_id} for run_id in self.begun])
+                execute_many(connection, forget, [{"id": run_id} for run_id in self.begun])
         _upsert(connection, steps, [row for rows in self.steps.values() for row in rows.values()])
-        ended = [{"id": run_id, "at": at} for run_id, at in self.ended.items()]
-        if ended:
-            connection.execute(_DROP, ended)
+        execute_many(connection, _DROP, [{"id": run_id, "at": at} for run_id, at in self.ended.items()])
         _upsert(connection, errors, self.errors.values())
         _upsert(connection, error_runs, self.error_runs.values())
         _upsert(connection, minutes, [self._minute(*key, counts) for key, counts in sorted(self.counts.items())])
@@ -300,9 +296,7 @@ def middle_ms(bucket: int) -> float:
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    rows = list(rows)
-    if rows:
-        connection.execute(_statement(table, connection.dialect.name), rows)
+    execute_many(connection, _statement(table, connection.dialect.name), list(rows))
 
 
 @cache

@@ -15,6 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from .bulk import execute_many
+
 TRIGRAM = 3
 """The shortest text that is found anywhere in another; a shorter one is found only where an id or workflow begins with it."""
 _TABLE = "stepfold_runs_texts"
@@ -70,8 +72,7 @@ def head(run_id: str, workflow: str) -> str:
 def add(connection: sa.Connection, texts: Mapping[int, Sequence[str]]) -> None:
     """Add texts of runs, by the milliseconds in which the runs started, to an index that exists."""
     rows = [{"rowid": started_at, "text": "\n".join(texts[started_at])} for started_at in sorted(texts)]
-    if rows:
-        connection.execute(_ADD, rows)
+    execute_many(connection, _ADD, rows)
 
 
 def starts(connection: sa.Connection, text: str, *, falls: bool, first: int | None, last: int | None) -> Iterator[list[int]]:

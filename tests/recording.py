@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from histories import Ledger
 
+from stepfold.client.requests import started
 from stepfold.client.status import run_state
 from stepfold.core.ended import REMEMBER_MS
 from stepfold.core.fold import PartitionState, fold
 from stepfold.drivers import MemoryDriver
-from stepfold.events import RunEvent
-from stepfold.log import Entry, Log, Record
-from stepfold.projections import Projection, ProjectionRunner, RunSoFar
+from stepfold.events import FORMAT, RunEvent
+from stepfold.log import CLAIM_KEY, Entry, Log, Record, partition_of
+from stepfold.projections import Batch, Projection, ProjectionRunner, RunSoFar
+from stepfold.projections.base import Gathering, RunChange
 
 Told = tuple[int, int, str, str, str, int]
 """partition, offset, type, run id, state after it, and how manieth event of its run."""
@@ -58,9 +61,74 @@ class Recorder(Projection):
         )
 
 
+class Noter(Gathering):
+    """One row for each event, which fails if there is one already. It shares its batches with others of another letter."""
+
+    version = 1
+
+    def __init__(self, letter: str) -> None:
+        self.name = f"noter-{letter}"
+        self.metadata = sa.MetaData()
+        self.events = sa.Table(
+            f"noted_{letter}",
+            self.metadata,
+            sa.Column("partition", sa.Integer, primary_key=True),
+            sa.Column("offset", sa.BigInteger, primary_key=True),
+            sa.Column("type", sa.String(30)),
+            sa.Column("run_id", sa.String(200)),
+            sa.Column("state", sa.String(20)),
+        )
+        self.fails_at: tuple[str, str] | None = None  # type and run id
+
+    def gather(self, batch: Batch) -> _Notes:
+        return _Notes(self)
+
+    async def told(self, runner: ProjectionRunner) -> list[Any]:
+        order = self.events.c.partition, self.events.c.offset
+        return await runner.query(lambda asked: [tuple(row) for row in asked.execute(sa.select(self.events).order_by(*order))])
+
+
+class _Notes:
+    def __init__(self, noter: Noter) -> None:
+        self._noter = noter
+        self._rows: list[tuple[Any, ...]] = []
+
+    def take(self, change: RunChange) -> None:
+        if (change.kind, change.run.id) == self._noter.fails_at:
+            raise KeyError("total")
+        self._rows.append((change.run.partition, change.offset, change.kind, change.run.id, change.run.state))
+
+    def write(self, connection: sa.Connection) -> None:
+        for row in self._rows:
+            connection.execute(self._noter.events.insert().values(row))
+
+
 def recorded(connection: sa.Connection) -> list[Told]:
     table = Recorder.events
     return [tuple(row) for row in connection.execute(sa.select(table).order_by(table.c.partition, table.c.offset))]
+
+
+async def some_runs(log: Log, count: int, prefix: str = "run") -> None:
+    """Runs as a worker would have them: two steps, the first one tried twice, some still open; with repeats in between."""
+    for partition in range(log.partitions):
+        if not await log.find(partition, [CLAIM_KEY]):
+            event = {"type": "claim", "v": FORMAT, "at": 1, "prev": -1, "owner": "worker", "nonce": "n"}
+            await log.append(partition, [Entry(CLAIM_KEY, orjson.dumps(event))])
+    for number in range(count):
+        run_id = f"{prefix}-{number}"
+        partition = partition_of(run_id, log.partitions)
+        [claim, *_] = await log.find(partition, [CLAIM_KEY])
+
+        def decided(type: str, run_id: str = run_id, claim: int = claim.offset, **fields: Any) -> Entry:
+            return Entry(run_id, orjson.dumps({"type": type, "v": FORMAT, "run_id": run_id, "at": 1, "claim": claim, **fields}))
+
+        error = {"type": "E", "message": "no"}
+        start = started(run_id, "w", "1", b'{"n":%d}' % number, request=run_id, at=1)
+        failed = decided("step-failed", step_id="a", attempt=1, error=error, next_at=1)
+        first = decided("step-completed", step_id="a", attempt=2, result=number)
+        second = decided("step-completed", step_id="b", attempt=1, result=None)
+        end = decided("completed", result={"n": number})
+        await log.append(partition, [start, failed, failed, first, start, second, second, *([end] if number % 3 else [])])
 
 
 async def told(runner: ProjectionRunner) -> list[Told]:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from stepfold.drivers.broker import LocalBroker
 from stepfold.drivers.kafka import KafkaDriver
 from stepfold.http.pasts import Pasts
 from stepfold.log import Entry, Log
-from stepfold.projections import Batch, Lag, ProjectionRunner, RunsProjection, StepsProjection
+from stepfold.projections import ActionsProjection, Batch, Lag, ProjectionRunner, RunsProjection, StepsProjection
 
 STEPFOLD = Path(sys.executable).parent / "stepfold"
 RUNS = 40
@@ -247,24 +247,16 @@ class _Noting(StepsProjection):
     def __init__(self) -> None:
         self.noted: list[int] = []
 
-    def apply_all(self, connection: Any, batch: Batch) -> None:
-        def noted() -> Iterator[Any]:
-            for change in batch:
-                self.noted.append(change.timestamp)
-                yield change
+    def gather(self, batch: Batch) -> Any:
+        gathered = super().gather(batch)
+        take, noted = gathered.take, self.noted
 
-        super().apply_all(connection, _Noted(batch, noted()))  # pyright: ignore[reportArgumentType]  # it is read like one
+        def noting(change: Any) -> None:
+            noted.append(change.timestamp)
+            take(change)
 
-
-class _Noted:
-    def __init__(self, batch: Batch, changes: Iterator[Any]) -> None:
-        self._batch, self._changes = batch, changes
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._changes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._batch, name)
+        gathered.take = noting
+        return gathered
 
 
 async def feed(_kind: str) -> None:
@@ -281,7 +273,7 @@ async def feed(_kind: str) -> None:
                 await source.past.write([source.past.event(run_id, "completed", result="ok") for run_id in ids])
             began, cpu = time.perf_counter(), time.process_time()
             async with ProjectionRunner(
-                log, [RunsProjection(), StepsProjection()], database=f"sqlite:///{folder}/t.db"
+                log, [RunsProjection(), StepsProjection(), ActionsProjection()], database=f"sqlite:///{folder}/t.db"
             ) as runner:
                 await runner.catch_up()
                 took, busy = time.perf_counter() - began, time.process_time() - cpu
@@ -298,7 +290,7 @@ async def feed(_kind: str) -> None:
                     noting.noted.clear()
 
             async with ProjectionRunner(
-                log, [RunsProjection(), noting], database=f"sqlite:///{folder}/u.db", on_progress=applied
+                log, [RunsProjection(), noting, ActionsProjection()], database=f"sqlite:///{folder}/u.db", on_progress=applied
             ):
                 writing = await asyncio.create_subprocess_exec(sys.executable, __file__, "write", url, str(rate))
                 await asyncio.sleep(15)

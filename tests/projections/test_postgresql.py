@@ -14,9 +14,8 @@ from uuid import uuid4
 import orjson
 import pytest
 import sqlalchemy as sa
-from recording import Recorder, to_be_told, told
+from recording import Recorder, some_runs, to_be_told, told
 from strange import strange_log
-from test_projections import small, some_runs
 from test_search import counts_around_a_write
 
 from stepfold.drivers import MemoryDriver
@@ -37,7 +36,6 @@ from stepfold.projections import (
     read_panels,
 )
 
-__all__ = ["small"]
 pytestmark = pytest.mark.postgres
 
 

@@ -7,9 +7,8 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from uuid import uuid4
 
 import orjson
@@ -18,65 +17,18 @@ import sqlalchemy as sa
 from eventually import eventually
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recording import Recorder, Told, recorded, to_be_told, told
+from recording import Recorder, Told, recorded, some_runs, to_be_told, told
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from unit.test_fold_properties import BEGINNING, CHOICES, Author, Choice
 
 from stepfold import Client, ConfigError, Context, Step
-from stepfold.client.requests import started
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.errors import ProjectionFailed
 from stepfold.events import FORMAT, RunEvent, StepCompleted
 from stepfold.log import CLAIM_KEY, Entry, Log
 from stepfold.projections import Batch, Lag, Projection, ProjectionRunner, RunSoFar, default_database, feed, runner
 from stepfold.testing.virtual import VirtualTimeLoop, run_virtual
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many transactions and snapshots out of few records."""
-    monkeypatch.setattr(runner, "BATCH_RECORDS", 3)
-    monkeypatch.setattr(feed, "SNAPSHOT_RECORDS", 7)
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'tables.db'}"
-
-
-@pytest.fixture(params=["memory", "sqlite"])
-async def log(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Log]:
-    driver = MemoryDriver(uuid4().hex) if request.param == "memory" else SQLiteDriver(tmp_path / "runs.db", partitions=3)
-    await driver.open()
-    yield driver
-    await driver.close()
-
-
-async def some_runs(log: Log, count: int, prefix: str = "run") -> None:
-    """Runs as a worker would have them: two steps, the first one tried twice, some still open; with repeats in between."""
-    from stepfold.log import partition_of
-
-    for partition in range(log.partitions):
-        if not await log.find(partition, [CLAIM_KEY]):
-            event = {"type": "claim", "v": FORMAT, "at": 1, "prev": -1, "owner": "worker", "nonce": "n"}
-            await log.append(partition, [Entry(CLAIM_KEY, orjson.dumps(event))])
-    for number in range(count):
-        run_id = f"{prefix}-{number}"
-        partition = partition_of(run_id, log.partitions)
-        [claim, *_] = await log.find(partition, [CLAIM_KEY])
-
-        def decided(type: str, run_id: str = run_id, claim: int = claim.offset, **fields: Any) -> Entry:
-            return Entry(run_id, orjson.dumps({"type": type, "v": FORMAT, "run_id": run_id, "at": 1, "claim": claim, **fields}))
-
-        error = {"type": "E", "message": "no"}
-        start = started(run_id, "w", "1", b'{"n":%d}' % number, request=run_id, at=1)
-        failed = decided("step-failed", step_id="a", attempt=1, error=error, next_at=1)
-        first = decided("step-completed", step_id="a", attempt=2, result=number)
-        second = decided("step-completed", step_id="b", attempt=1, result=None)
-        end = decided("completed", result={"n": number})
-        await log.append(partition, [start, failed, failed, first, start, second, second, *([end] if number % 3 else [])])
-
 
 # Exactly once.
 

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from recording import Recorder, to_be_told, told
-from test_projections import database, small, some_runs
+from recording import Recorder, some_runs, to_be_told, told
 
 from stepfold import ConfigError, LogUnavailable
 from stepfold.client.requests import started
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.log import Entry, Log
 from stepfold.projections import ProjectionRunner, RunsProjection, feed, kept, list_runs
-
-__all__ = ["database", "small"]
 
 # Ways to copy a file that may be in use, and to put the copy back where nobody uses it.
 

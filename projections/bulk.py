@@ -1,0 +1,43 @@
+"""Many rows with one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any
+
+import sqlalchemy as sa
+
+_STATEMENTS = 100
+
+
+def execute_many(
+    connection: sa.Connection, statement: sa.Insert | sa.Update | sa.Delete, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Execute a statement once for each row; all rows have the same names. No rows: nothing happens.
+
+    On SQLite the values go to the driver as they are, which takes half of the time: its texts and numbers need no conversion.
+    """
+    if not rows:
+        return
+    if connection.dialect.name != "sqlite":
+        connection.execute(statement, rows)
+        return
+    text, values_of = _compiled(statement, connection.dialect, tuple(rows[0]))
+    connection.exec_driver_sql(text, [values_of(row) for row in rows])
+
+
+@lru_cache(_STATEMENTS)
+def _compiled(
+    statement: sa.Insert | sa.Update | sa.Delete, dialect: sa.Dialect, names: tuple[str, ...]
+) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+    """The text of a statement, and the values of a row in the order of their places in it."""
+    compiled: Any = statement.compile(dialect=dialect, column_keys=list(names))
+    places: list[str] = compiled.positiontup
+    fixed: dict[str, Any] = {name: compiled.params[name] for name in places if name not in names}
+    if fixed:
+        return str(compiled), lambda row: tuple([row[name] if name in row else fixed[name] for name in places])
+    if len(places) == 1:
+        return str(compiled), lambda row: (row[places[0]],)
+    return str(compiled), itemgetter(*places)
