@@ -34,7 +34,6 @@ from .errors import (
     LogUnavailable,
     NonDeterminism,
     NonRetryable,
-    NotOwner,
     PayloadTooLarge,
     ProjectionFailed,
     RetryAfter,
@@ -48,7 +47,6 @@ from .errors import (
     ValueInvalid,
     WorkflowCancelled,
     WorkflowFailed,
-    WorkflowUnknown,
 )
 from .events import Event
 from .logs import prepare_loggers
@@ -71,7 +69,6 @@ __all__ = [
     "LogUnavailable",
     "NonDeterminism",
     "NonRetryable",
-    "NotOwner",
     "PayloadTooLarge",
     "ProjectionFailed",
     "Retry",
@@ -94,7 +91,6 @@ __all__ = [
     "Workflow",
     "WorkflowCancelled",
     "WorkflowFailed",
-    "WorkflowUnknown",
     "current_step",
 ]
 

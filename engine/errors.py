@@ -3,14 +3,12 @@
 StepfoldError
 ├── ConfigError             a URL, option, registration or environment that cannot work
 ├── LogUnavailable          the log did not answer, or refused; it may or may not hold what was in flight
-├── NotOwner                the partition belongs to another worker now
 ├── PayloadTooLarge         a payload above the log's limit
 ├── InputInvalid            input that the workflow's model rejects (.errors)
 ├── ValueInvalid            a value that the log would not give back as it was, or that does not fit its type today
 ├── RunNotFound             no run has this id (.run_id, .log, .kept)
 │   └── RunEnded            the run has ended, and accepts no request (.state)
 ├── RunAlreadyExists        the id is taken: by another input, or with if_exists="reject"
-├── WorkflowUnknown         no workflow is registered under this id and version
 ├── WorkflowFailed          the awaited run failed (.error)
 ├── WorkflowCancelled       the awaited run was cancelled (.reason)
 ├── CallbackFailed          somebody outside said that a callback has failed (.step_id, .type, .message)
@@ -203,10 +201,6 @@ class LogUnavailable(StepfoldError):
     """The log did not answer in time, or refused. It may or may not hold what was in flight."""
 
 
-class NotOwner(StepfoldError):
-    """The partition belongs to another worker now."""
-
-
 class PayloadTooLarge(StepfoldError):
     """A payload above the log's limit."""
 
@@ -254,10 +248,6 @@ class RunEnded(RunNotFound):
 
 class RunAlreadyExists(StepfoldError):
     """The run id is taken: by a run with another input, or by any run if the caller gave if_exists="reject"."""
-
-
-class WorkflowUnknown(StepfoldError):
-    """No workflow is registered under this id and version."""
 
 
 class WorkflowFailed(StepfoldError):

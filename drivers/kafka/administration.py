@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 from aiokafka import TopicPartition
 
@@ -42,25 +43,25 @@ class InboxPosition:
 class Administration:
     """The work of one command, over a connected cluster; `KafkaDriver` has the same methods, and says what each does.
 
-    `name` is the URL of the log.
+    `url` is that of the log: messages give it in the commands to run.
     """
 
     def __init__(
-        self, cluster: Cluster, name: str, namespace: Namespace, patience_s: float, patience: Callable[[], float]
+        self, cluster: Cluster, url: str, namespace: Namespace, patience_s: float, patience: Callable[[], float]
     ) -> None:
         self._cluster = cluster
-        self._name = name
+        self._url = url
         self._namespace = namespace
         self._patience_s = patience_s
         self._patience = patience
 
     async def create_topics(self, partitions: int, replication: int) -> None:
-        await kafka_topics.create(self._cluster, self._name, self._namespace, partitions, replication, self._patience_s)
+        await kafka_topics.create(self._cluster, self._url, self._namespace, partitions, replication, self._patience_s)
 
     async def check_topics(self) -> list[TopicProblem]:
         cluster = self._cluster
         topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
-        findings = kafka_topics.check(cluster, self._name, self._namespace, topics)
+        findings = kafka_topics.check(cluster, self._url, self._namespace, topics)
         inbox, history = topics.get(self._namespace.inbox), topics.get(self._namespace.history)
         if inbox is not None:
             findings += await kafka_topics.check_positions(cluster, inbox)
@@ -81,7 +82,7 @@ class Administration:
         cluster = self._cluster
         topics = await kafka_topics.look(cluster, self._namespace, self._patience_s)
         if self._namespace.inbox not in topics:
-            raise ConfigError(f"{self._name} has no inbox yet. Run: stepfold topics create")
+            raise ConfigError(f"{self._namespace.inbox} does not exist. Run: stepfold topics create --url {quote(self._url)}")
         await cluster.start([self._namespace.inbox])
         places = [TopicPartition(self._namespace.inbox, number) for number in range(topics[self._namespace.inbox].partitions)]
         ends = await kafka_transactions.ends(cluster, places, self._patience_s)
@@ -166,7 +167,7 @@ class Administration:
         found = await describe(self._cluster, topics, self._patience_s)
         missing = [topic for topic in topics if topic not in found]
         if missing:
-            raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {self._name}")
+            raise ConfigError(f"{', '.join(missing)} does not exist. Run: stepfold topics create --url {quote(self._url)}")
         await self._cluster.start(topics)
 
     def _origin(self, letter: DeadLetter) -> TopicPartition:

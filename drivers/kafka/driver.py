@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from shlex import quote
 from typing import Any, Final, Unpack, cast
 from urllib.parse import urlencode
 
@@ -134,7 +135,7 @@ class KafkaDriver:
         try:
             await cluster.start()
             topics = await kafka_topics.look(cluster, self.namespace, self._patience_s)
-            wrong = [finding for finding in kafka_topics.check(cluster, self.name, self.namespace, topics) if finding.fatal]
+            wrong = [finding for finding in kafka_topics.check(cluster, self.url, self.namespace, topics) if finding.fatal]
             if wrong:
                 raise ConfigError(f"{self.name} cannot be used. {kafka_topics.in_words(wrong)}")
             history = topics[self.namespace.history]
@@ -236,7 +237,7 @@ class KafkaDriver:
         limit = await kafka_topics.limit(self._opened(), topic)
         return (
             f"a record of {size:,} bytes is too large for {topic}, whose max.message.bytes is {limit}: raise it again, see "
-            f"`stepfold topics check --url {self.name}`"
+            f"`stepfold topics check --url {quote(self.url)}`"
         )
 
     def _echo(self) -> None:
@@ -333,6 +334,7 @@ class KafkaDriver:
             self._fetcher,
             lambda: self._producer("other"),
             joined,
+            self.url,
             self.namespace,
             self._partitions,
             self._inbox_partitions,
@@ -448,7 +450,7 @@ class KafkaDriver:
         try:
             if cluster is not self._cluster:
                 await cluster.start()
-            yield Administration(cluster, self.name, self.namespace, self._patience_s, self._patience)
+            yield Administration(cluster, self.url, self.namespace, self._patience_s, self._patience)
         finally:
             if cluster is not self._cluster:
                 await cluster.close()

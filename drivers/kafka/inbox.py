@@ -49,6 +49,7 @@ class KafkaInbox:
         fetcher: Fetcher,
         producer: Callable[[], Producer],
         member: GroupMember,
+        url: str,
         namespace: Namespace,
         history_partitions: int,
         inbox_partitions: int,
@@ -58,6 +59,7 @@ class KafkaInbox:
         self._fetcher = fetcher
         self._producer = producer
         self._member = member
+        self._url = url
         self._namespace = namespace
         self._history_partitions = history_partitions
         self._inbox_partitions = inbox_partitions
@@ -233,12 +235,12 @@ class KafkaInbox:
         A worker goes on whatever it finds: others would take its runs, and find the same. It cannot keep the brokers from
         deleting records; whoever reads the log can mend that in time.
         """
-        inbox, url = self._namespace.inbox, f"kafka://{self._cluster.bootstrap}/{self._namespace.name}"
+        inbox = self._namespace.inbox
         try:
             topics = await kafka_topics.look(self._cluster, self._namespace, self._patience_s)
         except (KafkaError, LogUnavailable):
             return  # other calls report it
-        self._tell(kafka_topics.check_in_use(self._cluster, url, self._namespace, topics, self._history_partitions))
+        self._tell(kafka_topics.check_in_use(self._cluster, self._url, self._namespace, topics, self._history_partitions))
         if inbox in topics and self._topic_id not in ("", topics[inbox].id):
             self._is_suspect = True
             self._news.set()

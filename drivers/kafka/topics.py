@@ -12,7 +12,9 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from aiokafka.errors import (
     InvalidReplicationFactorError,
@@ -224,7 +226,7 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
         topic = topics.get(name)
         if topic is None:
             partitions, replication = (history.partitions, history.replication) if history else ("N", "R")
-            mend = f"Run: stepfold topics create --url {url} --partitions {partitions} --replication {replication}"
+            mend = f"Run: stepfold topics create --url {quote(url)} --partitions {partitions} --replication {replication}"
             findings.append(TopicProblem(name, "does not exist", mend, fatal=True))
             continue
         is_unclean = name == namespace.history and topic.settings.get(_UNCLEAN) == "true"
@@ -325,10 +327,10 @@ def _alter(cluster: Cluster, topic: TopicDescription, key: str, value: str) -> s
 
 
 def _resized(url: str, namespace: Namespace, name: str, problem: str) -> TopicProblem:
-    other = url.replace(namespace.name, f"{namespace.name}-2")
+    other = urlsplit(url)._replace(path=f"/{namespace.name}-2").geturl()
     mend = (
         "The partitions of a history are fixed when it is created, since they decide where each run is. Start a new namespace "
-        f"(stepfold topics create --url {other} --partitions N --replication R), or, if only {namespace.checkpoints} has other "
-        "settings, delete it and create it again: it is rebuilt from the history"
+        f"(stepfold topics create --url {quote(other)} --partitions N --replication R), or, if only {namespace.checkpoints} "
+        "has other settings, delete it and create it again: it is rebuilt from the history"
     )
     return TopicProblem(name, problem, mend, fatal=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import traceback
-from collections.abc import Callable
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,17 +12,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import ErrorInfo, StepfoldError
 from ..worker.stopping import end_process_soon
 from . import callback, inbox, projection, run, tokens, topics
 from .demo import demo
 from .dev import dev
 from .output import complain, say
-from .problems import Exit, Problem, code_of
+from .problems import Exit, Problem, problem_of
 from .serve import serve
 from .worker import worker
-
-TRACEBACK = "STEPFOLD_TRACEBACK"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -92,25 +87,11 @@ def command() -> NoReturn:
         if isinstance(end.__context__, BrokenPipeError):  # Click takes it for a failure
             _unread()
         raise
-    except Problem as error:
-        _fail(str(error), error.code)
-    except StepfoldError as error:
-        _fail(str(error), code_of(error))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(Exit.INTERRUPTED)
-    except OSError as error:
-        what = f"{error.filename}: " if error.filename is not None else ""
-        _fail(f"{what}{error.strerror or error}", Exit.LOG)
-    except MemoryError:
-        _fail("there is not enough memory for this", Exit.LOG)
-    except Exception as error:  # noqa: BLE001  # anything else is a bug of stepfold
-        usage = _usage_problem(error)
-        if usage is not None:
-            _fail(usage, Exit.USAGE)
-        if os.environ.get(TRACEBACK):
-            traceback.print_exception(error)
-            sys.exit(Exit.FAULT)
-        _fail(_fault(error), Exit.FAULT)
+    except Exception as error:  # noqa: BLE001  # `problem_of` knows what each error means
+        problem = problem_of(error)
+        _fail(str(problem), problem.code)
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
@@ -137,41 +118,16 @@ def _text_of(argument: str) -> str:
         raise Problem(f"'{argument}' is not text: neither UTF-8 nor {sys.getfilesystemencoding()}") from None
 
 
-def _fault(error: Exception) -> str:
-    """A message for an error that is stepfold's own fault, for a report."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
-    told = ErrorInfo.of(error)
-    return (
-        f"this is a bug in stepfold: {told}{where}. "
-        f"Please report it with the traceback, which {TRACEBACK}=1 in the environment prints"
-    )
-
-
 def _unread() -> NoReturn:
     """Exit like a process that SIGPIPE kills: the reader of stdout has gone, as `head` does. Python's last flush goes nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(Exit.UNREAD)
 
 
-def _usage_problem(error: Exception) -> str | None:
-    """The message for a mistake on the command line; None for any other error.
-
-    Depending on its version Typer contains a copy of Click or needs Click itself, so no class name fits both.
-    """
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return "name a command"  # Typer has printed its help
-    say: Callable[[], str] | None = getattr(error, "format_message", None)
-    if say is None:
-        return None
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "stepfold"
-    return f"{say().rstrip('.')} (see {command} --help)"
-
-
 def _fail(message: str, code: Exit) -> NoReturn:
     try:
-        complain(f"stepfold: {message}")
+        if message:
+            complain(f"stepfold: {message}")
     except OSError:  # nobody reads stderr; without this, Python's last flush fails and exits with another code
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

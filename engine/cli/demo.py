@@ -109,6 +109,7 @@ class Performance:
         self.history: RunHistory | None = None  # of the run, once it has begun
         self.owner: str | None = None
         self.begun_at = 0
+        self._letters: dict[str, str] = {}  # by the names of workers
         self._live: Live | None = None
         self._held: bool | None = None  # once it was reviewed
 
@@ -230,9 +231,11 @@ class Performance:
         return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
 
     def name_of(self, owner: str) -> str:
-        """The letter of a worker, by its full name `host-pid-id`."""
-        pid = int(owner.rsplit("-", 2)[1])
-        return next((name for name, worker in self.workers.items() if worker.pid == pid), "?")
+        """The letter of a worker, by the name under which it has joined: each worker logs its own."""
+        if owner not in self._letters:
+            joined = f"joined as worker {owner}\n"
+            self._letters[owner] = next((name for name, log in self.logs.items() if joined in log.read_text()), "?")
+        return self._letters[owner]
 
     def say(self, text: str, style: str = "bold") -> None:
         """Print a line about what this process does."""

@@ -1,6 +1,7 @@
 """How a command that cannot do its work ends: one line on stderr and an exit code, never a traceback.
 
-Exit codes, the same for every command (docs/cli.md):
+Commands raise `Problem` with an exit code, or let an error pass; `problem_of` gives every error its message and its code, and
+`app.command` calls it. Exit codes, the same for every command (docs/cli.md):
 
     0  done
     1  done, and the answer is no: the run failed, the file was altered, the topics are wrong
@@ -15,19 +16,24 @@ Exit codes, the same for every command (docs/cli.md):
 
 from __future__ import annotations
 
+import os
+import traceback
+from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 
 from ..errors import (
     CallbackIdInvalid,
     ConfigError,
+    ErrorInfo,
     InputInvalid,
     LogUnavailable,
-    NotOwner,
     PayloadTooLarge,
     RunNotFound,
     StepfoldError,
-    WorkflowUnknown,
 )
+
+TRACEBACK = "STEPFOLD_TRACEBACK"
 
 
 class Exit(IntEnum):
@@ -52,12 +58,58 @@ class Problem(Exception):
         self.code = code
 
 
-def code_of(error: StepfoldError) -> Exit:
-    """The exit code for an error of the library."""
-    if isinstance(error, RunNotFound | WorkflowUnknown):
-        return Exit.NOT_FOUND
-    if isinstance(error, LogUnavailable | NotOwner):
-        return Exit.LOG
-    if isinstance(error, ConfigError | InputInvalid | PayloadTooLarge | CallbackIdInvalid):
-        return Exit.USAGE
-    return Exit.NO
+def problem_of(error: BaseException) -> Problem:
+    """The message and the exit code for an error that has ended a command. Prints the traceback of a bug if the user asks."""
+    match error:
+        case Problem():
+            return error
+        case StepfoldError():
+            return Problem(str(error), _code_of(error))
+        case OSError():
+            of = f"{error.filename}: " if error.filename is not None else ""
+            return Problem(f"{of}{error.strerror or error}", Exit.LOG)
+        case MemoryError():
+            return Problem("there is not enough memory for this", Exit.LOG)
+        case _:
+            usage = _usage_problem(error)
+            return _bug(error) if usage is None else Problem(usage, Exit.USAGE)
+
+
+def _code_of(error: StepfoldError) -> Exit:
+    match error:
+        case RunNotFound():
+            return Exit.NOT_FOUND
+        case LogUnavailable():
+            return Exit.LOG
+        case ConfigError() | InputInvalid() | PayloadTooLarge() | CallbackIdInvalid():
+            return Exit.USAGE
+        case _:
+            return Exit.NO
+
+
+def _usage_problem(error: BaseException) -> str | None:
+    """The message for a mistake on the command line; None for any other error.
+
+    Depending on its version Typer contains a copy of Click or needs Click itself, so no class name fits both.
+    """
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return "name a command"  # Typer has printed its help
+    say: Callable[[], str] | None = getattr(error, "format_message", None)
+    if say is None:
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "stepfold"
+    return f"{say().rstrip('.')} (see {command} --help)"
+
+
+def _bug(error: BaseException) -> Problem:
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+        return Problem("", Exit.FAULT)
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in last)
+    return Problem(
+        f"this is a bug in stepfold: {ErrorInfo.of(error)}{where}. "
+        f"Please report it with the traceback, which {TRACEBACK}=1 in the environment prints",
+        Exit.FAULT,
+    )

@@ -17,7 +17,7 @@ from ..client.status import status_json, waiting_line
 from ..client.story import askers, line_json
 from ..client.tail import follow, read_run
 from ..core.state import RunState
-from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed, WorkflowUnknown
+from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
 from ..values import times
 from ..values.codec import Written
 from ..values.words import iso, span
@@ -48,7 +48,7 @@ from .picture import (
     run_picture,
     state_text,
 )
-from .problems import Problem
+from .problems import Exit, Problem
 from .projection import DatabaseOption, running
 from .selecting import SearchOption, SinceOption, StateOption, WorkflowOption, filters_of
 from .target import AppOption, By, UrlOption, Why, asker, client_of, connected, run_async
@@ -118,7 +118,7 @@ def start(
         registered = client.registry.find(workflow, None)
         if registered is None:
             known = ", ".join(sorted({one.id for one in client.registry}))
-            raise WorkflowUnknown(f"{app} has no workflow {workflow!r}; it has {known or 'none'}")
+            raise Problem(f"{app} has no workflow {workflow!r}; it has {known or 'none'}", Exit.NOT_FOUND)
         registered.encode_input(value)
 
     async def go() -> None:

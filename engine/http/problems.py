@@ -56,14 +56,12 @@ class HttpRefusal(Exception):
 STATUS: dict[type[StepfoldError], int] = {
     errors.ConfigError: 503,  # of the server: routes check the names in requests
     errors.LogUnavailable: 503,
-    errors.NotOwner: 503,
     errors.PayloadTooLarge: 413,
     errors.InputInvalid: 422,
     errors.ValueInvalid: 422,
     errors.RunNotFound: 404,
     errors.RunEnded: 409,
     errors.RunAlreadyExists: 409,
-    errors.WorkflowUnknown: 404,
     errors.WorkflowFailed: 422,
     errors.WorkflowCancelled: 422,
     errors.CallbackFailed: 500,

@@ -96,6 +96,7 @@ class Worker:
     async def start(self) -> None:
         """Join and begin to serve. Raises LogUnavailable and ConfigError."""
         self._membership = await self.log.join(self.name)
+        logger.info("%s: joined as worker %s", self.log.name, self.name)
         self.watch.start()
         self.registry.on_change.append(self._workflows_changed)
         self._tasks = [Canary(self._guard(self._owning, self._membership), self._cancelled_by, "stepfold-assignments")]

@@ -11,6 +11,7 @@ import pytest
 from shell import Shell, shell_in, until
 
 from stepfold.cli import app as app_module
+from stepfold.cli.problems import TRACEBACK
 
 ENVIRONMENTS = {
     "no columns": {"COLUMNS": "0", "LINES": "0"},
@@ -170,7 +171,7 @@ def test_a_bug_ends_a_command_with_70_and_its_traceback_if_asked_for(
 
     monkeypatch.setattr("sys.argv", ["stepfold", "run", "list"])
     monkeypatch.setattr(app_module, "app", bug)
-    monkeypatch.setenv(app_module.TRACEBACK, "1" if shown else "")
+    monkeypatch.setenv(TRACEBACK, "1" if shown else "")
     with pytest.raises(SystemExit) as end:
         app_module.command()
     assert end.value.code == 70

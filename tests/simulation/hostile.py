@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, NamedTuple, Protocol
 
 from stepfold import Callback, CallbackTimedOut, Retry, Step, StepFailed, current_step
-from stepfold.errors import ConfigError, ErrorInfo, LogUnavailable, NonDeterminism, NotOwner
+from stepfold.errors import ConfigError, ErrorInfo, LogUnavailable, NonDeterminism, RunAlreadyExists
 
 Node = list[Any]
 COMPLETED, FAILED, QUARANTINED = "completed", "failed", "quarantined"
@@ -160,7 +160,7 @@ ERRORS: tuple[Callable[[], BaseException], ...] = (
     lambda: ValueError("x" * 3_000_000),
     lambda: ConfigError("of the code's own"),
     lambda: LogUnavailable("of the code's own"),
-    lambda: NotOwner("of the code's own"),
+    lambda: RunAlreadyExists("of the code's own"),
     lambda: NonDeterminism("of the code's own"),
     lambda: StepFailed("of the code's own", 1, ErrorInfo("x", "y")),
 )

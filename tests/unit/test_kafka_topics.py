@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from aiokafka.errors import KafkaError
 
 from stepfold import ConfigError
-from stepfold.drivers.kafka.topics import refusal
+from stepfold.drivers.kafka.topics import Namespace, TopicDescription, check, refusal
 
 REPLICAS = "Unable to replicate the partition 7 time(s): "
 
@@ -39,3 +42,22 @@ def test_a_refusal_of_the_settings_says_what_is_wrong(code: int, message: str | 
 @pytest.mark.parametrize("code", [0, 36])
 def test_a_topic_that_is_there_is_not_refused(code: int) -> None:
     assert refusal("shop.history", code, None) is None
+
+
+def test_commands_that_mend_topics_have_the_url_of_the_log_with_its_options() -> None:
+    namespace = Namespace("shop")
+    settings = {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1",
+        "retention.bytes": "-1",
+        "message.timestamp.type": "LogAppendTime",
+    }
+    topics = {
+        namespace.history: TopicDescription(namespace.history, "", 3, 3, settings),
+        namespace.checkpoints: TopicDescription(namespace.checkpoints, "", 4, 3, {"cleanup.policy": "compact"}),
+    }
+    cluster: Any = SimpleNamespace(bootstrap="shop:9092", brokers=3)
+    findings = check(cluster, "kafka://shop:9092/shop?patience_s=5.0", namespace, topics)
+    mends = [finding.mend for finding in findings]
+    assert sum("--url 'kafka://shop:9092/shop?patience_s=5.0' --partitions 3 --replication 3" in mend for mend in mends) == 2
+    assert sum("--url 'kafka://shop:9092/shop-2?patience_s=5.0' --partitions N" in mend for mend in mends) == 1
