@@ -107,6 +107,7 @@ class Session:
         self._watchers = 0
         self._asleep = False
         self._look_s = LOOK_FIRST_S
+        self._looked_at = 0.0  # when the loop last committed: a commit finds what others have appended before
 
         self._roll = Roll(path.with_name(f"{path.name}.members"))
         self._roll_call_due = 0.0
@@ -191,6 +192,7 @@ class Session:
                 self._start_over(tuple(writer.ends), error)
         else:
             self._slow_share += ((time.perf_counter() - began > QUICK_S) - self._slow_share) / 16
+            self._looked_at = time.monotonic()
             self._committed(works, acks, rows, tuple(writer.ends))
         finally:
             self._using_writer.release()
@@ -383,7 +385,7 @@ class Session:
         with self._using_writer:
             if changes:
                 self._on_change(writer, changes)
-            elif self._watchers:
+            elif self._watchers and time.monotonic() - self._looked_at >= LOOK_FIRST_S:
                 self._on_look(writer)
         for work in works:
             if isinstance(work, _Call):
