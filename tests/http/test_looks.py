@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 from eventually import eventually
 from http_served import served
+from jinja2 import Environment
 
-from stepfold import Client
+from stepfold import Client, Context, Step
+from stepfold.http.pages.look import Look
+from stepfold.http.pages.times import remarked, timed
 
 
 @pytest.fixture
@@ -31,6 +37,39 @@ async def test_times_are_in_the_chosen_zone_and_the_theme_is_set(client: Client)
         wrong = await browser.post("/settings", data={"zone": "../../etc/passwd"})
         assert (wrong.status_code, "set-cookie" in wrong.headers) == (422, False)
         assert (await browser.post("/settings", data={"theme": "loud"})).status_code == 422
+
+
+async def test_times_in_sentences_are_in_the_chosen_zone(client: Client) -> None:
+    @client.workflow(id="naps")
+    async def naps(ctx: Context[str], step: Step) -> None:
+        await step.sleep("nap", "7d")
+
+    async with served(client) as browser, client.worker():
+        await client.start_workflow("naps", "", run_id="one")
+        await eventually(lambda: lists(browser, "/?state=waiting"))
+        browser.headers["cookie"] = "stepfold-look=theme=dark&zone=Asia%2FTokyo"
+        [until] = [wait.until for wait in (await client.run("one").status()).waits]
+        assert until is not None
+        there = until.astimezone(ZoneInfo("Asia/Tokyo")).strftime("%Y-%m-%d %H:%M:%S JST")
+        element = re.compile(rf'<time datetime="{until:%Y-%m-%dT%H:%M:%S}\.\d{{3}}Z" title="[^"]*Z" data-clock>{there}</time>')
+        offset = (await client.run("one").history())[0].offset
+        found = {path: (await browser.get(path)).text for path in ("/", "/runs/one", "/history", f"/runs/one?at={offset}&with=9")}
+        counts = {path: len(element.findall(text)) for path, text in found.items()}
+        assert counts == {"/": 1, "/runs/one": 3, "/history": 1, f"/runs/one?at={offset}&with=9": 1}, "waits, notes, details"
+        for path, text in found.items():
+            assert " UTC" not in text, path
+        listed = (await browser.get("/bulk/new?workflow=naps&since=24h")).text
+        assert re.search(r"<dt>started after</dt><dd><time [^>]*>[^<]* JST</time>", listed)
+
+
+@pytest.mark.parametrize("text", ["a\u20601\u2060", "2026-13-45 99:00:00 UTC", "<b>\u2060-9999999999999999\u2060", "\u20601"])
+def test_texts_that_look_like_times_harm_nothing(text: str) -> None:
+    environment = Environment(autoescape=True)
+    filters: dict[str, Any] = {"remarked": remarked, "timed": timed}
+    environment.filters.update(filters)
+    made = environment.from_string("{{ text | remarked | timed(20) }}").render(text=text, look=Look("light", "UTC"))
+    assert "<b>" not in made
+    assert "\u2060" not in made
 
 
 @pytest.mark.parametrize("cookie", ["", "zone=Mars%2FBase", "theme=x&zone=", "%FF", "a" * 5000, "zone=..%2F..%2Fetc"])

@@ -55,6 +55,33 @@ async def test_times_are_those_of_the_browser_or_of_the_settings(client: Client)
             await expect(page.locator("time").first).to_contain_text("JST")
 
 
+async def test_a_copied_time_is_in_utc(client: Client) -> None:
+    [started, *_] = await client.run("order/1").history()
+    assert started.time is not None
+    allowed = ["clipboard-read", "clipboard-write"]
+    async with (
+        listening(client) as url,
+        chromium() as browser,
+        watched(browser, url, timezone_id="Asia/Tokyo", permissions=allowed) as page,
+    ):
+        await page.goto("/runs/order%2F1")
+        await expect(page.locator(".facts time").first).to_contain_text("GMT+9")
+        await page.evaluate("getSelection().selectAllChildren(document.querySelector('.facts'))")
+        await page.keyboard.press("Control+c")
+        copied = await page.evaluate("navigator.clipboard.readText()")
+        assert f"{started.time:%Y-%m-%dT%H:%M:%S}" in copied
+        assert "GMT" not in copied
+        await expect(page.locator(".facts time").first).to_contain_text("GMT+9")
+        await page.evaluate("""() => {
+            const text = document.querySelector('.facts time').firstChild;
+            getSelection().setBaseAndExtent(text, 3, text, 8);
+        }""")
+        await page.keyboard.press("Control+c")
+        assert await page.evaluate("navigator.clipboard.readText()") == await page.locator(".facts time").first.get_attribute(
+            "datetime"
+        )
+
+
 async def test_the_palette_goes_to_pages_runs_and_actions(client: Client) -> None:
     async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
         await page.goto("/errors")

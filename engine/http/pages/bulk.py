@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -22,7 +24,9 @@ from .forms import REFUSALS, RefusedForm, kept, sender
 from .live import stream, wanted
 from .render import around, show, with_query
 from .runs import ListQuery, filters_of
+from .times import marked
 
+TIMES = ("started_after", "started_before")
 ITEMS = 50
 JOBS = 50
 
@@ -68,6 +72,15 @@ def _chosen(call: HttpCall, query: BulkQuery) -> Chosen:
     return Chosen(dict(filters), None, said)
 
 
+def _conditions(chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The conditions in words, with their times marked."""
+    return [
+        (name.replace("_", " "), marked(ms_of(datetime.fromisoformat(value))) if name in TIMES else str(value))
+        for name, value in chosen.items()
+        if value is not None
+    ]
+
+
 async def new_page(call: HttpCall, refused: RefusedForm | None = None) -> Response:
     """The runs that an action would ask, and the form that asks them."""
     query: BulkQuery = call.query
@@ -81,7 +94,7 @@ async def new_page(call: HttpCall, refused: RefusedForm | None = None) -> Respon
         active="",
         refused=refused,
         preview=await preview_of(call, query.action, chosen),
-        said=chosen.said,
+        conditions=_conditions(chosen.said),
         fields=fields | {"key": call.service.client.ids()},
         back=with_query("/", **{name: value for name, value in query.chosen().items() if name in ListQuery.model_fields}),
     )
@@ -108,6 +121,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "active": "",
         "job": job,
         "path": path,
+        "conditions": _conditions(job.chosen),
         "page_path": with_query(path, first=first or None),
         "done": job.count - job.outcomes.open,
         "started": ms_of(job.started_at),

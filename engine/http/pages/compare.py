@@ -15,9 +15,10 @@ from ...operations.line import Line
 from ..payload import waits_for
 from ..routing import HttpCall, Role
 from . import run as one_run
-from .history import WINDOW, beside, row
+from .history import WINDOW, row
 from .live import wanted
 from .render import around, run_path, show, with_query
+from .times import beside
 
 
 async def page(call: HttpCall) -> Response:

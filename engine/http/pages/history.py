@@ -7,13 +7,11 @@ from typing import Any
 from ...client.past import Events, Moment
 from ...core.records import Request
 from ...events import TYPES, Event
-from ...values.times import said
-from ...values.words import Beside, joined
+from ...values.words import joined
+from .times import beside
 
 WINDOW = 200
 TROUBLE = frozenset(name for name, model in TYPES.items() if model.tone in ("trouble", "failure"))
-
-beside: Beside = lambda ms, _: said(ms)
 
 
 def row(event: Event, first_ms: int, payload: bool) -> dict[str, Any]:

@@ -14,14 +14,15 @@ from starlette.responses import HTMLResponse, Response
 
 from ...log import KeepsDeadLetters
 from ...values.text import shown, shown_json
-from ...values.times import ms_of, utc
+from ...values.times import ms_of
 from ...values.words import iso, span
 from ..problems import HttpRefusal
 from ..routing import Caller, HttpCall, Role, no_route, unrouted
 from ..schemas import known_workflows
 from .forms import RefusedForm
-from .look import Look, look_of
+from .look import look_of
 from .static import VERSION
+from .times import moment, remarked, time, timed
 
 EXCERPT = 2000
 """How many characters of a payload a page shows at first."""
@@ -89,14 +90,6 @@ def ago(ms: int, now_ms: int) -> str:
     return "now"
 
 
-def clock(ms: int, look: Look) -> str:
-    """A time in the browser's zone, with the name of the zone."""
-    try:
-        return utc(ms).astimezone(look.tz).strftime("%Y-%m-%d %H:%M:%S %Z")
-    except OverflowError:
-        return f"{utc(ms):%Y-%m-%d %H:%M:%S} UTC"
-
-
 def excerpt(value: Any) -> tuple[str, int]:
     """JSON for people, cut, and its whole length in characters."""
     text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
@@ -111,7 +104,17 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"shown": shown, "span": span, "iso": iso, "ago": ago, "ms": ms_of, "clock": clock}
+    filters: dict[str, Any] = {
+        "shown": shown,
+        "span": span,
+        "iso": iso,
+        "ago": ago,
+        "ms": ms_of,
+        "time": time,
+        "timed": timed,
+        "remarked": remarked,
+        "moment": moment,
+    }
     made.filters.update(filters)
     words: dict[str, Any] = {
         "run_path": run_path,

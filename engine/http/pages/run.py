@@ -20,10 +20,11 @@ from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
 from ..runs import checked_id, past_of
-from .history import beside, matching, row, window
+from .history import matching, row, window
 from .live import stream, wanted
 from .render import around, excerpt, payload_path, run_path, show, with_query
 from .timeline import bars, scale_of
+from .times import beside
 
 STEPS = 200
 

@@ -33,6 +33,7 @@ from ..routing import HttpCall, Role
 from ..runs import row_at
 from .live import stream, wanted
 from .render import around, run_path, show, with_query
+from .times import remarked
 from .views import views_of
 
 PAGE = 50
@@ -182,7 +183,7 @@ def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
     """A row. Without the right to payloads, nothing that quotes one."""
     started = ms_of(row.started_at)
     ended = None if row.ended_at is None else ms_of(row.ended_at)
-    said = "; ".join(row.waiting_on) if row.waiting_on else row.last_error if row.state == "failed" else None
+    said = remarked("; ".join(row.waiting_on)) if row.waiting_on else row.last_error if row.state == "failed" else None
     if not payload:
         said = f"{row.waiting_kind} {row.waiting_step!r}" if row.waiting_kind else None
     return {

@@ -24,9 +24,9 @@ from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
 from ..streaming import RETRY_MS, CountedStream
 from ..tailing import Places, Tailed, TailReader, before, read_places, written
-from .history import beside
 from .live import PAUSE_S, wanted
 from .render import around, run_path, show, text, with_query
+from .times import beside
 
 ROWS = 200
 """The most rows of a page, and of one message of the stream."""

@@ -387,6 +387,27 @@ document.addEventListener("click", async (event) => {
   say(button, "Copied");
   setTimeout(() => say(button, "Copy"), 1500);
 });
+// A copied time is ISO 8601 in UTC, whatever zone the page shows.
+
+document.addEventListener("copy", (event) => {
+  const selection = getSelection();
+  if (selection.isCollapsed || event.target.closest?.("input, textarea")) return;
+  const times = all("time[datetime]").filter((time) => selection.containsNode(time, true));
+  if (!times.length) return;
+  const { anchorNode, anchorOffset, focusNode, focusOffset } = selection, range = selection.getRangeAt(0).cloneRange();
+  const shown = times.map((time) => [...time.childNodes]);
+  for (const time of times) {
+    if (time.contains(range.startContainer)) range.setStartBefore(time);
+    if (time.contains(range.endContainer)) range.setEndAfter(time);
+  }
+  times.forEach((time) => time.replaceChildren(time.dateTime));
+  selection.removeAllRanges();
+  selection.addRange(range);
+  event.clipboardData.setData("text/plain", selection.toString());
+  times.forEach((time, at) => time.replaceChildren(...shown[at]));
+  selection.setBaseAndExtent(anchorNode, anchorOffset, focusNode, focusOffset);
+  event.preventDefault();
+});
 document.addEventListener("submit", (event) => {
   if (event.target.method === "post") setTimeout(() => all("button", event.target).forEach((button) => (button.disabled = true)));
 });
