@@ -448,7 +448,7 @@ async def scan(
             for _partition, code, *_, data in partitions:
                 if code:
                     raise for_code(code)
-                return decode(data or b"", start, wanted, None, partial(cluster.report, topic_partition))
+                return decode(data or b"", start, wanted, None, partial(cluster.report, topic_partition), end)
         raise UnknownTopicOrPartitionError
 
     def wanted(record: Any) -> T | None:

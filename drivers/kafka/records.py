@@ -123,12 +123,14 @@ def decode(
     make: Callable[[Any], T],
     aborted: Sequence[tuple[int, int]] | None = None,
     report: Callable[[Raw], object] = lambda damaged: None,
+    until: int | None = None,
 ) -> tuple[list[T], int]:
     """The results of `make` for each record from `offset` on, and the offset after all of them.
 
     `make` gets records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted`: the transactions that
     the broker names in a read-committed answer; their records are left out. None: the partition is not read committed. Then a
-    batch of a transaction becomes one damaged Raw, and damaged records go to `report` and lose their bytes.
+    batch of a transaction becomes one damaged Raw, and damaged records go to `report` and lose their bytes. `until`: batches
+    that begin at this offset or behind it are not read.
 
     Raises Damaged if the first batch to be read is damaged.
     """
@@ -145,6 +147,9 @@ def decode(
             if length < _HEADER.size - _PREFIX.size or data[at + _MAGIC_AT] != _MAGIC:
                 found += map(make, _other(view[at : max(end, at)], offset))
                 offset = max(offset, base + 1)
+            elif until is not None and base >= until:
+                offset = max(offset, base)
+                break
             else:
                 attributes, last_delta = _START.unpack_from(data, at + _ATTRIBUTES_AT)
                 last = base + max(last_delta, 0)

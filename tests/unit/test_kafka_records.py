@@ -91,6 +91,18 @@ def test_reading_begins_in_the_middle() -> None:
         assert [one.offset for one in found] == [1, 2]
 
 
+def test_batches_behind_the_end_are_not_read() -> None:
+    many = batch([record(0), record(1)]) + batch([record(value=b"\0")], base=7, crc=1) + NEXT
+    for until in (2, 7):
+        found, after = decode(many, 0, raw, None, until=until)
+        assert [one.offset for one in found] == [0, 1]
+        assert after == 7, "nothing is between them"
+    assert [one.offset for one in decode(many, 0, raw, None, until=1)[0]] == [0, 1], "a batch is read as a whole"
+    old = bytearray(legacy(1, 1))
+    struct.pack_into(">q", old, 0, 2)
+    assert [one.value for one in decode(bytes(old), 0, raw, until=1)[0]] == [b"0", b"1", b"2"], "it begins with its last offset"
+
+
 # Compression.
 
 
