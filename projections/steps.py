@@ -5,6 +5,7 @@
     stepfold_error_runs(fingerprint, run_id, last_at)
     stepfold_minutes(minute, partition, workflow, started, completed, failed, cancelled, steps_completed, attempts_failed,
                      attempts_lost)
+    stepfold_workflows(workflow, partition, first_minute, last_minute, and the sums of the counts of all minutes)
     stepfold_durations(minute, partition, workflow, measure, bucket, count)
 
 Times are milliseconds since 1970, UTC, by the log's clock; `minute` is the beginning of one. One row of `stepfold_steps` is one
@@ -83,16 +84,21 @@ error_runs = sa.Table(
     sa.Column("last_at", sa.BigInteger, nullable=False),
     sa.Index("stepfold_error_runs_run", "run_id"),
 )
+_COUNTS = ("started", "completed", "failed", "cancelled", "steps_completed", "attempts_failed", "attempts_lost")
 minutes = sa.Table(
     "stepfold_minutes",
     metadata,
     sa.Column("minute", sa.BigInteger, primary_key=True),
     sa.Column("partition", sa.Integer, primary_key=True),
     sa.Column("workflow", sa.String(200), primary_key=True),
-    *(
-        sa.Column(name, sa.BigInteger, nullable=False)
-        for name in ("started", "completed", "failed", "cancelled", "steps_completed", "attempts_failed", "attempts_lost")
-    ),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in _COUNTS),
+)
+workflows = sa.Table(
+    "stepfold_workflows",
+    metadata,
+    sa.Column("workflow", sa.String(200), primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    *(sa.Column(name, sa.BigInteger, nullable=False) for name in ("first_minute", "last_minute", *_COUNTS)),
 )
 durations = sa.Table(
     "stepfold_durations",
@@ -105,7 +111,6 @@ durations = sa.Table(
     sa.Column("count", sa.BigInteger, nullable=False),
 )
 
-_COUNTS = tuple(column.name for column in minutes.c if not column.primary_key)
 _VARIABLE = re.compile(
     r"""'[^']*'|"[^"]*"|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b(?=[a-z_-]*\d)[0-9a-z_-]{6,}|\d+""", re.IGNORECASE
 )
@@ -116,10 +121,10 @@ HAVE_ATTEMPTS = ("steps_completed", "attempts_failed")
 
 
 class StepsProjection(Gathering):
-    """Keeps the five tables of this module, on SQLite and PostgreSQL; the functions here read them."""
+    """Keeps the six tables of this module, on SQLite and PostgreSQL; the functions here read them."""
 
     name = "stepfold-steps"
-    version = 2
+    version = 3
     metadata = metadata
 
     def gather(self, batch: Batch) -> _News:
@@ -258,10 +263,21 @@ class _News:
         _upsert(connection, errors, self.errors.values())
         _upsert(connection, error_runs, self.error_runs.values())
         _upsert(connection, minutes, [self._minute(*key, counts) for key, counts in sorted(self.counts.items())])
+        _upsert(connection, workflows, self._sums())
         _upsert(connection, durations, [self._duration(key, count) for key, count in sorted(self.durations.items())])
 
     def _minute(self, minute: int, workflow: str, counts: Counter[str]) -> dict[str, Any]:
         return {"minute": minute, "partition": self.partition, "workflow": workflow, **{name: counts[name] for name in _COUNTS}}
+
+    def _sums(self) -> list[dict[str, Any]]:
+        sums: dict[str, dict[str, Any]] = {}
+        for (minute, workflow), counts in sorted(self.counts.items()):
+            begin = {"workflow": workflow, "partition": self.partition, "first_minute": minute, **dict.fromkeys(_COUNTS, 0)}
+            row = sums.setdefault(workflow, begin)
+            row["last_minute"] = minute
+            for name, count in counts.items():
+                row[name] += count
+        return list(sums.values())
 
     def _duration(self, place: tuple[int, str, str, int], count: int) -> dict[str, Any]:
         names = ("minute", "workflow", "measure", "bucket")
@@ -328,6 +344,15 @@ def _sums(new: Any) -> dict[str, Any]:
     return {name: minutes.c[name] + new[name] for name in _COUNTS}
 
 
+def _workflow_changes(new: Any) -> dict[str, Any]:
+    old = workflows.c
+    return {
+        "first_minute": sa.case((new.first_minute < old.first_minute, new.first_minute), else_=old.first_minute),
+        "last_minute": sa.case((new.last_minute > old.last_minute, new.last_minute), else_=old.last_minute),
+        **{name: old[name] + new[name] for name in _COUNTS},
+    }
+
+
 def _more(new: Any) -> dict[str, Any]:
     return {"count": durations.c["count"] + new["count"]}
 
@@ -337,6 +362,7 @@ _CHANGES: dict[sa.Table, Callable[[Any], dict[str, Any]]] = {
     errors: _error_changes,
     error_runs: lambda new: {"last_at": new.last_at},
     minutes: _sums,
+    workflows: _workflow_changes,
     durations: _more,
 }
 _FORGET = [sa.delete(table).where(table.c.run_id == sa.bindparam("id", type_=sa.String)) for table in (steps, error_runs)]

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from stepfold.projections import Lag
 from stepfold.projections.runs import runs
-from stepfold.projections.steps import errors, minutes
+from stepfold.projections.steps import errors, workflows
 
 from ..errors import LogUnavailable, StepfoldError
 from ..exposition import OTHERS, exposed
@@ -170,9 +170,9 @@ def counted(connection: sa.Connection) -> list[Metric]:
     states = GaugeMetricFamily("stepfold_runs", "Runs by state.", labels=["state"])
     for state, count in connection.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)):
         states.add_metric([state], count)
-    sums = [sa.func.sum(minutes.c[column]).label(column) for _, _, column in _COUNTERS]
-    first = sa.func.min(minutes.c.minute).label("first")
-    rows = connection.execute(sa.select(minutes.c.workflow, first, *sums).group_by(minutes.c.workflow)).mappings().all()
+    sums = [sa.func.sum(workflows.c[column]).label(column) for _, _, column in _COUNTERS]
+    first = sa.func.min(workflows.c.first_minute).label("first")
+    rows = connection.execute(sa.select(workflows.c.workflow, first, *sums).group_by(workflows.c.workflow)).mappings().all()
     known = sorted(rows, key=lambda row: (not (row["steps_completed"] or row["attempts_failed"]), row["first"], row["workflow"]))
     families: list[Metric] = [states]
     for name, told, column in _COUNTERS:

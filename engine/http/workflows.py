@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from pydantic import BaseModel
 
 from stepfold.projections.runs import runs
-from stepfold.projections.steps import MINUTE_MS, durations, minutes, percentile
+from stepfold.projections.steps import MINUTE_MS, durations, minutes, percentile, workflows
 
 from ..values.times import utc
 from .headers import POSITION, reach
@@ -57,9 +57,9 @@ class WorkflowsNow(BaseModel):
 
 def list_workflows(connection: sa.Connection, now_ms: int) -> tuple[list[WorkflowNow], bool]:
     """The workflows with the newest events first, and whether there are more than `MOST`. `now_ms`: the log's time."""
-    sums = [sa.func.sum(minutes.c[name]).label(name) for name in _TOTALS]
-    newest = sa.select(minutes.c.workflow, *sums).group_by(minutes.c.workflow)
-    newest = newest.order_by(sa.func.max(minutes.c.minute).desc(), minutes.c.workflow).limit(MOST + 1)
+    sums = [sa.func.sum(workflows.c[name]).label(name) for name in _TOTALS]
+    newest = sa.select(workflows.c.workflow, *sums).group_by(workflows.c.workflow)
+    newest = newest.order_by(sa.func.max(workflows.c.last_minute).desc(), workflows.c.workflow).limit(MOST + 1)
     totals = connection.execute(newest).mappings().all()
     of = [str(row["workflow"]) for row in totals[:MOST]]
     since = now_ms // MINUTE_MS * MINUTE_MS - (MINUTES - 1) * MINUTE_MS

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from eventually import eventually
 from hypothesis import HealthCheck, example, given, settings
 from recording import log_of, records_of, used_again
@@ -23,7 +24,7 @@ from stepfold.events import Event, parse
 from stepfold.log import Log
 from stepfold.operations.line import Line
 from stepfold.projections import ProjectionRunner, StepRow, StepsProjection, feed, list_errors, list_minutes, list_steps, runner
-from stepfold.projections.steps import bucket_of, fingerprint, likeness, middle_ms, percentile, step_name
+from stepfold.projections.steps import bucket_of, fingerprint, likeness, middle_ms, minutes, percentile, step_name, workflows
 from stepfold.values.times import utc
 
 
@@ -61,6 +62,17 @@ def agree(line: Line, row: StepRow) -> None:
         assert row.fingerprint is not None
 
 
+def sums_of_workflows(connection: sa.Connection) -> list[list[Any]]:
+    """First and last minute and the sums of each workflow: by its minutes, and as they are kept."""
+    names = [column.name for column in minutes.c if not column.primary_key]
+    found: list[list[Any]] = []
+    for table, first, last in ((minutes, "minute", "minute"), (workflows, "first_minute", "last_minute")):
+        span = sa.func.min(table.c[first]), sa.func.max(table.c[last])
+        query = sa.select(table.c.workflow, *span, *(sa.func.sum(table.c[name]) for name in names))
+        found.append([tuple(row) for row in connection.execute(query.group_by("workflow").order_by("workflow"))])
+    return found
+
+
 CHECKED = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
@@ -86,6 +98,8 @@ def test_any_history_gives_the_rows_that_its_story_describes(choices: list[Choic
                     agree(line, rows[line.step_id])
             assert sum(group.count for group in await running.query(list_errors, limit=1000)) == errors
             counted = await running.query(list_minutes, after=utc(0), before=utc(driver.now() + 1))
+            of_minutes, of_workflows = await running.query(sums_of_workflows)
+            assert of_minutes == of_workflows
         for name in ("started", "completed", "failed", "cancelled"):
             assert sum(getattr(minute, name) for minute in counted) == types[name]
         assert sum(minute.steps_completed for minute in counted) == types["step-completed"]
