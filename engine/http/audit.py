@@ -88,5 +88,6 @@ ROWS = (
         query=ActionsWanted,
         headers=(POSITION,),
         answers={200: ActionsNow},
+        sends={200: ("Link",)},
     ),
 )

@@ -34,6 +34,21 @@ HEADERS = {
     POSITION: "`partition:offset`: answer once the tables hold everything below this place.",
 }
 """The meaning of the headers of requests."""
+_TEXT = {"type": "string"}
+SENT: dict[str, tuple[str, Json]] = {
+    "ETag": ("The place of the newest record of the run, or of the claim of its partition.", _TEXT | {"pattern": r'^"\d+-\d+"$'}),
+    "Link": ("The next page, as `rel=next`; the last page has none.", _TEXT),
+    "Location": ("The path of what was made.", _TEXT | {"format": "uri-reference"}),
+    "Preference-Applied": (
+        "How long the answer may have waited, if that was asked for.",
+        _TEXT | {"pattern": r"^wait=\d+$"},
+    ),
+    "Retry-After": ("Ask again after so many seconds.", {"type": "integer", "minimum": 0}),
+    "WWW-Authenticate": ("Of a 401: how to say who you are.", _TEXT),
+    POSITION: ("`partition:offset`: the place behind the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
+}
+"""The meaning and the schema of the headers of answers."""
+_MAY_LACK = ("Link", "Preference-Applied")
 _EVERY = (401, 414, 421, 422, 431, 503)
 _OF_BODIES = (400, 403, 408, 409, 413, 415)
 
@@ -96,6 +111,7 @@ def _document(rows: Sequence[Row]) -> Json:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, schemas)
     problem = {
         "description": "The problem.",
+        "headers": {name: _sent(name, required=False) for name in ("Retry-After", "WWW-Authenticate")},
         "content": {MEDIA_TYPE: {"schema": schemas.references[ProblemDetail, "validation"]}},
     }
     return {
@@ -161,13 +177,20 @@ def _header(name: str) -> Json:
     return {"name": name, "in": "header", "description": HEADERS[name], "schema": {"type": "string"}}
 
 
+def _sent(name: str, *, required: bool) -> Json:
+    description, schema = SENT[name]
+    return {"description": description, "required": required, "schema": schema}
+
+
 def _answers(row: Row, schemas: _Schemas) -> Json:
     found: Json = {}
     for status, model in row.answers.items():
         content: Json = {} if model is None else {JSON: {"schema": schemas.references[model, "serialization"]}}
         if status == 200:
             content |= {kind: {"schema": {"type": "object" if kind == JSON else "string"}} for kind in row.media}
-        found[str(status)] = {"description": HTTPStatus(status).phrase} | ({"content": content} if content else {})
+        headers = {name: _sent(name, required=name not in _MAY_LACK) for name in row.sends.get(status, ())}
+        parts: Json = {"headers": headers, "content": content}
+        found[str(status)] = {"description": HTTPStatus(status).phrase} | {name: part for name, part in parts.items() if part}
     reference = {"$ref": f"#/components/responses/{PROBLEM}"}
     for status in _refused(row):
         found.setdefault(str(status), reference)

@@ -22,7 +22,7 @@ from ..values.digits import raw
 from ..values.names import BUILT_IN, valid_name
 from ..values.same import same_json
 from ..values.trace import Trace
-from .headers import applied, behind, check_match, etag_of, request_id, wait_s, while_asked
+from .headers import POSITION, applied, behind, check_match, etag_of, request_id, wait_s, while_asked
 from .models import Accepted, Asking, Name, RunNow, Words
 from .problems import HttpRefusal
 from .routing import NOBODY, Answer, HttpCall, Role, Row
@@ -113,7 +113,7 @@ class SignalRun(Asking):
 
 
 class CancelRun(Asking):
-    """A request to cancel a run; `why` is its reason."""
+    """A request to cancel a run."""
 
 
 async def post_signal(call: HttpCall) -> Answer:
@@ -236,6 +236,7 @@ def _json_of(data: Any, what: str) -> bytes:
 
 
 KEYED = ("Idempotency-Key",)
+_OF_START = ("Location", "ETag", POSITION, "Preference-Applied")
 ROWS = (
     Row(
         method="PUT",
@@ -246,6 +247,7 @@ ROWS = (
         body=StartRun,
         headers=("Prefer",),
         answers={200: RunNow, 201: RunNow},
+        sends={200: _OF_START, 201: _OF_START},
     ),
     Row(
         method="POST",
@@ -256,6 +258,7 @@ ROWS = (
         body=StartRun,
         headers=("Prefer", *KEYED),
         answers={200: RunNow, 201: RunNow},
+        sends={200: _OF_START, 201: _OF_START},
     ),
     Row(
         method="POST",
@@ -266,6 +269,7 @@ ROWS = (
         body=SignalRun,
         headers=("If-Match", *KEYED),
         answers={202: Accepted},
+        sends={202: (POSITION,)},
     ),
     Row(
         method="POST",
@@ -276,6 +280,7 @@ ROWS = (
         body=CancelRun,
         headers=("If-Match", *KEYED),
         answers={202: Accepted},
+        sends={202: (POSITION,)},
     ),
     Row(
         method="POST",
@@ -286,6 +291,7 @@ ROWS = (
         body=AnswerCallback,
         headers=KEYED,
         answers={202: Accepted},
+        sends={202: (POSITION,)},
         secret=True,
     ),
     Row(
@@ -297,6 +303,7 @@ ROWS = (
         body=FailCallback,
         headers=KEYED,
         answers={202: Accepted},
+        sends={202: (POSITION,)},
         secret=True,
     ),
     Row(
@@ -308,6 +315,7 @@ ROWS = (
         body=Asking,
         headers=KEYED,
         answers={202: Accepted},
+        sends={202: (POSITION,)},
         secret=True,
     ),
 )

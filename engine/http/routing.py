@@ -93,9 +93,10 @@ Show = Callable[[HttpRefusal, Request], Response]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
-    type. `media`: the media types of a 200 beside that of its model. `headers`: those of requests that the handler reads.
-    `secret`: the path holds a secret, which no answer and no log repeats. `streams`: the answer does not end by itself. `page`:
-    of the dashboard, not of the API; it shows its errors by `show`, and to nobody the login. `form`: the body may be a form."""
+    type. `media`: the media types of a 200 beside that of its model. `headers`: those of requests that the handler reads;
+    `sends`: those of its answers, by status. `secret`: the path holds a secret, which no answer and no log repeats. `streams`:
+    the answer does not end by itself. `page`: of the dashboard, not of the API; it shows its errors by `show`, and to nobody the
+    login. `form`: the body may be a form."""
 
     method: str
     path: str
@@ -107,6 +108,7 @@ class Row:
     answers: Mapping[int, type[BaseModel] | None]
     media: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
+    sends: Mapping[int, tuple[str, ...]] = field(default_factory=dict[int, tuple[str, ...]])
     secret: bool = False
     streams: bool = False
     page: bool = False

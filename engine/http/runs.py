@@ -270,6 +270,7 @@ ROWS = (
         query=RunsPage,
         headers=(POSITION,),
         answers={200: ListedRuns},
+        sends={200: ("Link",)},
     ),
     Row(
         method="POST",
@@ -300,6 +301,7 @@ ROWS = (
         query=PastOffset,
         headers=("If-None-Match", "Prefer"),
         answers={200: RunNow, 304: None},
+        sends={200: ("ETag", "Preference-Applied"), 304: ("ETag", "Preference-Applied")},
     ),
     Row(
         method="GET",
@@ -309,5 +311,6 @@ ROWS = (
         handler=get_result,
         headers=("Prefer",),
         answers={200: RunResult, 202: RunNow},
+        sends={200: ("Preference-Applied",), 202: ("Retry-After", "Preference-Applied")},
     ),
 )

@@ -50,6 +50,9 @@ def test_it_describes_every_row_of_the_api_and_nothing_else(document: dict[str, 
         assert (one["x-role"], bool(one["security"])) == (row.role, row.role != "anyone")
         assert re.fullmatch(r"[A-Z].*\.", one["summary"]), row.name
         assert {status for status in one["responses"] if "$ref" not in one["responses"][status]} == {*map(str, row.answers)}
+        for status in row.answers:
+            assert set(one["responses"][str(status)].get("headers", {})) == set(row.sends.get(status, ())), row.name
+        assert set(row.sends) <= set(row.answers)
         assert ("requestBody" in one) == (row.body is not None)
 
 

@@ -19,6 +19,7 @@ from stepfold import Client, Context, NonRetryable, Step
 from stepfold.client.bulk import Wanted, start_job
 from stepfold.client.requests import NOBODY
 from stepfold.http import Caller, Role, app
+from stepfold.http.guard import HEADERS
 
 TOKEN = "a-token-of-an-admin"
 REFUSED = ["400", "401", "403", "404", "405", "409", "412", "413", "414", "415", "422", "431"]
@@ -34,12 +35,15 @@ CONFIG = {
         "status_code_conformance": {"enabled": True},
         "content_type_conformance": {"enabled": True},
         "response_schema_conformance": {"enabled": True},
+        "response_headers_conformance": {"enabled": True},
         "negative_data_rejection": {"enabled": True, "expected-statuses": REFUSED},
         "unsupported_method": {"enabled": True},
         "allow_header_conformance": {"enabled": True},
         "ignored_auth": {"enabled": True},
     },
 }
+OF_PROBLEMS = ("Retry-After", "WWW-Authenticate")
+EVERYWHERE = {"content-type", "content-length", "allow", "accept-encoding", "cache-control", *map(str.lower, HEADERS)}
 STARTS = ["start_run", "start_new_run"]
 """They come last: they make runs under ids that others hold for unknown."""
 RUNS = {"cancel_run": ["ends"], "signal_run": ["waits"], "get_bulk": ["job"], "abort_bulk": ["job"]}
@@ -104,6 +108,17 @@ def statuses(recorder: ScenarioRecorder) -> set[int]:
     return {one.response.status_code for one in recorder.interactions.values() if one.response is not None}
 
 
+def undeclared(recorder: ScenarioRecorder, responses: dict[str, Any]) -> set[str]:
+    """The headers of answers that the description does not name, but for those that every answer of a server may have."""
+    found: set[str] = set()
+    for one in recorder.interactions.values():
+        if one.response is not None:
+            status = responses.get(str(one.response.status_code), {})
+            declared = status.get("headers", {} if "$ref" not in status else dict.fromkeys(OF_PROBLEMS))
+            found |= {*one.response.headers} - {name.lower() for name in declared} - EVERYWHERE
+    return found
+
+
 def failures(recorder: ScenarioRecorder) -> list[str]:
     """All but that a GET of the path of searches shows a run of the id "search"."""
     return [
@@ -132,6 +147,9 @@ def test_answers_are_as_described(tmp_path: Path) -> None:
                 elif isinstance(event, events.ScenarioFinished):
                     asked.setdefault(str(event.label), set()).update(statuses(event.recorder))
                     wrong += failures(event.recorder)
+                    method, _, path = str(event.label).partition(" ")
+                    headers = undeclared(event.recorder, document["paths"][path][method.lower()]["responses"])
+                    wrong += [f"{event.label} sends {name}" for name in headers]
     finally:
         asgi.shutdown_lifespans()
     assert not wrong, "\n\n".join(wrong)
