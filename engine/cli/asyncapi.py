@@ -209,7 +209,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "run_id": _RUN_ID,
     "input": {"description": "The workflow's input."},
     "signal": {**_TEXT, "maxLength": 200},
-    "reason": {**_TEXT, "description": "A reason, for people."},
+    "reason": {**_TEXT, "description": "Why, for people; `why` says the same."},
     "by": {"type": "string", "maxLength": 200, "description": "Who asks, for people; of a CloudEvent its source if left out."},
     "why": {"type": "string", "maxLength": 10_000, "description": "Why, for people."},
     _HEARTBEAT: {"const": True},

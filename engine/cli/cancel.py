@@ -15,7 +15,7 @@ from .output import Format, OutputOption, Status, Text, print_object, remark, sa
 from .problems import Exit, Problem
 from .projection import DatabaseOption, running
 from .selecting import SearchOption, SinceOption, StateOption, WorkflowOption, filters_of
-from .target import AppOption, By, UrlOption, asker, client_of, connected, run_async
+from .target import AppOption, By, UrlOption, Why, asker, client_of, connected, run_async
 
 if TYPE_CHECKING:
     from stepfold.projections import RunFilter, Selection
@@ -30,8 +30,9 @@ def cancel(
     search: SearchOption = None,
     since: SinceOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs it would ask, and which not.")] = False,
-    reason: Annotated[str | None, typer.Option("--reason", "--why", metavar="TEXT", help="Why; kept in the history.")] = None,
     by: By = None,
+    why: Why = None,
+    reason: Annotated[str | None, typer.Option("--reason", hidden=True, help="Another name of --why.")] = None,
     database: DatabaseOption = None,
     app: AppOption = None,
     url: UrlOption = None,
@@ -47,12 +48,12 @@ def cancel(
     ids = list(dict.fromkeys(map(checked_run_id, run_ids or ())))
     if bool(ids) == bool(filters):
         raise Problem("name the runs either by their ids, or by --workflow, --state, --search and --since")
-    asked = Sender(asker(by), reason)
+    asked = Sender(asker(by), why if why is not None else reason)
 
     async def one(run_id: str) -> None:
         async with connected(client):
             try:
-                await client.run(run_id).cancel(reason, by=asked.by)
+                await client.run(run_id).cancel(asked.why, by=asked.by)
             except ValueError as error:
                 raise Problem(str(error)) from None
             remark(f"{run_id} was asked to end")

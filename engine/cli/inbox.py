@@ -102,7 +102,7 @@ def drop(
     app: AppOption = None,
     url: UrlOption = None,
 ) -> None:
-    """Say that refused requests will not be sent again. They stay in the list, with your name and your reason."""
+    """Say that refused requests will not be sent again. They stay in the list, with your name and why."""
     try:
         run_async(kafka_of(app, url).drop_letters(places, by=asker(by), why=why))
     except ConfigError as error:

@@ -156,7 +156,7 @@ def run_picture(
         if who.get("at_line"):
             facts.add_row("", f"at {who['at_line']}")
     elif run.cancel_requested:
-        words = joined(run.reason or "no reason given", sender(who.get("cancelled_by"), None))
+        words = joined(run.reason or "nobody said why", sender(who.get("cancelled_by"), None))
         facts.add_row("cancelled" if run.ended else "cancelling", words)
     parts: list[RenderableType] = [head, facts]
     if error is not None and error.traceback:

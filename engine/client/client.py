@@ -360,9 +360,9 @@ class Client:
             self, signal_received(run_id, name, data, request=request, at=self.connected().now(), asked=asked), request
         )
 
-    async def cancel_run(self, run_id: str, reason: str | None, request: str, by: str | None = None) -> Ack | None:
+    async def cancel_run(self, run_id: str, why: str | None, request: str, by: str | None = None) -> Ack | None:
         """Append a request to cancel a run, as `signal_run`. Raises RunNotFound and RunEnded."""
-        return await ask(self, cancel_requested(run_id, reason, request=request, at=self.connected().now(), by=by), request)
+        return await ask(self, cancel_requested(run_id, why, request=request, at=self.connected().now(), by=by), request)
 
     @coroutine_function
     def complete_callback(

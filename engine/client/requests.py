@@ -17,7 +17,7 @@ from ..values.trace import Trace
 
 
 class Sender(NamedTuple):
-    """The sender of a request and the reason, for people: a name of 1 to 200 printable characters, and a text of up to 10,000.
+    """The sender of a request and why, for people: a name of 1 to 200 printable characters, and a text of up to 10,000.
 
     Nobody checks the name.
     """
@@ -101,18 +101,17 @@ def signal_received(
 
 
 def cancel_requested(
-    run_id: str, reason: str | None, *, request: str, at: int, place: dict[str, Any] | None = None, by: str | None = None
+    run_id: str, why: str | None, *, request: str, at: int, place: dict[str, Any] | None = None, by: str | None = None
 ) -> Entry:
-    """A request to cancel a run; `reason` says why. Raises ValueError if the reason is not a text of up to 10,000 characters."""
-    if reason is not None and not is_reason(reason):
-        raise ValueError(f"the reason {str(reason)[:100]!r} is not a text of up to {MAX_REASON_CHARS:,} characters")
+    """A request to cancel a run; its field for `why` is called `reason`. Raises ValueError as `Sender.fields`."""
+    fields = Sender(by, why).fields()
     event = {
         "type": "cancel-requested",
         "v": PLAIN,
         "run_id": checked_run_id(run_id),
         "at": at,
         "request": request,
-        "reason": reason,
+        "reason": fields.get("why"),
     }
     return _entry(event, place, Sender(by))
 

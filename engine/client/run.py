@@ -47,7 +47,7 @@ class Gateway(Protocol):
 
     async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> Ack | None: ...
 
-    async def cancel_run(self, run_id: str, reason: str | None, request: str, by: str | None = None) -> Ack | None: ...
+    async def cancel_run(self, run_id: str, why: str | None, request: str, by: str | None = None) -> Ack | None: ...
 
 
 class Run(Generic[Out]):
@@ -142,10 +142,13 @@ class Run(Generic[Out]):
         async with self._gateway.patience(timeout):
             await self._gateway.signal_run(self.id, name, untaken(data), self._gateway.ids(), asked)
 
-    async def cancel(self, reason: str | None = None, *, timeout: Duration | None = None, by: str | None = None) -> None:
-        """Ask the run to end; `reason` says why, `by` who asks. Its code gets CancelledError and may clean up.
+    async def cancel(
+        self, why: str | None = None, *, timeout: Duration | None = None, by: str | None = None, reason: str | None = None
+    ) -> None:
+        """Ask the run to end; `why` says why (`reason` is its older name), `by` who asks. Its code gets CancelledError and may
+        clean up.
 
         Raises RunNotFound, RunEnded and LogUnavailable.
         """
         async with self._gateway.patience(timeout):
-            await self._gateway.cancel_run(self.id, reason, self._gateway.ids(), by)
+            await self._gateway.cancel_run(self.id, reason if why is None else why, self._gateway.ids(), by)

@@ -118,7 +118,7 @@ class Request(Base):
     by: Words = None
 
     def sender(self) -> str:
-        """The sender and the reason, in words; "" if there is neither. A cancellation has its reason among its details."""
+        """The sender and why, in words; "" if there is neither. A cancellation says why among its details."""
         return sender(self.by, getattr(self, "why", None))
 
 

@@ -117,7 +117,8 @@ class BulkItemNow(BaseModel):
 
 class BulkNow(BaseModel):
     """A job. `state`, `waits`: of the job's own run, which has the same id. `position`: `partition:offset` of the tables from
-    which its runs were taken. `states`: how many of its runs are in each state now; null for a very large job."""
+    which its runs were taken. `states`: how many of its runs are in each state now; null for a very large job.
+    `reason`: why it was aborted."""
 
     id: str
     action: str
@@ -366,6 +367,7 @@ ROWS = (
         body=BulkWanted,
         headers=(*KEYED, POSITION),
         answers={200: BulkPreview, 202: BulkNow},
+        sends={202: ("Location",)},
     ),
     Row(
         method="GET",

@@ -77,7 +77,8 @@ class WaitNow(BaseModel):
 
 
 class RunNow(BaseModel):
-    """The state of a run, from the fold, after the record at `offset`. Payloads are null for callers who may not see them."""
+    """The state of a run, from the fold, after the record at `offset`. Payloads are null for callers who may not see them.
+    `reason`: why it was cancelled."""
 
     id: str
     workflow: str

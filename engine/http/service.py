@@ -134,9 +134,7 @@ class Service:
         """Begin to rebuild a projection; whether it was not under way already. Its lag tells how far it is."""
         if projection in self.rebuilding:
             return False
-        logger.info(
-            "projection %s is rebuilt: asked by %s, %s", projection, asked.by or "nobody", asked.why or "without a reason"
-        )
+        logger.info("projection %s is rebuilt: asked by %s, %s", projection, asked.by or "nobody", asked.why or "nobody said why")
         self.rebuilding[projection] = asyncio.create_task(self._rebuilt(projection))
         return True
 

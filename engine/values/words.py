@@ -47,7 +47,7 @@ def end_beside(ms: int, other_ms: int, beside: Beside) -> str:
 
 
 def sender(by: str | None, why: str | None) -> str:
-    """The sender of a request and the reason; "" if neither is known."""
+    """The sender of a request and why; "" if neither is known."""
     return ": ".join(shown(one) for one in (None if by is None else f"by {by}", why) if one is not None)
 
 

@@ -28,7 +28,7 @@ def test_cancel_by_ids_and_by_options(shell: Shell) -> None:
     job = some.stdout.strip()
     assert "3 runs, asked by a worker" in some.stderr
     assert shell.json("run", "show", job)["state"] == "pending", "no worker is there"
-    shell("run", "cancel", "c", "--reason", "this one", "--by", "bob")
+    shell("run", "cancel", "c", "--why", "this one", "--by", "bob")
     shell.start("worker", "shop:client")
     shell("run", "watch", job)
     assert shell.json("run", "show", job)["result"] == {"asked": 2, "unknown": 1}

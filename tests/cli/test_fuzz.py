@@ -183,7 +183,7 @@ COMMANDS = [
     ["run", "show", "TEXT", "--url", "sqlite:///f.db"],
     ["run", "history", "TEXT", "--url", "sqlite:///f.db", "-o", "TEXT"],
     ["run", "signal", "r1", "TEXT", "--data", "TEXT", "--url", "sqlite:///f.db"],
-    ["run", "cancel", "r1", "--reason", "TEXT", "--url", "sqlite:///f.db"],
+    ["run", "cancel", "r1", "--why", "TEXT", "--url", "sqlite:///f.db"],
     ["run", "export", "r1", "--file", "TEXT", "--url", "sqlite:///f.db"],
     ["run", "verify", "TEXT"],
     ["run", "replay", "TEXT", "--app", "shop:client"],

@@ -58,7 +58,7 @@ MISTAKES = {
     "a signal without a name": (2, ["run", "signal", "nobody", "", "--url", "sqlite:///empty.db"], "is not the name of a signal"),
     "a reason beyond all bounds": (
         2,
-        ["run", "cancel", "nobody", "--reason", "r" * 20_000, "--url", "sqlite:///empty.db"],
+        ["run", "cancel", "nobody", "--why", "r" * 20_000, "--url", "sqlite:///empty.db"],
         "is not a text of up to 10,000 characters",
     ),
     "a run id beyond all bounds": (2, ["run", "start", "order", "--run-id", "x" * 5_000], "… (5,002 characters) is not a run id"),

@@ -110,6 +110,8 @@ async def use() -> None:
     assert_type((await run.history(timeout=5))[0].time, datetime | None)
     assert_type(await run.signal("go", timeout=5), None)
     assert_type(await run.cancel("enough", timeout=5), None)
+    assert_type(await run.cancel(why="enough", by="ada"), None)
+    assert_type(await run.cancel(reason="enough"), None)
     assert_type(Client("memory://", timeout=timedelta(seconds=5)), Client)
     await client.start_workflow(typed, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
     await client.start_workflow(typed, Order(order_id="1"), if_exists="maybe")  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
