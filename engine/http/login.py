@@ -15,12 +15,14 @@ def login_form(next_path: str, status: int = 200, said: str = "") -> Response:
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
 <title>Log in · stepfold</title>
 <main>
 <h1>Log in</h1>
 <p role="alert">{html.escape(said)}</p>
 <form method="post" action="/login">
 <input type="hidden" name="next" value="{value}">
+<input autocomplete="username" hidden>
 <label>Token <input type="password" name="token" autocomplete="current-password" required autofocus></label>
 <button>Log in</button>
 </form>

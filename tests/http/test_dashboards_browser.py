@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
 from chromium import CHROMIUM, chromium, listening, watched
+from looks import LOOKS, look_at
 from playwright.async_api import expect
 from test_dashboards import Sales, client_of
-from test_pages_browser import HOSTILE, LOOKS, SHOTS
+from test_pages_browser import HOSTILE
 
 pytestmark = [
     pytest.mark.browser,
@@ -32,12 +32,7 @@ async def test_a_dashboard_is_live_and_has_no_barriers(tmp_path: Path, look: str
         for count, item in enumerate(("lamp", HOSTILE, "chair"), 1):
             await client.start_workflow("sell", {"item": item, "cents": 250 * count}, run_id=f"sale/{count}")
             await expect(number).to_have_text(str(count))
-        for path in ("/dashboards", "/dashboards/sales%20%2F%20of%20the%20shop"):
-            await page.goto(path)
-            found = await Axe().run(page)  # pyright: ignore[reportUnknownMemberType]  # its stub names no type for the page
-            assert found.violations_count == 0, found.generate_report()
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await look_at(page, "sales", look)
         await page.locator("summary", has_text="Numbers").click()
         await expect(page.get_by_role("cell", name="lamp").first).to_be_visible()
-        if SHOTS:
-            await page.screenshot(path=f"{SHOTS}/dashboard-{look}.png", full_page=True)
+        await look_at(page, "sales-numbers", look)

@@ -10,9 +10,12 @@ from uuid import uuid4
 import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
+from chromium import CHROMIUM, chromium, listening, watched
 from eventually import eventually
 from form_fields import form_with
 from http_served import served
+from looks import LOOKS, look_at
+from playwright.async_api import Page
 
 from stepfold import Client, Context, RunNotFound, Step
 from stepfold.drivers.kafka import KafkaDriver
@@ -104,6 +107,37 @@ async def test_requests_are_sent_again_edited_and_dropped(kafka_bootstrap: str) 
             browser.headers["Authorization"] = "Bearer o"
             again = await browser.post("/dead-letters", data={"do": "redrive"})  # the dropped one stays out
             assert again.headers["location"] == "/dead-letters?sent=1"
+
+
+@pytest.mark.kafka
+@pytest.mark.browser
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="there is no Chromium here: install the package chromium")
+async def test_the_page_of_letters_has_no_barriers(kafka_bootstrap: str) -> None:
+    driver = KafkaDriver(kafka_bootstrap, f"letters-{uuid4().hex[:12]}")
+    await driver.create_topics(1, 1)
+    client = Client(driver=driver)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
+    await producer.start()
+    async with client, client.worker():
+        for text in (HOSTILE, "not JSON", "no more"):
+            await producer.send_and_wait(driver.namespace.inbox, text.encode(), partition=0)  # pyright: ignore[reportUnknownMemberType]  # aiokafka ships no types
+        await producer.stop()
+        async with listening(client) as url, chromium() as browser:
+            for look, options in LOOKS.items():
+                async with watched(browser, url, **options) as page:
+
+                    async def listed(page: Page = page) -> bool:
+                        await page.goto("/dead-letters")
+                        return await page.locator("tbody tr").count() == 3
+
+                    await eventually(listed)
+                    await look_at(page, "letters", look)
+                    await page.keyboard.press("g")
+                    await page.keyboard.press("l")
+                    await page.wait_for_url("**/dead-letters")
+                    await page.locator("tbody a.id").last.click()
+                    await page.wait_for_url("**place=**")
+                    await look_at(page, "letter", look)
 
 
 async def ended(client: Client, run_id: str) -> Any:

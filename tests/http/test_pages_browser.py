@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from axe_playwright_python.async_playwright import Axe
+import sqlalchemy as sa
 from chromium import CHROMIUM, chromium, listening, watched
 from eventually import eventually
+from looks import LOOKS, look_at
 from playwright.async_api import Page, expect
-from repository import ROOT
 
 from stepfold import Client, Context, Retry, Step
+from stepfold.client.bulk import Wanted, start_job
+from stepfold.client.requests import Sender
+from stepfold.events import RunEvent, Started
+from stepfold.http import Caller, Role
+from stepfold.http.pages.render import NAVIGATION
+from stepfold.http.table import ROWS
+from stepfold.projections import Chart, Number, Projection, RunSoFar, TableView
 
 pytestmark = [
     pytest.mark.browser,
@@ -21,8 +27,23 @@ pytestmark = [
 ]
 
 HOSTILE = "\"'><img src=x onerror=alert(1)></script><script>alert(2)</script>{{7*7}}javascript:alert(3)\N{RIGHT-TO-LEFT OVERRIDE}"
-SHOTS = ROOT / "build/screenshots"
-"""Pictures of all pages in all looks: each run of the tests makes them anew."""
+begun = sa.Table("begun", sa.MetaData(), sa.Column("run_id", sa.String(200), primary_key=True), sa.Column("at", sa.Text))
+
+
+class Begun(Projection):
+    """A user's projection with a dashboard."""
+
+    name = "begun"
+    metadata = begun.metadata
+    pages = (
+        Number("Runs", sa.select(sa.func.count()).select_from(begun)),
+        Chart("By beginning", sa.select(sa.func.substr(begun.c.run_id, 1, 5), sa.func.count()).group_by(sa.literal_column("1"))),
+        TableView("Begun", sa.select(begun.c.run_id, begun.c.at)),
+    )
+
+    def apply(self, connection: sa.Connection, event: RunEvent, run: RunSoFar) -> None:
+        if isinstance(event, Started):
+            connection.execute(sa.insert(begun).values(run_id=run.id, at=run.started_at.isoformat()))
 
 
 def client_of(folder: Path) -> Client:
@@ -84,49 +105,73 @@ async def stands(client: Client, run_id: str, kind: str) -> bool:
 
 
 PAGES = {
-    "runs": "/",
-    "none": "/?state=quarantined&workflow=order",
-    "waiting": "/runs/order%2F1",
-    "completed": "/runs/order%2F2",
-    "past": "/runs/order%2F2?nth=3",
-    "compare": "/runs/order%2F2?at={first}&with={last}",
-    "callback": "/runs/partner-1",
-    "cancelled": "/runs/partner-2",
-    "lost": "/runs/lost",
-    "workflows": "/workflows",
-    "errors": "/errors",
-    "workers": "/workers",
-    "start": "/start",
-    "form": "/start?workflow=order",
-    "problem": "/runs/",
-    "settings": "/settings",
-    "history": "/history",
-    "audit": "/audit",
+    "runs_page": {"runs": "/", "none": "/?state=quarantined&workflow=order"},
+    "run_page": {
+        "waiting": "/runs/order%2F1",
+        "completed": "/runs/order%2F2",
+        "past": "/runs/order%2F2?nth=3",
+        "compare": "/runs/order%2F2?at={first}&with={last}",
+        "callback": "/runs/partner-1",
+        "cancelled": "/runs/partner-2",
+        "lost": "/runs/lost",
+        "hostile": "{hostile}",
+        "problem": "/runs/none",
+    },
+    "start_page": {"start": "/start", "form": "/start?workflow=order", "json": "/start?workflow=order&form=json"},
+    "bulk_jobs_page": {"bulk-jobs": "/bulk"},
+    "new_bulk_page": {"bulk-new": "/bulk/new?workflow=order"},
+    "bulk_job_page": {"bulk-job": "/bulk/job"},
+    "workflows_page": {"workflows": "/workflows"},
+    "errors_page": {"errors": "/errors"},
+    "dashboards_page": {"dashboards": "/dashboards"},
+    "dashboard_page": {"board": "/dashboards/begun"},
+    "workers_page": {"workers": "/workers"},
+    "dead_letters_page": {"no-inbox": "/dead-letters"},
+    "history_page": {"history": "/history", "history-filtered": "/history?type=signal-received"},
+    "audit_page": {"audit": "/audit"},
+    "settings_page": {"settings": "/settings"},
 }
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light"},
-    "dark": {"color_scheme": "dark"},
-    "narrow": {"viewport": {"width": 320, "height": 700}},
-    "forced": {"forced_colors": "active"},
-}
+"""By the name of the row: pictures of the page, and their paths. Dead letters have theirs in test_letters, on Kafka."""
+OTHERS = {"open_page": "leads on", "payload_page": "plain text", "static": "no page", "get_login": "a test of its own"}
+
+
+def test_every_page_is_looked_at() -> None:
+    assert {row.name for row in ROWS if row.page and row.method == "GET"} == PAGES.keys() | OTHERS.keys()
 
 
 @pytest.mark.parametrize("look", LOOKS)
 async def test_pages_have_no_barriers_and_run_no_data(client: Client, look: str) -> None:
     offsets = [event.offset for event in await client.run("order/2").history()]
-    async with listening(client) as url, chromium() as browser, watched(browser, url, **LOOKS[look]) as page:
+    await start_job(
+        client, "job", Wanted("cancel", {"ids": ["order/2", "nobody"]}, Sender("ada", HOSTILE)), ["order/2", "nobody"], []
+    )
+    async with (
+        listening(client, projections=[Begun()]) as url,
+        chromium() as browser,
+        watched(browser, url, allowed="404", **LOOKS[look]) as page,
+    ):
         await page.goto("/")
-        await expect(page.locator("#list tbody tr")).to_have_count(6)
         hostile = await page.locator("#list a.id", has_text="img").get_attribute("href")
-        assert hostile is not None
-        for name, path in (PAGES | {"hostile": hostile}).items():
-            answer = await page.goto(path.format(first=offsets[0], last=offsets[-1]) if name == "compare" else path)
+        places = {"first": offsets[0], "last": offsets[-1], "hostile": hostile}
+        await page.goto("/bulk/job")
+        await expect(page.locator("#job-head")).to_contain_text("2 of 2")
+        for name, path in {name: path for shots in PAGES.values() for name, path in shots.items()}.items():
+            answer = await page.goto(path.format(**places))
             assert answer is not None
-            assert answer.status == 200, name
-            found = await Axe().run(page)  # pyright: ignore[reportUnknownMemberType]  # its stub names no type for the page
-            assert found.violations_count == 0, f"{name}: {found.generate_report()}"
-            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
-            await page.screenshot(path=SHOTS / f"{name}-{look}.png", full_page=True)
+            assert answer.status == (404 if name == "problem" else 200), name
+            await look_at(page, name, look)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_the_login_has_no_barriers(client: Client, look: str) -> None:
+    callers = {"ada": Caller("ada", frozenset({Role.VIEW}))}
+    async with (
+        listening(client, authenticate=callers.get) as url,
+        chromium() as browser,
+        watched(browser, url, **LOOKS[look]) as page,
+    ):
+        await page.goto("/login")
+        await look_at(page, "login", look)
 
 
 async def test_pages_work_without_script(client: Client) -> None:
@@ -217,6 +262,51 @@ async def test_keys_move_through_runs_and_their_events(client: Client) -> None:
         await page.wait_for_url("**/errors")
 
 
+async def test_each_key_does_what_the_overlay_says(client: Client) -> None:
+    async with listening(client) as url, chromium() as browser, watched(browser, url) as page:
+        await page.goto("/runs/order%2F2")
+        await page.keyboard.press("?")
+        told = page.locator("#help dl > div")
+        keys = [" ".join(await one.locator("kbd").all_inner_texts()) for one in await told.all()]
+        places = {f"g {key}": (path, words) for path, words, key in NAVIGATION if path != "/dead-letters"}  # SQLite has no inbox
+        assert keys == ["/", "j k", "Enter", "[ ]", *places, "Ctrl K", "?"]
+        await look_at(page, "keys", "light")
+        await page.keyboard.press("g")
+        await page.keyboard.press("e")
+        assert page.url.endswith("/runs/order%2F2"), "keys are dead while the overlay is open"
+        await page.keyboard.press("Escape")
+        for keys, (path, words) in places.items():
+            await page.goto("/settings")
+            for key in keys.split():
+                await page.keyboard.press(key)
+            await page.wait_for_url(f"{url}{path}")
+            await expect(page.get_by_role("navigation", name="Main").get_by_role("link", name=words)).to_have_attribute(
+                "aria-current", "page"
+            )
+        await page.goto("/")
+        await expect(page.locator("#list tbody tr")).not_to_have_count(0)
+        await page.keyboard.press("Control+k")
+        await expect(page.locator("#palette-text")).to_be_focused()
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("j")
+        await page.keyboard.press("j")
+        second = page.locator("#list tbody tr").nth(1).locator("a.id")
+        await expect(second).to_be_focused()
+        await page.keyboard.press("k")
+        await expect(page.locator("#list tbody tr").first.locator("a.id")).to_be_focused()
+        await page.keyboard.press("j")
+        opened = await second.get_attribute("href")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(f"{url}{opened}")
+        await page.goto("/runs/order%2F2")
+        await on_event(page, "[", -1)
+        await on_event(page, "]", 1)
+        await page.keyboard.press("/")
+        await expect(page.get_by_role("searchbox", name="Run id or text")).to_be_focused()
+        await page.keyboard.type("gs?")
+        await expect(page.get_by_role("searchbox", name="Run id or text")).to_have_value("gs?")
+
+
 async def on_event(page: Page, key: str, by: int) -> None:
     """Press the key, and see the run one event further."""
     before = int(await page.locator("#nth").input_value())
@@ -259,9 +349,7 @@ async def test_a_refused_form_stays_with_its_words(client: Client, script: bool)
         await expect(form.get_by_label("Data, as JSON")).to_have_value("no quotes")
         await expect(form.get_by_label("Why, for the history")).to_have_value("they called")
         if script:
-            found = await Axe().run(page)  # pyright: ignore[reportUnknownMemberType]  # its stub names no type for the page
-            assert found.violations_count == 0, found.generate_report()
-            await page.screenshot(path=SHOTS / "refused-light.png", full_page=True)
+            await look_at(page, "refused", "light")
         await form.get_by_label("Data, as JSON").fill("")
         await form.get_by_label("Or why it has failed").fill("nobody knows")
         await form.get_by_role("button", name="Fail").dblclick()
