@@ -33,7 +33,7 @@ from .picture import event_row
 from .problems import Problem
 from .projection import ProjectionsOption, yours
 from .target import App, UrlOption, connected, end_as_with_ctrl_c, load, run_async, tell_of_two_logs, until_first
-from .web import address, bound, http_app, serve_http
+from .web import address, bound, http_app, serve_http, settle
 from .worker import MetricsOption
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ async def _show_dashboard(client: Client, port: int, open_: bool, projections: S
             remark(f"dashboard {address(listening)}")
             if open_:
                 await asyncio.to_thread(webbrowser.open, address(listening))
+            settle()
             await serve_http(app(client, projections=projections), listening)
     except Problem as problem:
         remark(f"no dashboard: {problem}")

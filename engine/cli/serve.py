@@ -15,7 +15,7 @@ from .output import remark
 from .problems import Exit, Problem
 from .projection import DatabaseOption, ProjectionsOption, yours
 from .target import AppOption, UrlOption, check_reachable, client_of
-from .web import GRACE_S, address, bound, needing_web
+from .web import GRACE_S, address, bound, needing_web, settle
 from .worker import log_to_stderr
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def serve(
     )
     with bound(host, port) as listening:
         remark(f"serving {client.log.name} at {address(listening)}")
+        settle()
         server.run(sockets=[listening])
     if not server.started:
         raise Problem("the server could not start, as was logged", Exit.LOG)

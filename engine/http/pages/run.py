@@ -67,12 +67,10 @@ def named(call: HttpCall) -> str:
     return checked_id(call.path["id"] or call.query.id)
 
 
-async def moments(call: HttpCall, run_id: str, at: int | None = None, nth: int | None = None) -> tuple[Moment, Moment]:
-    """The run as it is now, and as it was after the offset `at` or its nth event. Raises RunNotFound and LogUnavailable."""
+async def moments(call: HttpCall, run_id: str, at: int | None = None) -> tuple[Moment, Moment]:
+    """The run as it is now, and as it was after the offset `at`. Raises RunNotFound and LogUnavailable."""
     past, log = await past_of(call, run_id), call.service.client.log
     now = past.now()
-    if nth is not None:
-        return now, past.after(nth, log)
     return now, now if at is None else past.at(at, log)
 
 
@@ -80,11 +78,11 @@ async def view(call: HttpCall) -> dict[str, Any]:
     """All that the page of a run shows."""
     query: RunQuery = call.query
     run_id = named(call)
-    whole, then = await moments(call, run_id, query.at, query.nth)
+    whole, then = await moments(call, run_id, query.at)
     assert then.run is not None
     run, payload = then.run, call.caller.may(Role.PAYLOAD)
     context = around(call)
-    past = query.at is not None or query.nth is not None
+    past = query.at is not None
     if past:
         context["now"] = then.events[-1].timestamp or then.events[-1].at
     path = run_path(run_id)
@@ -217,13 +215,13 @@ async def page(call: HttpCall) -> Response:
     base = call.request.scope.get("root_path", "")
     if not (call.path["id"] or call.query.id):
         return RedirectResponse(f"{base}/", 303)
+    if call.query.nth is not None:
+        run_id = named(call)
+        then = (await past_of(call, run_id)).after(call.query.nth, call.service.client.log)
+        return RedirectResponse(base + with_query(run_path(run_id), at=then.events.offset(-1)), 303)
     if wanted(call):
         return await stream(call, "run_fragment.html", view, _mark)
-    context = await view(call)
-    if call.query.nth is not None:
-        path = run_path(named(call))
-        return RedirectResponse(base + with_query(path, at=context["last"]), 303)
-    return show(call, "run.html", **context)
+    return show(call, "run.html", **await view(call))
 
 
 async def payload(call: HttpCall) -> Response:
