@@ -24,6 +24,9 @@ from .producer import Message, Producer
 from .records import Raw
 from .topics import Namespace, TopicDescription, TopicProblem
 
+_LETTERS_MORE = 4
+"""How many times as many records as letters are wanted are read from the end of the topic, and again if there were too few."""
+
 
 @dataclass(frozen=True, slots=True)
 class InboxPosition:
@@ -99,14 +102,24 @@ class Administration:
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
         await self._start_with(self._namespace.dead_letters)
-        letters: deque[Raw] = deque(maxlen=limit)
-        settled = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
-        return [letter_of(self._namespace, record, settled) for record in letters]
+        first, end = await offsets(self._cluster, TopicPartition(self._namespace.dead_letters, 0), self._patience_s)
+        size = _LETTERS_MORE * limit
+        while True:
+            letters: deque[Raw] = deque(maxlen=limit)
+            start = max(first, end - size)
+            settled = await read_dead_letters(self._cluster, self._namespace, start, end, letters.append, self._patience_s)
+            if len(letters) == limit or start == first:
+                return [letter_of(self._namespace, record, settled) for record in letters]
+            size *= _LETTERS_MORE
 
     async def _letters_at(self, places: Sequence[str] | None) -> list[DeadLetter]:
         """The letters at these places; without places all that nobody has settled, and whose bytes are there."""
         letters: list[Raw] = []
-        settled = await read_dead_letters(self._cluster, self._namespace, letters.append, self._patience_s)
+        start, end = await offsets(self._cluster, TopicPartition(self._namespace.dead_letters, 0), self._patience_s)
+        if places is not None:
+            form = re.compile(re.escape(self._namespace.dead_letters) + "/0/([0-9]{1,18})")
+            start = max(start, min((int(found[1]) for place in places if (found := form.fullmatch(place))), default=end))
+        settled = await read_dead_letters(self._cluster, self._namespace, start, end, letters.append, self._patience_s)
         all_letters = [letter_of(self._namespace, record, settled) for record in letters]
         if places is None:
             return [one for one in all_letters if not (one.redriven or one.dropped or one.omitted)]

@@ -16,7 +16,7 @@ from stepfold.errors import LogUnavailable
 from stepfold.log import DeadLetter, EntryTooLarge, InboxRecord
 
 from .cluster import Cluster, describe, log
-from .fetcher import offsets, scan
+from .fetcher import scan
 from .producer import Message, Producer
 from .records import Raw, raw
 from .topics import MIN_MESSAGE_BYTES, Namespace
@@ -99,11 +99,13 @@ def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int
 
 
 async def read_dead_letters(
-    cluster: Cluster, namespace: Namespace, keep: Callable[[Raw], None], patience_s: float
+    cluster: Cluster, namespace: Namespace, start: int, end: int, keep: Callable[[Raw], None], patience_s: float
 ) -> dict[str, Settled]:
-    """Call `keep` for every refused record. Returns what operators have done with them, by place; their last word counts."""
+    """Call `keep` for every refused record from `start` to below `end`. Returns what operators have done with them, by place.
+
+    Their last word counts. It comes after the letter, so a part up to the end of the topic tells all about its letters.
+    """
     topic_partition = TopicPartition(namespace.dead_letters, 0)
-    start, end = await offsets(cluster, topic_partition, patience_s)
     settled: dict[str, Settled] = {}
     async for portion in scan(cluster, topic_partition, start, end, raw, patience_s):
         for record in portion:

@@ -431,7 +431,7 @@ class KafkaDriver:
             return await administration.inbox_positions()
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The last `limit` refused records, the oldest first. Reads the whole topic."""
+        """The last `limit` refused records, the oldest first. Reads the end of the topic, some times as many records."""
         async with self._administering() as administration:
             return await administration.dead_letters(limit)
 

@@ -132,7 +132,7 @@ async def drop(call: HttpCall, places: Sequence[str], asked: Sender) -> None:
 
 
 async def get_letters(call: HttpCall) -> Answer:
-    """List the requests of the inbox that could not be served. Reads all dead letters of the log."""
+    """List the requests of the inbox that could not be served, the newest first."""
     return Answer(await letters_now(call, call.query.limit))
 
 

@@ -621,6 +621,27 @@ async def test_dead_letters_of_others_are_sent_again_as_well(driver: KafkaDriver
     assert len(partitions) == 8
 
 
+async def test_the_newest_dead_letters_are_found_before_all_that_was_done_with_them(
+    driver: KafkaDriver, foreigner: AIOKafkaProducer
+) -> None:
+    for number in range(12):
+        headers = [("stepfold-reason", b"no"), ("stepfold-origin", f"{driver.namespace.inbox}/0/{number}".encode())]
+        await foreigner.send_and_wait(driver.namespace.dead_letters, b"%d" % number, partition=0, headers=headers)
+    places = [letter.place for letter in await driver.dead_letters()]
+    for times in range(3):
+        await driver.drop_letters(places, why=f"for the {times}. time")
+    await driver.redrive(places[10:11], why="after all")
+    for limit in (1, 2, 5, 12, 100):
+        letters = await driver.dead_letters(limit)
+        assert [letter.place for letter in letters] == places[-limit:]
+        assert [letter.why for letter in letters if letter.place != places[10]] == ["for the 2. time"] * (
+            len(letters) - (limit > 1)
+        )
+        assert [letter.place for letter in letters if letter.redriven] == ([places[10]] if limit > 1 else [])
+    with pytest.raises(ConfigError, match="cannot be dropped"):
+        await driver.drop_letters([places[3], f"{driver.namespace.dead_letters}/0/99999"])
+
+
 async def test_a_dead_letter_that_kafka_does_not_take_holds_up_no_other(
     driver: KafkaDriver, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer
 ) -> None:
