@@ -17,7 +17,9 @@ The parts, from the pure core outwards (imports go up this list):
 Everything public is importable from here, from `stepfold.drivers`, `stepfold.projections` and `stepfold.testing`.
 """
 
+from .authoring.batch import BatchItem, BatchResult, Completion, RaceResult
 from .authoring.callback import Callback
+from .authoring.compensation import Compensations
 from .authoring.context import Context, Input
 from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
@@ -25,6 +27,7 @@ from .client.client import Client
 from .client.run import Run
 from .client.status import RunStatus
 from .errors import (
+    BatchFailed,
     CallbackFailed,
     CallbackIdInvalid,
     CallbackTimedOut,
@@ -55,11 +58,16 @@ from .values.wait import Wait
 from .worker.worker import Worker
 
 __all__ = [
+    "BatchFailed",
+    "BatchItem",
+    "BatchResult",
     "Callback",
     "CallbackFailed",
     "CallbackIdInvalid",
     "CallbackTimedOut",
     "Client",
+    "Compensations",
+    "Completion",
     "ConfigError",
     "Context",
     "ErrorInfo",
@@ -71,6 +79,7 @@ __all__ = [
     "NonRetryable",
     "PayloadTooLarge",
     "ProjectionFailed",
+    "RaceResult",
     "Retry",
     "RetryAfter",
     "Run",

@@ -332,6 +332,10 @@ class StepFailed(StepError):
         self.error = error
 
 
+class BatchFailed(StepError):
+    """Not every branch of a batch completed, and its results were asked for. The cause is the first failure, if there is one."""
+
+
 class StepInterrupted(StepError):
     """The worker died while an `at_most_once` attempt ran; whether its effect happened is unknown."""
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache, partial
-from typing import Any, Generic, NamedTuple, Protocol, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, Self, cast, overload
 
 from pydantic import ValidationError
 from typing_extensions import TypeVar, TypeVarTuple, Unpack
@@ -39,6 +39,7 @@ from ..values.retry import Retry
 from ..values.same import shown
 from ..values.taken import FIXED, Copies, by_value
 from ..values.times import ms_of
+from .branches import Branches
 from .callback import Callback
 
 logger = logging.getLogger("stepfold.run")
@@ -80,7 +81,7 @@ class StepPorts:
         self.send_signal = send_signal
 
 
-class Step(Generic[Ext]):
+class Step(Branches, Generic[Ext]):
     """The durable operations of one run.
 
     A step id is a name within the workflow. A later operation may use the id again; stepfold then numbers it (`charge`,
@@ -344,12 +345,27 @@ class Step(Generic[Ext]):
 
         Raises ValueError for a bad name, and if the name and the scopes around it have more than 1,000 characters together.
         """
-        if type(name) is not str:
-            raise _no_id(name)
-        path = f"{self._scope}{_valid(name)}/"
+        yield self._scoped(name)
+
+    def _scoped(self, *names: str) -> Self:
+        path = self._scope
+        for name in names:
+            if type(name) is not str:
+                raise _no_id(name)
+            path = f"{path}{_valid(name)}/"
         if len(path) > MAX_PATH_CHARS:
             raise _too_long(path)
-        yield Step(self._execution, self._ports, path)
+        return type(self)(self._execution, self._ports, path)
+
+    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any) -> None:
+        """Raise for arguments that `run` would not take."""
+        self._path(step_id)
+        if not callable(fn):
+            raise _misused(step_id, fn, {})
+        if not isinstance(retry, Retry | None):
+            raise _no_retry(step_id, retry)
+        if timeout is not None:
+            duration_ms(timeout)
 
     @contextmanager
     def shield(self) -> Generator[None]:
@@ -361,7 +377,7 @@ class Step(Generic[Ext]):
         try:
             yield
         finally:
-            task.shielded -= 1
+            task.left_shield()
 
     async def _open(self, path: str, call: CallbackCall, source: Source) -> Callback[Any]:
         return Callback(*await self._wait(path, call, source))

@@ -35,7 +35,7 @@ class DeterministicTask(asyncio.Task[T]):
     through `gather` or a `TaskGroup`. A task that is made inside a shield is shielded from its beginning.
     """
 
-    __slots__ = ("creation_hash", "shielded")
+    __slots__ = ("_cancel_later", "_shielded_at_first", "creation_hash", "shielded")
 
     creation_hash: int
     shielded: int
@@ -52,7 +52,8 @@ class DeterministicTask(asyncio.Task[T]):
     ) -> None:
         # First: asyncio's constructor adds the task to a set.
         self.creation_hash = creation_hash
-        self.shielded = shielded
+        self.shielded = self._shielded_at_first = shielded
+        self._cancel_later = False
         super().__init__(coro, loop=loop, name=name, context=context)
 
     def __hash__(self) -> int:
@@ -62,6 +63,20 @@ class DeterministicTask(asyncio.Task[T]):
         if self.shielded and cast("DeterministicLoop", self.get_loop()).pressing:
             return False
         return super().cancel(msg)
+
+    def cancel_outside_shield(self) -> None:
+        """Cancel the task, when it has left the shields that it has entered itself."""
+        if self.shielded > self._shielded_at_first:
+            self._cancel_later = True
+        else:
+            self.cancel()
+
+    def left_shield(self) -> None:
+        """Note that the task has left a shield."""
+        self.shielded -= 1
+        if self._cancel_later and self.shielded == self._shielded_at_first:
+            self._cancel_later = False
+            self.cancel()
 
     @property
     def waits_for(self) -> asyncio.Future[Any] | None:

@@ -12,7 +12,7 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stepfold import Callback, Client, Context, Run, Signal, Step, Workflow
+from stepfold import BatchResult, Callback, Client, Completion, Context, RaceResult, Run, Signal, Step, Workflow
 
 client = Client("memory://")
 
@@ -36,6 +36,14 @@ async def fetch(url: str, tries: int) -> bytes:
 
 def total(prices: list[int]) -> int:
     return sum(prices)
+
+
+async def halved(step: Step, item: int) -> float:
+    return item / 2
+
+
+async def fetched(step: Step) -> bytes:
+    return await step.run("fetch", fetch, "http://x", 3)
 
 
 @client.workflow(id="typed")
@@ -71,6 +79,16 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type(task.result(), int)
     async with step.scope("inner") as inner:
         assert_type(await inner.run("a", total, [1]), int)
+
+    batch = await step.map("all", [1, 2], halved, key=str, concurrency=2, complete=Completion(min_successful=1))
+    assert_type(batch, BatchResult[float])
+    assert_type(batch.results(), list[float])
+    assert_type((await step.parallel("both", {"a": fetched})).successes(), list[bytes])
+    assert_type(await step.race("first", {"a": fetched}), RaceResult[bytes])
+    await step.map("wrong", ["a"], halved)  # pyright: ignore[reportArgumentType]  # must be an error
+    async with step.compensations() as undo:
+        undo.push("undo", total, [1], timeout="30s")
+        undo.push("wrong", total, "prices")  # pyright: ignore[reportArgumentType]  # must be an error
     return Receipt(total=1)
 
 
