@@ -12,9 +12,7 @@ from starlette.exceptions import HTTPException
 from stepfold.projections import Projection
 
 from ..client.client import Client
-from .delays import Delays
 from .guard import LOCAL_HOSTS, Guard
-from .health import Lags
 from .pages.render import nowhere
 from .routing import routes
 from .service import serving
@@ -42,12 +40,7 @@ def app(
     async def lifespan(starlette: Starlette) -> AsyncGenerator[None]:
         async with serving(client, database, projections) as service:
             starlette.state.service = service
-            starlette.state.lags = lags = Lags(service)
-            starlette.state.delays = Delays(client.log)
-            try:
-                yield
-            finally:
-                lags.close()
+            yield
 
     starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: nowhere})
     starlette.router.redirect_slashes = False  # its answer would repeat the Host header

@@ -16,10 +16,9 @@ from ..client.bulk import ACTIONS, JOB, MOST, OPEN_STATES, BulkJob, Wanted, find
 from ..client.requests import Sender
 from ..client.status import State, status_json
 from ..errors import RunAlreadyExists
-from ..values.names import no_run_id, valid_run_id
 from ..values.times import utc
 from .headers import POSITION, reach, request_id
-from .models import Asking, WaitNow, Words
+from .models import Asking, RunId, WaitNow, Words
 from .payload import run_for
 from .problems import HttpRefusal
 from .requests import KEYED, sender_of
@@ -30,12 +29,6 @@ MOST_IDS = 10_000
 COUNTED_IDS = 20_000
 """Up to so many runs of a job are counted by their states in every answer."""
 PAYLOAD_FILTERS = ("search", "error")
-
-
-def _run_id(run_id: str) -> str:
-    if not valid_run_id(run_id):
-        raise ValueError(no_run_id(run_id))
-    return run_id
 
 
 def _action(name: str) -> str:
@@ -58,7 +51,7 @@ class BulkWanted(Asking, json_schema_extra={"examples": [_EXAMPLE]}):
 
     action: ActionName
     filter: RunConditions | None = None
-    ids: Annotated[list[Annotated[str, AfterValidator(_run_id)]], Field(min_length=1, max_length=MOST_IDS)] | None = None
+    ids: Annotated[list[RunId], Field(min_length=1, max_length=MOST_IDS)] | None = None
     dry_run: bool = False
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from ..client.status import run_state
 from ..errors import LogUnavailable
 from ..log import CLAIM_KEY, Log, Record
 from .models import Name
+from .positions import LogPosition
 from .problems import HttpRefusal
 from .routing import HttpCall, Role, Row
 from .runs import States
@@ -68,10 +69,13 @@ def _parsed(log: Log, text: str, bounds: Sequence[tuple[int, int]]) -> list[int]
         return None
     positions: list[int] = []
     for partition, (part, (start, end)) in enumerate(zip(parts, bounds, strict=True)):
-        number, _, offset = part.partition(":")
-        if number != str(partition) or not (offset.isascii() and offset.isdecimal() and start <= int(offset[:20]) <= end):
+        try:
+            position = LogPosition.parse(part)
+        except ValueError:
             return None
-        positions.append(int(offset))
+        if position.partition != partition or not start <= position.offset <= end:
+            return None
+        positions.append(position.offset)
     return positions
 
 

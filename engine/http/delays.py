@@ -1,4 +1,4 @@
-"""How far the tables are behind the log in time, and whether they catch up."""
+"""How far the tables are behind the log, in records and in time, and whether they catch up."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from stepfold.projections import Lag
+from stepfold.projections import Lag, ProjectionRunner
 
 from ..errors import ConfigError, LogUnavailable
 from ..log import Log, time_at
-from .routing import HttpCall
-from .service import PartitionBounds
 
+PATIENCE_S = 3.0
+FRESH_S = 1.0
+RECENT_S = 5.0
 WINDOW_S = 30.0
 """The trend is the difference to the oldest look of this span."""
 NOISE_S = 0.5
@@ -45,14 +46,47 @@ class Delay(NamedTuple):
         return behind if self.trend is None else f"{behind}, {self.trend}"
 
 
-def delays_of(call: HttpCall) -> Delays:
-    """Those of the server's log."""
-    return call.request.app.state.delays
+class Lags:
+    """The lags of the projections, asked of the log once a second at most, however many callers want them."""
 
+    def __init__(self, projections: ProjectionRunner) -> None:
+        self._projections = projections
+        self._asked_s = float("-inf")
+        self._asking: asyncio.Task[list[Lag]] | None = None
+        self._last: tuple[float, list[Lag]] | None = None
 
-def delay_in(one: PartitionBounds, delays: Mapping[int, Delay]) -> Delay:
-    """The delay in a partition: that of all its records if no table has begun with it."""
-    return delays.get(one.partition) or Delay(one.start, one.end - one.start, None, None)
+    async def recent(self) -> list[Lag]:
+        """As `get`, but does not wait for an answer if the last one is a few seconds old at most."""
+        if self._last is None or time.monotonic() - self._last[0] > RECENT_S:
+            return await self.get()
+        self._ask()
+        return self._last[1]
+
+    async def get(self) -> list[Lag]:
+        """Raises LogUnavailable, also if there is no answer in `PATIENCE_S`, and ConfigError."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await asyncio.shield(self._ask())
+        except TimeoutError:
+            raise LogUnavailable(f"the log or the projections' database has not answered for {PATIENCE_S:g} s") from None
+
+    def _ask(self) -> asyncio.Task[list[Lag]]:
+        """The question that is under way, or the last one if it is fresh."""
+        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
+            self._asked_s = time.monotonic()
+            self._asking = asyncio.create_task(self._read())
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._asking
+
+    async def _read(self) -> list[Lag]:
+        began = time.monotonic()
+        lags = await self._projections.lag()
+        self._last = began, lags
+        return lags
+
+    def close(self) -> None:
+        if self._asking is not None:
+            self._asking.cancel()
 
 
 class Delays:

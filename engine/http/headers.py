@@ -11,8 +11,9 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 
 from ..client.view import RunView
+from .positions import LogPosition
 from .problems import HttpRefusal
-from .service import LogPosition, Service
+from .service import Service
 
 POSITION = "Stepfold-Position"
 MAX_WAIT_S = 60

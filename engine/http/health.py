@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -20,13 +19,10 @@ from stepfold.projections.steps import errors, workflows
 
 from ..errors import LogUnavailable, StepfoldError
 from ..exposition import OTHERS, exposed
-from .delays import Delay, delays_of
+from .delays import PATIENCE_S, Delay
 from .routing import Answer, HttpCall, Role, Row
-from .service import PartitionBounds, Service
+from .service import PartitionBounds
 
-PATIENCE_S = 3.0
-FRESH_S = 1.0
-RECENT_S = 5.0
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -48,49 +44,6 @@ class Readiness(BaseModel):
     behind: int | None
 
 
-class Lags:
-    """The lags of the projections, asked of the log once a second at most, however many callers want them."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._asked_s = float("-inf")
-        self._asking: asyncio.Task[list[Lag]] | None = None
-        self._last: tuple[float, list[Lag]] | None = None
-
-    async def recent(self) -> list[Lag]:
-        """As `get`, but does not wait for an answer if the last one is a few seconds old at most."""
-        if self._last is None or time.monotonic() - self._last[0] > RECENT_S:
-            return await self.get()
-        self._ask()
-        return self._last[1]
-
-    async def get(self) -> list[Lag]:
-        """Raises LogUnavailable, also if there is no answer in `PATIENCE_S`, and ConfigError."""
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                return await asyncio.shield(self._ask())
-        except TimeoutError:
-            raise LogUnavailable(f"the log or the projections' database has not answered for {PATIENCE_S:g} s") from None
-
-    def _ask(self) -> asyncio.Task[list[Lag]]:
-        """The question that is under way, or the last one if it is fresh."""
-        if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
-            self._asked_s = time.monotonic()
-            self._asking = asyncio.create_task(self._read())
-            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self._asking
-
-    async def _read(self) -> list[Lag]:
-        began = time.monotonic()
-        lags = await self._service.projections.lag()
-        self._last = began, lags
-        return lags
-
-    def close(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-
-
 async def get_alive(call: HttpCall) -> Answer:
     """Tell that the process is up."""
     return Answer(Alive())
@@ -107,24 +60,19 @@ async def get_ready(call: HttpCall) -> Answer:
         log = False
     if log:
         with contextlib.suppress(StepfoldError):
-            lags = await lags_of(call).get()
+            lags = await call.service.lags.get()
     going = lags is not None and not call.service.projections.failures and not any(lag.stopped for lag in lags)
     behind = None if lags is None else sum(lag.behind for lag in lags)
     return Answer(Readiness(ready=log and going, log=log, projections=going, behind=behind), 200 if log and going else 503)
 
 
-def lags_of(call: HttpCall) -> Lags:
-    """The lags that all routes of the application share."""
-    return call.request.app.state.lags
-
-
 async def get_metrics(call: HttpCall) -> Response:
     """Show the figures in the text format of Prometheus."""
-    lags = await lags_of(call).get()
+    lags = await call.service.lags.get()
     try:
         async with asyncio.timeout(PATIENCE_S):
             partitions = await call.service.partitions()
-            delays = await delays_of(call).of(lags)
+            delays = await call.service.delays.of(lags)
     except TimeoutError:
         raise LogUnavailable(f"the log has not answered for {PATIENCE_S:g} s") from None
     tables = await call.service.projections.query(counted)

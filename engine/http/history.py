@@ -17,6 +17,7 @@ from ..client.tail import follow
 from ..events import Event
 from .models import Name
 from .payload import event_for, line_for
+from .positions import LogPosition
 from .routing import Answer, HttpCall, Role, Row
 from .runs import past_of, run_id_of, view_of
 from .streaming import RETRY_MS, CountedStream
@@ -138,11 +139,12 @@ async def _stream(call: HttpCall) -> Response:
         await view_of(call)  # raises RunNotFound before the stream begins
     else:
         now = await _now(call)
-        partition, _, offset = last.partition(":")
-        if partition == str(now.state.partition) and offset.isascii() and offset.isdecimal() and now.events.has(int(offset[:19])):
-            seen = int(offset)
-        else:
-            reset = True
+        try:
+            position = LogPosition.parse(last)
+        except ValueError:
+            position = LogPosition(-1, -1)
+        reset = position.partition != now.state.partition or not now.events.has(position.offset)
+        seen = -1 if reset else position.offset
     return CountedStream(_events(call, seen, reset), call.service.streams)
 
 

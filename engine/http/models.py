@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 from ..client.status import State
 from ..client.view import RunView
-from ..values.names import valid_name
+from ..values.names import no_run_id, valid_name, valid_run_id
 
 StateName = cast("type[StrEnum]", StrEnum("StateName", {state.upper(): state for state in get_args(State)}))
 """The states of runs."""
@@ -21,6 +21,13 @@ def _named(name: str) -> str:
     if not valid_name(name):
         raise ValueError("it must have 1 to 200 printable characters")
     return name
+
+
+def an_id(run_id: str) -> str:
+    """Returns a run id. Raises ValueError for a text that is none."""
+    if not valid_run_id(run_id):
+        raise ValueError(no_run_id(run_id))
+    return run_id
 
 
 def _written(text: str) -> str:
@@ -51,6 +58,7 @@ Name = Annotated[
     AfterValidator(_named),
     Field(min_length=1, max_length=200, json_schema_extra={"pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]+$"}),
 ]
+RunId = Annotated[str, AfterValidator(an_id)]
 Words = Annotated[str, AfterValidator(_written), Field(max_length=10_000)]
 Time = Annotated[AwareDatetime, BeforeValidator(_timed)]
 

@@ -18,10 +18,10 @@ from ..client.past import Past
 from ..client.status import State, status_json
 from ..client.view import RunView
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
-from ..values.names import no_run_id, valid_run_id
+from ..values.names import valid_run_id
 from ..values.times import utc
 from .headers import POSITION, applied, etag_of, next_page, reach, wait_s, while_asked
-from .models import WHOLE, Name, RunNow, StateName, Time, place_of_view
+from .models import WHOLE, Name, RunNow, StateName, Time, an_id, place_of_view
 from .payload import row_for, run_for
 from .problems import HttpRefusal
 from .routing import Answer, HttpCall, Role, Row
@@ -36,9 +36,10 @@ def run_id_of(call: HttpCall) -> str:
 
 def checked_id(run_id: str) -> str:
     """Returns the run id. Raises HttpRefusal for a text that is none."""
-    if not valid_run_id(run_id):
-        raise HttpRefusal(422, "run-id-invalid", no_run_id(run_id))
-    return run_id
+    try:
+        return an_id(run_id)
+    except ValueError as error:
+        raise HttpRefusal(422, "run-id-invalid", str(error)) from None
 
 
 async def view_of(call: HttpCall) -> RunView:

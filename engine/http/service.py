@@ -7,7 +7,7 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -21,8 +21,10 @@ from ..client.requests import Sender
 from ..core.fold import PartitionState, fold
 from ..errors import StepfoldError, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..log import CLAIM_KEY, partition_of
+from .delays import Delay, Delays, Lags
 from .panels import Dashboards
 from .pasts import Pasts
+from .positions import LogPosition
 from .problems import HttpRefusal
 from .watching import Watching
 
@@ -33,24 +35,6 @@ READ_S = 2.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class LogPosition(NamedTuple):
-    """A place in the log: everything below `offset` of `partition`."""
-
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.partition}:{self.offset}"
-
-    @classmethod
-    def parse(cls, text: str) -> LogPosition:
-        """Raises ValueError."""
-        partition, colon, offset = text.partition(":")
-        if not colon or not all(part.isascii() and part.isdecimal() and len(part) <= 19 for part in (partition, offset)):
-            raise ValueError(f"{text[:60]!r} is not a position: partition:offset, such as 3:1287")
-        return cls(int(partition), int(offset))
 
 
 class TableNews:
@@ -81,6 +65,10 @@ class PartitionBounds(NamedTuple):
     start: int
     end: int
     since: int | None
+
+    def delay(self, delays: Mapping[int, Delay]) -> Delay:
+        """Its delay: that of all its records if no table has begun with it."""
+        return delays.get(self.partition) or Delay(self.start, self.end - self.start, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +113,8 @@ class Service:
     watching: Watching
     dashboards: Dashboards
     pasts: Pasts
+    lags: Lags
+    delays: Delays
     streams: OpenStreams = field(default_factory=OpenStreams)
     changes: OpenStreams = field(default_factory=OpenStreams)
     redriving: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -140,6 +130,7 @@ class Service:
 
     async def close(self) -> None:
         """End what is under way; a rebuild goes on when the tables are followed again."""
+        self.lags.close()
         tasks = list(self.rebuilding.values())
         for task in tasks:
             task.cancel()
@@ -210,7 +201,9 @@ async def serving(
     news, kept = TableNews(), [RunsProjection(), StepsProjection(), ActionsProjection(), *projections]
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)
-        service = Service(client, runner, news, watching, Dashboards(runner, projections), Pasts(client.log))
+        service = Service(
+            client, runner, news, watching, Dashboards(runner, projections), Pasts(client.log), Lags(runner), Delays(client.log)
+        )
         try:
             yield service
         finally:

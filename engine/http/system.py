@@ -13,7 +13,7 @@ from stepfold.projections import list_errors, list_minutes
 
 from ..client.requests import Sender
 from ..values.times import utc
-from .delays import Trend, delay_in, delays_of
+from .delays import Trend
 from .headers import POSITION, reach
 from .models import Asking, Name, Time
 from .payload import lags_for
@@ -56,10 +56,10 @@ async def get_partitions(call: HttpCall) -> Answer:
 
 
 async def _partitions(call: HttpCall, partitions: Sequence[PartitionBounds]) -> list[PartitionNow]:
-    delays = await delays_of(call).of(await call.service.projections.lag())
+    delays = await call.service.delays.of(await call.service.projections.lag())
     found: list[PartitionNow] = []
     for one in partitions:
-        position, behind, behind_s, trend = delay_in(one, delays)
+        position, behind, behind_s, trend = one.delay(delays)
         more = {"position": position, "behind": behind, "behind_s": behind_s, "trend": trend}
         since = None if one.since is None else utc(one.since)
         found.append(PartitionNow.model_validate(one._asdict() | more | {"since": since}))

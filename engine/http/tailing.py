@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from ..log import Log, Reader, Record
+from .positions import LogPosition
 
 Places = dict[int, int]
 """An offset in each partition: everything below it has been read."""
@@ -30,13 +31,13 @@ def read_places(text: str, partitions: int) -> Places:
     """Places as `written` gives them; a partition that is not named begins at 0. Raises ValueError."""
     found: Places = dict.fromkeys(range(partitions), 0)
     for part in text.split("-"):
-        partition, colon, offset = part.partition(":")
-        numbers = (partition, offset)
-        if not colon or not all(one.isascii() and one.isdecimal() and len(one) <= 18 for one in numbers):
-            raise ValueError("a place is partition:offset, several with - between them, such as 0:12-1:7")
-        if int(partition) not in found:
-            raise ValueError(f"there is no partition {partition}")
-        found[int(partition)] = int(offset)
+        try:
+            position = LogPosition.parse(part)
+        except ValueError as error:
+            raise ValueError(f"{error}, several with - between them") from None
+        if position.partition not in found:
+            raise ValueError(f"there is no partition {position.partition}")
+        found[position.partition] = position.offset
     return found
 
 

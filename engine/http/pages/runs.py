@@ -26,7 +26,6 @@ from ...client.status import State
 from ...operations import BY_NAME
 from ...values.names import valid_run_id
 from ...values.times import ms_of, utc
-from ..health import lags_of
 from ..payload import lags_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
@@ -132,7 +131,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
     context = around(call)
     rows, count, total, reached = await call.service.read(_read, _after(query.after), **filters_of(query, context["now"]))
-    lags = [lag for lag in lags_for(call.caller, await lags_of(call).recent()) if lag.projection == RunsProjection.name]
+    lags = [lag for lag in lags_for(call.caller, await call.service.lags.recent()) if lag.projection == RunsProjection.name]
     groups = await call.service.read(list_errors, fingerprint=query.alike, limit=1) if query.alike else []
     more = len(rows) > PAGE
     rows = rows[:PAGE]

@@ -10,7 +10,6 @@ from starlette.responses import RedirectResponse, Response
 from stepfold.projections import ErrorGroup, list_errors
 
 from ...values.times import ms_of
-from ..delays import delay_in, delays_of
 from ..payload import lags_for
 from ..routing import HttpCall, Role
 from ..service import workers_in
@@ -64,11 +63,11 @@ async def errors_page(call: HttpCall) -> Response:
 
 async def workers_view(call: HttpCall) -> dict[str, Any]:
     lags, partitions = lags_for(call.caller, await call.service.projections.lag()), await call.service.partitions()
-    delays = await delays_of(call).of(lags)
+    delays = await call.service.delays.of(lags)
     return around(call) | {
         "active": "/workers",
         "partitions": partitions,
-        "delays": {one.partition: delay_in(one, delays).words for one in partitions},
+        "delays": {one.partition: one.delay(delays).words for one in partitions},
         "workers": workers_in(partitions),
         "rebuilding": set(call.service.rebuilding),
         "names": call.service.projections.names,
