@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
@@ -29,24 +27,10 @@ class ActionsWanted(BaseModel, extra="forbid"):
     cursor: Annotated[str, Field(max_length=60)] | None = None
 
 
-class ActionNow(BaseModel):
-    """A request that says who asked or why. `subject`: the signal or the step that it is about."""
-
-    partition: int
-    offset: int
-    at: datetime
-    type: str
-    run_id: str
-    workflow: str
-    subject: str | None
-    by: str | None
-    why: str | None
-
-
 class ActionsNow(BaseModel):
     """A page of requests, the newest first. `next`: the cursor of the next page; null: this is the last one."""
 
-    actions: list[ActionNow]
+    actions: list[ActionRow]
     next: str | None
 
 
@@ -56,7 +40,7 @@ async def get_actions(call: HttpCall) -> Answer:
     filters = asked.model_dump(include={"by", "type", "run_id", "workflow"}, exclude_none=True)
     await reach(call.service, call.request)
     rows, following = await actions_page(call, asked.limit, asked.cursor, filters)
-    shown = ActionsNow(actions=[ActionNow.model_validate(asdict(row)) for row in rows], next=following)
+    shown = ActionsNow(actions=rows, next=following)
     return Answer(shown, headers=next_page(call.request, "/v1/actions", following))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from stepfold.projections import list_errors, list_minutes
+from stepfold.projections import Minute, list_errors, list_minutes
 
 from ..client.requests import Sender
 from ..values.times import utc
@@ -197,26 +197,10 @@ class MinutesWanted(BaseModel, extra="forbid"):
     workflow: Name | None = None
 
 
-class MinuteNow(BaseModel):
-    """The counts of one minute; `p50_ms` and its like: how long the runs took that ended in it."""
-
-    minute: datetime
-    started: int
-    completed: int
-    failed: int
-    cancelled: int
-    steps_completed: int
-    attempts_failed: int
-    attempts_lost: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-
-
 class MinutesNow(BaseModel):
     """The minutes in which something happened, the oldest first."""
 
-    minutes: list[MinuteNow]
+    minutes: list[Minute]
 
 
 async def get_minutes(call: HttpCall) -> Answer:
@@ -231,7 +215,7 @@ async def get_minutes(call: HttpCall) -> Answer:
         raise HttpRefusal(422, "span-invalid", f"from `after` to `before` there may be up to {MOST_MINUTES:,} minutes")
     await reach(call.service, call.request)
     minutes = await call.service.projections.query(list_minutes, after=after, before=before, workflow=asked.workflow)
-    return Answer(MinutesNow(minutes=[MinuteNow.model_validate(asdict(minute)) for minute in minutes]))
+    return Answer(MinutesNow(minutes=minutes))
 
 
 def _row(path: str, name: str, handler: Any, model: type[BaseModel], **options: Any) -> Row:
