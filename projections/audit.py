@@ -187,7 +187,7 @@ def verify(file: FilePath | BinaryIO) -> Verification:
 
 
 class _Line(NamedTuple):
-    place: int
+    number: int
     n: int
     prev: str
     hash: str
@@ -204,7 +204,7 @@ class _Header(NamedTuple):
 
 
 class _Record(NamedTuple):
-    place: int
+    number: int
     hash: str
     record: Record
 
@@ -238,7 +238,7 @@ def _read(file: FilePath | BinaryIO) -> _History:
     if raw is None:
         history.find(1, "unreadable", "this is not an export of a run: no line begins like a line of an export")
         return history
-    lines = [_line(place, text + b"\n") for place, text in enumerate(raw[:-1], 1)]
+    lines = [_line(number, text + b"\n") for number, text in enumerate(raw[:-1], 1)]
     if raw[-1]:
         lines.append(None)  # the last line has no line end
     _check_chain(history, lines)
@@ -276,7 +276,7 @@ def _raw_lines(file: BinaryIO) -> list[bytes] | None:
     return lines if is_export or size == 0 or any(map(_LINE.match, lines)) else None
 
 
-def _line(place: int, text: bytes) -> _Line | None:
+def _line(number: int, text: bytes) -> _Line | None:
     """Parse a line; None if its bytes do not match its hash."""
     start, tail = _LINE.match(text), _TAIL.fullmatch(text[-_TAIL_BYTES:])
     if start is None or tail is None or hashlib.sha256(text[:-_TAIL_BYTES]).hexdigest().encode() != tail[1]:
@@ -285,33 +285,35 @@ def _line(place: int, text: bytes) -> _Line | None:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-    return _Line(place, int(start[1]), start[2].decode(), tail[1].decode(), fields)
+    return _Line(number, int(start[1]), start[2].decode(), tail[1].decode(), fields)
 
 
 def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
     present = sorted(line.n for line in lines if line is not None)
     expected = 1
     before: _Line | None = None
-    for place, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, 1):
         if line is None:
-            history.find(place, "altered", f"line {place} was altered: its bytes are not those that its hash was made of")
+            history.find(number, "altered", f"line {number} was altered: its bytes are not those that its hash was made of")
             expected += 1
         elif line.n < expected:
-            history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved here or repeated")
+            history.find(number, "moved", f"line {number} is line {line.n} of the export: it was moved here or repeated")
         else:
             # lines from between the two that stand later in the file
             here = bisect_left(present, line.n) - bisect_left(present, expected)
             gone = line.n - expected - here
             if gone:
-                history.find(place, "missing", f"missing before line {place}: {gone} of the export's lines")
+                history.find(number, "missing", f"missing before line {number}: {gone} of the export's lines")
             elif here:
-                history.find(place, "moved", f"line {place} is line {line.n} of the export: it was moved")
+                history.find(number, "moved", f"line {number} is line {line.n} of the export: it was moved")
             elif before is not None and before.n == line.n - 1 and line.prev != before.hash:
                 history.find(
-                    place - 1, "altered", f"line {place - 1} was altered together with its hash: line {place} follows another"
+                    number - 1,
+                    "altered",
+                    f"line {number - 1} was altered together with its hash: line {number} follows another",
                 )
             elif line.n == 1 and line.prev != _BEGINNING:
-                history.find(place, "altered", f"line {place} does not begin an export")
+                history.find(number, "altered", f"line {number} does not begin an export")
             expected = line.n + 1
         before = line
 
@@ -334,16 +336,16 @@ def _check_frame(history: _History, lines: Sequence[_Line | None]) -> None:
             break
         record = _record(line.fields)
         if record is None:
-            history.find(line.place, "altered", f"line {line.place} is intact, but is not a record of an export")
+            history.find(line.number, "altered", f"line {line.number} is intact, but is not a record of an export")
         else:
-            history.records.append(_Record(line.place, line.hash, record))
+            history.records.append(_Record(line.number, line.hash, record))
     if closing is None:
         if lines[-1] is not None:
             history.find(len(lines) + 1, "missing", "the closing line is missing: the end of the export was cut off")
-    elif not history.findings and closing.place < len(lines):
-        history.find(closing.place + 1, "altered", f"line {closing.place + 1} was added: it follows the closing line")
+    elif not history.findings and closing.number < len(lines):
+        history.find(closing.number + 1, "altered", f"line {closing.number + 1} was added: it follows the closing line")
     elif not history.findings and closing.fields.get("records") != len(history.records):
-        history.find(closing.place, "altered", "the closing line counts another number of records")
+        history.find(closing.number, "altered", "the closing line counts another number of records")
 
 
 def _header(fields: dict[str, Any]) -> _Header | None:
@@ -373,17 +375,19 @@ def _fold(history: _History) -> None:
     state = PartitionState(header.partition, header.partitions)
     state.claim, state.format, state.memory_ms = header.claim, header.record_format, header.memory_ms
     told = history.told = RunHistory(header.run_id, state)
-    for place, _, record in history.records:
+    for number, _, record in history.records:
         run = told.run
         history.stood_still = run is not None and run.phase == "quarantined"
         change = told.take(record)
         if change is None or (change.run is not None and (change.run.id != header.run_id or run not in (None, change.run))):
             history.find(
-                place, "rejected", f"the record in line {place} (offset {record.offset}) is not accepted after those before it"
+                number,
+                "rejected",
+                f"the record in line {number} (offset {record.offset}) is not accepted after those before it",
             )
             return
         if change.run is not None:
-            history.delivered_by += [place] * (len(change.run.journal) - len(history.delivered_by))
+            history.delivered_by += [number] * (len(change.run.journal) - len(history.delivered_by))
     if told.run is None:
         history.find(0, "missing", "the export holds no record of its run")
 
@@ -499,7 +503,7 @@ def _extensions(log: Log | None) -> tuple[StepPorts, Callable[[str], object]]:
 
 def _where(history: _History, execution: Execution) -> int | None:
     if execution.position == 0:
-        return history.records[0].place
+        return history.records[0].number
     return history.delivered_by[execution.position - 1]
 
 
@@ -508,7 +512,7 @@ def _compare(history: _History, run: RunState, workflow: Workflow[Any, Any], exe
     agrees = Replay("agrees", f"today's code does what the history of run {run.id!r} holds, and it is {run.phase}", run.id)
     if not run.ended or (run.phase == "cancelled" and history.stood_still):
         return agrees
-    last = history.records[-1].place
+    last = history.records[-1].number
     if execution.outcome is None:
         ops = list(execution.ops.values())
         found = f"the code waits for {', '.join(map(str, ops[:5])) or 'nothing that is durable'}"

@@ -70,10 +70,10 @@ class Administration:
             findings += await kafka_topics.check_positions(cluster, inbox)
         held = [topic for topic in (inbox, history) if topic is not None]
         await cluster.start([topic.name for topic in held])
-        places = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
+        partitions = [TopicPartition(topic.name, partition) for topic in held for partition in range(topic.partitions)]
         findings += (
             TopicProblem(one.topic_partition.topic, one.problem, one.mend(cluster.bootstrap), fatal=False)
-            for one in await kafka_transactions.hanging(cluster, places, self._patience_s)
+            for one in await kafka_transactions.hanging(cluster, partitions, self._patience_s)
         )
         return findings
 
@@ -87,9 +87,9 @@ class Administration:
         if self._namespace.inbox not in topics:
             raise ConfigError(f"{self._namespace.inbox} does not exist. Run: stepfold topics create --url {quote(self._url)}")
         await cluster.start([self._namespace.inbox])
-        places = [TopicPartition(self._namespace.inbox, number) for number in range(topics[self._namespace.inbox].partitions)]
-        ends = await kafka_transactions.ends(cluster, places, self._patience_s)
-        done = await committed(cluster, self._namespace, len(places), self._patience_s)
+        partitions = [TopicPartition(self._namespace.inbox, number) for number in range(topics[self._namespace.inbox].partitions)]
+        ends = await kafka_transactions.ends(cluster, partitions, self._patience_s)
+        done = await committed(cluster, self._namespace, len(partitions), self._patience_s)
         found: list[InboxPosition] = []
         for topic_partition, (stable, end) in ends.items():
             one = await kafka_transactions.open_at(cluster, topic_partition, stable) if stable < end else None

@@ -275,8 +275,8 @@ class GroupMember:
 
     async def commit(self, topic: str, topic_id: str, positions: Mapping[int, int]) -> None:
         """Commit positions. Raises KafkaError, during a rebalance for instance."""
-        places = [(partition, offset, f"{_OF_TOPIC}{topic_id}") for partition, offset in positions.items()]
-        request = OffsetCommitRequest(self._namespace.group, self._generation, self._member_id, -1, [(topic, places)])
+        positions_sent = [(partition, offset, f"{_OF_TOPIC}{topic_id}") for partition, offset in positions.items()]
+        request = OffsetCommitRequest(self._namespace.group, self._generation, self._member_id, -1, [(topic, positions_sent)])
         answer = await self._ask(request, _QUICK_LANE)
         for _topic, codes in answer.topics:
             for _partition, code in codes:
@@ -308,8 +308,8 @@ async def committed(cluster: Cluster, namespace: Namespace, partitions: int, pat
 
 def _positions(answer: Any) -> dict[int, Position]:
     found: dict[int, Position] = {}
-    for _topic, places in answer.topics:
-        for partition, offset, metadata, code in places:
+    for _topic, positions in answer.topics:
+        for partition, offset, metadata, code in positions:
             _raise_for(code)
             if offset >= 0:
                 is_ours = (metadata or "").startswith(_OF_TOPIC)

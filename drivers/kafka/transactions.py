@@ -63,9 +63,9 @@ class OpenTransaction(NamedTuple):
         )
 
 
-async def ends(cluster: Cluster, places: Iterable[TopicPartition], patience_s: float) -> dict[TopicPartition, tuple[int, int]]:
+async def ends(cluster: Cluster, of: Iterable[TopicPartition], patience_s: float) -> dict[TopicPartition, tuple[int, int]]:
     """For each partition, the offset up to which it can be read committed, and its end."""
-    wanted = list(places)
+    wanted = list(of)
 
     async def ask(isolation: int) -> dict[TopicPartition, int]:
         by_node: dict[int, dict[str, list[tuple[int, int]]]] = {}
@@ -110,10 +110,10 @@ async def open_at(cluster: Cluster, topic_partition: TopicPartition, offset: int
     return found
 
 
-async def hanging(cluster: Cluster, places: Iterable[TopicPartition], patience_s: float) -> list[OpenTransaction]:
+async def hanging(cluster: Cluster, of: Iterable[TopicPartition], patience_s: float) -> list[OpenTransaction]:
     """Transactions that have been open for `HELD_S` or longer, or for an unknown time."""
     found: list[OpenTransaction] = []
-    for topic_partition, (stable, end) in (await ends(cluster, places, patience_s)).items():
+    for topic_partition, (stable, end) in (await ends(cluster, of, patience_s)).items():
         if stable < end:
             one = await open_at(cluster, topic_partition, stable)
             if one.age_s is None or one.age_s >= HELD_S:

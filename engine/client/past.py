@@ -1,7 +1,7 @@
-"""A run at any of its events: its records as far as they have been read, and the state of the fold at some places among them.
+"""A run at any of its events: its records as far as they have been read, and the state of the fold at some of them.
 
-The newest state costs the new records only, and an earlier one the records since the place before it. Events become models only
-where somebody looks at them. The state is always the one that the fold of all records from the first on gives. Pure.
+The newest state costs the new records only, and an earlier one the records since the last state kept before it. Events become
+models only where somebody looks at them. The state is always the one that the fold of all records from the first on gives. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .story import story
 from .view import RunView
 
 EVERY = 500
-PLACES = 32
+STATES_KEPT = 32
 """After how many records the state is kept, until there are this many states; then every second one goes."""
 RECORD_BYTES = 700
 COPIES = 3
@@ -153,7 +153,7 @@ class Past:
         if self._kept and count < self._kept[-1].count + self._every:
             return
         self._kept.append(_Kept(self._view, count))
-        if len(self._kept) > PLACES:
+        if len(self._kept) > STATES_KEPT:
             self._every *= 2
             del self._kept[1::2]
 
@@ -234,7 +234,7 @@ class Events(Sequence[Event]):
         return at < len(self) and self.offset(at) == offset
 
     def from_offset(self, offset: int) -> int:
-        """The place of the first that is at an offset or behind it."""
+        """The index of the first event that is at an offset or behind it."""
         return bisect_left(self.chosen, offset, key=self._index.offsets.__getitem__)
 
 

@@ -1,4 +1,4 @@
-"""The stream of changes of all runs: one event for each change, whose id is the place in every partition of the log."""
+"""The stream of changes of all runs: one event for each change, whose id holds the position in every partition of the log."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ async def get_changes(call: HttpCall) -> Response:
     """Follow the changes of all runs that fulfil the conditions, as server-sent events.
 
     An event `change` names the run, its state now, and the record. Without `Last-Event-ID` the stream begins now, with the event
-    `begin`. With it, the stream goes on behind that event; if the log does not hold that place, an event `reset` says so, and the
-    stream begins now. An event `position` moves the place on when nothing else does.
+    `begin`. With it, the stream goes on behind that event; if the log does not hold that position, an event `reset` says so, and
+    the stream begins now. An event `position` moves the position on when nothing else does.
     """
     log, last = call.service.client.connected(), call.request.headers.get("last-event-id")
     async with call.service.client.patience():
@@ -63,7 +63,7 @@ def _written(log: Log, positions: Sequence[int]) -> str:
 
 
 def _parsed(log: Log, text: str, bounds: Sequence[tuple[int, int]]) -> list[int] | None:
-    """The positions in an event id; None if it is not one of this log, or the log does not hold these places any more."""
+    """The positions in an event id; None if it is not one of this log, or the log does not hold them any more."""
     mark, *parts = text[: 64 + 40 * len(bounds)].split(" ")
     if mark != _mark(log) or len(parts) != len(bounds):
         return None

@@ -17,7 +17,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ProblemDetail(BaseModel):
-    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: places in the request, as JSON pointers;
+    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: what is wrong, by JSON pointers;
     `instance`: the path of the request."""
 
     type: str
@@ -38,7 +38,7 @@ class HttpRefusal(Exception):
         code: str,
         detail: str,
         *,
-        places: list[dict[str, str]] | None = None,
+        errors: list[dict[str, str]] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
@@ -48,7 +48,7 @@ class HttpRefusal(Exception):
             status=status,
             detail=detail,
             code=code,
-            errors=places,
+            errors=errors,
         )
         self.headers = headers or {}
 
@@ -82,7 +82,7 @@ def refusal(error: Exception) -> HttpRefusal:
     if isinstance(error, ValidationError):
         return invalid(error, "the request")
     if isinstance(error, InputInvalid):
-        return HttpRefusal(422, _code(type(error)), str(error), places=_places(error.errors, "/input"))
+        return HttpRefusal(422, _code(type(error)), str(error), errors=_pointers(error.errors, "/input"))
     if isinstance(error, StepfoldError):
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
         return HttpRefusal(status, _code(type(error)), str(error), headers={"Retry-After": "1"} if status == 503 else None)
@@ -96,13 +96,13 @@ def _code(kind: type[StepfoldError]) -> str:
 
 def invalid(error: ValidationError, what: str) -> HttpRefusal:
     """The answer to a query or body that its model rejects. The values are not repeated: they may be secret."""
-    places = _places(error.errors(include_url=False, include_input=False, include_context=False), "")
-    said = "; ".join(f"{place['pointer'] or 'the whole'}: {place['detail']}" for place in places[:5])
-    return HttpRefusal(422, "invalid", f"{what} is not valid: {said}", places=places)
+    errors = _pointers(error.errors(include_url=False, include_input=False, include_context=False), "")
+    said = "; ".join(f"{one['pointer'] or 'the whole'}: {one['detail']}" for one in errors[:5])
+    return HttpRefusal(422, "invalid", f"{what} is not valid: {said}", errors=errors)
 
 
-def _places(errors: Iterable[Any], within: str) -> list[dict[str, str]]:
-    """The places of pydantic's errors, as JSON pointers."""
+def _pointers(errors: Iterable[Any], within: str) -> list[dict[str, str]]:
+    """The errors of pydantic with JSON pointers to the parts that they are about."""
     return [{"pointer": within + "".join(map(_step, one.get("loc", ()))), "detail": one.get("msg", "")} for one in errors]
 
 

@@ -38,7 +38,7 @@ def sender_of(call: HttpCall) -> Sender:
             422,
             "sender-known",
             "by: the server knows who you are, or would not believe it; leave `by` out",
-            places=[{"pointer": "/by", "detail": "only for a server without authentication"}],
+            errors=[{"pointer": "/by", "detail": "only for a server without authentication"}],
         )
     return Sender(known if known is not None else asked.by, asked.why)
 

@@ -1,4 +1,4 @@
-"""The records of all partitions as one sequence, by their times: from places on, or up to them."""
+"""The records of all partitions as one sequence, by their times: from positions on, or up to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from ..log import Log, Reader, Record
 from .positions import LogPosition
 
-Places = dict[int, int]
+Positions = dict[int, int]
 """An offset in each partition: everything below it has been read."""
 
 
@@ -22,14 +22,14 @@ class Tailed(NamedTuple):
     record: Record
 
 
-def written(places: Mapping[int, int]) -> str:
-    """`0:12-1:7`: places as a part of an address."""
-    return "-".join(f"{partition}:{offset}" for partition, offset in sorted(places.items()))
+def written(positions: Mapping[int, int]) -> str:
+    """`0:12-1:7`: positions as a part of an address."""
+    return "-".join(f"{partition}:{offset}" for partition, offset in sorted(positions.items()))
 
 
-def read_places(text: str, partitions: int) -> Places:
-    """Places as `written` gives them; a partition that is not named begins at 0. Raises ValueError."""
-    found: Places = dict.fromkeys(range(partitions), 0)
+def read_positions(text: str, partitions: int) -> Positions:
+    """Positions as `written` gives them; a partition that is not named begins at 0. Raises ValueError."""
+    found: Positions = dict.fromkeys(range(partitions), 0)
     for part in text.split("-"):
         try:
             position = LogPosition.parse(part)
@@ -42,19 +42,19 @@ def read_places(text: str, partitions: int) -> Places:
 
 
 class TailReader:
-    """Reads all partitions from places on, during an `async with` block. Raises LogUnavailable."""
+    """Reads all partitions from positions on, during an `async with` block. Raises LogUnavailable."""
 
-    def __init__(self, log: Log, places: Mapping[int, int], until: Mapping[int, int] | None = None) -> None:
-        self.places: Places = dict(places)
+    def __init__(self, log: Log, positions: Mapping[int, int], until: Mapping[int, int] | None = None) -> None:
+        self.positions: Positions = dict(positions)
         self._log = log
         self._until = until
         self._readers: dict[int, Reader] = {}
 
     async def __aenter__(self) -> Self:
-        for partition in self.places:
+        for partition in self.positions:
             start, end = await self._log.bounds(partition)
-            self.places[partition] = min(max(self.places[partition], start), end)
-            self._readers[partition] = self._log.reader(partition, self.places[partition])
+            self.positions[partition] = min(max(self.positions[partition], start), end)
+            self._readers[partition] = self._log.reader(partition, self.positions[partition])
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -75,13 +75,13 @@ class TailReader:
                 limit = last if limit is None else min(limit, last)
         taken = [one for one in in_order(known) if limit is None or one.time <= limit]
         for one in taken:
-            self.places[one.partition] = one.record.offset + 1
+            self.positions[one.partition] = one.record.offset + 1
         for partition, reader in self._readers.items():
             if limit is None or not known[partition]:
-                self.places[partition] = max(reader.position, self.places[partition])
-            elif reader.position != self.places[partition]:  # the rest comes with the next call
+                self.positions[partition] = max(reader.position, self.positions[partition])
+            elif reader.position != self.positions[partition]:  # the rest comes with the next call
                 await reader.close()
-                self._readers[partition] = self._log.reader(partition, self.places[partition])
+                self._readers[partition] = self._log.reader(partition, self.positions[partition])
         return [Tailed(one.partition, one.record) for one in taken]
 
     async def _upto(self, partition: int, reader: Reader, most: int) -> Sequence[Record]:
@@ -115,10 +115,10 @@ def _latest(records: Sequence[Record]) -> int:
     return max(record.timestamp for record in records)
 
 
-async def before(log: Log, until: Mapping[int, int], most: int) -> tuple[list[Tailed], Places]:
-    """The last records below the places, by their times, up to `most` offsets of each partition; and the places where they
+async def before(log: Log, until: Mapping[int, int], most: int) -> tuple[list[Tailed], Positions]:
+    """The last records below positions, by their times, up to `most` offsets of each partition; and the positions where they
     begin."""
-    begin: Places = {}
+    begin: Positions = {}
     for partition, offset in until.items():
         start, end = await log.bounds(partition)
         begin[partition] = max(start, min(offset, end) - most)

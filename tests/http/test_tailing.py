@@ -14,7 +14,7 @@ from stepfold import Client, Context, Step
 from stepfold.http.guard import Caller
 from stepfold.http.pages import tail
 from stepfold.http.routing import Role
-from stepfold.http.tailing import TailReader, before, read_places, written
+from stepfold.http.tailing import TailReader, before, read_positions, written
 from stepfold.log import CLAIM_KEY, Entry
 
 
@@ -31,7 +31,7 @@ async def test_records_come_in_the_order_of_their_times_and_once(tmp_path: Path,
                 seen += [(one.record.timestamp, one.record.key) for one in records]
             assert [time for time, _ in seen] == sorted(time for time, _ in seen)
             assert sorted(key for _, key in seen) == sorted(f"run-{number}" for number in range(40))
-            ends = dict(reader.places)
+            ends = dict(reader.positions)
             await log.append(1, [Entry("late", b"{}")])
             assert [one.record.key for one in await reader.read(most)] == ["late"]
         backward: list[str] = []
@@ -49,11 +49,11 @@ async def test_records_come_in_the_order_of_their_times_and_once(tmp_path: Path,
         assert sorted(keys) == sorted(key for _, key in seen)
 
 
-def test_places_are_a_part_of_an_address() -> None:
-    assert read_places(written({0: 12, 2: 7}), 3) == {0: 12, 1: 0, 2: 7}
+def test_positions_are_a_part_of_an_address() -> None:
+    assert read_positions(written({0: 12, 2: 7}), 3) == {0: 12, 1: 0, 2: 7}
     for odd in ("", "x", "1", "1:x", "9:1", "0:-1", "0:1-", "0:" + "9" * 30, "²:1"):
         with pytest.raises(ValueError, match=r"place|partition"):
-            read_places(odd, 3)
+            read_positions(odd, 3)
 
 
 def client_of(folder: Path) -> Client:

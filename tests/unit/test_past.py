@@ -91,7 +91,7 @@ def test_it_is_what_the_records_up_to_there_say(choices: list[Choice], seed: int
     author.write(BEGINNING + choices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(past, "EVERY", places[0])
-        patch.setattr(past, "PLACES", places[1])
+        patch.setattr(past, "STATES_KEPT", places[1])
         for run_id in RUNS:
             check_all(run_id, [record for record in author.ledger.records if record.key in (run_id, CLAIM_KEY)], seed)
 
@@ -117,7 +117,7 @@ def test_of_a_long_run_a_bounded_number_of_states_is_kept() -> None:
     read = Past(RunView(RUN, PartitionState()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(past, "EVERY", 2)
-        patch.setattr(past, "PLACES", 8)
+        patch.setattr(past, "STATES_KEPT", 8)
         for number in range(200):
             ledger.accepts("step-completed", step_id=f"s-{number}", attempt=1, result=number)
             read.take(ledger.records)

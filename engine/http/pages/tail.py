@@ -23,7 +23,7 @@ from ..payload import event_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
 from ..streaming import RETRY_MS, CountedStream
-from ..tailing import Places, Tailed, TailReader, before, read_places, written
+from ..tailing import Positions, Tailed, TailReader, before, read_positions, written
 from .live import PAUSE_S, wanted
 from .render import around, run_path, show, text, with_query
 from .times import beside
@@ -38,7 +38,7 @@ NAMES = 10_000
 
 
 class TailQuery(BaseModel, extra="ignore"):
-    """`type`, `workflow`, `run`, `text`: of the records to show. `from`: the places to show records from; `until`: up
+    """`type`, `workflow`, `run`, `text`: of the records to show. `from`: the positions to show records from; `until`: up
     to which."""
 
     model_config = ConfigDict(populate_by_name=True)
@@ -123,9 +123,9 @@ def _workflows_of(connection: sa.Connection, run_ids: Sequence[str]) -> dict[str
     return found
 
 
-def _places(call: HttpCall, name: str, places_text: str) -> Places:
+def _positions(call: HttpCall, name: str, positions_text: str) -> Positions:
     try:
-        return read_places(places_text, call.service.client.connected().partitions)
+        return read_positions(positions_text, call.service.client.connected().partitions)
     except ValueError as error:
         raise HttpRefusal(422, "invalid", f"`{name}`: {error}") from None
 
@@ -142,7 +142,7 @@ async def tail_page(call: HttpCall) -> Response:
         if query.from_:
             tailed, begin, behind, found = await _onward(call, rows, ends)
         else:
-            until = _places(call, "until", query.until) if query.until else ends
+            until = _positions(call, "until", query.until) if query.until else ends
             tailed, begin, behind, found = await _backward(call, rows, until)
     starts = {partition: (await log.bounds(partition))[0] for partition in begin}
     newest = all(behind[partition] >= end for partition, end in ends.items())
@@ -167,11 +167,11 @@ async def tail_page(call: HttpCall) -> Response:
     return show(call, "history.html", **context)
 
 
-_Looked = tuple[list[Tailed], Places, Places, list[dict[str, Any]]]
-"""Records that were looked at, the places where they begin, those behind them, and the rows that fit."""
+_Looked = tuple[list[Tailed], Positions, Positions, list[dict[str, Any]]]
+"""Records that were looked at, the positions where they begin, those behind them, and the rows that fit."""
 
 
-async def _backward(call: HttpCall, rows: _Rows, until: Places) -> _Looked:
+async def _backward(call: HttpCall, rows: _Rows, until: Positions) -> _Looked:
     log = call.service.client.connected()
     tailed, begin = await before(log, until, SCAN)
     found = await rows.fitting(tailed)
@@ -185,9 +185,9 @@ async def _backward(call: HttpCall, rows: _Rows, until: Places) -> _Looked:
     return tailed, begin, until, found
 
 
-async def _onward(call: HttpCall, rows: _Rows, ends: Places) -> _Looked:
-    async with TailReader(call.service.client.connected(), _places(call, "from", call.query.from_), ends) as reader:
-        begin = dict(reader.places)
+async def _onward(call: HttpCall, rows: _Rows, ends: Positions) -> _Looked:
+    async with TailReader(call.service.client.connected(), _positions(call, "from", call.query.from_), ends) as reader:
+        begin = dict(reader.positions)
         tailed, found = list[Tailed](), list[dict[str, Any]]()
         while len(found) < ROWS and len(tailed) < SCAN * len(ends):
             more = await reader.read(ROWS)
@@ -195,44 +195,44 @@ async def _onward(call: HttpCall, rows: _Rows, ends: Places) -> _Looked:
                 break
             tailed += more
             found += await rows.fitting(more)
-        behind = {partition: min(place, ends[partition]) for partition, place in reader.places.items()}
+        behind = {partition: min(position, ends[partition]) for partition, position in reader.positions.items()}
     return tailed, begin, behind, found
 
 
-async def _begin(call: HttpCall) -> Places:
-    """Where the stream begins: behind the last message that the browser has seen, or at the places of the address."""
+async def _begin(call: HttpCall) -> Positions:
+    """Where the stream begins: behind the last message that the browser has seen, or at the positions of the address."""
     last = call.request.headers.get("last-event-id") or call.query.from_
     log = call.service.client.connected()
     if not last:
         return {partition: (await log.bounds(partition))[1] for partition in range(log.partitions)}
-    return _places(call, "from", last)
+    return _positions(call, "from", last)
 
 
-async def _stream(call: HttpCall, begin: Places) -> AsyncGenerator[ServerSentEvent]:
+async def _stream(call: HttpCall, begin: Positions) -> AsyncGenerator[ServerSentEvent]:
     """Rows, and how far the reader has come. A client that reads slowly gets fewer messages, not a queue."""
     rows, news = _Rows(call), call.service.news
     log = call.service.client.connected()
     looked = shown = skipped = 0
     async with TailReader(log, begin) as reader:
-        first = sum(reader.places.values())
+        first = sum(reader.positions.values())
         while True:
             number = news.number
             tailed = await reader.read(1000)
             found = await rows.fitting(tailed)
             looked, shown, skipped = looked + len(tailed), shown + len(found), skipped + max(len(found) - ROWS, 0)
-            end = sum([(await log.bounds(partition))[1] for partition in reader.places])
+            end = sum([(await log.bounds(partition))[1] for partition in reader.positions])
             progress = {
                 "looked": looked,
                 "shown": shown,
                 "skipped": skipped,
-                "done": sum(reader.places.values()) - first,
+                "done": sum(reader.positions.values()) - first,
                 "all": end - first,
             }
             if found:
                 html = text("history_rows.html", around(call) | {"rows": found[: -ROWS - 1 : -1]})
-                yield ServerSentEvent(html, event="rows", id=written(reader.places), retry=RETRY_MS)
-            yield ServerSentEvent(orjson.dumps(progress).decode(), event="progress", id=written(reader.places), retry=RETRY_MS)
-            if sum(reader.places.values()) < end:
+                yield ServerSentEvent(html, event="rows", id=written(reader.positions), retry=RETRY_MS)
+            yield ServerSentEvent(orjson.dumps(progress).decode(), event="progress", id=written(reader.positions), retry=RETRY_MS)
+            if sum(reader.positions.values()) < end:
                 await asyncio.sleep(0.02)
                 continue
             await asyncio.sleep(PAUSE_S)
