@@ -181,9 +181,8 @@ class KeepsDeadLetters(Protocol):
     async def redrive(self, places: Sequence[str] | None = None, **options: Unpack[Redriving]) -> Redriven:
         """Send refused records to the inbox again: those at `places`, or all that were neither sent again nor dropped yet.
 
-        Marks each record after it
-        was sent, so a crash in between may send it twice. Raises ConfigError for unknown places and for records whose bytes were
-        not kept, and LogUnavailable.
+        Marks each record after it was sent, so a crash in between may send it twice. Raises ConfigError for unknown places and
+        for records whose bytes were not kept, and LogUnavailable.
         """
         ...
 

@@ -130,7 +130,7 @@ def _contained(name: str, record: logging.LogRecord | None = None) -> Generator[
 
 
 def _tell(error: BaseException, name: str, record: logging.LogRecord | None) -> None:
-    """Write an error to stderr, once for each type and place."""
+    """Write an error to stderr, once for each type of error and each line."""
     if not logging.raiseExceptions or not sys.stderr:
         return
     frames = list(traceback.walk_tb(error.__traceback__))

@@ -40,7 +40,7 @@ class Ended:
 
     def __init__(self) -> None:
         self.chunks: dict[int, bytearray] = {}
-        self._index: dict[int, bytearray] = {}  # bucket -> places; a place is a hint and the number of a chunk
+        self._index: dict[int, bytearray] = {}  # bucket -> entries: a hint and the number of a chunk
         self._unindexed: list[int] = []
 
     def copied(self) -> Ended:

@@ -1,4 +1,4 @@
-"""The states of the runs of one partition, unpacked or put away (packed), with what their owner notes about them. Pure."""
+"""The states of the runs of one partition, unpacked or put away (packed), with the notes of their owner. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends the code of tasks that nobody runs any more."""
+"""Ends the code of tasks that no loop runs any more."""
 
 from __future__ import annotations
 

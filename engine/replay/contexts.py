@@ -1,4 +1,4 @@
-"""Contexts for users' code: what a run or an attempt does to its decimal context, no other one sees. Pure.
+"""Contexts for users' code: no run or attempt sees the changes that another makes to its decimal context. Pure.
 
 `contextvars.copy_context` copies the variables, not the objects in them. The decimal context is such an object, and
 `decimal.getcontext().prec = 5` changes it in place, for everybody whose context was copied from the same one.

@@ -212,8 +212,8 @@ class Execution:
             task = asyncio.current_task()
             if not isinstance(task, DeterministicTask) or not task.shielded:
                 if task is not self._main:
-                    # `_settle` cancels the oldest task first. A task group ends in peace when only its members are cancelled:
-                    # the code would go on, and might complete, as if the members had done their work.
+                    # `_settle` cancels the oldest task first. A task group ends without an error when only its members are
+                    # cancelled: the code would go on, and might complete, as if the members had done their work.
                     return Op(base_id, call, source, self.loop.create_future(), None)
                 self._swallowed += 1
                 if self._swallowed > MAX_SWALLOWED_CANCELS:

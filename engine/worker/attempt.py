@@ -72,7 +72,7 @@ class Attempt:
         self.over: asyncio.Future[None] | None = None  # set while the attempt occupies a slot; done when the slot is free
         self.task: asyncio.Task[None] | None = None  # runs the attempt on the loop; None for a plain function
         self.beats: Heartbeats | None = None
-        self.isolated = False  # the step may kill workers: nothing else that may runs beside it
+        self.isolated = False  # the step may kill workers, so no other such step runs at the same time
         self.started = False  # its function may have been called
         self.queued_at: int | None = None  # when it began to wait for a slot, ms since 1970, by the worker's clock
         self.began_at: int | None = None  # when its function was called, by the same clock
@@ -81,12 +81,12 @@ class Attempt:
         self.timer: asyncio.TimerHandle | None = None
         self.dropped = False  # its code went on after a cancellation and gets no more turns
         self.ended_as: str | None = None  # the type of its error, or "withdrawn"; None: it runs, or has succeeded
-        self.observed: Any = None  # what the worker's observer keeps of it
+        self.observed: Any = None  # the observer's own data about this attempt
         self.announced = False  # `attempt-started` is in the log, or in the append queue
         if known is None:
             self.number = 1
             self.failures = 0
-            self.lost = 0  # attempts before this one that were lost in a row
+            self.lost = 0  # how many attempts in a row were lost before this one
             self.heartbeat: Any = None
             self.heartbeat_at = 0
         else:

@@ -31,7 +31,7 @@ class Claimed(NamedTuple):
 class Claiming:
     """Claims one partition for the worker `name`.
 
-    `ids` makes nonces. `is_live` says whether the worker of a name is alive. `is_leaving` says that this owner shall claim no
+    `ids` makes nonces. `is_live` says whether the worker of a name is alive. `is_leaving` says that this owner must claim no
     more. `fold_one` folds a record into the state.
     """
 

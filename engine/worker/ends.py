@@ -1,4 +1,4 @@
-"""Tells a step that ends the worker's event loop, or cancels its tasks, from a caller that may do so."""
+"""Finds out whether code of a step, or a caller who may do so, has ended the worker's event loop or cancelled its tasks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def step_behind(error: BaseException) -> str | None:
 
 
 class Canary(asyncio.Task[None]):
-    """A task of the worker that tells when the code of a step cancels it, or ends the loop and so has it cancelled.
+    """A task of the worker that reports when code of a step cancels it, directly or by ending the loop.
 
-    Steps, their tasks and their callbacks have the context of the step. Others who cancel tasks (`asyncio.run` at its end or on
-    Ctrl-C, a shutdown routine of the application) have not.
+    Steps, their tasks and their callbacks have the context of the step. Other code that cancels tasks (`asyncio.run` at its end
+    or on Ctrl-C, a shutdown routine of the application) has not.
     """
 
     def __init__(self, work: Coroutine[Any, Any, None], tell: Callable[[str], None], name: str) -> None:

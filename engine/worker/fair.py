@@ -9,7 +9,8 @@ from .attempt import Attempt
 
 
 class FairQueue:
-    """A queue of `size` attempts. `next` holds one attempt of each run that waits; its further ones join at the end, one by one.
+    """A queue of `size` attempts. `next` holds one attempt of each run that waits; the other attempts of a run join at the end,
+    one by one.
 
     Look at `next` and `size`, and change them by the methods alone.
     """

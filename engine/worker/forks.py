@@ -14,7 +14,7 @@ logger = logging.getLogger("stepfold.worker")
 
 
 class Forked(Protocol):
-    """Something of the worker that users' code gives control back to."""
+    """A part of the worker to which users' code gives control back."""
 
     def is_copy(self) -> None:
         """Called in the child: from now on, end the process where control comes back."""
@@ -25,12 +25,12 @@ _all: WeakSet[Forked] = WeakSet()
 
 
 def end_in_child(one: Forked) -> None:
-    """Have `one` end each child that users' code forks."""
+    """Let `one` end each child process that users' code forks."""
     _all.add(one)
 
 
 def end_child() -> NoReturn:
-    """End the child of a fork without what a process does at its end: that belongs to its parent."""
+    """End a forked child without exit handlers and without flushing: those belong to its parent."""
     logger.error("the child of a fork has come back to the worker: it ends. End it by os._exit, or use subprocess")
     os._exit(1)
 

@@ -112,9 +112,10 @@ def parse(record: InboxRecord) -> InboxRequest:
 
 
 def _traced(request: InboxRequest, named: dict[str, Any], headers: dict[str, str]) -> InboxRequest:
-    """With the trace of the CloudEvent (its extension for distributed tracing) or of the object, else with that of the headers.
+    """The request with a trace: that of the CloudEvent (its extension for distributed tracing) or of the object, else of the
+    headers.
 
-    A trace that is not valid is left out: it decides nothing.
+    An invalid trace is left out, because no decision depends on it.
     """
     trace = Trace.of(*(named.get(name) for name in _TRACE)) or Trace.of(*(headers.get(name) for name in _TRACE))
     return request if trace is None else replace(request, trace=trace)
@@ -158,7 +159,7 @@ def as_found(event: dict[str, Any]) -> InboxRecord:
 
 
 def _request(fields: dict[str, Any], request_type: InboxType, request_id: str, new_run_id: str) -> InboxRequest:
-    """`by` and `why` decide nothing, so what is not valid of them is left out."""
+    """An invalid `by` or `why` is left out, because no decision depends on it."""
     by, why = fields.get("by"), fields.get("why")
     request = _asked_for(fields, request_type, request_id, new_run_id)
     return replace(request, by=by if valid_name(by) else None, why=why if is_reason(why) else None)

@@ -1,7 +1,7 @@
 """The figures of one worker for Prometheus, served over HTTP: counts of what it has folded, and what it holds now.
 
-The counts are of this process: those of a server are of the log. Two workers in one process have two objects and two ports, and
-share nothing. The labels of a worker are the workflows that it knows, the partitions that it has, and fixed words.
+These counts are of this process; the counts of a server are of the log. Two workers in one process have two objects and two
+ports, and share nothing. The labels of a worker are the workflows that it knows, the partitions that it has, and fixed words.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Behind(NamedTuple):
 
 
 class Metrics(Observer, Collector):
-    """Counts what a worker tells, and collects its figures. `is_known` says whether the worker knows a workflow."""
+    """Counts the events that a worker reports, and collects its figures. `is_known` says whether the worker knows a workflow."""
 
     def __init__(self, is_known: Callable[[str], bool]) -> None:
         self._is_known = is_known

@@ -1,7 +1,7 @@
-"""The port by which a worker tells what happens in it, for metrics and traces. Where nobody listens it costs a comparison.
+"""The port by which a worker reports what happens in it, for metrics and traces. Without an observer it costs a comparison.
 
-An owner tells a record when it has folded it, and only of a partition that it owns. So neither a replay nor a recovery is told,
-and each record is told by one worker at most.
+An owner reports a record when it has folded it, and only records of a partition that it owns. So nobody reports a replay or a
+recovery, and at most one worker reports a record.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ history, a request into the dead letters; a checkpoint was written."""
 
 
 class Observer:
-    """Somebody who is told. The worker calls on its loop; a call returns at once, and changes nothing but `attempt.observed`."""
+    """A receiver of reports. The worker calls it on its loop; a call returns at once, and changes nothing but
+    `attempt.observed`."""
 
     def resident(self, run: RunState) -> None:
         """The code of a run comes into memory, and runs next."""
@@ -38,11 +39,11 @@ class Observer:
         """An attempt has left its slot; `attempt.ended_as` says how."""
 
     def noted(self, note: Note) -> None:
-        """Something has happened that concerns no run."""
+        """Something happened that concerns no run."""
 
 
 class Observers(Observer):
-    """Tells several. The first error of each goes to the log; errors change nothing else."""
+    """Passes reports to several observers. The first error of each goes to the log; errors change nothing else."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers

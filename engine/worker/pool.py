@@ -100,7 +100,7 @@ class Pool:
         self.turns.wait(attempt)
 
     def withdraw(self, attempt: Attempt) -> None:
-        """Nobody needs the attempt's result: cancel it or take it out of the queue."""
+        """Cancel the attempt or take it out of the queue, because nobody needs its result."""
         attempt.ended_as = "withdrawn"
         if attempt.isolated:
             self.turns.settled(attempt)
@@ -221,7 +221,7 @@ class Pool:
         self._end_plain(attempt)
 
     def _came_back(self, job: Job) -> None:
-        """A plain function has returned, or its attempt gave its slot up before the thread began."""
+        """Handle the return of a plain function, or an attempt that gave its slot up before the thread began."""
         attempt = job.attempt
         outcome, job.outcome = job.outcome, None
         if type(outcome) is Failure:
@@ -239,7 +239,7 @@ class Pool:
             self._end_plain(attempt)
 
     def _see_through(self, attempt: Attempt, awaitable: Awaitable[Any], context: contextvars.Context) -> None:
-        """Await what a plain function returned. That takes a task; the attempt keeps its slot."""
+        """Await the awaitable that a plain function returned. That takes a task; the attempt keeps its slot."""
         if attempt.timer is not None:
             attempt.timer.cancel()
 
@@ -310,7 +310,7 @@ def _called(attempt: Attempt, rest: Awaitable[Any] | None) -> Awaitable[Any]:
 
 
 def _goes_on(task: asyncio.Task[None] | None) -> bool:
-    """Whether the task is running: if not, its coroutine is being closed from outside."""
+    """Whether the task is running. If it is not, other code is closing its coroutine."""
     try:
         return asyncio.current_task() is task
     except RuntimeError:  # no loop runs
@@ -327,7 +327,7 @@ def _plain_call(limit: int, now: Callable[[], int], attempt: Attempt) -> Outcome
             fn, args = (call.fn, call.args) if call.copies is None else call.copies()
             value = fn(*args)
             return Pending(value) if inspect.isawaitable(value) else _encoded(attempt, value, limit)
-        except (StopIteration, GeneratorExit) as error:  # callers give these a meaning of their own
+        except (StopIteration, GeneratorExit) as error:  # callers handle these in their own way
             raise RuntimeError(f"the step function raised {type(error).__name__}: {error}") from error
         except asyncio.CancelledError as error:
             raise _cancelled_itself(attempt) from error

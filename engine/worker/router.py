@@ -1,10 +1,10 @@
 """The inbox router: turns records of the inbox into records of the history, or into dead letters.
 
 A good request becomes one record of the history. The record says where the request was found, so the fold recognises a request
-that is routed twice, however late. So a router may die anywhere, if it leaves no gaps: it appends requests in the order of the
-inbox, and begins the next portion only when all of the last one is durable. The router checks the input of a start against the
-model of its workflow. If this worker does not know the workflow, the router passes the start on, and the run waits for a worker
-that knows it.
+that is routed twice, however late. So a router may die at any point, as long as it leaves no gaps: it appends requests in the
+order of the inbox, and begins the next portion only when all of the last one is durable. The router checks the input of a start
+against the model of its workflow. If this worker does not know the workflow, the router passes the start on, and the run waits
+for a worker that knows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A worker that has an event loop of its own: it serves until the process is told to stop.
 
-Steps run on that loop, so their code can end it: SystemExit in a task of theirs, `loop.stop()`, a cancellation of all tasks. Such
-an end counts as the death of the worker. Only a signal, or an error of the worker itself, is an end in good order.
+Steps run on that loop, so their code can end it: SystemExit in one of their tasks, `loop.stop()`, a cancellation of all tasks.
+Such an end counts as the death of the worker. Only a signal, or an error of the worker itself, is an end in good order.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def told_by_signals(
 ) -> Generator[None]:
     """Call `told` on the running loop at the first SIGINT, SIGTERM or SIGHUP. A second signal ends the process at once.
 
-    The first signal ends the process if code holds the loop up for long (`held_up`), then or later: waiting would be useless.
+    If code holds the loop up for long (`held_up`), then or later, the first signal ends the process: waiting would be useless.
     `at_once` runs before a second signal ends the process. Does nothing outside the main thread: Python runs signal handlers only
     there.
     """
@@ -87,7 +87,7 @@ def told_by_signals(
 
 @contextlib.contextmanager
 def _handling(loop: asyncio.AbstractEventLoop, handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
-    """Handle the signals that tell the process to stop; the handlers from before are put back."""
+    """Handle the signals that tell the process to stop, and restore the earlier handlers afterwards."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone; not on Windows
     if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # `nohup` or an application may have set it
@@ -127,8 +127,8 @@ def end_process(status: int) -> NoReturn:
 def end_process_soon(status: int) -> None:
     """End the process with this exit code after `END_S`, unless it has ended by then.
 
-    Threads, tasks that go on after their cancellation and exit handlers of users would keep it for ever. A later call changes
-    the exit code only. Without a thread to wait in, the process ends at once.
+    Threads, tasks that ignore their cancellation and exit handlers of users could keep the process alive for ever. A later call
+    changes the exit code only. Without a thread to wait in, the process ends at once.
     """
     begun = bool(_soon)
     _soon[:] = [status]

@@ -4,10 +4,10 @@ The attempts of a step show whether it kills its worker. The code of a workflow 
 in a row the owner is careful. Before it runs the code of a run that it recovers, it announces the run (`code-suspected`). It
 first announces runs above suspicion, in groups. Then it announces, one by one, runs that were announced before and have decided
 nothing since, the least suspected first. A run whose code survives decides something, or the owner clears it (`code-cleared`).
-Only when that is in the log does the owner announce the next ones. So harmless runs go on first, and a run that is announced
+The owner announces the next ones only when that is in the log. So harmless runs go on first, and a run that is announced
 again and again is the killer.
 
-This module only keeps the books: the owner appends announcements and runs the code. The suspects of all partitions of a
+This module only keeps the lists: the owner appends announcements and runs the code. The suspects of all partitions of a
 worker, and its isolated steps, take turns: otherwise one would be blamed for a death that another caused.
 """
 
@@ -71,7 +71,7 @@ class Suspects:
         self.careful = deaths >= CAREFUL_AFTER
 
     def open(self) -> None:
-        """Recovery has seen all runs: begin with turns."""
+        """Begin to give turns: recovery has seen all runs."""
         self._open = True
         self._queue()
 

@@ -1,7 +1,7 @@
 """Reports refusals: requests that the fold finds void, except repeats, go to the dead letters with the reason.
 
-Only requests from an inbox do: their producers cannot read the outcome. Delivery is at least once: a checkpoint covers a
-refusal only after it was reported, so the next owner finds the others again.
+Only requests from an inbox are reported: their producers cannot read the outcome. Delivery is at least once: a checkpoint
+covers a refusal only after it was reported, so the next owner finds the others again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Telling:
         self._told = told
 
     def note(self, state: PartitionState, offset: int) -> None:
-        """Take over the refusals of the record at `offset`."""
+        """Keep the refusals of the record at `offset` until they are reported."""
         for event, reason in state.refused if offset >= self._told else ():
             where = {"run_id": event["run_id"], "request": event["request"]}
             logger.warning("%s: %s is refused: %s", self._log.name, event["type"], reason, extra=where)

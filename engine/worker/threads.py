@@ -1,12 +1,12 @@
 """Threads for plain step functions: one turn of the loop hands its calls over together and gets the results together.
 
-For a short function most of the cost is the way to a thread and back. So one thread takes all calls of a turn, one after
+For a short function most of the cost is the hand-over to a thread and back. So one thread takes all calls of a turn, one after
 another. The loop waits for it without the interpreter lock, at most `WAIT_S`, so no thread has to wake the loop. Calls that have
-not begun by then get a thread each. So do functions that are known to take longer, from the start: the loop does not wait for
-them.
+not begun by then get a thread each. Functions that are known to take longer get a thread each from the start: the loop does not
+wait for them.
 
 A thread cannot be stopped. The waiting side may give up; the thread then occupies no slot, and the process does not wait for
-it to end. Only at the end of the process, when the worker has stopped, is Python code in such a thread ended.
+it to end. When the process ends and the worker has stopped, `_end_left_behind` ends the Python code in such threads.
 """
 
 from __future__ import annotations

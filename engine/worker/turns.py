@@ -1,4 +1,4 @@
-"""The turns of things that may end the process: isolated attempts of steps, and the suspects of a partition.
+"""Turns for work that may end the process: isolated attempts of steps, and the suspects of a partition.
 
 At most one of them is announced or runs at a time in a worker: otherwise one would be blamed for a death that another caused.
 """
@@ -12,7 +12,7 @@ from .suspects import Suspects
 
 
 class Turns:
-    """Gives the turns: calls `announce` of each that waits, one after another."""
+    """Gives the turns: calls `announce` of each waiting attempt or suspect, one after another."""
 
     def __init__(self) -> None:
         self._waiting: deque[Attempt | Suspects] = deque()

@@ -7,13 +7,13 @@ again at each instruction where Python checks, also outside every `try`, until t
 Python's instructions cannot be interrupted: the watchdog says so and goes on looking. It does not interrupt code that a debugger
 traces.
 
-While nothing is noted, the watchdog asks the loop for a sign of life at each look, so it also names code that runs where nobody
+While no code is noted, the watchdog asks the loop for a sign of life at each look, so it also names code that runs where nobody
 expects it: a `__del__` that the garbage collector calls, code of the program on the same loop. It does not interrupt such code.
 A call that holds the interpreter holds the watchdog up, too, in whatever thread it runs: the watchdog says so afterwards.
 
 The exception cannot reach the engine. The watchdog sets `armed`, then checks that the loop's thread is still inside the same
 code (`what`, `turn`), and only then sends. The loop's thread first notes that it is out, then looks at `armed`. If that is set,
-it waits until the watchdog has decided, and takes back an exception that has not arrived.
+it waits until the watchdog has decided, and withdraws an exception that has not arrived.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Watch:
 
 
 class _Copy(Watch):
-    """The notes in the child of a fork: the first one ends the child."""
+    """The notes in a forked child: the first one ends the child."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         end_child()

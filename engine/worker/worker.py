@@ -48,8 +48,7 @@ class Worker:
     """Executes the workflows of a registry until `stop`.
 
     `threads` makes the object that runs plain step functions. `random` is the source of jitter, `ids` of nonces and names.
-    `built_in`: workflows that it serves beside those of the registry.
-    `observer` is told what happens.
+    `built_in`: workflows that it serves beside those of the registry. `observer` receives its reports.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ class Appending:
         self._drained.set()
 
     def clear(self) -> None:
-        """Forget what is in the queue."""
+        """Drop the queue."""
         self._queue.clear()
 
     def _compare_clocks(self, before: int, timestamp: int) -> None:
@@ -127,8 +127,8 @@ class Appending:
     def _refused(self, entry: Entry, error: EntryTooLarge) -> None:
         """The log does not take a record today, though it is below `max_value_bytes`: somebody has lowered the log's limit.
 
-        As at `emit`, it fails what it is the result of, or quarantines its run. The records behind it follow without it: nothing
-        acts on a record before the fold has it, so none of them depends on it.
+        As in `emit`, the step or run whose result it is fails, or its run is quarantined. The records behind it are appended
+        without it: nothing acts on a record before the fold has it, so none of them depends on it.
         """
         state, event = self._ownership.state, decode(entry.value)
         run = None if state is None else state.runs.get(entry.key)

@@ -29,7 +29,8 @@ class Checkpointing:
         self._lock = asyncio.Lock()
 
     def schedule(self) -> bool:
-        """Records were folded: see to the next checkpoint. Returns whether they are the first since the last one."""
+        """Note that records were folded, and schedule the next checkpoint. Returns whether they are the first since the last
+        one."""
         first = self._timer is None
         if first:
             self._timer = self._ownership.loop.call_later(self._settings.checkpoint_s, self._due.set)
@@ -38,7 +39,7 @@ class Checkpointing:
         return first
 
     def stop(self) -> None:
-        """Write none by time, until the next `schedule`."""
+        """Stop writing checkpoints by time, until the next `schedule`."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -98,7 +98,8 @@ class Recovery:
         self.suspects.end()
 
     def complete(self, state: PartitionState, unknown_workflow: dict[str, None]) -> bool:
-        """Whether nothing of a crash is left to do here: after a release the next owner does not look for lost attempts."""
+        """Whether this owner has handled all consequences of a crash: after a release the next owner does not look for lost
+        attempts."""
         orphans = (state.runs.peek(run_id) for run_id in self.orphans if run_id in state.runs and run_id not in unknown_workflow)
         return not self.crashed and not self.suspects.waiting and not any(run.phase == "open" for run in orphans)
 

@@ -1,4 +1,4 @@
-"""Whose code is in memory: brings the code of a run in, takes idle code out, and knows the runs that wait to come in.
+"""The runs whose code is in memory: brings code in, takes idle code out, and knows the runs that wait to come in.
 
 A run waits for room in memory, or for a workflow that this worker does not know. Idle runs give up their room first.
 """
@@ -24,7 +24,7 @@ ROOM_CHECK_S = 0.05
 class Residents:
     """The runs of one partition whose code is in memory, and those that wait for that.
 
-    `may_run` says whether a run's code may run now; it sees to it otherwise that the run comes back, or is put aside.
+    `may_run` says whether a run's code may run now; if not, it queues the run for later or puts the run aside.
     `has_crashed` says, once for each run, whether its last owner died, so that attempts without a result may be lost.
     """
 

@@ -231,7 +231,7 @@ class Running:
         tell_failure(f"run {run.id} of {run.workflow} failed", run, info)
 
     def not_taken(self, run: RunState, event: dict[str, Any], error: PayloadTooLarge) -> None:
-        """The log did not take a decision about a run, which is too large for it today. Decide something smaller."""
+        """Handle a decision about a run that the log refused, because it is too large today: decide something smaller."""
         event_type = event["type"]
         if SHAPES[event_type].is_result:
             if "step_id" in event:
@@ -245,7 +245,7 @@ class Running:
             short = {"type": kept.get("type"), "message": f"{message}"[:MAX_SHORT_CHARS]}
             if short != kept:
                 self._emit(run, "quarantined", error=short)
-        # If not even that fits, the run stands still, and goes on when an owner takes the partition over.
+        # If not even that fits, the run makes no progress until another owner takes the partition over.
 
     def _quarantine(self, run: RunState, error: NonDeterminism) -> None:
         try:
@@ -255,7 +255,7 @@ class Running:
         self.put_aside(run, info)
 
     def contained(self, run: RunState, act: Callable[..., None], /, *args: Any, **fields: Any) -> None:
-        """Act on a run. Any error concerns only this run."""
+        """Run an action on a run. Any error concerns only this run."""
         try:
             act(run, *args, **fields)
         except Exception as error:  # noqa: BLE001  # as it says
