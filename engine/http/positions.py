@@ -1,4 +1,4 @@
-"""Places in the log, as requests and answers write them."""
+"""Positions in the log, as requests and answers write them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class LogPosition(NamedTuple):
-    """A place in the log: everything below `offset` of `partition`."""
+    """A position in the log: everything below `offset` of `partition`."""
 
     partition: int
     offset: int
