@@ -36,48 +36,61 @@ class Settled(NamedTuple):
     why: str | None
 
 
-async def bury(
-    cluster: Cluster,
-    producer: Callable[[], Producer],
-    namespace: Namespace,
-    record: InboxRecord,
-    reason: str,
-    patience_s: float,
-) -> None:
-    """Write a dead letter. If the topic does not take it today, without its value; if need be, without key and headers as well.
+class DeadLetterWriter:
+    """Writes the dead letters of a namespace."""
 
-    Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
-    """
-    topic_partition = TopicPartition(namespace.dead_letters, 0)
-    for left_out in range(3):
-        try:
-            await producer().send(topic_partition, [letter(namespace, record, reason, left_out)])
-        except EntryTooLarge:
-            continue
-        except LogUnavailable as error:
+    def __init__(
+        self, cluster: Callable[[], Cluster], producer: Callable[[], Producer], namespace: Namespace, patience_s: float
+    ) -> None:
+        self._cluster = cluster
+        self._producer = producer
+        self._namespace = namespace
+        self._patience_s = patience_s
+        self._is_gone = False  # the topic does not exist, and the log says so
+
+    async def bury(self, record: InboxRecord, reason: str) -> None:
+        """Write a dead letter. If the topic does not take it today, without its value; if need be, without key and headers too.
+
+        Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
+        """
+        topic_partition = TopicPartition(self._namespace.dead_letters, 0)
+        for left_out in range(3):
             try:
-                topics = await describe(cluster, [topic_partition.topic], patience_s)
-            except LogUnavailable:
-                raise error from None
-            if topic_partition.topic in topics:
-                raise
+                await self._producer().send(topic_partition, [letter(self._namespace, record, reason, left_out)])
+            except EntryTooLarge:
+                continue
+            except LogUnavailable as error:
+                raise await self._explained(error, record) from None
+            self._is_gone = False
+            if left_out:
+                log.warning(
+                    "%s: its dead letter was written without all its bytes: max.message.bytes of %s is too low; see "
+                    "`stepfold topics check`",
+                    record.place,
+                    topic_partition.topic,
+                )
+            return
+        raise LogUnavailable(
+            f"{topic_partition.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`"
+        )
+
+    async def _explained(self, error: LogUnavailable, record: InboxRecord) -> LogUnavailable:
+        """The error with the remedy if the topic is gone, else the error itself. Logs once that the topic is gone."""
+        topic = self._namespace.dead_letters
+        try:
+            topics = await describe(self._cluster(), [topic], self._patience_s)
+        except LogUnavailable:
+            return error
+        if topic in topics:
+            return error
+        if not self._is_gone:
             log.error(
                 "%s does not exist any more, so %s waits, and the requests behind it; run `stepfold topics create`",
-                topic_partition.topic,
+                topic,
                 record.place,
             )
-            raise LogUnavailable(f"{topic_partition.topic} does not exist any more; run `stepfold topics create`") from None
-        if left_out:
-            log.warning(
-                "%s: its dead letter was written without all its bytes: max.message.bytes of %s is too low; see "
-                "`stepfold topics check`",
-                record.place,
-                topic_partition.topic,
-            )
-        return
-    raise LogUnavailable(
-        f"{topic_partition.topic} takes no letter at all: raise its max.message.bytes, see `stepfold topics check`"
-    )
+            self._is_gone = True
+        return LogUnavailable(f"{topic} does not exist any more; run `stepfold topics create`")
 
 
 def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int = 0) -> Message:

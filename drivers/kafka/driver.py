@@ -27,7 +27,7 @@ from stepfold.log import Ack, DeadLetter, Entry, EntryTooLarge, InboxRecord, Rec
 from . import topics as kafka_topics
 from .administration import Administration, InboxPosition
 from .cluster import Cluster, TopicPartition, describe
-from .dead_letters import bury, text_of
+from .dead_letters import DeadLetterWriter, text_of
 from .fetcher import Fetcher, KafkaTail, offsets, scan
 from .finder import Finder
 from .group import GroupMember
@@ -87,6 +87,7 @@ class KafkaDriver:
         self._partitions = 0
         self._inbox_partitions = 0
         self._producers: dict[str, Producer] = {}
+        self._letters = DeadLetterWriter(self._opened, lambda: self._producer("other"), self.namespace, patience_s)
         self._members: set[KafkaMember] = set()
         self._tails: dict[int, set[KafkaTail[Record]]] = {}
         self._finders: dict[int, Finder] = {}
@@ -332,7 +333,7 @@ class KafkaDriver:
         joined.reads = KafkaInbox(
             cluster,
             self._fetcher,
-            lambda: self._producer("other"),
+            self._letters,
             joined,
             self.url,
             self.namespace,
@@ -344,7 +345,7 @@ class KafkaDriver:
         return joined
 
     async def dead_letter(self, record: InboxRecord, reason: str) -> None:
-        await bury(self._opened(), lambda: self._producer("other"), self.namespace, record, reason, self._patience_s)
+        await self._letters.bury(record, reason)
 
     # Checkpoints.
 

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from aiokafka import TopicPartition
@@ -25,10 +25,9 @@ from stepfold.log import InboxRecord
 from . import topics as kafka_topics
 from . import transactions as kafka_transactions
 from .cluster import Cluster, Topic, describe, log, name_of
-from .dead_letters import bury
+from .dead_letters import DeadLetterWriter
 from .fetcher import Fetcher, KafkaTail, offsets
 from .group import GroupMember
-from .producer import Producer
 from .records import Raw, raw
 from .topics import Namespace, TopicProblem
 
@@ -47,7 +46,7 @@ class KafkaInbox:
         self,
         cluster: Cluster,
         fetcher: Fetcher,
-        producer: Callable[[], Producer],
+        letters: DeadLetterWriter,
         member: GroupMember,
         url: str,
         namespace: Namespace,
@@ -57,7 +56,7 @@ class KafkaInbox:
     ) -> None:
         self._cluster = cluster
         self._fetcher = fetcher
-        self._producer = producer
+        self._letters = letters
         self._member = member
         self._url = url
         self._namespace = namespace
@@ -279,7 +278,7 @@ class KafkaInbox:
             self._done = {partition: offset for partition, offset in self._done.items() if positions.get(partition) != offset}
 
     async def refuse(self, record: InboxRecord, reason: str) -> None:
-        await bury(self._cluster, self._producer, self._namespace, record, reason, self._patience_s)
+        await self._letters.bury(record, reason)
 
     def close(self) -> None:
         self._closed = True

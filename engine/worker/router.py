@@ -54,13 +54,17 @@ class Router:
         self._observer = observer
 
     async def run(self) -> None:
+        told = ""
         while True:
             try:
                 records = await self._inbox.receive()
                 await self._route(records)
                 await self._inbox.done(records)
+                told = ""
             except LogUnavailable as error:
-                logger.warning("%s: the inbox: %s; trying again", self._log.name, error)
+                if str(error) != told:
+                    told = str(error)
+                    logger.warning("%s: the inbox: %s; trying again", self._log.name, told)
                 await asyncio.sleep(PAUSE_S)
 
     async def _route(self, records: Sequence[InboxRecord]) -> None:

@@ -17,7 +17,9 @@ from eventually import eventually
 
 from stepfold import Client, Context, RunNotFound, Step
 from stepfold.drivers.kafka import DeadLetter, KafkaDriver
+from stepfold.drivers.kafka.dead_letters import DeadLetterWriter
 from stepfold.errors import WorkflowFailed
+from stepfold.log import InboxRecord
 
 pytestmark = pytest.mark.kafka
 
@@ -126,8 +128,20 @@ async def test_a_letter_that_the_dead_letters_take_no_more_leaves_bytes_out(
 
 
 async def test_dead_letters_that_were_deleted_are_named_with_the_remedy_and_the_inbox_goes_on_when_they_are_back(
-    kafka_namespace: str, admin: AIOKafkaAdminClient, foreigner: AIOKafkaProducer, caplog: pytest.LogCaptureFixture
+    kafka_namespace: str,
+    admin: AIOKafkaAdminClient,
+    foreigner: AIOKafkaProducer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    tries = list[str]()
+    bury = DeadLetterWriter.bury
+
+    async def counted(self: DeadLetterWriter, record: InboxRecord, reason: str) -> None:
+        tries.append(record.place)
+        await bury(self, record, reason)
+
+    monkeypatch.setattr(DeadLetterWriter, "bury", counted)
     driver = KafkaDriver.from_url(kafka_namespace, session_timeout_s=6, patience_s=2)
     client = serving(driver)
     async with client, client.worker():
@@ -147,6 +161,13 @@ async def test_dead_letters_that_were_deleted_are_named_with_the_remedy_and_the_
             return any(f"{driver.namespace.dead_letters} does not exist any more" in error for error in errors)
 
         await eventually(said)
+        begun = len(tries)
+
+        async def tried_again() -> bool:
+            return len(tries) >= begun + 2
+
+        await eventually(tried_again)
         await driver.create_topics(4, 1)
         assert await result(client, "next") == "ok"
         assert [one.value for one in await letters(driver, 1)] == [b"junk"]
+        assert sum("does not exist any more, so" in record.message for record in caplog.records) == 1
