@@ -126,7 +126,7 @@ ActionPlace = tuple[int, int, int]
 def list_actions(
     connection: sa.Connection, *, limit: int = 50, after: ActionPlace | None = None, **filters: Unpack[ActionFilter]
 ) -> list[ActionRow]:
-    """Requests of people, the newest first; `limit` of them behind the place `after`. A page costs the same wherever it is."""
+    """Requests of people, the newest first; `limit` of them after the row `after`. A page costs the same wherever it is."""
     order = actions.c.at.desc(), actions.c.partition, actions.c.offset.desc()
     query = sa.select(actions).where(*(actions.c[name] == value for name, value in filters.items())).order_by(*order).limit(limit)
     if after is not None:

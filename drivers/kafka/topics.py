@@ -174,7 +174,7 @@ class _BrokersFenced(KafkaError):
 
 
 def refusal(topic: str, code: int, message: str | None) -> KafkaError | ConfigError | None:
-    """The error of an answer to the wish for a topic; None for a topic that is there now. A KafkaError passes by itself."""
+    """The error in the answer to a request to create a topic; None for a topic that exists. A KafkaError is worth another try."""
     error = for_code(code)
     if error in (NoError, TopicAlreadyExistsError):
         return None

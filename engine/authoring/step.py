@@ -153,10 +153,11 @@ class Step(Branches, Generic[Ext]):
     ) -> Coroutine[Any, Any, Any]:
         """Run `fn(*args)` on the worker and record its result; a plain function runs in a thread.
 
-        Arguments are taken by value, now: each attempt gets its own copy of data (lists, dicts, dataclasses, models, buffers,
-        and everything in them), so it sees no change that the workflow or another attempt makes. Other objects (clients,
-        locks, functions, objects of plain classes) are passed as they are, and so is everything that `fn` itself refers to:
-        the variables of a closure, the object of a bound method. The arguments in a `functools.partial` are copied, too.
+        Takes the arguments by value, at the call: each attempt gets its own copy of data (lists, dicts, dataclasses, models,
+        buffers, and everything in them), so it sees no change that the workflow or another attempt makes. Other objects
+        (clients, locks, functions, objects of plain classes) are passed as they are, and so is everything that `fn` itself
+        refers to: the variables of a closure, the object of a bound method. The arguments in a `functools.partial` are copied,
+        too.
 
         `retry`: three attempts by default (one with `at_most_once`). `timeout`: for each attempt. `at_most_once` records the
         attempt before it runs: if its worker dies, the attempt counts as failed and does not run again. `record_input`
@@ -230,8 +231,8 @@ class Step(Branches, Generic[Ext]):
     ) -> Coroutine[Any, Any, Signal[Any] | None]:
         """The oldest signal of this name that no wait of the run has taken yet; None after `timeout`.
 
-        `schema`: a type that pydantic validates. Raises InputInvalid for data that do not fit; the signal is then taken. If the
-        schema makes a value that the data do not give, another at each replay (`default_factory=uuid4`), the run is quarantined.
+        `schema`: a type that pydantic validates. Raises InputInvalid for data that do not fit; the signal is then used up. If
+        the schema itself makes a value that differs at each replay (`default_factory=uuid4`), the run is quarantined.
         """
         codec = ANY if schema is None else codec_for(schema)
 
@@ -257,7 +258,7 @@ class Step(Branches, Generic[Ext]):
         """A callback: an `id` to hand out, by which somebody outside gives the data that `await callback` returns.
 
         The callback is durable when this returns, so the id may be handed out; a later answer finds the run wherever it runs.
-        `timeout`: how long to wait for the answer, from now on; `heartbeat`: how long nobody may be silent. After either,
+        `timeout`: how long to wait for the answer, from now on; `heartbeat`: the longest time without a heartbeat. After either,
         `await callback` raises CallbackTimedOut. `schema`: a type that pydantic validates, as for `wait_for_signal`.
         Raises ValueError for a bad id or duration.
         """
@@ -569,7 +570,7 @@ class RunningStep:
         The details are copied now. Frequent calls are cheap: the worker records the latest details about once a second. May be
         called from the step's thread. Raises ValueInvalid for details that JSON cannot hold as they are, PayloadTooLarge above
         100 kB, and RuntimeError once the attempt has ended: a thread or task that it left behind, such as one that went on after
-        its `timeout`, learns so that nobody waits for it.
+        its `timeout`, learns from this error that nobody waits for it.
         """
         self._attempt.beat(details)
 

@@ -8,7 +8,7 @@ from .run import Gateway
 
 
 async def ask(gateway: Gateway, entry: Entry, request: str) -> Ack | None:
-    """Append the entry of `request`; None if the run has had it. Raises RunNotFound and RunEnded."""
+    """Append the entry of `request`; returns None if the run has it already. Raises RunNotFound and RunEnded."""
     log, run_id = gateway.connected(), entry.key
     run = (await gateway.views.read(run_id)).run
     if run is not None and request in run.requests:

@@ -28,7 +28,8 @@ class Answered(NamedTuple):
 async def complete(
     gateway: Gateway, id: str, data: Taken, timeout: Duration | None, asked: Sender, request: str | None = None
 ) -> Answered:
-    """Answer with data. As the two below, raises CallbackIdInvalid and RunNotFound; `request`: of this answer, else a new one."""
+    """Answer with data. Raises CallbackIdInvalid and RunNotFound, as `fail` and `heartbeat` do. `request`: the id of this answer;
+    without it a new one."""
     callback, log, key = CallbackId.parse(id), gateway.connected(), request or gateway.ids()
     encoded = untaken(data)
     check_size(encoded, MAX_PAYLOAD_BYTES, DATA)

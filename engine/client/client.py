@@ -1,6 +1,6 @@
 """The client: registers workflows, starts runs, and makes workers.
 
-The client appends requests to the history itself. A request stands under no claim, and the fold judges it like any other
+The client appends requests to the history itself. A request has no claim, and the fold judges it like any other
 record. So the client learns exactly whether a run id was free, even without a worker.
 """
 
@@ -351,7 +351,7 @@ class Client:
         return known.output if known is not None else ANY
 
     async def signal_run(self, run_id: str, name: str, data: bytes, request: str, asked: Sender = NOBODY) -> Ack | None:
-        """Append a signal for a run, once for each `request`; `data`: JSON. None: the run has had this request.
+        """Append a signal for a run, once for each `request`; `data`: JSON. Returns None if the run has this request already.
 
         Raises RunNotFound, RunEnded and PayloadTooLarge.
         """
@@ -415,8 +415,8 @@ class Client:
         checkpoint_records: int = 20_000,
         metrics: str | None = None,
     ) -> AsyncGenerator[Worker]:
-        """Execute the registered workflows until the block ends. To release a partition, wait up to `grace` for its running
-        steps.
+        """Execute the registered workflows until the block ends. Before the worker releases a partition it waits up to `grace`
+        for the partition's running steps.
 
         `concurrency`: steps at a time; `live_runs`: runs per partition whose code stays in memory; `metrics`: where Prometheus
         finds its figures, "9464" (on loopback) or "HOST:PORT". Raises ValueError for a number that is too low, TypeError for one
@@ -459,7 +459,7 @@ class Client:
         metrics: str | None = None,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
-        """Like `worker`, blocking, until SIGINT, SIGTERM or SIGHUP. A second signal, half a second later or more, ends it at
+        """As `worker`, but blocks until SIGINT, SIGTERM or SIGHUP. A second signal, half a second later or more, ends it at
         once.
 
         Serves on uvloop if it is installed (`stepfold[uvloop]`), and calls `on_start` when it serves. Outside the main thread,

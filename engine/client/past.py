@@ -103,7 +103,7 @@ class _Index:
 
 
 class Past:
-    """One run, read so far. If its id was used again, the last run is kept at hand, and an earlier one is folded anew."""
+    """One run, read so far. If its id was used again, this object keeps the last run, and folds an earlier one anew."""
 
     def __init__(self, view: RunView) -> None:
         self.records: list[Record] = []

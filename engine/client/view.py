@@ -1,6 +1,6 @@
 """One run, read from its records by the same fold as everywhere. Pure.
 
-A run depends only on the claims and its own records. So whoever reads one run folds only those, and gets the owner's result.
+A run depends only on the claims and its own records. So a reader of one run folds only those, and gets the owner's result.
 """
 
 from __future__ import annotations

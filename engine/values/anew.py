@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from .same import attributes_of, gives_the_same, path_text
+from .same import attributes_of, difference, gives_the_same, path_text
 
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 _FIXED: tuple[Any, ...] = (Decimal, complex)
@@ -35,6 +35,30 @@ def made_alone(value: Any) -> str | None:
                 if not (isinstance(found, (BaseModel, *_CONTAINERS)) or dataclasses.is_dataclass(cast(object, found))):
                     return path_text((*path, name))
         todo.extend(((*path, place), inner) for place, inner in reversed(list(_held(one))))
+    return None
+
+
+def differs_privately(one: Any, other: Any) -> str | None:
+    """The path of the first private attribute in which two values of equal JSON differ, or None.
+
+    Ignores attributes of types without an `__eq__` of their own, such as locks, and models in sets.
+    """
+    seen: set[int] = set()
+    todo: list[tuple[tuple[Any, ...], Any, Any]] = [((), one, other)]
+    while todo:
+        path, one, other = todo.pop()
+        kind = cast("type[Any]", type(one))
+        looked_into = issubclass(kind, (BaseModel, dict, list, tuple)) or dataclasses.is_dataclass(kind)
+        if not looked_into or kind is not type(other) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, BaseModel):
+            twin = cast("dict[str, Any]", other.__pydantic_private__ or {})
+            for name, value in (one.__pydantic_private__ or {}).items():
+                if type(value).__eq__ is not object.__eq__ and difference(value, twin.get(name)) is not None:
+                    return path_text((*path, name))
+        pairs = [((*path, key), left, right) for (key, left), (_, right) in zip(_held(one), _held(other), strict=False)]
+        todo.extend(reversed(pairs))
     return None
 
 

@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from ..errors import ConfigError, InputInvalid, ValueInvalid, message_of
-from .anew import made_alone
+from .anew import differs_privately, made_alone
 from .annotations import by_function, name_of, return_annotation, said, unwrapped
 from .digits import Spot, as_text, held, loads, raw, spots
 from .exact import STRICT, Exact, exact, holds_exactly
@@ -115,7 +115,7 @@ class Codec:
     def differs_anew(self, value: object, made: Any) -> str | None:
         """The path at which decoding `value`, which gave `made`, again gives another value; None if the two are the same.
 
-        Compares the JSON of the two. Raises any error that the user's types raise.
+        Compares the JSON of the two, and private attributes. Raises any error that the user's types raise.
         """
         if not self.makes_anew or self.adapter is None:
             return None
@@ -123,8 +123,11 @@ class Codec:
         if alone is not None:
             return alone
         write = self.adapter.serializer.to_json
-        first, again = write(made, warnings=False), write(self.decode(value), warnings=False)
-        change = None if first == again else difference(orjson.loads(first), orjson.loads(again))
+        second = self.decode(value)
+        first, again = write(made, warnings=False), write(second, warnings=False)
+        if first == again:
+            return differs_privately(made, second)
+        change = difference(orjson.loads(first), orjson.loads(again))
         return None if change is None else change.where
 
     def accept(self, value: Any) -> bytes:
