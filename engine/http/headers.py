@@ -102,7 +102,7 @@ def next_page(request: Request, path: str, cursor: str | None) -> dict[str, str]
 
 
 def behind(partition: int, offset: int) -> dict[str, str]:
-    """The header that tells the place behind a record."""
+    """The header that has the position behind a record."""
     return {POSITION: str(LogPosition(partition, offset + 1))}
 
 

@@ -31,7 +31,7 @@ HEADERS = {
     "If-None-Match": "An ETag of the run: 304 if it has no newer record.",
     "Last-Event-ID": "The id of the last event that the reader of a stream has seen.",
     "Prefer": "`wait=n`: answer after up to n seconds, at most 60, once there is news.",
-    POSITION: "`partition:offset`: answer once the tables hold everything below this place.",
+    POSITION: "`partition:offset`: answer once the tables hold everything below this position.",
 }
 """The meaning of the headers of requests."""
 _TEXT = {"type": "string"}
@@ -45,7 +45,7 @@ SENT: dict[str, tuple[str, Json]] = {
     ),
     "Retry-After": ("Ask again after so many seconds.", {"type": "integer", "minimum": 0}),
     "WWW-Authenticate": ("Of a 401: how to say who you are.", _TEXT),
-    POSITION: ("`partition:offset`: the place behind the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
+    POSITION: ("`partition:offset`: the position behind the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
 }
 """The meaning and the schema of the headers of answers."""
 _MAY_LACK = ("Link", "Preference-Applied")
