@@ -671,7 +671,7 @@ def _is_what(entry: Entry, value: Any) -> bool:
 
 
 def _inner(node: Node) -> list[Node]:
-    if node[0] in ("seq", "gather", "group", "race"):
+    if node[0] in ("seq", "gather", "group", "race", "map", "first"):
         return node[1]
     return [node[2]] if node[0] == "within" else [node[1]] if node[0] == "shield" else []
 
@@ -700,6 +700,9 @@ def _steps(node: Node, path: str) -> Iterator[tuple[str, Json]]:
     elif kind in ("gather", "group", "race"):
         for number, inner in enumerate(node[1]):
             yield from _steps(inner, f"{path}{number}/")
+    elif kind in ("map", "first"):
+        for number, inner in enumerate(node[1]):
+            yield from _steps(inner, f"{path}all/{number}/")
     else:
         for inner in _inner(node):
             yield from _steps(inner, path)

@@ -8,6 +8,8 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["wait", id, signal, timeout_ms or null]
     ["callback", id, timeout_ms or null, heartbeat_ms or null, answers]    see answering.py
     ["seq" | "gather" | "group" | "race", [nodes]]      one after the other; all at once; in a TaskGroup; the first that ends
+    ["map", [nodes], concurrency or null]               all, by step.map
+    ["first", [nodes]]                                  the first that ends, by step.race
     ["within", ms, node]                                asyncio.timeout
     ["shield", node]                                    out of reach of a cancellation
     ["send", id, run_id, signal]                        to another run
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from random import Random
 from typing import Any, Protocol
 
@@ -68,6 +70,21 @@ def spoiled(random: Random, program: Node) -> Node:
         del nodes[at : at + 1]
     nodes.insert(at, node)
     return ["seq", nodes]
+
+
+def composed(random: Random, node: Node) -> Node:
+    """The program with some of its branches made by `step.map` and `step.race`."""
+    if node[0] in ("within", "shield"):
+        return [*node[:-1], composed(random, node[-1])]
+    if node[0] not in _BRANCHED:
+        return node
+    inner = [composed(random, one) for one in node[1]]
+    if node[0] in ("gather", "group") and random.random() < 0.7:
+        return ["map", inner, random.choice((None, None, 1, 2, 7))]
+    return ["first" if node[0] == "race" and random.random() < 0.7 else node[0], inner, *node[2:]]
+
+
+_BRANCHED = ("seq", "gather", "group", "race", "map", "first")
 
 
 def _node(random: Random, depth: int, others: list[str]) -> Node:
@@ -152,7 +169,7 @@ def hostile_ones(node: Node) -> Iterator[Node]:
 
 
 def _inner(node: Node) -> list[Node]:
-    if node[0] in ("seq", "gather", "group", "race"):
+    if node[0] in _BRANCHED:
         return node[1]
     return [node[2]] if node[0] == "within" else [node[1]] if node[0] == "shield" else []
 
@@ -182,12 +199,12 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         said = "bad" if value == ["call failed", node[1]] else "good"
         good = {f"good {number}" for number, (_, what, _) in enumerate(node[4]) if what == "good"}
         return any(what == said for _, what, _ in node[4]) and (said == "bad" or value[2] in good)
-    if kind in ("seq", "gather", "group"):
+    if kind in ("seq", "gather", "group", "map"):
         inner = node[1]
         return len(value) == len(inner) and all(
             allowed(one, found, run_id, signals) for one, found in zip(inner, value, strict=True)
         )
-    if kind == "race":
+    if kind in ("race", "first"):
         return value[0] == "first" and allowed(node[1][value[1]], value[2], run_id, signals)
     if kind == "within":
         return value == ["too late"] or (value[0] == "in time" and allowed(node[2], value[1], run_id, signals))
@@ -259,6 +276,12 @@ class _Machine:
             return [task.result() for task in tasks]
         if kind == "race":
             return await self._race(step, path, node)
+        if kind == "map":
+            return await self._map(step, path, node)
+        if kind == "first":
+            branches = [partial(self._mapped, path, n, inner) for n, inner in enumerate(node[1])]
+            won = await step.race("all", {f"{n}": branch for n, branch in enumerate(branches)})
+            return ["first", int(won.key), won.value]
         if kind == "within":
             try:
                 async with asyncio.timeout(node[1] / 1000):
@@ -341,6 +364,19 @@ class _Machine:
     async def _branch(self, node: Node, step: Step, path: str, number: int) -> Any:
         async with step.scope(f"{number}") as inner:
             return await self.do(node, inner, f"{path}{number}/")
+
+    async def _map(self, step: Step, path: str, node: Node) -> Any:
+        async def branch(inner: Step, numbered: tuple[int, Node]) -> Any:
+            return await self._mapped(path, *numbered, inner)
+
+        inner: list[Node] = node[1]
+        done = await step.map("all", enumerate(inner), branch, concurrency=node[2])
+        for error in done.errors():
+            raise error
+        return done.results()
+
+    async def _mapped(self, path: str, number: int, node: Node, step: Step) -> Any:
+        return await self.do(node, step, f"{path}all/{number}/")
 
     async def _race(self, step: Step, path: str, node: Node) -> Any:
         tasks = [asyncio.create_task(self._branch(inner, step, path, n)) for n, inner in enumerate(node[1])]
