@@ -13,7 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.projections import ProjectionRunner, RunsProjection
+from stepfold.projections import ActionsProjection, ProjectionRunner, RunsProjection, StepsProjection
 from stepfold.testing.processes import Process
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class Projecting:
         if after_s:
             await asyncio.sleep(after_s)
         process = self._process = self._world.born("projections")
-        runner = ProjectionRunner(self._world.client_of(process), [RunsProjection()], database=made_before or "sqlite://")
+        together = [StepsProjection(), RunsProjection(), ActionsProjection()]  # they share one fold
+        runner = ProjectionRunner(self._world.client_of(process), together, database=made_before or "sqlite://")
         while True:
             try:
                 await process.start(runner.__aenter__())
