@@ -42,8 +42,8 @@ _getframe = sys._getframe  # pyright: ignore[reportPrivateUsage]  # documented; 
 _get_running_loop = asyncio.events._get_running_loop
 _set_running_loop = asyncio.events._set_running_loop
 # From 3.14 on the current task belongs to the thread, not to the loop: put the worker's task aside while this loop runs.
-_swap_current_task: Callable[[Any, Any], Any] | None = (
-    vars(asyncio.tasks)["_swap_current_task"] if sys.version_info >= (3, 14) else None
+_swap_current_task: Callable[[Any, Any], Any] = (
+    vars(asyncio.tasks)["_swap_current_task"] if sys.version_info >= (3, 14) else lambda loop, task: None
 )
 
 
@@ -155,7 +155,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise RuntimeError("this loop is already running")
         left = self.host.max_turns
         outer = _get_running_loop()
-        outer_task = None if outer is None or _swap_current_task is None else _swap_current_task(outer, None)
+        outer_task = _swap_current_task(outer, None) if outer is not None else None
         first_iteration, finalizer = sys.get_asyncgen_hooks()  # unpacked: the garbage collector does not look into the pair
         self._outer = (outer, outer_task, first_iteration, finalizer)
         self._running = True
@@ -182,7 +182,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         finally:  # as in `leave`
             sys.set_asyncgen_hooks(first_iteration, finalizer)
             _set_running_loop(outer)
-            if outer is not None and _swap_current_task is not None:
+            if outer is not None:
                 _swap_current_task(outer, outer_task)
             self._running = False
             self._outer = _NOTHING
@@ -195,7 +195,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             outer, outer_task, first_iteration, finalizer = self._outer
             sys.set_asyncgen_hooks(first_iteration, finalizer)
             _set_running_loop(outer)
-            if outer is not None and _swap_current_task is not None:
+            if outer is not None:
                 _swap_current_task(outer, outer_task)
             self._running = False
             self._outer = _NOTHING  # last, so that the owner can call this again if it is cut short, too
