@@ -29,7 +29,11 @@ MODULES = [
 def main(folder: Path) -> None:
     for name in stepfold.drivers.__all__:  # loaded when they are first asked for, which pdoc does not do
         setattr(stepfold.drivers, name, getattr(stepfold.drivers, name))
-    for record in (stepfold.Signal, audit.Finding):  # a NamedTuple's own __new__ does not know the module of its annotations
+    for record in (
+        stepfold.Signal,
+        stepfold.RaceResult,
+        audit.Finding,
+    ):  # a NamedTuple's own __new__ does not know the module of its annotations
         new: Any = vars(record)["__new__"].__func__
         new.__annotations__ = get_type_hints(record)
     warnings.simplefilter("error")
