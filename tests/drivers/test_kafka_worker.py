@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -386,6 +387,12 @@ async def nothing_waits(driver: KafkaDriver) -> bool:
     return all(one.waiting == 0 for one in await driver.inbox_positions())
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether all threads of a process are stopped."""
+    states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 @connections_may_leak
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_worker_stops_within_seconds_when_its_broker_does_not_answer(
@@ -404,6 +411,8 @@ async def test_a_worker_stops_within_seconds_when_its_broker_does_not_answer(
             async with shop.client, shop.client.worker():
                 assert await (await shop.client.start_workflow(shop.order, "one", run_id="one")).result() == "one"
                 os.kill(pid, how)
+                while how == signal.SIGSTOP and not is_frozen(pid):  # until then a thread of it may still answer
+                    await asyncio.sleep(0.001)
                 appending = asyncio.create_task(shop.driver.append(0, [Entry("run", b"")]))
                 await asyncio.sleep(0)
                 limit.reschedule(asyncio.get_running_loop().time() + 20)  # it took 32 s
