@@ -8,8 +8,11 @@ from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 
 _STATEMENTS = 100
+_DIALECT: sa.Dialect = sqlite.dialect()
+"""One for all databases: the cache must not keep those of each."""
 
 
 def execute_many(
@@ -21,19 +24,19 @@ def execute_many(
     """
     if not rows:
         return
-    if connection.dialect.name != "sqlite":
+    if (connection.dialect.name, connection.dialect.paramstyle) != ("sqlite", "qmark"):
         connection.execute(statement, rows)
         return
-    text, values_of = _compiled(statement, connection.dialect, tuple(rows[0]))
+    text, values_of = _compiled(statement, tuple(rows[0]))
     connection.exec_driver_sql(text, [values_of(row) for row in rows])
 
 
 @lru_cache(_STATEMENTS)
 def _compiled(
-    statement: sa.Insert | sa.Update | sa.Delete, dialect: sa.Dialect, names: tuple[str, ...]
+    statement: sa.Insert | sa.Update | sa.Delete, names: tuple[str, ...]
 ) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
     """The text of a statement, and the values of a row in the order of their places in it."""
-    compiled: Any = statement.compile(dialect=dialect, column_keys=list(names))
+    compiled: Any = statement.compile(dialect=_DIALECT, column_keys=list(names))
     places: list[str] = compiled.positiontup
     fixed: dict[str, Any] = {name: compiled.params[name] for name in places if name not in names}
     if fixed:

@@ -98,7 +98,7 @@ async def test_a_cancellation_that_is_sent_twice_is_one(client: Client) -> None:
 async def test_an_answer_that_is_sent_twice_is_one(client: Client, do: str, fields: dict[str, str]) -> None:
     async with served(client) as browser, client.worker():
         await client.start_workflow("asks", "", run_id="one")
-        form = form_with(await opened(browser, "one", "Answer answer"), step="answer") | fields | {"do": do}
+        form = form_with(await opened(browser, "one", "Answer <code>answer</code>"), step="answer") | fields | {"do": do}
         both = await asyncio.gather(*(browser.post("/runs/one", data=form) for _ in range(2)))
         assert [one.status_code for one in both] == [303, 303]
         assert (await browser.post("/runs/one", data=form)).status_code == 303
@@ -112,7 +112,7 @@ async def test_an_answer_that_is_sent_twice_is_one(client: Client, do: str, fiel
 async def test_a_refused_action_stays_in_the_page(client: Client) -> None:
     async with served(client) as browser, client.worker():
         await client.start_workflow("asks", "", run_id="one")
-        page = await opened(browser, "one", "Answer answer")
+        page = await opened(browser, "one", "Answer <code>answer</code>")
         answer, signal = form_with(page, step="answer"), form_with(page, do="signal")
         wrong: list[tuple[dict[str, str], str]] = [
             (answer | {"do": "complete", "data": "text", "why": HOSTILE}, "A text needs its quotes"),
