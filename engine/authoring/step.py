@@ -304,10 +304,7 @@ class Step(Branches, Generic[Ext]):
         not used. The other arguments, and all errors, are those of `callback` and `run`. If the step fails, or the code stops
         waiting, the callback is over.
         """
-        if not callable(submit):
-            raise _misused(step_id, submit, {})
-        if not isinstance(retry, Retry | None):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
-            raise _no_retry(step_id, retry)
+        _check_function(step_id, submit, retry)
         call = self._callback_call(timeout, heartbeat, schema)
         return self._submit(self._path(step_id), call, submit, retry or _DEFAULT_RETRY, _source())
 
@@ -361,10 +358,7 @@ class Step(Branches, Generic[Ext]):
     def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any) -> None:
         """Raise for arguments that `run` would not take."""
         self._path(step_id)
-        if not callable(fn):
-            raise _misused(step_id, fn, {})
-        if not isinstance(retry, Retry | None):
-            raise _no_retry(step_id, retry)
+        _check_function(step_id, fn, retry)
         if timeout is not None:
             duration_ms(timeout)
 
@@ -429,6 +423,13 @@ class Step(Branches, Generic[Ext]):
 def _callee(fn: Callable[..., Any]) -> tuple[Codec, Pace]:
     """All that is known of a step function, in one look-up."""
     return result_codec(fn), pace_of(fn)
+
+
+def _check_function(step_id: str, fn: object, retry: object) -> None:
+    if not callable(fn):
+        raise _misused(step_id, fn, {})
+    if not isinstance(retry, Retry | None):
+        raise _no_retry(step_id, retry)
 
 
 def _no_retry(step_id: object, retry: object) -> TypeError:

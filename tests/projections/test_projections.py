@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import orjson
 import pytest
 import sqlalchemy as sa
 from eventually import eventually
+from followers import environment, killed_after
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recording import Recorder, Told, recorded, some_runs, to_be_told, told
@@ -150,28 +150,12 @@ async def test_processes_that_start_at_once_share_one_database(tmp_path: Path, d
     await log.close()
 
 
-def environment() -> dict[str, str]:
-    here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-
-
-def killed_after(batches: int, *arguments: str) -> bool:
-    """Whether it was killed before it was done: after so many batches, in whatever came next."""
-    command = [sys.executable, "-c", FOLLOW, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True) as process:
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(batches)]
-        process.kill()
-    assert "" not in lines or "done\n" in lines, "it failed"
-    return "done\n" not in lines
-
-
 async def test_killed_at_any_moment_nothing_is_left_out_or_repeated(tmp_path: Path, database: str) -> None:
     log = SQLiteDriver(tmp_path / "runs.db", partitions=2)
     await log.open()
     await some_runs(log, 60)
     kills = 0
-    while await asyncio.to_thread(killed_after, 10 + kills * 7 % 11, str(tmp_path / "runs.db"), database):
+    while await asyncio.to_thread(killed_after, 10 + kills * 7 % 11, FOLLOW, str(tmp_path / "runs.db"), database):
         kills += 1
     assert kills > 3
     async with ProjectionRunner(log, [Recorder()], database=database) as runner:

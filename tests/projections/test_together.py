@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from eventually import eventually
+from followers import killed_after
 from recording import Noter, records_of, some_runs, to_be_told
 
 from stepfold.core.fold import Change, PartitionState
@@ -180,25 +178,12 @@ asyncio.run(follow(*sys.argv[1:]))
 """
 
 
-def is_killed(lines: int, *arguments: str) -> bool:
-    """Whether it was killed before it was done: after so many lines, in whatever came next."""
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
-    command = [sys.executable, "-c", FOLLOW, *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        assert process.stdout is not None
-        told = [process.stdout.readline() for _ in range(lines)]
-        process.kill()
-    assert "" not in told or "done\n" in told, "it failed"
-    return "done\n" not in told
-
-
 async def test_killed_at_any_moment_nothing_is_left_out_or_repeated(tmp_path: Path, database: str) -> None:
     log = SQLiteDriver(tmp_path / "runs.db", partitions=2)
     await log.open()
     await some_runs(log, 60)
     kills = 0
-    while await asyncio.to_thread(is_killed, 70 + kills * 7 % 11, str(tmp_path / "runs.db"), database):
+    while await asyncio.to_thread(killed_after, 70 + kills * 7 % 11, FOLLOW, str(tmp_path / "runs.db"), database):
         kills += 1
     assert kills > 3
     noters = [Noter(letter) for letter in "abc"]
