@@ -1,4 +1,7 @@
-"""The drivers, and the URLs that name them. A driver is imported when it is first used."""
+"""The drivers, and the URLs that name them. A driver is imported when it is first used.
+
+`engine/log.py` is the port that a driver implements, `engine/testing/suite/` tests one.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The events, which the records of the history hold. This module is the published contract; JSON Schema comes from it.
 
-Pure. An event is a JSON object with a kebab-case `type`. Three families:
+Pure. `core/records.py` has the fields of each family, `core/lifecycle.py` and `operations/` those of each type. An event is a
+JSON object with a kebab-case `type`. Three families:
 
 - requests (`started`, `signal-received`, `cancel-requested`, `callback-completed`, …): from outside, under no claim, idempotent
   by `request`;

@@ -5,7 +5,8 @@ dense, offsets. The log gives order and durability per partition and assigns par
 record: the fold fences stale owners, in the same way for every driver.
 
 The suite in `stepfold.testing.suite` is the executable form of this text. A new driver is complete when it passes the suite. To
-be opened by URL it also has a class method `from_url(url)`, which raises ValueError, and a line in `drivers/__init__.py`.
+be opened by URL it also has a class method `from_url(url)`, which raises ValueError, and its name in `_HOMES` and `_SCHEMES` of
+`drivers/__init__.py`. An inbox and dead letters are protocols of their own, which a driver may leave out.
 """
 
 from __future__ import annotations

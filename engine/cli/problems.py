@@ -1,7 +1,7 @@
 """How a command that cannot do its work ends: one line on stderr and an exit code, never a traceback.
 
 Commands raise `Problem` with an exit code, or let an error pass; `problem_of` gives every error its message and its code, and
-`app.command` calls it. Exit codes, the same for every command (docs/cli.md):
+`command` in `app.py` calls it. Exit codes, the same for every command (docs/cli.md):
 
     0  done
     1  done, and the answer is no: the run failed, the file was altered, the topics are wrong

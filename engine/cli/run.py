@@ -65,9 +65,9 @@ Data = Annotated[
 ]
 
 
-def json_of(data: str | None) -> Any:
-    """The value of `--data`. Raises Problem."""
-    where = "--data"
+def json_of(data: str | None, option: str = "--data") -> Any:
+    """The value of an option with data. Raises Problem."""
+    where = option
     text: str | bytes | None = data
     if data is None:
         return None
@@ -79,14 +79,14 @@ def json_of(data: str | None) -> Any:
             with Path(where).open("rb") as file:
                 text = file.read(_DATA_BYTES + 1)
         except (OSError, ValueError) as error:
-            raise Problem(f"--data {data}: {error.strerror if isinstance(error, OSError) else error}") from None
+            raise Problem(f"{option} {data}: {error.strerror if isinstance(error, OSError) else error}") from None
     assert text is not None
     if len(text) > _DATA_BYTES:
         raise Problem(f"{where} is larger than {_DATA_BYTES:,} bytes, and so than any payload")
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise Problem(f"{where} is not JSON: {error}. A text needs its quotes: --data '\"text\"'") from None
+        raise Problem(f"{where} is not JSON: {error}. A text needs its quotes: {option} '\"text\"'") from None
     return Written(text.encode() if isinstance(text, str) else text)  # keeps all digits of its numbers
 
 
@@ -100,6 +100,12 @@ def start(
     wait: Annotated[
         bool, typer.Option("--wait", "-w", help="Wait for the end, print the result, and exit with 1 if there is none.")
     ] = False,
+    signal_name: Annotated[
+        str | None, typer.Option("--signal", metavar="NAME", help="Send the run this signal, also if it exists already.")
+    ] = None,
+    signal_data: Annotated[
+        str | None, typer.Option("--signal-data", metavar="JSON", help="The data of --signal: JSON, or @file. Without it: null.")
+    ] = None,
     by: By = None,
     why: Why = None,
     app: AppOption = None,
@@ -110,7 +116,10 @@ def start(
 
     With [bold]--app[/] the command checks the data against the workflow's model first; without it, the worker checks them.
     """
-    value = json_of(data)
+    if signal_name is None and signal_data is not None:
+        raise Problem("--signal-data needs --signal NAME")
+    value, signal_value = json_of(data), json_of(signal_data, "--signal-data")
+    first = None if signal_name is None else (signal_name, signal_value)
     client = client_of(app, url)
     if run_id is not None:
         checked_run_id(run_id)
@@ -124,7 +133,7 @@ def start(
     async def go() -> None:
         async with connected(client, may_create=True):
             try:
-                run = await client.start_workflow(workflow, value, run_id=run_id, by=asker(by), why=why)
+                run = await client.start_workflow(workflow, value, run_id=run_id, signal=first, by=asker(by), why=why)
             except ValueError as error:
                 raise Problem(str(error)) from None
             if wait:

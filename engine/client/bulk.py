@@ -25,9 +25,9 @@ from ..errors import NonRetryable, RunAlreadyExists, RunNotFound
 from ..log import Entry, partition_of
 from ..values.names import BUILT_IN
 from ..values.retry import Retry
+from .actions import actions
 from .requests import Sender, cancel_requested
 from .run import Gateway, Run
-from .waiting import actions
 
 if TYPE_CHECKING:
     from .client import Client

@@ -13,26 +13,23 @@ import threading
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from random import Random
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-import orjson
 from typing_extensions import TypeVar
 
 from ..authoring.context import Context
 from ..authoring.step import Step
 from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
 from ..core.state import RunState
-from ..errors import ConfigError, RunAlreadyExists
-from ..log import Ack, Entry, Log, partition_of
+from ..errors import ConfigError
+from ..log import Ack, Log, partition_of
 from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.options import whole
-from ..values.same import same_json, shown
-from ..values.times import said
+from ..values.same import shown
 from ..worker.host import MAX_PAYLOAD_BYTES, Settings
 from ..worker.serving import LoopEnded, serve
 from ..worker.stopping import end_process
@@ -46,18 +43,16 @@ from .patience import Patience
 from .requests import (
     NOBODY,
     Sender,
-    Taken,
     cancel_requested,
     check_size,
     checked_run_id,
     of_signal,
     signal_received,
-    started,
     taken,
-    untaken,
     users_own,
 )
 from .run import Run, coroutine_function
+from .starting import FirstSignal, Start, start
 from .tail import RunViews, Tail
 from .tracing import provider_of, trace_now
 
@@ -69,7 +64,6 @@ logger = logging.getLogger("stepfold.worker")
 _running_loop = asyncio.events._get_running_loop
 
 DEFAULT_URL = "sqlite:///stepfold.db"
-_IF_EXISTS = ("return", "reject")
 
 
 class Client:
@@ -219,6 +213,7 @@ class Client:
         *,
         run_id: str | None = None,
         if_exists: Literal["return", "reject"] = "return",
+        signal: tuple[str, Any] | None = None,
         timeout: Duration | None = None,
         by: str | None = None,
         why: str | None = None,
@@ -233,6 +228,7 @@ class Client:
         run_id: str | None = None,
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
+        signal: tuple[str, Any] | FirstSignal | None = None,
         timeout: Duration | None = None,
         by: str | None = None,
         why: str | None = None,
@@ -247,6 +243,7 @@ class Client:
         run_id: str | None = None,
         if_exists: Literal["return", "reject"] = "return",
         version: str | None = None,
+        signal: tuple[str, Any] | FirstSignal | None = None,
         timeout: Duration | None = None,
         by: str | None = None,
         why: str | None = None,
@@ -259,6 +256,9 @@ class Client:
         raises RunAlreadyExists if the workflow or the input differ. If the workflow is registered here, it validates the input
         before anything is written. Raises InputInvalid, PayloadTooLarge, ConfigError and LogUnavailable.
 
+        `signal=(name, data)` sends the run a signal in the same append, or sends it to the existing run; RunEnded if that has
+        ended. Each call is a signal of its own, also one that repeats a call which raised LogUnavailable.
+
         `timeout`: how long to wait for the log, as in all calls. After it the run may have started all the same; with your own
         `run_id` a repeat is harmless. `by` (a name of up to 200 characters) and `why` (10,000): for people, as in all requests.
         """
@@ -269,77 +269,18 @@ class Client:
                 return known.encode_input(data)
             return written(data, f"the input of workflow {workflow!r}")
 
-        begin = partial(started, asked=Sender(by, why), trace=trace_now(self._provider is not None))
-        return self._start_workflow(workflow, known, version, taken(encode), run_id, if_exists, timeout, begin)
+        trace, first = trace_now(self._provider is not None), FirstSignal.of(signal)
+        asked = Start(workflow, known, version, taken(encode), run_id, if_exists, Sender(by, why), trace, first)
+        return self._start(asked, timeout)
 
-    async def _start_workflow(
-        self,
-        workflow: Workflow[Any, Any] | str,
-        known: Workflow[Any, Any] | None,
-        version: str | None,
-        data: Taken,
-        run_id: str | None,
-        if_exists: str,
-        timeout: Duration | None,
-        begin: Callable[..., Entry],
-    ) -> Run[Any]:
-        log = self.connected()
-        if isinstance(workflow, str):
-            workflow_id = users_own(workflow)
-        elif not isinstance(workflow, Workflow):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
-            raise ConfigError(f"{workflow!r} is not a workflow; pass a registered one, or the id of one that a worker knows")
-        else:
-            workflow_id = workflow.id
-            version = workflow.version
-        if if_exists not in _IF_EXISTS:
-            raise ValueError(f"if_exists={shown(if_exists)}: it must be {' or '.join(map(repr, _IF_EXISTS))}")
-        if getattr(log, "needs_local_worker", False) and not self._workers:
+    async def _start(self, asked: Start, timeout: Duration | None) -> Run[Any]:
+        if getattr(self.connected(), "needs_local_worker", False) and not self._workers:
             raise ConfigError(
-                f"{log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
+                f"{self.log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
                 f"start it inside `async with client.worker():`"
             )
-        encoded = untaken(data)
-        if known is not None and version is None:
-            version = known.version
-        check_size(encoded, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
-        codec = known.output if known is not None else None
         async with self.patience(timeout):
-            return await self._start(log, workflow_id, version, encoded, codec, run_id, if_exists, begin)
-
-    async def _start(
-        self,
-        log: Log,
-        workflow_id: str,
-        version: str | None,
-        encoded: bytes,
-        codec: Codec | None,
-        run_id: str | None,
-        if_exists: str,
-        begin: Callable[..., Entry],
-    ) -> Run[Any]:
-        request = self.ids()
-        if run_id is None:
-            run_id = request
-            watch = self.tail(run_id).expect(run_id)
-            entry = begin(run_id, workflow_id, version, encoded, request=request, at=log.now())
-            [ack] = await log.append(partition_of(run_id, log.partitions), [entry])
-            return Run(self, run_id, codec, watch, max(ack.offset, 0), new=True)
-        existing = (await self.views.read(checked_run_id(run_id))).run
-        if existing is None or existing.ended:
-            entry = begin(run_id, workflow_id, version, encoded, request=request, at=log.now())
-            await log.append(partition_of(run_id, log.partitions), [entry])
-            existing = (await self.views.read(run_id)).run
-            if existing is not None and existing.request == request:
-                return Run(self, run_id, codec, start=existing.start, new=True)
-        if existing is None:
-            raise ConfigError(f"run {run_id!r} was not accepted by {log.name}: its workers use an older format; upgrade them")
-        if existing.workflow != workflow_id or not same_json(existing.start_input, orjson.loads(encoded)):
-            raise RunAlreadyExists(
-                f"run {run_id!r} exists already, of workflow {existing.workflow!r} and with another input; choose another run id"
-            )
-        if if_exists == "reject":
-            raise RunAlreadyExists(f"run {run_id!r} has existed since {said(existing.started_at)}")
-        return Run(self, run_id, codec, start=existing.start)
+            return await start(self, asked)
 
     def run(self, run_id: str) -> Run[Any]:
         """A handle for an existing run. The methods of the handle raise RunNotFound if the run does not exist."""

@@ -13,7 +13,8 @@ from ..operations.step import completed
 from ..values.times import utc
 from ..values.wait import Wait
 from ..values.words import iso
-from .waiting import actions, wait_json, waits
+from .actions import actions
+from .waiting import wait_json, waits
 
 State = Literal["pending", "running", "waiting", "quarantined", "completed", "failed", "cancelled"]
 

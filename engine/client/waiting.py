@@ -1,4 +1,4 @@
-"""Why is a run waiting, and what may people do with it? The answers for all who show a run, from its folded state. Pure."""
+"""Why is a run waiting? The answer for all who show a run, from its folded state. Pure."""
 
 from __future__ import annotations
 
@@ -97,11 +97,3 @@ def wait_json(wait: Wait) -> dict[str, Any]:
     """One thing that a run waits for, for programs."""
     times = {"since": wait.since, "until": wait.until, "last_at": wait.last_at}
     return asdict(wait) | {name: None if at is None else iso(ms_of(at)) for name, at in times.items()}
-
-
-def actions(run: RunState) -> frozenset[str]:
-    """The requests that the run accepts now, in words: "signal", "cancel", and those to its open operations."""
-    if run.ended:
-        return frozenset()
-    allowed = {"signal"} if run.cancel_requested else {"signal", "cancel"}
-    return frozenset(allowed.union(*(op.actions for op in run.open.values())))

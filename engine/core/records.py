@@ -2,7 +2,7 @@
 
 the fields of each type    lifecycle.py (start, cancellation, quarantine, end, claims) and operations/*.py
 when a record counts       fold.py; `counts_if` of each type says it in words
-all types in one list      stepfold/events.py
+all types in one list      events.py; tests/unit/records.txt lists all fields of all types
 """
 
 from __future__ import annotations

@@ -6,12 +6,17 @@ in the body.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 from urllib.parse import quote
+
+import orjson
+from pydantic import BaseModel
 
 from ..client import callbacks
 from ..client.callbacks import Answered
 from ..client.requests import Sender, of_signal
+from ..client.starting import FirstSignal
 from ..client.tail import read_run
 from ..client.tracing import named
 from ..errors import CallbackIdInvalid, InputInvalid, RunAlreadyExists, ValueInvalid
@@ -46,12 +51,23 @@ def sender_of(call: HttpCall) -> Sender:
 # -- starts
 
 
+class StartSignal(BaseModel, extra="forbid"):
+    """A signal that goes with the start."""
+
+    name: Name
+    data: Any = None
+
+
 class StartRun(Asking):
-    """A request to start a run. `version`: of the workflow, for a worker that has this one; without it, for any."""
+    """A request to start a run. `version`: of the workflow, for a worker that has this one; without it, for any.
+
+    `signal`: for the run, also if it exists. The same request again under the same run id sends it once.
+    """
 
     workflow: Name
     input: Any = None
     version: Name | None = None
+    signal: StartSignal | None = None
 
 
 async def put_run(call: HttpCall) -> Answer:
@@ -76,6 +92,14 @@ def check_startable(workflow: str) -> None:
         raise HttpRefusal(422, "workflow-built-in", "workflows whose ids begin with @ are stepfold's own: it starts them itself")
 
 
+def _first_signal(signal: StartSignal, run_id: str | None) -> FirstSignal | None:
+    """The signal of a start: under a run id of the caller's, the same start again sends the same one."""
+    data = raw(signal.data)
+    said = orjson.dumps([run_id, signal.name]) + data
+    request = None if run_id is None else hashlib.sha256(said).hexdigest()[:32]
+    return FirstSignal.of((signal.name, Written(data)), request)
+
+
 async def _start(call: HttpCall, run_id: str | None) -> Answer:
     body: StartRun = call.body
     client, asked, waited_s = call.service.client, sender_of(call), wait_s(call.request)
@@ -83,8 +107,15 @@ async def _start(call: HttpCall, run_id: str | None) -> Answer:
     headers = call.request.headers
     token = named.set(Trace.of(headers.get("traceparent"), headers.get("tracestate")))
     try:
+        signal = None if body.signal is None else _first_signal(body.signal, run_id)
         starting = client.start_workflow(
-            body.workflow, Written(raw(body.input)), run_id=run_id, version=body.version, by=asked.by, why=asked.why
+            body.workflow,
+            Written(raw(body.input)),
+            run_id=run_id,
+            version=body.version,
+            signal=signal,
+            by=asked.by,
+            why=asked.why,
         )
     finally:
         named.reset(token)

@@ -5,8 +5,9 @@
     signal   data that somebody sends to the run
     callback an answer that the code asks somebody outside for, by an id
 
-A new kind is a module here, a word in `KINDS`, a line in `events.RunEvent`, and a method of `Step`. The module of a kind imports
-the core and values, and never another kind. All tables below are made from `KINDS`, once, at import. Pure.
+A new kind is a module here that ends in a `Kind` (`kind.py`), a word in `KINDS`, its records in `events.RunEvent`, and a method
+of `Step`; ARCHITECTURE.md lists what it adds to clients, commands, documents and tests. The module of a kind imports the core
+and values, and never another kind. All tables below are made from `KINDS`, once, at import. Pure.
 """
 
 from __future__ import annotations

@@ -53,6 +53,15 @@ def test_wait_for_a_run_that_fails_ends_with_1(served: Shell) -> None:
     assert said[0] == "bad" and said[-1] == "stepfold: run 'bad' failed: NonRetryable: bad is not for sale"
 
 
+def test_a_start_brings_a_signal(served: Shell) -> None:
+    served("run", "start", "approved", "--run-id", "r", "-d", '{"order_id": "1"}', "--signal", "approve", "--signal-data", '"me"')
+    assert served("run", "watch", "r").stdout.splitlines()[-1].endswith('"by me"')
+    refused = served("run", "start", "approved", "--run-id", "s", "-d", '{"order_id": "1"}', "--signal-data", "1", code=2)
+    assert "--signal-data needs --signal NAME" in refused.stderr
+    wrong = served("run", "start", "approved", "--signal", "approve", "--signal-data", "{", code=2)
+    assert "--signal-data is not JSON" in wrong.stderr
+
+
 def test_who_waits_is_told_the_id_and_what_is_waited_for_and_when_that_changes(shell: Shell) -> None:
     waiting = shell.start("run", "start", "approved", "--run-id", "r", "-d", '{"order_id": "1"}', "--wait")
     assert waiting.stdout is not None  # and stderr

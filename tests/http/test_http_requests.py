@@ -55,6 +55,26 @@ async def handed_out() -> list[str]:
 GREET = {"workflow": "greet", "input": "Ada"}
 
 
+async def test_a_start_brings_a_signal_which_counts_once(client: Client, browser: httpx.AsyncClient) -> None:
+    body = {"workflow": "greet", "input": "Ada", "signal": {"name": "add", "data": {"n": 12345678901234567890}}}
+    assert (await browser.put("/v1/runs/cart", json=body)).status_code == 201
+    assert (await browser.put("/v1/runs/cart", json=body)).status_code == 200
+    other = body | {"signal": {"name": "add", "data": 2}}
+    assert (await browser.put("/v1/runs/cart", json=other)).status_code == 200
+    keyed = {"Idempotency-Key": "cart-2"}
+    for _ in range(2):
+        assert (await browser.post("/v1/runs", json=body, headers=keyed)).is_success
+    for run_id, data in (("cart", [{"n": 12345678901234567890}, 2]), ("cart-2", [{"n": 12345678901234567890}])):
+        history = (await browser.get(f"/v1/runs/{run_id}/history")).json()["events"]
+        assert [event["data"] for event in history if event["type"] == "signal-received"] == data
+
+
+@pytest.mark.parametrize("signal", ["add", {"data": 1}, {"name": ""}, {"name": "add", "more": 1}])
+async def test_a_start_with_a_signal_that_is_none_begins_nothing(browser: httpx.AsyncClient, signal: object) -> None:
+    assert (await browser.put("/v1/runs/cart", json=GREET | {"signal": signal})).status_code == 422
+    assert (await browser.get("/v1/runs/cart")).status_code == 404
+
+
 async def test_the_same_start_again_is_the_same_run(browser: httpx.AsyncClient) -> None:
     first = await browser.put("/v1/runs/one", json=GREET | {"why": "a trial", "by": "Grace"})
     again = await browser.put("/v1/runs/one", json=GREET)

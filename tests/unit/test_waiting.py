@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from histories import RUN, START_MS, Ledger, begun
 
+from stepfold.client.actions import actions
 from stepfold.client.status import status_json, status_of, waiting_words
-from stepfold.client.waiting import actions, sentence, wait_json, waits
+from stepfold.client.waiting import sentence, wait_json, waits
 from stepfold.core.snapshot import pack, unpack
 from stepfold.operations.callback import CallbackId
 from stepfold.values.times import NEVER_MS, utc

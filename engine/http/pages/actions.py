@@ -1,4 +1,7 @@
-"""The actions of people: forms, whose requests are events of the run with who and why."""
+"""The actions of people: forms, whose requests are events of the run with who and why.
+
+`client/actions.py` says which a run offers.
+"""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import RedirectResponse, Response
 
+from ...client.actions import actions
 from ...client.past import Moment
 from ...client.status import run_state
 from ...client.story import ASKING, askers, attempts_in_words, note
-from ...client.waiting import actions, waits
+from ...client.waiting import waits
 from ...core.state import RunState
 from ...errors import ErrorInfo
 from ...operations.line import Line

@@ -1,4 +1,7 @@
-"""The timers of the open operations of a partition (`Timers.arm` sets them), and one call of the event loop for the next one."""
+"""The timers of the open operations of a partition, such as sleeps, and one call of the event loop for the next one.
+
+`Timers.arm` sets those of a run that is in memory, `Timers.add` one of a run that a new owner has read.
+"""
 
 from __future__ import annotations
 
