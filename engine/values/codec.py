@@ -37,6 +37,7 @@ from .exact import STRICT, Exact, exact, holds_exactly
 from .nesting import MAX_DEPTH, is_deeper
 from .same import Difference, attributes_of, difference, gives_the_same, in_words, path_text, shown
 from .text import shown as one_line
+from .unwritten import unwritten
 
 T = TypeVar("T")
 
@@ -184,9 +185,7 @@ class Codec:
         problem: Exception | Difference | None = None
         for by_alias, round_trip in _WAYS:
             try:
-                data = adapter.serializer.to_json(value, warnings=False, by_alias=by_alias, round_trip=round_trip)
-                if _LONG_NUMBER.search(data):
-                    json.loads(data, parse_int=_of_64_bits)
+                data = self._write(value, by_alias=by_alias, round_trip=round_trip)
                 if b"NaN" in data or b"Infinity" in data:  # perhaps in a text
                     _read_as_records_are(data)
                 found = difference(value, adapter.validator.validate_json(data))
@@ -206,7 +205,17 @@ class Codec:
             raise ValueInvalid(in_words(problem))
         if type(problem) is ValueInvalid:
             raise problem
-        raise ValueInvalid(self._misfit(value) or _unwritable(problem, value)) from problem
+        misfit = self._misfit(value)
+        if misfit is None:
+            path, part = unwritten(lambda include: self._write(value, by_alias=True, include=include), value)
+            misfit = _unwritable(problem, part, path_text(path))
+        raise ValueInvalid(misfit) from problem
+
+    def _write(self, value: Any, **how: Any) -> bytes:
+        data = cast("TypeAdapter[Any]", self.adapter).serializer.to_json(value, warnings=False, **how)
+        if _LONG_NUMBER.search(data):
+            json.loads(data, parse_int=_of_64_bits)
+        return data
 
     def _misfit(self, value: Any) -> str | None:
         """A message about a result that is not of the annotated type; None for other values."""
@@ -223,10 +232,7 @@ class Codec:
 
     def encode_for_people(self, value: Any) -> bytes:
         """JSON to show to people, which nothing decodes; secrets are asterisks. Raises any error that the user's types raise."""
-        assert self.adapter is not None
-        data = self.adapter.serializer.to_json(value, warnings=False)
-        if _LONG_NUMBER.search(data):
-            json.loads(data, parse_int=_of_64_bits)
+        data = self._write(value)
         if is_deeper(data, orjson.loads(data)):  # `loads` also raises for NaN, which a user's model may write
             raise ValueInvalid(_TOO_DEEP)
         return data
@@ -374,10 +380,13 @@ def _utf8(text: str) -> bool:
 
 
 def _half(text: str) -> str:
-    return (
-        f"{shown(text)} is not valid text: it holds a lone surrogate, half of a pair (in a file name, a byte that is not UTF-8; "
-        f"`os.fsencode` makes bytes of it)"
-    )
+    return f"{shown(text)}{_HALF}"
+
+
+_HALF = (
+    " is not valid text: it holds a lone surrogate, half of a pair (in a file name, a byte that is not UTF-8; `os.fsencode` "
+    "makes bytes of it)"
+)
 
 
 def _half_within(value: Any, depth: int, seen: set[int]) -> list[Any] | None:
@@ -414,26 +423,29 @@ def _half_within(value: Any, depth: int, seen: set[int]) -> list[Any] | None:
 _COLLECTIONS: tuple[Any, ...] = (list, tuple, set, frozenset, deque)
 
 
-def _unwritable(error: Exception, value: Any) -> str:
-    """A message: why a value cannot be written or read back, and what to do."""
+def _unwritable(error: Exception, value: Any, place: str = "") -> str:
+    """A message: why a value, or the part of it at `place`, cannot be written or read back, and what to do."""
+    said = f"{place}: {shown(value)}" if place else shown(value)
     if isinstance(error, ValidationError):
         how = _ALIAS if _has_two_names(value) else "; the type must be able to validate what it writes"
-        return f"{shown(value)} cannot be read back: {describe(error)}{how}"
+        return f"{said} cannot be read back: {describe(error)}{how}"
     text = next(iter(message_of(error).splitlines()), "") or type(error).__name__
     if "utf-8" in text.lower() or isinstance(error, UnicodeError):
         half = _half_within(value, MAX_DEPTH, set())
         if half is not None:
-            place = path_text(reversed(half[:-1]))
+            place += path_text(reversed(half[:-1]))
             return f"{place}: {half[-1]}" if place else half[-1]
+        if "surrogates not allowed" in text:  # a Path
+            return f"{said}{_HALF}"
         return (
-            f"{shown(value)}: bytes that are not text; give the model "
+            f"{said}: bytes that are not text; give the model "
             f'ConfigDict(ser_json_bytes="base64", val_json_bytes="base64") ({text})'
         )
     if "exceeds 64-bit" in text:
         text = "an integer of more than 64 bits; give it as a text"
     if isinstance(error, RecursionError) or "Recursion" in text:
         text = _TOO_DEEP
-    return f"{shown(value)}: {text}"
+    return f"{said}: {text}"
 
 
 _ALIAS = "; validation_alias and serialization_alias differ: give it one alias, AliasChoices of both, or validate_by_name=True"

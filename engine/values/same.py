@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -110,7 +110,8 @@ def _datetimes(was: datetime, came: datetime) -> Difference | None:
 
 def _times(was: time, came: time) -> Difference | None:
     same = was.replace(tzinfo=None) == came.replace(tzinfo=None) and was.fold == came.fold and was.utcoffset() == came.utcoffset()
-    return None if same else Difference(was, came)
+    # without a date a zone such as Europe/Paris has no offset: only the zone itself tells such times apart
+    return None if same and (was.utcoffset() is not None or was.tzinfo == came.tzinfo) else Difference(was, came)
 
 
 def _decimals(was: Decimal, came: Decimal) -> Difference | None:
@@ -181,6 +182,12 @@ def _deques(was: deque[Any], came: deque[Any]) -> Difference | None:
     return Difference(was, came) if was.maxlen != came.maxlen else _sequences(list(was), list(came))
 
 
+def _with_defaults(was: defaultdict[Any, Any], came: defaultdict[Any, Any]) -> Difference | None:
+    if was.default_factory is not came.default_factory:
+        return Difference(was, came)
+    return _mappings(was, came)
+
+
 def _equals(was: Any, came: Any) -> Difference | None:
     return None if was is came or bool(was == came) else Difference(was, came)
 
@@ -200,6 +207,7 @@ _BASES: dict[type, Comparer] = {
     list: _sequences,
     tuple: _sequences,
     dict: _mappings,
+    defaultdict: _with_defaults,
     set: _sets,
     frozenset: _sets,
     deque: _deques,
@@ -222,6 +230,7 @@ _AS_BASE: dict[type, Callable[[Any], Any]] = {
     list: lambda value: [*list[Any].__iter__(value)],
     tuple: lambda value: (*tuple[Any, ...].__iter__(value),),
     dict: lambda value: dict(iter(dict[Any, Any].items(value))),
+    defaultdict: lambda value: defaultdict(vars(defaultdict)["default_factory"].__get__(value), dict[Any, Any].items(value)),
     set: lambda value: {*set[Any].__iter__(value)},
     frozenset: lambda value: frozenset(frozenset[Any].__iter__(value)),
     deque: lambda value: deque(deque[Any].__iter__(value), vars(deque)["maxlen"].__get__(value)),
@@ -482,6 +491,8 @@ def _advice(change: Difference) -> str:
         return f"{what}; annotate {kind.__name__}, or a union of what it may be, or convert it"
     if kind is not other and kind.__module__ in ("builtins", "datetime", "decimal", "uuid", "collections"):
         return f"; annotate {_WRITTEN.get(kind, kind.__name__)}"
+    if isinstance(was, defaultdict):
+        return "; annotate its values with the same factory, Annotated[…, Field(default_factory=…)], or give a dict"
     if isinstance(was, datetime | time):
         return "; give it in UTC, or with an offset of whole minutes and without fold"
     return "; give the type a serializer whose output its validation reads back unchanged, or annotate another type"

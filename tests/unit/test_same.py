@@ -127,6 +127,10 @@ class Empty(list[Any]):
         return 0
 
 
+def one_more() -> int:
+    return 1
+
+
 class Hidden:
     __slots__ = ("__n",)
 
@@ -218,6 +222,9 @@ SAME: list[tuple[Any, Any]] = [
     (sloppy(float, "nan"), sloppy(float, "nan")),
     (Counter("abcd"), Counter("abcd")),
     (defaultdict(list, a=[1]), defaultdict(list, a=[1])),
+    (defaultdict(one_more, a=1), defaultdict(one_more, a=1)),
+    (time(9, tzinfo=UTC), time(9, tzinfo=timezone(timedelta(0)))),
+    (time(9, tzinfo=PARIS), time(9, tzinfo=PARIS)),
     (marked("a", 1), marked("a", 1)),
     (used(), Entity(1, "a")),
     (Path("a") / "b", Path("a/b")),
@@ -244,6 +251,9 @@ CHANGED: list[tuple[Any, Any, str]] = [
     (Decimal("1.0"), Decimal("1.00"), "Decimal('1.00')"),
     (datetime(2026, 7, 1, tzinfo=UTC), datetime(2026, 7, 1, 2, tzinfo=PARIS), "would come back as"),
     (datetime(2026, 10, 25, 2, tzinfo=PARIS, fold=1), datetime(2026, 10, 25, 2, tzinfo=timezone(timedelta(hours=1))), "fold"),
+    (time(9, tzinfo=PARIS), time(9), "would come back as"),
+    (defaultdict(one_more, a=1), defaultdict(int, a=1), "Field(default_factory=…)"),
+    (sloppy(defaultdict, int, {"a": 1}), sloppy(defaultdict, list, {"a": 1}), "default_factory"),
     ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "a[1].b: 2 would come back as 3"),
     ({"a": 1}, {}, "a: 1 would be lost"),
     ({1: 2}, {True: 2}, "1"),
