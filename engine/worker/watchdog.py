@@ -295,7 +295,8 @@ class Watchdog(Watch):
         if insist:
             # runs no Python instruction, so the next exception arrives only after this one
             kind.__init__ = staticmethod(partial(send_to, self._thread_id, kind))
-        self.lines = self._where(self.what)
+        lines = self._where(self.what)  # of callbacks that the code has left behind there may be none
+        self.lines = (lines or self.lines) if insist else lines
         self._sending = True
         self.armed = True
         try:

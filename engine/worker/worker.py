@@ -110,7 +110,8 @@ class Worker:
     async def stop(self, grace_s: float) -> None:
         """Leave in good order. Steps that still run after `grace_s` are abandoned: the next owner runs them again. Idempotent.
 
-        Other workers are assigned everything at once. Each partition is released as soon as its own steps have ended.
+        Other workers are assigned everything at once. Each partition is released as soon as its own steps have ended. If the
+        caller is cancelled meanwhile, the worker waits for nothing more and leaves as if it had died.
         """
         membership, self._membership = self._membership, None
         if membership is None:
@@ -124,21 +125,29 @@ class Worker:
         self.registry.on_change.remove(self._workflows_changed)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._cut:
-            await self._keep_claims()
-        else:
-            for partition in list(self._serving):
-                self._give_up(partition, grace_s)
-            await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
         try:
+            await self._hand_over_all(membership, grace_s)
             await self.pool.let_go()
             await membership.leave()
+        except asyncio.CancelledError:
+            logger.warning("%s: cancelled while it stopped: it leaves at once", self.log.name)
+            await self._keep_claims()
+            await membership.leave()
+            raise
         finally:
             self.pool.close()
             self.watch.stop()
             logger.info("%s: stopped", self.log.name)
             self._stopped.set()
+
+    async def _hand_over_all(self, membership: Membership, grace_s: float) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._cut:
+            await self._keep_claims()
+            return
+        for partition in list(self._serving):
+            self._give_up(partition, grace_s)
+        await asyncio.gather(self._retire(membership), *self._handing_over.values(), return_exceptions=True)
 
     async def _retire(self, membership: Membership) -> None:
         try:
@@ -232,14 +241,25 @@ class Worker:
     def _give_up(self, partition: int, grace_s: float) -> None:
         """Begin to hand a partition over; other partitions go on."""
         before = self._handing_over.get(partition)
-        handing_over = self._hand_over(partition, grace_s, self._serving.pop(partition), before)
-        self._handing_over[partition] = asyncio.create_task(handing_over, name=f"stepfold-leave-{partition}")
+        serving = self._serving.pop(partition)
+        handing_over = self._hand_over(partition, grace_s, serving, before)
+        task = self._handing_over[partition] = asyncio.create_task(handing_over, name=f"stepfold-leave-{partition}")
+        task.add_done_callback(lambda _: serving.cancel())  # also if it is cancelled before it begins
 
     async def _hand_over(
         self, partition: int, grace_s: float, serving: asyncio.Task[None], before: asyncio.Task[None] | None
     ) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            await self._leave_partition(partition, grace_s)
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+        if self._handing_over.get(partition) is asyncio.current_task():
+            del self._handing_over[partition]
+
+    async def _leave_partition(self, partition: int, grace_s: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace_s + HAND_OVER_S  # after that, the next owner claims it anyway
         backoff = Backoff(*RETRY_S, self.random)
@@ -259,10 +279,6 @@ class Worker:
                 logger.exception("%s partition %d: leaving", self.log.name, partition)
                 break
             await asyncio.sleep(pause_s)
-        serving.cancel()
-        await asyncio.wait([serving])
-        if self._handing_over.get(partition) is asyncio.current_task():
-            del self._handing_over[partition]
 
     async def is_live(self, name: str) -> bool:
         """Whether another worker is alive, as far as the log knows.

@@ -64,6 +64,13 @@ async def spins_after_a_step(ctx: Context, step: Step) -> None:
                 len("")
 
 
+async def spins_and_leaves_callbacks_behind(ctx: Context, step: Step) -> None:
+    for _ in range(20):
+        asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+    while True:
+        pass
+
+
 class Slow:
     def __str__(self) -> str:
         number = 1
@@ -82,7 +89,16 @@ async def blocks(ctx: Context, step: Step) -> None:
 
 @pytest.mark.parametrize(
     "handler",
-    [spins, swallows_all, swallows_in_handlers, spins_over_bad_calls, spins_after_a_step, cannot_be_said, blocks],
+    [
+        spins,
+        swallows_all,
+        swallows_in_handlers,
+        spins_over_bad_calls,
+        spins_after_a_step,
+        spins_and_leaves_callbacks_behind,
+        cannot_be_said,
+        blocks,
+    ],
     ids=lambda handler: handler.__name__,
 )
 async def test_code_that_holds_the_loop_is_put_aside_and_its_neighbours_go_on(
