@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Self, TypeVar, cast
 
 from ..replay.execution import Execution
@@ -13,6 +14,8 @@ from ..values.same import shown
 from .batch import BatchResult, BatchRun, Completion, Judge, RaceResult
 from .compensation import Compensations
 
+MAX_BRANCHES = 100_000
+"""The limit for the items of a `map`: an iterator may never end."""
 T = TypeVar("T")
 Item = TypeVar("Item")
 
@@ -48,10 +51,12 @@ class Branches:
         time; all by default. `complete`: when the batch is over early; what still runs is then cancelled. A branch that raises
         an Exception has failed, and does not stop the others.
 
-        Raises ValueError for a bad id, key, `concurrency` or `complete`, and for two items with one key; TypeError if `fn` is
-        not a function.
+        Raises ValueError for a bad id, key, `concurrency` or `complete`, for two items with one key, and for more than 100,000
+        items; TypeError if `fn` is not a function.
         """
-        listed = list(items)
+        listed = list(islice(items, MAX_BRANCHES + 1))
+        if len(listed) > MAX_BRANCHES:
+            raise ValueError(f"step.map({step_id!r}) was given more than {MAX_BRANCHES:,} items: split them into several batches")
         keys = [str(index) for index in range(len(listed))] if key is None else [key(item) for item in listed]
         steps = self._steps(step_id, keys)
         if not callable(fn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from operator import itemgetter
 from typing import Any
 
@@ -270,6 +271,7 @@ MISUSED: dict[str, Callable[[Any], Any]] = {
     "ValueError: 1 .int. is not a key of 'a'": lambda step: step.map("a", [1], halved, key=itself),
     "ValueError: .*@a. is not a step id": lambda step: step.map("@a", [1], halved),
     "ValueError: .*@x. is not a step id": lambda step: step.map("a", [1], halved, key=at_x),
+    "ValueError: step.map.'a'. was given more than 100,000 items": lambda step: step.map("a", count(), halved),
     "TypeError: step.map.'a'. was given None": lambda step: step.map("a", [1], None),
     "TypeError: branch 'b' of 'a' is 3": lambda step: step.parallel("a", {"b": 3}),
     "ValueError: step.race.'a'. was given no branch": lambda step: step.race("a", {}),
