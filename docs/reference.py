@@ -32,6 +32,8 @@ def main(folder: Path) -> None:
     for record in (
         stepfold.Signal,
         stepfold.RaceResult,
+        stepfold.Published,
+        stepfold.StateChanged,
         audit.Finding,
     ):  # a NamedTuple's own __new__ does not know the module of its annotations
         new: Any = vars(record)["__new__"].__func__

@@ -23,6 +23,7 @@ from .authoring.compensation import Compensations
 from .authoring.context import Context, Input
 from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
+from .client.changing import Published, StateChanged
 from .client.client import Client
 from .client.run import Run
 from .client.status import RunStatus
@@ -79,6 +80,7 @@ __all__ = [
     "NonRetryable",
     "PayloadTooLarge",
     "ProjectionFailed",
+    "Published",
     "RaceResult",
     "Retry",
     "RetryAfter",
@@ -89,6 +91,7 @@ __all__ = [
     "RunStatus",
     "RunningStep",
     "Signal",
+    "StateChanged",
     "Step",
     "StepError",
     "StepFailed",

@@ -44,6 +44,7 @@ from .core.lifecycle import (
 )
 from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, OperationDecision, Place, Request
 from .operations.callback import CallbackCompleted, CallbackCreated, CallbackFailed, CallbackHeartbeat, CallbackTimedOut
+from .operations.publish import Published
 from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
 from .operations.sleep import SleepCompleted, SleepScheduled
 from .operations.step import AttemptLost, AttemptStarted, StepCompleted, StepFailed, StepHeartbeat
@@ -77,6 +78,7 @@ __all__ = [
     "InputCompleted",
     "OperationDecision",
     "Place",
+    "Published",
     "Quarantined",
     "Request",
     "Resumed",
@@ -121,6 +123,7 @@ RunEvent = (
     | CallbackFailed
     | CallbackHeartbeat
     | CallbackTimedOut
+    | Published
     | WorkflowUnknown
     | InputCompleted
     | CodeSuspected

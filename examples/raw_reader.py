@@ -43,6 +43,7 @@ FIELDS = {
     "callback-failed": ANSWER + "error:e",
     "callback-heartbeat": ANSWER,
     "callback-timed-out": STEP + "kind:s",
+    "published": DECISION + "key:s value:* seq:i",
     "workflow-unknown": DECISION,
     "input-completed": DECISION + "input:*",
     "code-suspected": DECISION,
@@ -62,6 +63,7 @@ BECOMES = {
 RUN_ID = re.compile("(?!@)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 DAY_MS = 24 * 3600 * 1000
 MAX_DEPTH = 210
+MAX_KEYS = 100
 
 
 def has(event: Event, field: str) -> bool:
@@ -115,6 +117,7 @@ class Run:
         self.open: dict[str, Any] = {}
         self.request, self.requests, self.done = request, dict[str, int](), set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
+        self.published: dict[str, int] = {}  # key -> how many values were published under it
         self.taken: dict[str, str] = {}  # step id of a wait -> the name of the signal it was given
         for at, event in signals:  # that came before the run
             self.requests[event["request"]] = at
@@ -197,6 +200,11 @@ class Run:
                 self.cancelling = True
             else:
                 self.match(event["signal"], 1)
+        elif kind == "published":
+            key, last = event["key"], self.published.get(event["key"], 0)
+            if event["seq"] != last + 1 or (not last and len(self.published) == MAX_KEYS):
+                return False
+            self.published[key] = event["seq"]
         elif kind == "workflow-unknown":
             if self.unknown:
                 return False

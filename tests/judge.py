@@ -21,6 +21,7 @@ REQUESTS = ("started", "signal-received", "cancel-requested", *ANSWERS, "callbac
 FORMAT = 2
 DAY_MS = 24 * 3600 * 1000
 MAX_DEPTH = 210
+MAX_KEYS = 100
 
 Json = dict[str, Any]
 
@@ -62,6 +63,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "callback-failed": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT, "error": _OBJECT},
     "callback-heartbeat": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT},
     "callback-timed-out": {**_STEP, "kind": _TEXT},
+    "published": {**_DECISION, "key": _TEXT, "value": _ANY, "seq": _NUMBER},
     "workflow-unknown": _DECISION,
     "input-completed": {**_DECISION, "input": _ANY},
     "code-suspected": _DECISION,
@@ -209,6 +211,7 @@ class Run:
         self.sent: dict[str, list[Any]] = {}  # by name: data of the signals, in order
         self.waiting: dict[str, list[list[Any]]] = {}  # of these, not yet taken: [data, request]
         self.given: dict[str, list[Any]] = {}  # by wait: [name, data, request]
+        self.published: dict[str, list[Any]] = {}  # by key: the number of the last value, the value, and the run's time of it
         self.due = 0  # when what was just accepted might happen at the earliest
         self.cancelled = False
         self.reason: str | None = None
@@ -596,6 +599,14 @@ def _cancel_requested(run: Run, event: Json) -> bool:
     return True
 
 
+def _published(run: Run, event: Json) -> bool:
+    last = run.published.get(event["key"])
+    if event["seq"] != (1 if last is None else last[0] + 1) or (last is None and len(run.published) == MAX_KEYS):
+        return False
+    run.published[event["key"]] = [event["seq"], event["value"], run.now]
+    return True
+
+
 def _workflow_unknown(run: Run, event: Json) -> bool:
     if run.unserved:
         return False
@@ -657,6 +668,7 @@ _RULES: dict[str, Callable[[Run, Json], bool]] = {
     "callback-timed-out": _callback_timed_out,
     "signal-received": _signal_received,
     "cancel-requested": _cancel_requested,
+    "published": _published,
     "workflow-unknown": _workflow_unknown,
     "input-completed": _input_completed,
     "code-suspected": _code_suspected,

@@ -119,6 +119,8 @@ def _difference(run: Run, found: Any) -> str:
                 return f"{name} is {value!r}, by the records {expected!r}"
     if (found.phase == "quarantined") != (run.quarantined is not None):
         return f"it is {found.phase}, by the records {'not ' * (run.quarantined is None)}quarantined"
+    if found.kept != ({"published": run.published} if run.published else {}):
+        return f"published is {found.kept}, by the records {run.published}"
     if found.done != run.over:
         return f"over are {sorted(found.done)}, by the records {sorted(run.over)}"
     if found.returned != run.returned:

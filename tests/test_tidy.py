@@ -92,21 +92,30 @@ ODD = re.compile(r"(?<!(?i:there) )\bis no (?!longer\b)|(?:^|(?<=[.:?!] ))(?:Wha
 
 MODULES = {path: ast.parse((ROOT / path).read_text()) for path in tracked(*(f"{room}/*.py" for room in ROOMS))}
 
-SHARED_BY_KINDS = tracked("engine/operations/call.py", "engine/operations/kind.py", "engine/operations/line.py")
+SHARED_BY_KINDS = tracked(*(f"engine/operations/{name}.py" for name in ("call", "kind", "line", "told")))
 KINDS = [path for path in tracked("engine/operations/*.py") if path not in (*SHARED_BY_KINDS, "engine/operations/__init__.py")]
 VALUES = tracked("engine/values/*.py", "engine/errors.py")
 WORDS_OF_KINDS = {
     *(name for kind in operations.KINDS for name in (kind.open.__name__, kind.call.__name__)),
+    *(kind.notice.__name__ for kind in operations.TOLD),
     *(
         name
-        for kind in operations.KINDS
+        for kind in (*operations.KINDS, *operations.TOLD)
         for record in kind.records
         for name in (record.__name__, record.model_fields["type"].default)
     ),
-} - {"StepFailed", "CallbackFailed", "CallbackTimedOut"}  # errors have these names, too
+} - {
+    "StepFailed",
+    "CallbackFailed",
+    "CallbackTimedOut",
+    "Published",
+    "published",
+}  # so errors, or what users get, are called, too
+YIELDED = {"Published"}
 KNOW_A_KIND = {
     "engine/events.py": "all records by their names, and the union of them, which type checkers read",
     "engine/authoring/step.py": "what users call",
+    "engine/authoring/publishing.py": "as step.py",
     "engine/worker/attempt.py": "attempts of steps are the worker's",
     "engine/worker/owner/attempts.py": "as attempt.py",
     "engine/client/requests.py": "what users send",
@@ -261,13 +270,14 @@ def test_nothing_is_imported_by_the_name_of_its_folder() -> None:
 
 
 def test_two_things_of_one_name_are_told_apart() -> None:
-    """`events.StepFailed` is a record and `errors.StepFailed` is raised: of events, such classes are used by their full name."""
+    """`events.StepFailed` is a record and `errors.StepFailed` is raised, `events.Published` is a record and `Published` is what
+    `run.watch` yields: of events, such classes are used by their full name."""
 
     def classes(path: str) -> set[str]:
         return {node.name for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.ClassDef)}
 
     records = ("engine/core/lifecycle.py", *KINDS)
-    both = {name for path in records for name in classes(path)} & classes("engine/errors.py")
+    both = {name for path in records for name in classes(path)} & {*classes("engine/errors.py"), *YIELDED}
     assert both
     modules = {"events", *(Path(path).stem for path in records)}
     nothing(
@@ -282,9 +292,12 @@ def test_two_things_of_one_name_are_told_apart() -> None:
 
 
 def test_no_two_classes_have_one_name() -> None:
-    """But a record and the error that it leads to, which the test above tells apart."""
-    errors = {node.name for node in MODULES["engine/errors.py"].body if isinstance(node, ast.ClassDef)}
-    records = {record.__name__ for record in (*lifecycle_records(), *(r for kind in operations.KINDS for r in kind.records))}
+    """But a record and the error, or what `run.watch` yields, to which it leads: the test above tells them apart."""
+    errors = {node.name for node in MODULES["engine/errors.py"].body if isinstance(node, ast.ClassDef)} | YIELDED
+    records = {
+        record.__name__
+        for record in (*lifecycle_records(), *(r for kind in (*operations.KINDS, *operations.TOLD) for r in kind.records))
+    }
     paths: dict[str, list[str]] = {}
     for path, tree in MODULES.items():
         for node in tree.body:

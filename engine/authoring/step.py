@@ -41,6 +41,7 @@ from ..values.taken import FIXED, Copies, by_value
 from ..values.times import ms_of
 from .branches import Branches
 from .callback import Callback
+from .publishing import publication
 
 logger = logging.getLogger("stepfold.run")
 
@@ -336,6 +337,16 @@ class Step(Branches, Generic[Ext]):
             await send(run_id, signal, json, current_step().idempotency_key)
 
         return self._ask(step_id, StepCall(deliver, (), _DEFAULT_RETRY, None, False, ANY), _source())
+
+    def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
+        """Publish a value under a key: `run.published(key)` reads the last one, whoever asks, and `run.watch()` all as they come.
+
+        Does not wait for the log: the values go there in the order of the calls. The value is taken now, plain JSON or a model or
+        dataclass. A scope does not change the key. Raises ValueError for a bad key and above 100 keys, ValueInvalid for a value
+        that would not come back as it was, PayloadTooLarge above 100 kB, and RuntimeError in a step function.
+        """
+        running = current_attempt.get()
+        return self._execution.tell(publication(key, value, None if running is None else running.step_id))
 
     @asynccontextmanager
     async def scope(self, name: str) -> AsyncGenerator[Step[Ext]]:

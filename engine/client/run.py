@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Generic, Protocol, cast
+from typing import Any, Generic, Protocol, cast, overload
 
 from pydantic import ValidationError
 from typing_extensions import TypeVar
@@ -15,8 +15,10 @@ from ..core.state import RunState
 from ..errors import ErrorInfo, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..events import Event
 from ..log import Ack, Log
-from ..values.codec import Codec, describe, written
+from ..operations.publish import published_by
+from ..values.codec import Codec, describe, own, written
 from ..values.duration import Duration, duration_ms
+from .changing import Published, StateChanged, changes
 from .requests import NOBODY, Sender, Taken, of_signal, taken, untaken
 from .status import RunStatus, status_of
 from .tail import RunViews, RunWatch, Tail, read_run
@@ -125,6 +127,31 @@ class Run(Generic[Out]):
             history = await read_run(log, self.id)
         history.found(log)
         return history.events
+
+    @overload
+    async def published(self, key: str, *, timeout: Duration | None = None) -> Any: ...
+
+    @overload
+    async def published(self, key: None = None, *, timeout: Duration | None = None) -> dict[str, Any]: ...
+
+    async def published(self, key: str | None = None, *, timeout: Duration | None = None) -> Any:
+        """The last value that the run's code has published under a key, None if there is none; without a key all, by key.
+
+        Raises RunNotFound and LogUnavailable.
+        """
+        log = self._gateway.connected()
+        async with self._gateway.patience(timeout):
+            view = await self._gateway.views.read(self.id)
+        values = {name: own(last.value) for name, last in published_by(view.found(log)).items()}
+        return values if key is None else values.get(key)
+
+    def watch(self, *, after: int = 0) -> AsyncGenerator[Published | StateChanged]:
+        """All values that the code publishes, and the changes of the run's state, from its start to its end, as they come.
+
+        `after`: the `position` of a change that this or another process has got; the next one is the first then. Raises
+        RunNotFound and LogUnavailable; after that, a new call goes on from the last position.
+        """
+        return changes(self._gateway.connected(), self.id, after)
 
     @coroutine_function
     def signal(

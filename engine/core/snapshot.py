@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from typing import Any
 
 import orjson
 
@@ -43,9 +44,15 @@ def pack(run: RunState) -> bytes:
             None if run.start_input is run.input else [run.start_input],
             sorted(run.returned) or None,
             run.held_at,
-            *(() if run.trace is None else ([*run.trace],)),
+            *_last(run),
         ]
     )
+
+
+def _last(run: RunState) -> tuple[Any, ...]:
+    """The fields that few runs have."""
+    trace = None if run.trace is None else [*run.trace]
+    return (trace, run.kept) if run.kept else () if trace is None else (trace,)
 
 
 def unpack(data: bytes) -> RunState:
@@ -72,8 +79,10 @@ def unpack(data: bytes) -> RunState:
         [run.start_input] = fields[24]
     run.returned.update(fields[25] or ())
     run.held_at = fields[26]
-    if len(fields) > 27:
+    if len(fields) > 27 and fields[27] is not None:
         run.traced(*fields[27])
+    if len(fields) > 28:
+        run.kept = fields[28]
     return run
 
 
@@ -86,6 +95,7 @@ def copied(run: RunState, journal: list[Delivery]) -> RunState:
     twin.open = {step_id: copy(op) for step_id, op in run.open.items()}
     twin.signals = {name: [list(signal) for signal in waiting] for name, waiting in run.signals.items()}
     twin.requests = dict(run.requests)
+    twin.kept = {kind: dict(names) for kind, names in run.kept.items()}
     if run.phase == EXPECTED:
         twin.input = twin.start_input = list(run.input)
     return twin

@@ -84,6 +84,7 @@ class RunState:
         "id",
         "input",
         "journal",
+        "kept",
         "now",
         "open",
         "phase",
@@ -127,6 +128,8 @@ class RunState:
         self.returned: set[str] = set()  # ids of operations that the code dropped after their delivery, which then went back
         self.open: dict[str, Open] = {}  # operations that have begun and are not over, in the order of their beginning
         self.signals: dict[str, list[list[Any]]] = {}  # not yet taken: name -> [[data, request], ...]
+        # what was told: kind -> name -> [how many records of the name counted, and what the kind keeps of the last one]
+        self.kept: dict[str, dict[str, list[Any]]] = {}
         self.request: str | None = None  # the request id of `started`, remembered for the life of the run
         self.requests: dict[str, int] = {}  # other accepted requests that are remembered: id -> the run's time then
         self.result: Any = None

@@ -5,24 +5,29 @@
     signal   data that somebody sends to the run
     callback an answer that the code asks somebody outside for, by an id
 
-A new kind is a module here that ends in a `Kind` (`kind.py`), a word in `KINDS`, its records in `events.RunEvent`, and a method
-of `Step`; ARCHITECTURE.md lists what it adds to clients, commands, documents and tests. The module of a kind imports the core
-and values, and never another kind. All tables below are made from `KINDS`, once, at import. Pure.
+What a workflow tells and never waits for (`told.py`) has modules of its own:
+
+    publish  values that everybody may read while the run goes on
+
+A new kind is a module here that ends in a `Kind` (`kind.py`), a word in `KINDS` or `TOLD`, its records in `events.RunEvent`, and
+a method of `Step`; ARCHITECTURE.md lists what it adds to clients, commands, documents and tests. The module of a kind imports
+the core and values, and never another kind. All tables below are made from these two, once, at import. Pure.
 """
 
 from __future__ import annotations
 
-from . import callback, signal, sleep, step
+from . import callback, publish, signal, sleep, step
 
 KINDS = (step.KIND, sleep.KIND, signal.KIND, callback.KIND)
+TOLD = (publish.KIND,)
 
-RECORDS = {str(record.model_fields["type"].default): record for kind in KINDS for record in kind.records}
+RECORDS = {str(record.model_fields["type"].default): record for kind in (*KINDS, *TOLD) for record in kind.records}
 BY_NAME = {kind.name: kind for kind in KINDS}
 KIND_OF = {str(record.model_fields["type"].default): kind for kind in KINDS for record in kind.records}
 COUNTED = {name: record.counted_as for name, record in RECORDS.items() if record.counted_as is not None}
 EARLY = frozenset(name for name, record in RECORDS.items() if record.comes_early)
 REFUSALS = {name: record.when_refused for name, record in RECORDS.items() if record.when_refused}
-RULES = {name: rule for kind in KINDS for name, rule in kind.rules.items()}
+RULES = {name: rule for kind in (*KINDS, *TOLD) for name, rule in kind.rules.items()}
 OPEN = {kind.open.kind: kind.open for kind in KINDS}
 CALLS = {kind.call.kind: kind.call for kind in KINDS}
 SETTLED_BY = {outcome: kind.call for kind in KINDS for outcome in (*kind.call.settles, *kind.call.progress)}

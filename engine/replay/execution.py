@@ -21,11 +21,13 @@ from ..errors import ErrorInfo, InputInvalid, NonDeterminism, roots
 from ..operations import CALLS, GIVES_BACK, SETTLED_BY
 from ..operations.call import Call, Differs, MadeAnew, Raise
 from ..operations.sleep import sleep_of_timer
+from ..operations.told import Notice
 from ..values.codec import describe
 from .frames import Source, frames_of, frames_of_traceback, line_text, source_of
 from .futures import DeterministicFuture, DeterministicTask
 from .handles import Timer
 from .loop import HOST, DeterministicLoop, Host
+from .notices import Notices
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -92,6 +94,7 @@ class Execution:
     ) -> None:
         self.run = run
         self.loop = DeterministicLoop(run.id, self._timer_set, self._timer_dropped, host)
+        self.notices = Notices(run, self.loop)
         self._context = host.context()
         self.ops: dict[str, Op] = {}
         self.outcome: Outcome | None = None
@@ -102,6 +105,7 @@ class Execution:
         self._main: DeterministicTask[Any] | None = None
         self._requested: list[Op] = []
         self._dropped: list[Op] = []
+        self._pressed: DeterministicTask[Any] | None = None  # cancelled, and not idle since
         self._gone: dict[str, Op] = {}  # operations that the code has dropped
         self._counts: dict[str, int] = {}
         self._last: Op | None = None
@@ -127,7 +131,7 @@ class Execution:
         """Deliver the journal's new entries and run the code as far as it goes.
 
         Raises NonDeterminism if the code and the journal disagree, if the code did something that only a step may do, or if it
-        waits for something that can never come.
+        waits for something that can never come. If the code tells much, this pauses (`paused`): call it again.
         """
         loop = self.loop
         loop.attended = True
@@ -138,19 +142,25 @@ class Execution:
             self._main = loop.create_task(self._handler(self), name=self.run.id, context=self._context)
             del self._handler  # it refers to the worker, and code that never stops stays in memory
             self._settle()
+        elif loop.paused:
+            self._settle()
         journal = self.run.journal
-        while self.position < len(journal):
+        while self.position < len(journal) and not loop.paused:
             delivery = journal[self.position]
             self.position += 1
             loop.now_ms = delivery.now
             self._deliver(delivery)
             self._settle()
+        if loop.paused:
+            loop.attended = False
+            return
         if not self._checked:
             self._checked = True
             self._check_open()
+            self.notices.count_on()
         loop.attended = False
         if not self.ops and self.outcome is None:
-            raise self._stuck()
+            raise _stuck(self.run, loop.blocked_tasks())
 
     def take_requested(self) -> list[Op]:
         """The operations that the code has requested since the last call and still waits for."""
@@ -169,8 +179,14 @@ class Execution:
         return dropped
 
     @property
+    def paused(self) -> bool:
+        """Whether the code is not idle, and goes on at the next `advance`."""
+        return self.loop.paused
+
+    @property
     def has_news(self) -> bool:
-        return bool(self._requested or self._dropped or self.outcome)
+        """Whether the owner has to do something for the code, or the log lacks something that the code told."""
+        return bool(self._requested or self._dropped or self.outcome or self.loop.paused or self.notices.missing)
 
     def interrupted(self) -> None:
         """Note that an exception from outside has cut short the code and the frames of this class. Only `close` may follow."""
@@ -185,6 +201,7 @@ class Execution:
         self.loop.abandon(self._context.copy())
         self._main = self._last = self.outcome = None
         self._context = contextvars.Context()
+        self._pressed = None
         self._cancelled_while_waiting.clear()
         self._gone.clear()
         self.left, self._requested, self._dropped = [], [], []
@@ -202,23 +219,9 @@ class Execution:
         under this id is already open, and RuntimeError outside the workflow.
         """
         if not self.loop.is_running():
-            raise RuntimeError(
-                f"step {base_id!r} of run {self.run.id!r} was called outside its workflow: from a step function, "
-                f"another run, or after the run ended"
-            )
-        if self.loop.abandoned:
+            raise _outside(self.run, f"step {base_id!r}")
+        if (self.cancelling or self.loop.abandoned) and not self._goes_on():
             return Op(base_id, call, source, self.loop.create_future(), None)
-        if self.cancelling:
-            task = asyncio.current_task()
-            if not isinstance(task, DeterministicTask) or not task.shielded:
-                if task is not self._main:
-                    # `_settle` cancels the oldest task first. A task group ends without an error when only its members are
-                    # cancelled: the code would go on, and might complete, as if the members had done their work.
-                    return Op(base_id, call, source, self.loop.create_future(), None)
-                self._swallowed += 1
-                if self._swallowed > MAX_SWALLOWED_CANCELS:
-                    return Op(base_id, call, source, self.loop.create_future(), None)
-                raise asyncio.CancelledError(self.run.reason or "the run is being cancelled")
         count = self._counts.get(base_id, 0) + 1
         op_id = base_id if count == 1 else f"{base_id}#{count}"
         if count > 1:
@@ -236,6 +239,19 @@ class Execution:
         self._last = op
         return op
 
+    async def tell(self, notice: Notice) -> None:
+        """Record something without waiting for the log; other tasks of the code run meanwhile.
+
+        Raises CancelledError and RuntimeError as `request` does, and what `notice.too_many` returns.
+        """
+        loop = self.loop
+        if not loop.is_running():
+            raise _outside(self.run, f"{notice.kind} {notice.name!r}")
+        if (self.cancelling or loop.abandoned) and not self._goes_on():
+            await loop.create_future()
+        self.notices.add(notice)
+        await asyncio.sleep(0)
+
     def is_known(self, base_id: str) -> bool:
         """Whether the next operation under this id is already done, so that its arguments are not needed."""
         count = self._counts.get(base_id, 0) + 1
@@ -246,6 +262,23 @@ class Execution:
         self._let_go(op)
 
     # -- inside
+
+    def _goes_on(self) -> bool:
+        """Whether the code may ask for something and go on, although it is being cancelled or dropped; else its task shall wait
+        for something that never comes. Raises CancelledError for the main task of a cancelled run outside a shield."""
+        if self.loop.abandoned:
+            return False
+        task = asyncio.current_task()
+        if isinstance(task, DeterministicTask) and task.shielded:
+            return True
+        if task is not self._main:
+            # `_settle` cancels the oldest task first. A task group ends without an error when only its members are
+            # cancelled: the code would go on, and might complete, as if the members had done their work.
+            return False
+        self._swallowed += 1
+        if self._swallowed > MAX_SWALLOWED_CANCELS:
+            return False
+        raise asyncio.CancelledError(self.run.reason or "the run is being cancelled")
 
     def _timer_set(self, timer: Timer) -> None:
         op = Op(timer.id, sleep_of_timer(timer.delay_s), None, None, timer)
@@ -263,8 +296,11 @@ class Execution:
 
     def _settle(self) -> None:
         """Run the code until it is idle. While the run is being cancelled, cancel each task that waits outside a shield."""
-        self.loop.run_until_idle()
-        while self.cancelling and self.outcome is None:
+        loop = self.loop
+        loop.run_until_idle()
+        if self._pressed is not None and not loop.paused:
+            self._was_pressed(self._pressed)
+        while self.cancelling and self.outcome is None and not loop.paused:
             main = self._main
             if main is None or main.done():
                 break
@@ -276,7 +312,8 @@ class Execution:
                 self._end(Outcome("cancelled"))
                 return
             self._press(task)
-        loop = self.loop
+        if loop.paused:
+            return
         if loop.violations or loop.foreign:
             loop.check()
         main = self._main
@@ -305,11 +342,15 @@ class Execution:
 
     def _press(self, task: DeterministicTask[Any]) -> None:
         self.loop.pressing = True
-        try:
-            task.cancel(self.run.reason)
-            self.loop.run_until_idle()
-        finally:
-            self.loop.pressing = False
+        self._pressed = task
+        task.cancel(self.run.reason)
+        self.loop.run_until_idle()
+        if not self.loop.paused:
+            self._was_pressed(task)
+
+    def _was_pressed(self, task: DeterministicTask[Any]) -> None:
+        self.loop.pressing = False
+        self._pressed = None
         self._cancelled_while_waiting[task] = task.waits_for
 
     def _outcome(self, main: DeterministicTask[Any]) -> Outcome:
@@ -326,19 +367,6 @@ class Execution:
             if type(root) is RuntimeError and any(type(arg) is str and _OTHER_LOOP in arg for arg in root.args):
                 raise self.loop.shared(frames_of_traceback(root)) from root
         return Outcome("failed", error=error)
-
-    def _stuck(self) -> NonDeterminism:
-        waits = self.loop.blocked_tasks()
-        frames = [list(frames_of(task)) for task in waits]
-        source = tuple(line for each in frames for line in source_of(reversed(each)))[:5]
-        at = f" (at {', '.join(source)})" if source else ""
-        return NonDeterminism(
-            f"the code of run {self.run.id!r} can never continue: it waits for something that is not a step, sleep or signal, "
-            "and that nothing in the workflow can complete. Move the work of a thread, a connection or another run into `await "
-            f"step.run(...)`, and create locks inside the workflow{at}",
-            found="a wait for nothing durable",
-            source=source,
-        )
 
     def _deliver(self, delivery: Delivery) -> None:
         step_id, outcome, _, value = delivery
@@ -437,7 +465,7 @@ class Execution:
 
     def _differs(self, expected: str, ops: Iterable[Op] | None = None, found: str = "") -> NonDeterminism:
         waiting = tuple(self.ops.values() if ops is None else ops)
-        found = found or self._standing(waiting)
+        found = found or _standing(waiting, self.outcome)
         after = f"; the last operation that agreed was {self._last}" if self._last is not None and not waiting else ""
         source = _lines(waiting) or _lines((self._last,) if self._last is not None else ())
         return NonDeterminism(
@@ -447,14 +475,6 @@ class Execution:
             found=found,
             source=source,
         )
-
-    def _standing(self, waiting: tuple[Op, ...]) -> str:
-        if waiting:
-            return ", ".join(str(op) for op in waiting[:5])
-        if self.outcome is not None:
-            how = "returned" if self.outcome.phase == "completed" else self.outcome.phase
-            return f"the workflow had {how}" + (f": {ErrorInfo.of(self.outcome.error)}" if self.outcome.error is not None else "")
-        return "the workflow waits for nothing that is durable"
 
 
 def _cause(error: BaseException) -> str:
@@ -467,3 +487,31 @@ def _line(source: Source | None) -> str:
 
 def _lines(ops: Iterable[Op]) -> tuple[str, ...]:
     return tuple(_line(op.source) for op in ops if op.source is not None)
+
+
+def _stuck(run: RunState, waits: list[DeterministicTask[Any]]) -> NonDeterminism:
+    frames = [list(frames_of(task)) for task in waits]
+    source = tuple(line for each in frames for line in source_of(reversed(each)))[:5]
+    at = f" (at {', '.join(source)})" if source else ""
+    return NonDeterminism(
+        f"the code of run {run.id!r} can never continue: it waits for something that is not a step, sleep or signal, "
+        "and that nothing in the workflow can complete. Move the work of a thread, a connection or another run into `await "
+        f"step.run(...)`, and create locks inside the workflow{at}",
+        found="a wait for nothing durable",
+        source=source,
+    )
+
+
+def _outside(run: RunState, what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} of run {run.id!r} was called outside its workflow: from a step function, another run, or after the run ended"
+    )
+
+
+def _standing(waiting: tuple[Op, ...], outcome: Outcome | None) -> str:
+    if waiting:
+        return ", ".join(str(op) for op in waiting[:5])
+    if outcome is not None:
+        how = "returned" if outcome.phase == "completed" else outcome.phase
+        return f"the workflow had {how}" + (f": {ErrorInfo.of(outcome.error)}" if outcome.error is not None else "")
+    return "the workflow waits for nothing that is durable"

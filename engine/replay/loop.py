@@ -63,13 +63,15 @@ class Host(NamedTuple):
     """The surroundings of a loop.
 
     `from_keyboard`: whether an error is a KeyboardInterrupt that must end the process. `wake`: makes the owner call `check`;
-    any thread may call it. `max_turns`: the limit of callbacks for one `run_until_idle`. `context`: makes the run's context.
+    any thread may call it. `max_turns`: the limit of callbacks until the loop is idle. `context`: makes the run's context.
+    `max_told`: after how many things that the code tells in one turn the loop pauses; None: never.
     """
 
     from_keyboard: Callable[[BaseException], bool]
     wake: Callable[[], None]
     max_turns: int = 1_000_000
     context: Callable[[], contextvars.Context] = _copied
+    max_told: int | None = None
 
 
 def _is_keyboard_interrupt(error: BaseException) -> bool:
@@ -130,6 +132,8 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._task_hash = self._future_hash = self._hash_base = zlib.crc32(seed.encode("utf-8", "surrogatepass")) << 12
         self._tasks: list[DeterministicTask[Any]] = []
         self._prune_at = 16
+        self.paused = False  # callbacks are ready, and wait for the next `run_until_idle`
+        self._left = 0  # of `max_turns`
         self._running = False
         self._outer = _NOTHING  # while it runs: the outer loop, its task and its two async generator hooks
         self._abandoned = False
@@ -146,14 +150,15 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise self.violations[0]
 
     def run_until_idle(self) -> None:
-        """Run callbacks until none is ready; then report the timers.
+        """Run callbacks until none is ready; then report the timers. Pauses behind the callback that called `pause`.
 
         Raises `NonDeterminism` after `max_turns` callbacks: the code spins without awaiting anything durable. After that, and
         after a KeyboardInterrupt from the keyboard, the owner can only abandon the run.
         """
         if self._running:
             raise RuntimeError("this loop is already running")
-        left = self.host.max_turns
+        left = self._left if self.paused else self.host.max_turns
+        self.paused = False
         outer = _get_running_loop()
         outer_task = _swap_current_task(outer, None) if outer is not None else None
         first_iteration, finalizer = sys.get_asyncgen_hooks()  # unpacked: the garbage collector does not look into the pair
@@ -167,7 +172,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 left -= len(batch)
                 if left < 0:
                     raise self._spins(batch)
-                for handle in batch:
+                for done, handle in enumerate(batch, 1):
                     callback = handle.callback
                     if callback is not None:
                         try:
@@ -176,9 +181,15 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                             if type(error) is KeyboardInterrupt and self.host.from_keyboard(error):
                                 raise
                             self._collect("exception in a callback", error)
+                    if self.paused:
+                        self._left = left + len(batch) - done
+                        self._ready[:0] = batch[done:]
+                        break
                 # The traceback of a kept error keeps this frame alive, so release the callbacks.
                 batch.clear()
                 handle = callback = None
+                if self.paused:
+                    return
         finally:  # as in `leave`
             sys.set_asyncgen_hooks(first_iteration, finalizer)
             _set_running_loop(outer)
@@ -188,6 +199,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             self._outer = _NOTHING
         if (self._cancelled_timers or self._new_timers) and not self._abandoned:
             self._report_timers()
+
+    def pause(self) -> None:
+        """Called by the running code: let the owner work before the next callback. Changes nothing in the order of callbacks."""
+        self.paused = not self._abandoned
 
     def leave(self) -> None:
         """Restore the outer loop, task and hooks. The owner calls this after an exception from outside has cut a turn short."""

@@ -274,12 +274,13 @@ def written(data: Any, what: str) -> bytes:
     Raises InputInvalid for data that would not come back as given; `what` names them in the message.
     """
     try:
-        return _plain(data)
+        return plain(data)
     except ValueInvalid as error:
         raise InputInvalid(f"{what} is not JSON: {error}", [{"msg": str(error)}]) from error
 
 
-def _plain(data: Any) -> bytes:
+def plain(data: Any) -> bytes:
+    """As `written`, but raises ValueInvalid, which names the place in the value."""
     if type(data) is Written:
         try:
             return held(loads(limited(data.json)))

@@ -108,6 +108,7 @@ def _history() -> list[Record]:
     ledger.accepts("wait-started", "two", step_id="go", signal="go", timeout_at=ledger.now_ms + 1000)
     ledger.accepts("signal-received", "two", signal="other", data={"n": 1})
     ledger.accepts("callback-created", "two", v=2, step_id="asked", nonce="n", timeout_at=ledger.now_ms + 1000, heartbeat_ms=9)
+    ledger.accepts("published", "two", v=2, key="done", value=0.5, seq=1)
     ledger.start("three")
     ledger.accepts("step-completed", "three", step_id="a", attempt=1, result=[1, "x", None])
     ledger.accepts("completed", "three", result={"n": 1})
@@ -141,6 +142,7 @@ def _values() -> list[bytes]:
         "callback-failed": {"step_id": "asked", "nonce": "n", "error": {"type": "E", "message": "m"}},
         "callback-heartbeat": {"step_id": "asked", "nonce": "n"},
         "callback-timed-out": {"step_id": "asked", "kind": "heartbeat"},
+        "published": {"key": "done", "value": {"n": [1]}, "seq": 2},
         "workflow-unknown": {"version": "2"},
         "quarantined": {"error": {"type": "E", "message": "m"}},
         "resumed": {},

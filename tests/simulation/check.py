@@ -196,6 +196,10 @@ class Checker:
             self._may_be_quarantined(partition, record, run, event)
         elif kind == "resumed":
             seen.quarantined = None
+        elif kind == "published":
+            self._is_in_order(partition, record, run, event)
+        if kind == "completed":
+            self._is_all_published(partition, record, run, event["result"])
         step_id = event.get("step_id")
         if step_id is None:
             return
@@ -237,6 +241,22 @@ class Checker:
             drifted = {name for name in (*run.open, *run.over) if name.startswith("drift-")}
             if len(drifted) > 1:
                 self._broken(11, f"the code went on with other steps than before: {sorted(drifted)}", partition, record)
+
+    def _is_in_order(self, partition: int, record: Record, run: Run, event: Json) -> None:
+        """A program publishes the number of each value among those of its key. A cancelled call may publish nothing."""
+        value, seq = event["value"], event["seq"]
+        if not _contains(_program(run), "hostile") and (value < seq or (value > seq and not run.cancelled)):
+            self._broken(22, "the code has called for it once, in its turn", partition, record)
+
+    def _is_all_published(self, partition: int, record: Record, run: Run, results: Any) -> None:
+        """Whatever a program says it has published is in the log before its end."""
+        if _contains(_program(run), "hostile") or run.cancelled:
+            return
+        for key, last in _published(results):
+            if run.published.get(key, [0])[0] < last:
+                self._broken(
+                    22, f"{last} values of {key!r} were published, of which the log has {run.published}", partition, record
+                )
 
     def _silence(self, record: Record, run: Run, step_id: str, claim: int) -> None:
         """A callback was created, or somebody works on its answer: it ends after this silence, or at its time-out."""
@@ -680,6 +700,16 @@ def _program(run: Run) -> Node:
     """What its input says; runs of others than the world have none."""
     program: Any = run.input
     return cast(Node, program) if isinstance(program, list) else ["seq", []]
+
+
+def _published(results: Any) -> Iterator[tuple[str, int]]:
+    """The keys under which a program published, with the number of the last value then."""
+    if isinstance(results, list):
+        values = cast(list[Any], results)
+        if values[:1] == ["published"]:
+            yield values[1], values[2]
+        for inner in values:
+            yield from _published(inner)
 
 
 def _contains(node: Node, kind: str) -> bool:

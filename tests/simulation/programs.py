@@ -14,6 +14,7 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["shield", node]                                    out of reach of a cancellation
     ["send", id, run_id, signal]                        to another run
     ["drift", id]                                       another step in every process: nondeterministic
+    ["publish", key, count]                             as many values under a key, see `telling`
     ["fail", message]                                   ends the run
     ["hostile", kind, variant, data]                    does what nobody should, see hostile.py
 """
@@ -82,6 +83,19 @@ def composed(random: Random, node: Node) -> Node:
     if node[0] in ("gather", "group") and random.random() < 0.7:
         return ["map", inner, random.choice((None, None, 1, 2, 7))]
     return ["first" if node[0] == "race" and random.random() < 0.7 else node[0], inner, *node[2:]]
+
+
+def telling(random: Random, node: Node) -> Node:
+    """The program with values that it publishes between its other nodes: the number of each among those of its key."""
+    if node[0] in ("within", "shield"):
+        return [*node[:-1], telling(random, node[-1])]
+    if node[0] not in _BRANCHED:
+        return node
+    inner = [telling(random, one) for one in node[1]]
+    if node[0] == "seq":
+        for _ in range(random.choice((0, 1, 1, 2))):
+            inner.insert(random.randrange(len(inner) + 1), ["publish", random.choice("pq"), random.choice((1, 1, 3, 40, 600))])
+    return [node[0], inner, *node[2:]]
 
 
 _BRANCHED = ("seq", "gather", "group", "race", "map", "first")
@@ -212,6 +226,8 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         return allowed(node[1], value, run_id, signals)
     if kind == "send":
         return value in (["sent", node[1]], ["failed", node[1]])
+    if kind == "publish":
+        return value[:2] == ["published", node[1]] and value[2] >= node[2]
     if kind == "hostile":
         return hostile.allowed(node, value)
     return kind == "drift" and value[0] == "ok"
@@ -252,6 +268,7 @@ class _Machine:
         self.host = functions.host
         self.hostile = functions.hostile
         self._used: dict[str, int] = {}
+        self._published: dict[str, int] = {}
 
     async def do(self, node: Node, step: Step, path: str) -> Any:
         kind = node[0]
@@ -293,6 +310,8 @@ class _Machine:
                 return await self.do(node[1], step, path)
         if kind == "send":
             return await self._send(step, path, node)
+        if kind == "publish":
+            return await self._publish(step, node)
         if kind == "drift":
             return await self.step(step, path, ["step", f"drift-{self.host.name}", _QUICK])
         if kind == "hostile":
@@ -360,6 +379,13 @@ class _Machine:
             return ["failed", name]
         self._got(step_id, None)
         return ["sent", name]
+
+    async def _publish(self, step: Step, node: Node) -> Any:
+        _, key, count = node
+        for _ in range(count):
+            number = self._published[key] = self._published.get(key, 0) + 1
+            await step.publish(key, number)
+        return ["published", key, self._published[key]]
 
     async def _branch(self, node: Node, step: Step, path: str, number: int) -> Any:
         async with step.scope(f"{number}") as inner:

@@ -127,6 +127,7 @@ def test_a_good_story_is_believed() -> None:
     story.gives("good 0", "c").tells()
     story.checker.client_acked("callback", RUN, "", ["good", "good 0", True])
     story.checker.client_acked("callback", RUN, "", ["forged", "forged 1", False])
+    published(published(story, 1, 1), 2, 2).tells()
     story.decide("completed", result="R")
     story.checker.client_acked("start", RUN, "", PROGRAM)
     story.checker.client_result(RUN, "R")
@@ -191,6 +192,11 @@ def waiting(story: Story, timeout_at: int = 2000) -> Story:
 
 def asking(story: Story) -> Story:
     story.decide("callback-created", "c", nonce="n", timeout_at=2000, heartbeat_ms=None)
+    return story
+
+
+def published(story: Story, seq: int, value: Any) -> Story:
+    story.decide("published", key="k", seq=seq, value=value)
     return story
 
 
@@ -389,6 +395,9 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (21, "counts, and the log says", lambda: answered("list")),
     (21, "a stranger has answered", lambda: by_a_stranger("callback-completed", data=1)),
     (21, "a stranger has answered", lambda: by_a_stranger("callback-heartbeat")),
+    (22, "has called for it once", lambda: published(begun(), 1, 2)),
+    (22, "has called for it once", lambda: published(published(begun(), 1, 1), 2, 1)),
+    (22, "2 values of 'k' were published", lambda: published(begun(), 1, 1).decide("completed", result=[["published", "k", 2]])),
     (7, "the callback ends at 2000", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout")),
     (7, "cannot have said more", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout", at=2000)),
     (19, "is tried again", lambda: begun().decide("step-failed", "h-unwritable", attempt=1, error=ERROR, next_at=1100)),

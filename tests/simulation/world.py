@@ -462,6 +462,8 @@ class World(LogObserver):
             program = programs.generate(own, others=ids)
             if composes:
                 program = programs.composed(Random(f"{self.plan.seed}/composed/{number}"), program)
+            if self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 3:
+                program = programs.telling(Random(f"{self.plan.seed}/telling/{number}"), program)
             spoils = Random(f"{self.plan.seed}/hostile/{number}")
             if spoils.random() < hostility:
                 program = programs.spoiled(spoils, program)

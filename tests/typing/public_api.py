@@ -12,7 +12,20 @@ from typing import Any, assert_type
 
 from pydantic import BaseModel
 
-from stepfold import BatchResult, Callback, Client, Completion, Context, RaceResult, Run, Signal, Step, Workflow
+from stepfold import (
+    BatchResult,
+    Callback,
+    Client,
+    Completion,
+    Context,
+    Published,
+    RaceResult,
+    Run,
+    Signal,
+    StateChanged,
+    Step,
+    Workflow,
+)
 
 client = Client("memory://")
 
@@ -86,6 +99,8 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type((await step.parallel("both", {"a": fetched})).successes(), list[bytes])
     assert_type(await step.race("first", {"a": fetched}), RaceResult[bytes])
     await step.map("wrong", ["a"], halved)  # pyright: ignore[reportArgumentType]  # must be an error
+    assert_type(await step.publish("progress", {"done": 1}), None)
+    await step.publish(7, 1)  # pyright: ignore[reportArgumentType]  # must be an error
     async with step.compensations() as undo:
         undo.push("undo", total, [1], timeout="30s")
         undo.push("wrong", total, "prices")  # pyright: ignore[reportArgumentType]  # must be an error
@@ -126,6 +141,11 @@ async def use() -> None:
     assert_type(client.run("r"), Run[Any])
     assert_type((await run.status(timeout=5)).ended_at, datetime | None)
     assert_type((await run.history(timeout=5))[0].time, datetime | None)
+    assert_type(await run.published("progress"), Any)
+    assert_type(await run.published(timeout=5), dict[str, Any])
+    async for change in run.watch(after=7):
+        assert_type(change, Published | StateChanged)
+        assert_type(change.position, int)
     assert_type(await run.signal("go", timeout=5), None)
     assert_type(await run.cancel("enough", timeout=5), None)
     assert_type(await run.cancel(why="enough", by="ada"), None)

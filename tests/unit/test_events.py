@@ -51,6 +51,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     "callback-failed": REQUEST | {"step_id": "a", "nonce": "n", "error": ERROR, "why": "a test"},
     "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n", "why": "a test"},
     "callback-timed-out": DECISION | {"step_id": "a", "kind": "heartbeat"},
+    "published": DECISION | {"v": 2, "key": "progress", "value": {"done": 1}, "seq": 1},
     "workflow-unknown": DECISION,
     "input-completed": DECISION | {"input": {"made": 1}},
     "code-suspected": DECISION,
@@ -97,7 +98,7 @@ def test_fields_of_tomorrow_are_kept(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in TYPES for field in WHOLE[kind]])
 def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, field: str) -> None:
     event = {"type": kind} | WHOLE[kind]
-    free = event.keys() & {"input", "data", "result", "details", "heartbeat"}
+    free = event.keys() & {"input", "data", "value", "result", "details", "heartbeat"}
     if (kind, field) in PASSED_OVER:
         wrong: list[Any] = [1.5, {}]
         for other in (event | {field: value} for value in wrong):

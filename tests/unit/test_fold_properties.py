@@ -157,6 +157,18 @@ class Author:
             "callback-timed-out", run_id, step_id=self.open_of(run_id, OpenCallback, y), kind=kind, at=self.ledger.now_ms + 4
         )
 
+    def publish(self, x: int, y: int) -> None:
+        """The next value of a key, mostly; so many new keys that not all are taken."""
+        run_id = self.run(x)
+        run = self.ledger.state.runs.get(run_id)
+        keys = run.kept.get("published", {}) if run else {}
+        if x == y == 0:
+            for number in range(101):
+                self.put("published", run_id, v=2, key=f"item-{number}", value=number, seq=1)
+        key = f"key-{y % 3}"
+        seq = keys[key][0] + 1 if key in keys else 1
+        self.put("published", run_id, v=2, key=key, value=[x, {"y": y}], seq=seq + (y % 7 == 0))
+
     def early(self, x: int, y: int) -> None:
         self.put("signal-received", RUNS[x % len(RUNS)], signal=SIGNALS[y % 2], data=[x, y], request=f"early-{y}")
 
@@ -231,7 +243,21 @@ class Author:
             self.ledger.write(old.value[:cut] + b'"' + old.value[cut + 1 :], key=old.key)
 
 
-WORK = ("start", "complete", "fail", "attempt", "sleep", "wait", "wake", "time_out", "signal", "let_go", "early", "answer")
+WORK = (
+    "start",
+    "complete",
+    "fail",
+    "attempt",
+    "sleep",
+    "wait",
+    "wake",
+    "time_out",
+    "signal",
+    "let_go",
+    "early",
+    "answer",
+    "publish",
+)
 RARE = ("cancel", "stand", "suspect", "end", "claim", "time", "ask", "hear_nothing")
 NOISE = ("repeat", "read_again", "stale", "stale_claim", "foreign", "newer", "newer_claim", "garbage", "spoil")
 ACTIONS: list[str] = [*WORK, *WORK, *WORK, *RARE, *NOISE]

@@ -9,14 +9,15 @@ import pytest
 
 from stepfold import events
 from stepfold.core import lifecycle
-from stepfold.core.records import Base, OperationDecision, OperationRequest
+from stepfold.core.records import Base, Decision, OperationDecision, OperationRequest
 from stepfold.core.state import Open
-from stepfold.operations import CALLS, ENDS, KINDS, OPEN, RULES, SETTLED_BY, TELLS
+from stepfold.operations import CALLS, ENDS, KINDS, OPEN, RULES, SETTLED_BY, TELLS, TOLD
 from stepfold.operations.call import Call
 from stepfold.operations.kind import Kind
 from stepfold.operations.step import OpenStep
+from stepfold.operations.told import Notice, Told
 
-OF_KINDS = [record for kind in KINDS for record in kind.records]
+OF_KINDS = [record for kind in (*KINDS, *TOLD) for record in kind.records]
 OF_RUNS = [found for found in vars(lifecycle).values() if isinstance(found, type) and issubclass(found, Base)]
 
 
@@ -44,6 +45,18 @@ def test_a_kind_is_whole(kind: Kind) -> None:
     assert kind.open.when_due is None or kind.open.when_due in kind.rules
     assert kind.call.words
     assert kind.open.wait is not Open.wait
+
+
+@pytest.mark.parametrize("kind", TOLD, ids=lambda kind: kind.notice.kind)
+def test_a_kind_of_things_that_are_told_is_whole(kind: Told) -> None:
+    assert kind.rules.keys() == types(list(kind.records))
+    assert all(issubclass(record, Decision) and record.never_ends for record in kind.records)
+    assert kind.notice.kind and kind.notice.max_names > 0
+    assert kind.notice.record is not Notice.record and kind.notice.too_many is not Notice.too_many
+    with pytest.raises(NotImplementedError):
+        Notice("n").record(1)
+    with pytest.raises(NotImplementedError):
+        Notice("n").too_many()
 
 
 def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:

@@ -20,6 +20,10 @@ from .ownership import Ownership
 
 logger = logging.getLogger("stepfold.worker")
 
+MAX_QUEUED = 2000
+MAX_QUEUED_BYTES = 4_000_000
+"""How long the append queue grows before code that tells much waits. Other records never wait."""
+
 
 class Appending:
     """`take` folds acknowledged records and acts on them. `not_taken` decides something smaller for a decision that the log
@@ -40,12 +44,18 @@ class Appending:
         self._not_taken = not_taken
         self._max_value_bytes = ownership.log.max_value_bytes
         self._queue: list[Entry] = []
+        self._queued_bytes = 0
         self._under_way = False
         self._drained = asyncio.Event()  # a waiting `flushed` clears it; set when the queue is empty
         self._wake = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def full(self) -> bool:
+        """Whether code that tells much should wait before it tells more."""
+        return len(self._queue) >= MAX_QUEUED or self._queued_bytes >= MAX_QUEUED_BYTES
 
     def emit(self, run: RunState, type: str, at: int | None = None, /, **fields: Any) -> None:
         """Append a decision about a run. `at`: its time, None for now.
@@ -77,6 +87,7 @@ class Appending:
         if not self._queue:
             self._wake.set()
         self._queue.append(entry_of((run.id, value)))
+        self._queued_bytes += len(value)
 
     async def run(self, reader: Reader) -> None:
         """Append what is in the queue, until cancelled. Raises LogUnavailable."""
@@ -84,7 +95,7 @@ class Appending:
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                entries, self._queue = self._queue, []
+                entries, self._queue, self._queued_bytes = self._queue, [], 0
                 self._under_way = True
                 compare, self.compare = self.compare, False
                 before = self._log.now() if compare else 0
@@ -117,6 +128,7 @@ class Appending:
     def clear(self) -> None:
         """Drop the queue."""
         self._queue.clear()
+        self._queued_bytes = 0
 
     def _compare_clocks(self, before: int, timestamp: int) -> None:
         """Warn if the log's time of an append lies outside the interval from `before` to now."""

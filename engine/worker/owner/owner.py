@@ -64,7 +64,7 @@ class Owner:
         self._appending = Appending(self, self._take, self._not_taken)
         self.emit = self._appending.emit
         self._timers = Timers(self, self._ring)
-        self._code = Running(self, self.emit, self._timers.wake_at)
+        self._code = Running(self, self.emit, self._timers.wake_at, lambda: self._appending.full)
         self._attempts = self._code.attempts
         self._recovery = Recovery(self, self._code, self._appending, self._timers, self._revive, self._recovered)
         self._residents = Residents(self, self._code, self.emit, self._recovery.may_run, self._recovery.has_crashed)
@@ -175,6 +175,7 @@ class Owner:
         self._appending.clear()
         self._timers.clear()
         self._residents.clear()
+        self._code.paused.clear()
         self._recovery.end()
 
     async def leave(self, grace_s: float) -> None:
@@ -276,6 +277,8 @@ class Owner:
                     self._code.contain(run, error)
             if self._residents.deferred:
                 self._residents.bring_in()
+            if self._code.paused:
+                self._code.go_on()
         finally:
             self.worker.pool.release()
         if self._checkpointing.schedule():

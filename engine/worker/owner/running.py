@@ -34,12 +34,19 @@ logger = logging.getLogger("stepfold.worker")
 MAX_SHORT_CHARS = 300
 """The most characters of the reason of a quarantine in a log that takes only short records."""
 
+MAX_TOLD = 250
+"""How much the code of a run may tell before the owner appends it, and others go on."""
+
 
 class Running:
     """Runs the code of those runs of one partition whose code is in memory (`Ownership.live`)."""
 
-    def __init__(self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None]) -> None:
+    def __init__(
+        self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None], is_full: Callable[[], bool]
+    ) -> None:
         self.live = ownership.live
+        self.paused: list[Live] = []  # their code goes on when the append queue has room
+        self._is_full = is_full
         self._ownership = ownership
         self._loop = ownership.loop
         self._worker = ownership.worker
@@ -96,7 +103,7 @@ class Running:
             with contextlib.suppress(RuntimeError):  # the worker's loop is closed
                 self._loop.call_soon_threadsafe(self._woken, run_id)
 
-        return Host(from_keyboard, wake, self._worker.settings.max_turns, self._watch.new_context)
+        return Host(from_keyboard, wake, self._worker.settings.max_turns, self._watch.new_context, MAX_TOLD)
 
     def _woken(self, run_id: str) -> None:
         live = self.live.get(run_id)
@@ -121,6 +128,14 @@ class Running:
     def _advance(self, live: Live, crashed: bool) -> None:
         execution = live.execution
         self._watch.run(live, execution.advance)
+        for notice, number in execution.notices.take():
+            event_type, fields = notice.record(number)
+            self._emit(live.run, event_type, **fields)
+        if execution.paused:
+            self._pause(live, crashed)
+            return
+        if live.crashed:
+            crashed, live.crashed = True, False
         for op in execution.take_dropped():
             self.attempts.drop(live, op.id)
             if op.recorded and execution.outcome is None:
@@ -132,6 +147,27 @@ class Running:
         if execution.outcome is not None and not live.finished:
             live.finished = True
             self._finish(live, execution.outcome)
+
+    def _pause(self, live: Live, crashed: bool) -> None:
+        """Let others go on before the code of a run that tells much, and let it wait while the append queue is full."""
+        live.crashed = live.crashed or crashed
+        if self._is_full():
+            self.paused.append(live)
+        else:
+            self._loop.call_soon(self._go_on, live)
+
+    def go_on(self) -> None:
+        """The log has taken records: go on with the code that waited for that."""
+        paused, self.paused = self.paused, []
+        for live in paused:
+            if self._is_full():
+                self.paused.append(live)
+            else:
+                self._go_on(live)
+
+    def _go_on(self, live: Live) -> None:
+        if self.live.get(live.run.id) is live and live.execution.paused:
+            self.advance(live)
 
     def _raised(self, live: Live, raised: list[BaseException]) -> None:
         """Quarantine a run for an error. Then free the error: it holds the frames of the run's code, and the objects in them."""
@@ -190,6 +226,8 @@ class Running:
     def rehearse(self, live: Live) -> None:
         """Run a run's code over its journal and encode its outcome, to see whether it works now. Records nothing."""
         live.execution.advance()
+        while live.execution.paused:
+            live.execution.advance()
         outcome = live.execution.outcome
         try:
             if outcome is not None and outcome.phase == "completed":
