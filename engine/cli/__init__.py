@@ -1,1 +1,1 @@
-"""The command line. `app` holds the commands; each command imports heavy modules itself."""
+"""The command line. `app` declares the commands; each command imports heavy modules only when it runs."""

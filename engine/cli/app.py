@@ -1,4 +1,4 @@
-"""`stepfold`, the command. This module and those of its groups hold declarations, and import only what is cheap to import."""
+"""The command `stepfold`. This module and those of its groups hold declarations, and import only modules that load fast."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ app.add_typer(tokens.app, name="token")
 
 
 def main() -> NoReturn:
-    """Run the command line and end the process, also if the user's code has left threads or exit handlers that never end."""
+    """Run the command line and end the process, even if the user's code leaves threads or exit handlers that never end."""
     try:
         command()
     except SystemExit as end:
@@ -84,7 +84,7 @@ def command() -> NoReturn:
     except BrokenPipeError:
         _unread()
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # Click takes it for a failure
+        if isinstance(end.__context__, BrokenPipeError):  # Click reads this error as a failure
             _unread()
         raise
     except (KeyboardInterrupt, typer.Abort):
@@ -96,7 +96,7 @@ def command() -> NoReturn:
 
 
 def _check_surroundings() -> None:
-    """Remove sizes of the terminal that are not positive numbers: rich and Typer would believe them."""
+    """Remove terminal sizes from the environment that are not positive numbers: rich and Typer do not check them."""
     for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
         width = os.environ.get(name)
         if width is not None and not (width.isascii() and width.isdecimal() and 0 < int(width[:6]) < 100_000):
@@ -119,7 +119,8 @@ def _text_of(argument: str) -> str:
 
 
 def _unread() -> NoReturn:
-    """Exit like a process that SIGPIPE kills: the reader of stdout has gone, as `head` does. Python's last flush goes nowhere."""
+    """Exit like a process that SIGPIPE kills, because the reader of stdout has gone (such as `head`). Discards Python's last
+    flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(Exit.UNREAD)
 

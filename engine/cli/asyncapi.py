@@ -1,8 +1,8 @@
 """The contract of a namespace's topics for users without stepfold: JSON Schema and AsyncAPI 3. Pure.
 
 The history's part comes from the event models, which also say when a record counts. The inbox's part comes from the models of
-requests and from the kinds that `stepfold.worker.inbox` knows; limits and words are written here. It does not contain what the
-router refuses for now (events, and signals without a run id).
+requests and the sorts of request that `stepfold.worker.inbox` knows. This module adds limits and texts. The contract leaves out
+requests that the router refuses for now (events, and signals without a run id).
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ A record with only the header `stepfold-redriven` says that the record at that p
 def history_schema() -> dict[str, Any]:
     """The JSON Schema (draft 7) of the value of one history record."""
     schemas = _event_schemas("#/definitions/")
-    kinds = sorted(name for name, schema in schemas.items() if _kind(schema))
+    types = sorted(name for name, schema in schemas.items() if _type_in(schema))
     return {
         "$schema": JSON_SCHEMA,
         "title": f"A record of a stepfold history, format {FORMAT}",
-        "oneOf": [{"$ref": f"#/definitions/{name}"} for name in kinds],
+        "oneOf": [{"$ref": f"#/definitions/{name}"} for name in types],
         "definitions": schemas,
     }
 
@@ -61,10 +61,10 @@ def history_schema() -> dict[str, Any]:
 def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
     """The AsyncAPI 3 document of a namespace, as JSON. `bootstrap`: `host:port[,host:port…]`."""
     events = _event_schemas("#/components/schemas/")
-    history = {kind: name for name, schema in events.items() if (kind := _kind(schema))}
+    history = {type_: name for name, schema in events.items() if (type_ := _type_in(schema))}
     requests = _request_schemas()
-    messages = {kind: _message(kind, events[name], name) for kind, name in history.items()}
-    messages |= {f"request-{kind}": _message(kind, schema, kind) for kind, schema in requests.items()}
+    messages = {type_: _message(type_, events[name], name) for type_, name in history.items()}
+    messages |= {f"request-{type_}": _message(type_, schema, type_) for type_, schema in requests.items()}
     messages["request-cloud-event"] = {
         "name": "request-cloud-event",
         "title": "A request as a structured CloudEvent",
@@ -105,7 +105,7 @@ def document(namespace: Namespace, bootstrap: str) -> dict[str, Any]:
         "channels": {
             "history": _channel(namespace.history, _acceptance(), sorted(history), topicConfiguration=for_ever),
             "inbox": _channel(
-                namespace.inbox, _inbox(list(requests)), [*(f"request-{kind}" for kind in requests), "request-cloud-event"]
+                namespace.inbox, _inbox(list(requests)), [*(f"request-{type_}" for type_ in requests), "request-cloud-event"]
             ),
             "dead-letters": _channel(namespace.dead_letters, _DEAD_LETTERS, ["dead-letter"]),
         },
@@ -126,9 +126,9 @@ def _acceptance() -> str:
     return _ACCEPTANCE.format(conditions="\n".join(f"  - {', '.join(names)}: {words}" for words, names in types.items()))
 
 
-def _inbox(kinds: list[str]) -> str:
-    *types, last = (f"`stepfold.{kind}`" for kind in kinds)
-    return _INBOX.format(types=f"{', '.join(types)} or {last}")
+def _inbox(types: list[str]) -> str:
+    *others, last = (f"`stepfold.{type_}`" for type_ in types)
+    return _INBOX.format(types=f"{', '.join(others)} or {last}")
 
 
 def _channel(topic: str, description: str, messages: list[str], **binding: Any) -> dict[str, Any]:
@@ -144,23 +144,23 @@ def _operation(action: str, channel: str, summary: str) -> dict[str, Any]:
     return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
 
 
-def _message(kind: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
+def _message(type_: str, schema: dict[str, Any], name: str) -> dict[str, Any]:
     key: dict[str, Any] = {"type": "string", "description": "Any key."}
     if "claim" in schema["properties"] or "request" in schema["properties"]:
         key = {"type": "string", "description": "The run id."}
-    elif kind == "claim":
+    elif type_ == "claim":
         key = {"type": "string", "const": "@claim"}
     return {
-        "name": kind,
-        "title": kind,
-        "summary": schema.get("description", kind),
+        "name": type_,
+        "title": type_,
+        "summary": schema.get("description", type_),
         "payload": {"$ref": f"#/components/schemas/{name}"},
         "bindings": {"kafka": {"key": key, "bindingVersion": BINDING}},
     }
 
 
-def _kind(schema: dict[str, Any]) -> str | None:
-    """The event type of a schema; None for a schema of another kind."""
+def _type_in(schema: dict[str, Any]) -> str | None:
+    """The event type of a schema; None for a schema of anything else."""
     return cast("str | None", schema["properties"].get("type", {}).get("const"))
 
 
@@ -169,7 +169,7 @@ def _event_schemas(refs: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = _mended(json_schema()["$defs"], refs)
     for schema in found.values():
         properties = schema["properties"]
-        if _kind(schema):
+        if _type_in(schema):
             del properties["offset"], properties["timestamp"]
             del properties["type"]["default"], properties["v"]["default"]
             schema["required"] = ["type", "v", *(name for name in schema["required"] if name not in ("type", "v"))]
@@ -202,7 +202,7 @@ _RUN_ID = {
 
 _ANY = {"description": "Any JSON value; null if it is left out."}
 _TEXT = {"type": "string", "minLength": 1}
-_HEARTBEAT = "heartbeat"  # stands for the content of an answer that has none
+_HEARTBEAT = "heartbeat"  # the field that stands for a request without content
 _FIELDS: dict[str, dict[str, Any]] = {
     "workflow": {**_TEXT, "description": "The workflow's id."},
     "version": {**_TEXT, "description": "The workflow's version; without it the newest that the worker knows."},
@@ -220,7 +220,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     },
 }
 _NAMES = {"input": "data"}
-"""By field of a record: its name in the inbox, where they differ."""
+"""Field of a record -> its name in the inbox, where the two differ."""
 _TAKEN = {field.name for field in fields(inbox.InboxRequest)}
 _SUMMARIES = {
     "start": "Start a run. A repeat of its `run_id` starts nothing. Without one, the record's place or CloudEvent gives it.",
@@ -231,47 +231,47 @@ _SUMMARIES = {
 
 
 def _request_schemas() -> dict[str, dict[str, Any]]:
-    """By kind of request: what the records that it may become have beyond the fields of every request."""
+    """Sort of request -> the fields of the records that it may become, without those of every request."""
     models: dict[str, list[type[Request]]] = {}
     for model in get_args(RunEvent):
         if issubclass(model, Request):
             models.setdefault(inbox.ASKED_AS[str(model.model_fields["type"].default)], []).append(model)
-    return {kind: _request_schema(kind, of_kind) for kind, of_kind in models.items()}
+    return {type_: _request_schema(type_, of_type) for type_, of_type in models.items()}
 
 
-def _request_schema(kind: str, models: list[type[Request]]) -> dict[str, Any]:
-    if issubclass(models[0], OperationRequest):  # the id of the operation holds the run id and what addresses the operation
+def _request_schema(type_: str, models: list[type[Request]]) -> dict[str, Any]:
+    if issubclass(models[0], OperationRequest):  # a callback's id holds the run id, the step id and the nonce
         address = set(models[0].model_fields).intersection(*(model.model_fields for model in models))
         properties: dict[str, Any] = {"id": {**_TEXT, "description": "The id that the workflow's code has handed out."}}
         contents = [next((name for name in model.model_fields if name not in address), _HEARTBEAT) for model in models]
         properties |= {name: _FIELDS.get(name, {"description": "Any JSON value."}) for name in (*contents, "by", "why")}
-        return _object(kind, ["id"], properties) | {"oneOf": [{"required": [name]} for name in contents]}
+        return _object(type_, ["id"], properties) | {"oneOf": [{"required": [name]} for name in contents]}
     [model] = models
     own = [name for name in model.model_fields if name not in Request.model_fields and _NAMES.get(name, name) in _TAKEN]
     required = [name for name in own if model.model_fields[name].annotation is str]
-    if kind != "start":
+    if type_ != "start":
         required.insert(0, "run_id")
     properties = {_NAMES.get(name, name): _FIELDS.get(name, _ANY) for name in ("run_id", *own, "by")}
-    return _object(kind, required, properties)
+    return _object(type_, required, properties)
 
 
-def _object(kind: str, required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+def _object(type_: str, required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "object",
-        "description": _SUMMARIES[kind],
+        "description": _SUMMARIES[type_],
         "required": ["type", *required],
-        "properties": {"type": {"type": "string", "const": kind}, **properties},
+        "properties": {"type": {"type": "string", "const": type_}, **properties},
     }
 
 
-def _cloud_event(kinds: list[str]) -> dict[str, Any]:
+def _cloud_event(types: list[str]) -> dict[str, Any]:
     return {
         "type": "object",
         "description": "A repeat with the same `source` and `id` has no effect.",
         "required": ["specversion", "type", "source", "id", "data"],
         "properties": {
             "specversion": {"type": "string", "pattern": "^1\\."},
-            "type": {"type": "string", "enum": [f"stepfold.{kind}" for kind in kinds]},
+            "type": {"type": "string", "enum": [f"stepfold.{type_}" for type_ in types]},
             "source": {"type": "string", "minLength": 1},
             "id": {"type": "string", "minLength": 1},
             "datacontenttype": {"type": "string"},

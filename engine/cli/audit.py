@@ -1,4 +1,4 @@
-"""`stepfold run export|verify|replay`: export a history so that changes show, verify it, and replay it with today's code."""
+"""`stepfold run export|verify|replay`: export a history with hashes, verify an export, and replay it with today's code."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def verify(file: File, output: OutputOption = Format.TABLE) -> None:
 
 
 def _verified(found: Verification) -> Iterator[RenderableType]:
-    """The findings; if there are none, what the history says of the run's operations."""
+    """Print the findings; without findings, the run's operations."""
     for finding in found.findings:
         yield Text.assemble(("✗ ", "red"), finding.message)
     if found.history is None or found.history.run is None:

@@ -74,7 +74,7 @@ def _answer(id: str, app: str | None, url: str | None, send: Callable[[Client], 
 
 
 def _reason(history: RunHistory, callback: CallbackId) -> str:
-    """Why nothing that is sent to a callback counts."""
+    """Why an answer to this callback does not count."""
     line = next((line for line in history.story() if line.step_id == callback.step_id), None)
     if line is None or all(getattr(event, "nonce", None) != callback.nonce for event in history.events):
         return "it never had this id"

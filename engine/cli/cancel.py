@@ -40,8 +40,8 @@ def cancel(
 ) -> None:
     """Ask runs to end. Their code may clean up first; [bold]run watch[/] shows when a run has ended.
 
-    One run is asked at once. Several, or those that the options choose, are asked by a job, whose id is printed: a worker carries
-    it out, and [bold]run cancel[/] of its id aborts it.
+    One run is asked at once. For several, or those that the options choose, this starts a job and prints its id: a worker carries
+    the job out, and [bold]run cancel[/] of its id aborts it.
     """
     client = client_of(app, url)
     filters = filters_of(workflow, state, search, since, client.log.now())

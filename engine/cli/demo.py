@@ -1,7 +1,8 @@
 """`stepfold demo`: an order through a failing step, a sleep, a signal, parallel steps and the death of its worker.
 
-This process starts workers, sends the signal and kills one worker; all that it shows comes from the log. The workers are the
-command that users start. Steps note their effects in a file; the demo counts them and compares the counts with the history.
+This process starts workers, sends the signal and kills one worker; all that it shows comes from the log. Each worker is the
+command `stepfold worker`, as users start it. Steps write their effects to a file; the demo counts these and compares the counts
+with the history.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def demo(
 
 
 async def _in_browser(performance: Performance, make_app: Callable[..., Guard]) -> None:
-    """Perform the demo while the dashboard shows it, review it, and keep the dashboard until Ctrl-C or a failed check."""
+    """Run and review the demo with the dashboard, and serve the dashboard until Ctrl-C or a failed check."""
     with bound("127.0.0.1", PORT, or_any=True) as listening:
         async with connected(Client(performance.url), may_create=True) as client:
             client.registry = load(APP).registry
@@ -90,7 +91,7 @@ async def _in_browser(performance: Performance, make_app: Callable[..., Guard]) 
 
 
 class Performance:
-    """One performance of the demo: workers, run, and what this process has seen."""
+    """One run of the demo: its workers, its workflow run, and the events that this process has seen."""
 
     def __init__(self, url: str, folder: Path, *, on_kafka: bool) -> None:
         self.url = url
@@ -106,12 +107,12 @@ class Performance:
         self.killed: str | None = None
         self.began_before_kill: Counter[str] = Counter()
         self.done_before_kill: Counter[str] = Counter()
-        self.history: RunHistory | None = None  # of the run, once it has begun
+        self.history: RunHistory | None = None  # the run's, once it has begun
         self.owner: str | None = None
         self.begun_at = 0
-        self._letters: dict[str, str] = {}  # by the names of workers
+        self._letters: dict[str, str] = {}  # by worker
         self._live: Live | None = None
-        self._held: bool | None = None  # once it was reviewed
+        self._held: bool | None = None  # of the review
 
     # -- the performance
 
@@ -136,7 +137,7 @@ class Performance:
             await export_run(self.client.log, RUN_ID, self.export)
 
     async def play(self) -> None:
-        """Start the run when each worker owns partitions, and follow it to its end."""
+        """Wait until each worker owns partitions, start the run, and follow it to its end."""
         while not (owners := await self.owners()):
             await asyncio.sleep(0.05)
         shares = ", ".join(f"{name} {owners.count(name)}" for name in sorted(set(owners)))
@@ -158,7 +159,7 @@ class Performance:
         return found if set(found) == set(self.workers) else []
 
     async def start(self) -> None:
-        """Start the run: by a plain Kafka record if there is an inbox, else by the client."""
+        """Start the run: with a plain Kafka record if there is an inbox, else with the client."""
         if not self.on_kafka:
             await self.client.start_workflow("order", self.order, run_id=RUN_ID)
             self.say(f"started {RUN_ID}: from now on it will finish, whatever happens to a worker")
@@ -210,7 +211,7 @@ class Performance:
         self.say(f"kill -9 {packing}: worker {name} is dead in the middle of parcel/pack", "bold red")
 
     async def watch_over_workers(self) -> None:
-        """Raises Problem if a worker ends that the demo did not kill."""
+        """Raises Problem when a worker ends that the demo did not kill; else never returns."""
         while True:
             for name, worker in self.workers.items():
                 if worker.poll() is not None and name != self.killed:
@@ -231,7 +232,7 @@ class Performance:
         return [orjson.loads(line) for line in self.effects.read_bytes().splitlines()]
 
     def name_of(self, owner: str) -> str:
-        """The letter of a worker, by the name under which it has joined: each worker logs its own."""
+        """The letter of the worker with this name. Each worker logs the name under which it has joined."""
         if owner not in self._letters:
             joined = f"joined as worker {owner}\n"
             self._letters[owner] = next((name for name, log in self.logs.items() if joined in log.read_text()), "?")

@@ -38,7 +38,7 @@ class Receipt(BaseModel):
 
 @contextmanager
 def effect() -> Generator[None]:
-    """Note that a step begins and, unless it fails or its process dies, that its work is done."""
+    """Write that a step begins and, unless it fails or its process dies, that its work is done."""
     write("began")
     yield
     write("done")

@@ -1,7 +1,7 @@
 """`stepfold dev`: a worker that restarts when a file that it imported changes, the dashboard, and the events of its runs.
 
-The worker is a process of its own, the command that users start in production, so each start imports the code anew. This
-process watches files and the log, serves the dashboard, and never executes workflows.
+The worker is the command `stepfold worker` in a process of its own, so each start imports the code anew. This process watches
+files and the log, serves the dashboard, and never executes workflows.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def local_kafka(namespace: str, options: str = "") -> Generator[str]:
 def start_worker(
     app: str, url: str, *options: str, output: Path | None = None, env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start `stepfold worker` as a child process. It ends with this process, but not with the terminal's Ctrl-C: we handle that.
+    """Start `stepfold worker` as a child process. It ends when this process ends. It does not get the terminal's Ctrl-C: this
+    process handles that.
 
     `output`: the file for its output, instead of this process's; `env`: added to the environment.
     """
@@ -114,7 +115,7 @@ def start_worker(
 
 
 def stop_worker(process: subprocess.Popen[bytes], patience_s: float = STOP_S) -> None:
-    """Stop a worker in good order, or kill it after `patience_s`. Idempotent."""
+    """Tell a worker to stop, and kill it after `patience_s`. Idempotent."""
     process.terminate()
     try:
         process.wait(patience_s)
@@ -137,7 +138,8 @@ async def _develop(
 
 
 async def _show_dashboard(client: Client, port: int, open_: bool, projections: Sequence[Projection]) -> None:
-    """Serve the dashboard, with those of `projections`. Never ends by itself: the worker goes on without it."""
+    """Serve the dashboard, and the dashboards of `projections`. After an error this waits until cancelled, so that the worker
+    continues."""
     try:
         app = http_app()
         with bound("127.0.0.1", port, or_any=True) as listening:
@@ -174,19 +176,19 @@ async def _keep_running(app: str, client: Client, metrics: str | None) -> None:
 
 
 def _import_anew(app: str, client: Client, here: Path) -> None:
-    """Import the modules below the folder again, for the forms of the dashboard; code that cannot be imported changes nothing."""
+    """Import the modules below the folder again, for the dashboard's forms. If an import fails, the modules stay as they were."""
     ours = {name: module for name, module in sys.modules.items() if _is_below(getattr(module, "__file__", None), here)}
     for name in ours:
         del sys.modules[name]
     importlib.invalidate_caches()
     try:
         client.registry = load(app).registry
-    except Problem:  # the worker has said it
+    except Problem:  # the worker has logged the error
         sys.modules.update(ours)
 
 
 def _is_below(file: str | None, folder: Path) -> bool:
-    """Whether a file is the user's own, in this folder."""
+    """Whether a file is the user's own code: in this folder, and not in a virtual environment."""
     path = Path(file or "/")
     return path.is_relative_to(folder) and not _SKIPPED & set(path.relative_to(folder).parts) and path.suffix == ".py"
 
@@ -201,7 +203,7 @@ class _Code:
         imports.unlink(missing_ok=True)
 
     def changed(self, *, everything: bool) -> Path | None:
-        """A file that has changed, among the worker's imports, or among `everything` below the folder; None without a change."""
+        """A file that has changed, among the worker's imports, or with `everything` below the folder; None if none has."""
         if everything:
             now = _python_files(self._here)
             paths = now.keys() | self._seen.keys()
@@ -210,7 +212,7 @@ class _Code:
             paths = {path.relative_to(self._here) if path.is_relative_to(self._here) else path for path in map(Path, lines)}
             now = {path: at for path in paths if (at := _changed_at(self._here / path)) is not None}
             for path in paths - self._seen.keys():
-                self._seen[path] = now.get(path, 0)  # new, or outside the folder: compare from now on
+                self._seen[path] = now.get(path, 0)  # a new import, or one outside the folder: compare it from now on
         return min((path for path in paths if now.get(path) != self._seen.get(path)), default=None)
 
 
@@ -247,9 +249,9 @@ async def _print_events(log: Log, partition: int, out: Console) -> None:
                 change = fold(state, record)
                 if change is None or change.run is None or record.offset < end:
                     continue
-                kind, step_id, said = event_row(parse(change.event, record.offset, record.timestamp))
-                kind.pad_right(18 - len(kind.plain))
+                type_, step_id, said = event_row(parse(change.event, record.offset, record.timestamp))
+                type_.pad_right(18 - len(type_.plain))
                 time = (local(record.timestamp, date=False), "dim")
-                out.print(Text.assemble(time, "  ", (change.run.id, "bold"), "  ", kind, f"{step_id} ", (said.plain, "dim")))
+                out.print(Text.assemble(time, "  ", (change.run.id, "bold"), "  ", type_, f"{step_id} ", (said.plain, "dim")))
     finally:
         await reader.close()

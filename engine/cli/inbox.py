@@ -111,7 +111,7 @@ def drop(
 
 
 def settled_in_words(letter: DeadLetter) -> str:
-    """How an operator has settled a dead letter, who and why; "" if nobody has."""
+    """How an operator has settled a dead letter, with name and reason; "" for a waiting one."""
     if not (letter.redriven or letter.dropped):
         return ""
     said = "dropped" if letter.dropped else "sent again"

@@ -1,9 +1,9 @@
-"""Output of commands. Data go to stdout, in the form that `-o` asks for; remarks for a person go to stderr.
+"""Output of commands. Data go to stdout, in the form that `-o` asks for; notes to the user go to stderr.
 
-On a terminal tables have colour and fit its width. In a pipe or a file they have no colour, padding or wrapping. Text from
-elsewhere is shown with control characters escaped (`stepfold.values.text`), on every path. So no other module in this folder
-prints, and all use the `Text` and `console` of this module instead of rich's. Times in tables are local and say so (TZ=UTC in the
-environment makes them UTC); times in JSON are UTC.
+On a terminal, tables have colour and fit its width. In a pipe or a file they have no colour, padding or wrapping. Control
+characters in text from outside are always escaped (`stepfold.values.text`); therefore no other module in this folder prints, and
+all use the `Text` and `console` of this module instead of rich's. Times in tables are local, and headings name the zone (TZ=UTC
+in the environment makes them UTC); times in JSON are UTC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from types import TracebackType
 from typing import Annotated, Any, Self
 
 import orjson
@@ -50,7 +49,7 @@ OutputOption = Annotated[
 
 
 class Text(RichText):
-    """rich's Text, with invisible characters escaped; always one line."""
+    """rich's Text on one line, with invisible characters escaped."""
 
     def __init__(self, text: str = "", *arguments: Any, **options: Any) -> None:
         super().__init__(shown(text), *arguments, **options)
@@ -61,7 +60,7 @@ class Text(RichText):
         return self
 
     @classmethod
-    def assemble(cls, *parts: str | RichText | tuple[str, str]) -> Self:  # type: ignore[override]  # without its options
+    def assemble(cls, *parts: str | RichText | tuple[str, str]) -> Self:  # type: ignore[override]  # without rich's options
         """Like rich's."""
         made = cls()
         for part in parts:
@@ -107,7 +106,7 @@ def complain(text: str) -> None:
 
 
 def remark(text: str) -> None:
-    """Print a remark for a person, on stderr, so that programs that read stdout do not see it."""
+    """Print a note to the user on stderr, where programs that read stdout do not see it."""
     sys.stdout.flush()
     console(stderr=True).print(text, style="dim")
 
@@ -129,7 +128,7 @@ def json_text(value: Any, *, indent: bool = False) -> str:
 
 
 def print_rows(form: Format, rows: Sequence[Mapping[str, Any]], picture: RenderableType, *, nothing: str = "nothing") -> None:
-    """Print rows as JSON, or their picture. `nothing`: the remark if there are no rows."""
+    """Print rows as JSON, or their picture. `nothing`: the note if there are no rows."""
     if form is Format.JSON:
         print_json(rows)
     elif form is Format.JSONL:
@@ -182,9 +181,10 @@ def _width(column: Column) -> int:
 
 
 def table(*columns: str, right: Sequence[str] = (), spare: Sequence[str] = ()) -> Table:
-    """A table without lines, whose columns have headings. Columns in `right` hold numbers.
+    """A table with headings and without lines. Columns in `right` hold numbers.
 
-    `spare`: columns that a narrow terminal drops, the least important first; of two columns of one name it drops the later.
+    `spare`: columns that a narrow terminal drops, the least important first. If two columns have the same name, it drops the
+    later one.
     """
     made = _FittingTable(spare)
     for name in columns:
@@ -198,7 +198,7 @@ def zone() -> str:
 
 
 def local(ms: int | None, *, date: bool = True) -> str:
-    """A local time for people, to the millisecond. Total: a record may hold any number."""
+    """A local time with milliseconds. Never raises: a record may hold any number."""
     if ms is None:
         return ""
     ms = times.within(ms)
@@ -207,7 +207,7 @@ def local(ms: int | None, *, date: bool = True) -> str:
 
 
 def beside(ms: int, other_ms: int) -> str:
-    """A time for people beside another time: with its date if the days differ."""
+    """A time next to another time: with its date only if the days differ."""
     return local(ms, date=local(ms)[:10] != local(other_ms)[:10])
 
 
@@ -218,7 +218,7 @@ def event_json(event: Event) -> dict[str, Any]:
 
 
 class Status:
-    """While entered, a line at the foot of a terminal that says what the command waits for. Elsewhere it shows nothing."""
+    """A context manager: the last line of the terminal says what the command waits for. Without a terminal it shows nothing."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -231,7 +231,7 @@ class Status:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -241,13 +241,13 @@ class Status:
             self._live.update(Spinner("dots", Text(words, "dim", no_wrap=True, overflow="ellipsis")))
 
     def note(self, words: str) -> None:
-        """Print this text on stderr if it is new; a terminal shows it at its foot instead."""
+        """Print this text on stderr if it is new; a terminal shows it in its last line instead."""
         if words != self._noted and self._live is None:
             remark(words)
         self._noted = words
 
     def print(self, what: RenderableType) -> None:
-        """Print a line on stdout, above the foot."""
+        """Print a line on stdout, above the last line."""
         if self._live is not None:
             self._console.print(what)
         else:

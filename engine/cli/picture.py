@@ -1,7 +1,8 @@
-"""Pictures of a run for people: its operations with their attempts on a time line, and its events one by one.
+"""Draws a run: its operations with their attempts on a time line, or its events one by one.
 
-`stepfold.client.story` gives the outcomes; this module gives them words and colours. The record of an attempt's end says when it
-was queued and when it began. Records of older workers do not: then the line of a step starts with the first known time.
+`stepfold.client.story` gives the outcomes; this module adds words and colours. The record of an attempt's end says when the
+attempt was queued and when it began. Records of older workers do not say it: then the line of a step starts with the first known
+time.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ WINDOW = 50
 
 
 def operations_table(lines: Sequence[Line], *, first_ms: int, now_ms: int) -> Table:
-    """Operations, each with its time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
+    """Draw operations, each on a time line from the start of the run (`first_ms`) to its end, or to `now_ms`."""
     last = max(now_ms, first_ms + 1)
     made = table(
         *("", "step", "attempts", "queued", "ran", "time line", "at", ""),
@@ -107,7 +108,7 @@ def state_text(state: State) -> Text:
 
 
 def chosen(lines: Sequence[Line], limit: int | None, *, failed: bool = False) -> list[Line]:
-    """The last `limit` lines and all open ones; `failed`: only lines of which an attempt failed or was lost."""
+    """The last `limit` lines and all open ones; `failed`: only lines with an attempt that failed or was lost."""
     if failed:
         lines = [line for line in lines if line.error is not None or line.lost or line.became == "failed"]
     if limit is None or len(lines) <= limit:
@@ -125,7 +126,8 @@ def run_picture(
     total: int = 0,
     asked: Mapping[str, str | None] | None = None,
 ) -> RenderableType:
-    """A run with its state, what it waits for, the given operations out of `total`, and its end. `asked`: from `askers`."""
+    """Draw a run: its state, the things it waits for, the given operations out of `total`, and its end. `asked`: from
+    `askers`."""
     who = asked or {}
     end = run.ended_at if run.ended_at is not None else now_ms
     head = Text.assemble((run.id, "bold"), "  ", run.workflow, (f" version {run.version}" if run.version else "", "dim"), "  ")
@@ -180,9 +182,9 @@ def event_row(event: Event) -> tuple[Text, str, Text]:
 
 def event_line(event: Event, first_ms: int) -> Text:
     """An event on one line, with the time since the run began."""
-    kind, step_id, said = event_row(event)
-    kind.pad_right(18 - len(kind.plain))
-    return Text.assemble((since((event.timestamp or event.at) - first_ms), "dim"), kind, f"{step_id:<16} ", (said.plain, "dim"))
+    type_, step_id, said = event_row(event)
+    type_.pad_right(18 - len(type_.plain))
+    return Text.assemble((since((event.timestamp or event.at) - first_ms), "dim"), type_, f"{step_id:<16} ", (said.plain, "dim"))
 
 
 def since(ms: int) -> str:
@@ -195,6 +197,6 @@ def history_table(events: Sequence[Event]) -> Table:
     time = f"time ({zone()})"
     made = table("offset", time, "event", "step", "", right=("offset",), spare=("offset", time, ""))
     for event in events:
-        kind, step_id, said = event_row(event)
-        made.add_row(str(event.offset), local(event.timestamp), kind, step_id, said)
+        type_, step_id, said = event_row(event)
+        made.add_row(str(event.offset), local(event.timestamp), type_, step_id, said)
     return made

@@ -1,7 +1,8 @@
 """`stepfold worker --processes N`: a process that starts N workers, and restarts each that dies.
 
-Each worker is the command for one worker, in its own process. Its stdin is a socket to this process. The worker writes to it
-once it serves, and ends when it closes, however this process ended. This process imports no code of the user and opens no log.
+Each worker is the command for one worker, in a process of its own. Its stdin is a socket to this process. The worker writes to
+the socket once it serves, and ends when the socket closes, however this process ended. This process imports no user code and
+opens no log.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def name_of(number: int) -> str:
 async def keep_running(options: Sequence[str], processes: int) -> int:
     """Run `stepfold worker` with these options in `processes` processes, until told to stop. Returns the exit code.
 
-    A worker that cannot start ends all, unless others serve.
+    If a worker cannot start and none serves, all end.
     """
     return await _Processes(options).run(processes)
 
@@ -77,7 +78,8 @@ class _Processes:
         for process in self._running.values():
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)  # asyncio's `send_signal` may take the exit code from the task that waits for it
+                    # asyncio's `send_signal` may reap the process: the task that waits for it then gets no exit code
+                    os.kill(process.pid, number)
 
     async def _keep(self, number: int) -> None:
         """Run one process, and restart it whenever it ends by itself."""

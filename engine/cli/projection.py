@@ -1,4 +1,4 @@
-"""`stepfold projection …`: keeps tables that follow the log, rebuilds them, and shows their lag. `run list` uses it too."""
+"""`stepfold projection …`: keep tables up to date with the log, rebuild them, and show their lag. `run list` uses this too."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ app = typer.Typer(no_args_is_help=True, help="Keep projections up to date, rebui
 
 RUNS = "stepfold-runs"
 PATIENCE = "10s"
-"""Limit for a log, or a database, that cannot be read: as long as a client waits."""
+"""How long to try to read a log or a database: as long as a client waits."""
 
 DatabaseOption = Annotated[
     str | None,
@@ -90,7 +90,7 @@ def projection_of(name: str) -> Projection:
 async def running(
     client: Client, projections: Sequence[Projection], database: str | None, status: Status
 ) -> AsyncGenerator[ProjectionRunner]:
-    """Run these projections during the block, with a status line. Raises Problem, LogUnavailable and ProjectionFailed."""
+    """Run these projections during the block, and show their progress. Raises Problem, LogUnavailable and ProjectionFailed."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from stepfold.projections import ProjectionRunner
@@ -180,7 +180,7 @@ def lag(
     url: UrlOption = None,
     output: OutputOption = Format.TABLE,
 ) -> None:
-    """Show how far the projections of this log are: position and end of each partition. Updates nothing."""
+    """Show how far the projections of this log are: position and end of each partition. Does not update them."""
     client = client_of(app, url)
     wanted = {projection_of(name).name if ":" in name else name for name in names or ()}
 

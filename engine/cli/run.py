@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Start runs, show them, signal and cancel them.")
 
 _DATA_BYTES = 16 * 1024 * 1024
-"""Room for any white space in the JSON; a payload is far smaller."""
+"""The most bytes to read. A payload is far smaller; the rest is room for white space in its JSON."""
 Data = Annotated[
     str | None, typer.Option("--data", "-d", metavar="JSON", help="JSON, or @file, or - for stdin. Without it: null.")
 ]
@@ -87,7 +87,7 @@ def json_of(data: str | None, option: str = "--data") -> Any:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise Problem(f"{where} is not JSON: {error}. A text needs its quotes: {option} '\"text\"'") from None
-    return Written(text.encode() if isinstance(text, str) else text)  # keeps all digits of its numbers
+    return Written(text.encode() if isinstance(text, str) else text)  # keeps all digits of numbers
 
 
 @app.command()
@@ -193,7 +193,7 @@ def list_(
 
 
 def row_json(row: RunRow) -> dict[str, Any]:
-    """A row for programs. `input`, `result`: the beginning of their JSON, as text."""
+    """A row as JSON. `input`, `result`: the beginning of their JSON, as text."""
     found = asdict(row)
     for name in ("started_at", "updated_at", "ended_at", "waiting_until"):
         found[name] = None if found[name] is None else iso(times.ms_of(found[name]))
@@ -262,7 +262,7 @@ def watch(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: O
 
 
 async def _watch(client: Client, run_id: str, output: Format | None = None) -> RunState:
-    """Follow a run to its end, and print its events in the form asked for. None: note on stderr what the run waits for.
+    """Follow a run to its end, and print its events in the form `output`. None: print on stderr what the run waits for.
 
     Raises WorkflowFailed and WorkflowCancelled.
     """

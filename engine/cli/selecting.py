@@ -1,4 +1,4 @@
-"""The options that choose runs by what the table of runs has of them."""
+"""The options that choose runs by columns of the table of runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SinceOption = Annotated[
 
 
 def filters_of(workflow: str | None, state: list[str] | None, search: str | None, since: str | None, now_ms: int) -> RunFilter:
-    """The conditions that these options name; none for none. Raises Problem."""
+    """The conditions of these options, as keywords of `list_runs`; empty without options. Raises Problem."""
     from stepfold.projections import RunFilter
 
     filters = RunFilter()
@@ -47,7 +47,7 @@ def filters_of(workflow: str | None, state: list[str] | None, search: str | None
 
 
 def time_of(text: str, now_ms: int) -> datetime:
-    """A time, or a duration before now. Raises Problem."""
+    """Reads a time, or a duration before now. Raises Problem for any other text."""
     try:
         return times.utc(now_ms - duration_ms(text))
     except ValueError:

@@ -65,7 +65,7 @@ def serve(
     elif jwt_issuer or jwt_audience:
         raise Problem("--jwt-issuer and --jwt-audience need --jwt-key")
     client, projections = client_of(app, url), yours(projection)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Exit.OK))  # uvicorn raises it again when it has stopped
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(Exit.OK))  # uvicorn raises the signal again after it has stopped
     check_reachable(client, may_create=True)
     log_to_stderr()
     name = f"[{host}]" if ":" in host else host
@@ -86,7 +86,7 @@ def serve(
 
 
 def _check_names(host: str, allowed: Sequence[str], *, authenticates: bool) -> None:
-    """Raises Problem for an address that only a server with authentication may have, and for a name that no caller can send."""
+    """Raises Problem for an address that needs authentication, and for a host name that no client can send."""
     if host not in LOOPBACK and not authenticates:
         raise Problem(
             f"--host {host}: without --tokens the server listens on loopback only ({', '.join(LOOPBACK)}), "

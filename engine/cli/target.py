@@ -60,7 +60,7 @@ Why = Annotated[str | None, typer.Option("--why", metavar="TEXT", help="Why you 
 
 
 def asker(by: str | None) -> str | None:
-    """The name for `by` in a request: the given one, else `user@machine`, as far as it is known."""
+    """The sender's name for a request: the given one, else `user@machine`, or the part of it that is known."""
     if by is not None:
         return by
     try:
@@ -83,7 +83,7 @@ def client_of(app: str | None, url: str | None) -> Client:
 
 
 def tell_of_two_logs(app: str, client: Client) -> None:
-    """Remark if the code names one log and the environment another: the user may mean either."""
+    """Note to the user if the code names one log and the environment another: the user may mean either."""
     named = os.environ.get("STEPFOLD_URL")
     if not named:
         return
@@ -94,9 +94,8 @@ def tell_of_two_logs(app: str, client: Client) -> None:
 
 
 def load(app: str) -> Client:
-    """The client that `module:client` names, or that a function makes (`module:create`). Raises Problem, which says what was
-    found.
-    """
+    """The client that `module:client` names, or that the function `module:create` returns. Raises Problem if there is no such
+    client."""
     module_name, colon, name = app.partition(":")
     if not colon or not name or module_name.endswith(".py") or not all(map(str.isidentifier, module_name.split("."))):
         guess = module_name.removesuffix(".py").strip("/.").replace("/", ".")
@@ -140,7 +139,7 @@ def import_from_here(module_name: str) -> ModuleType:
 
 @contextlib.contextmanager
 def users_code(doing: str) -> Generator[None]:
-    """Run code of the user. Any error becomes a Problem that says where. Its output goes to stderr: stdout is for data."""
+    """Run user code in the block. Any error becomes a Problem that says where. Output goes to stderr: stdout is for data."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
@@ -153,7 +152,7 @@ def users_code(doing: str) -> Generator[None]:
 
 
 def _told(error: BaseException) -> str:
-    """The error of the user's code in words, and where it was raised. Total: describing the error may fail."""
+    """The error of the user's code in words, and where it was raised. Never raises, even if `str(error)` does."""
     told = type(error).__name__
     try:
         told = str(ErrorInfo.of(error))
@@ -165,7 +164,7 @@ def _told(error: BaseException) -> str:
 
 
 def place_of(error: BaseException | None) -> str:
-    """The line of the user's own code that raised the error, for the end of a message; "" if it is not known. Total."""
+    """The line of the user's own code that raised the error, for the end of a message; "" if unknown. Never raises."""
     try:
         trace = None if error is None else error.__traceback__
         frames = [f for f in traceback.extract_tb(trace) if "importlib" not in f.filename and f.filename not in _OURS]
@@ -178,7 +177,7 @@ def place_of(error: BaseException | None) -> str:
 async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerator[Client]:
     """The client, connected to a log that other processes can reach. Raises Problem and LogUnavailable.
 
-    `may_create`: make a SQLite file that does not exist; otherwise that is a Problem.
+    `may_create`: create a SQLite file that does not exist; otherwise it is a Problem.
     """
     check_reachable(client, may_create=may_create)
     quiet()
@@ -193,12 +192,12 @@ async def connected(client: Client, *, may_create: bool = False) -> AsyncGenerat
 
 
 def quiet() -> None:
-    """For commands without their own logging: errors are raised, so libraries need not log them as well."""
+    """For commands that do not log: they report errors as exceptions, so libraries need not log them too."""
     logging.getLogger().addHandler(logging.NullHandler())
 
 
 def check_reachable(client: Client, *, may_create: bool) -> None:
-    """Raises Problem for a log that lives in one process only, and for a file that does not exist."""
+    """Raises Problem for a log in memory, which other processes cannot reach, and for a file that does not exist."""
     name, url = client.log.name, urlsplit(client.log.url)
     if url.scheme == "memory":
         raise Problem(f"{name} lives inside one process, so the command line cannot reach it: use sqlite:// or kafka:// (--url)")

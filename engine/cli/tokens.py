@@ -43,7 +43,7 @@ def create(
     ] = None,
     file: FileOption = DEFAULT,
 ) -> None:
-    """Make a token and print it, once: the file keeps its hash only."""
+    """Make a token and print it. It is shown only now: the file keeps its hash."""
     with needing_web():
         from ..http.routing import Role
         from ..http.tokens import changing, new_token

@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Create, check and describe the Kaf
 
 
 def kafka_of(app: str | None, url: str | None) -> KafkaDriver:
-    """The Kafka log that the options name. Raises Problem for another kind of log."""
+    """The Kafka log that the options name. Raises Problem for any other log."""
     from stepfold.drivers import KafkaDriver
 
     log = client_of(app, url).log
@@ -65,8 +65,8 @@ def check(app: AppOption = None, url: UrlOption = None, output: OutputOption = F
     rows = [{"topic": f.topic, "problem": f.problem, "mend": f.mend, "fatal": f.fatal} for f in findings]
     picture: list[RenderableType] = []
     for finding in findings:
-        kind = ("error  ", "bold red") if finding.fatal else ("advice ", "bold yellow")
-        picture += [Text.assemble(kind, (finding.topic, "bold"), f": {finding.problem}"), Text(f"       {finding.mend}")]
+        label = ("error  ", "bold red") if finding.fatal else ("advice ", "bold yellow")
+        picture += [Text.assemble(label, (finding.topic, "bold"), f": {finding.problem}"), Text(f"       {finding.mend}")]
     print_rows(output, rows, Group(*picture), nothing=f"the topics of {log.name} are as they should be")
     wrong = sum(finding.fatal for finding in findings)
     if wrong:

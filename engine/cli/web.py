@@ -1,4 +1,4 @@
-"""The HTTP server within a command: it listens on a socket that the command has bound, and leaves signals to the command."""
+"""The HTTP server in a command. It listens on a socket that the command has bound, and leaves signals to the command."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ..http.guard import Guard
 
 GRACE_S = 1
-"""How long a server that stops waits for answers under way; streams have no end."""
+"""How long a stopping server waits for answers under way: streams never end by themselves."""
 
 
 def http_app() -> Callable[..., Guard]:
-    """`stepfold.http.app`, where the packages of `stepfold[web]` are there. Raises Problem."""
+    """`stepfold.http.app`. Raises Problem if the packages of `stepfold[web]` are not installed."""
     with needing_web():
         from ..http import app
     return app
@@ -27,7 +27,7 @@ def http_app() -> Callable[..., Guard]:
 
 @contextlib.contextmanager
 def needing_web() -> Generator[None]:
-    """Import modules of `stepfold.http` in the block. Raises Problem."""
+    """A block that imports modules of `stepfold.http`. Raises Problem if packages are missing."""
     try:
         yield
     except ImportError as error:
@@ -35,7 +35,8 @@ def needing_web() -> Generator[None]:
 
 
 def bound(host: str, port: int, *, or_any: bool = False) -> socket.socket:
-    """A socket that listens at this address. `or_any`: at a free port if this one is taken. Raises Problem."""
+    """A socket that listens at this address. `or_any`: at any free port if this one is taken. Raises Problem if it cannot
+    listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in (port, 0) if or_any else (port,):
         found = socket.socket(family, socket.SOCK_STREAM)
@@ -53,7 +54,7 @@ def bound(host: str, port: int, *, or_any: bool = False) -> socket.socket:
 
 
 def settle() -> None:
-    """Leave what the process has made so far out of the collection of garbage, whose full turns hold up all answers."""
+    """Exclude all objects so far from garbage collection (`gc.freeze`): full collections would delay all answers."""
     gc.collect()
     gc.freeze()
 
@@ -65,7 +66,7 @@ def address(listening: socket.socket) -> str:
 
 
 async def serve_http(app: Guard, listening: socket.socket) -> None:
-    """Serve until cancelled; then answers under way end, and the app is closed."""
+    """Serve until cancelled; then finish answers under way, and close the app."""
     import uvicorn
 
     class Server(uvicorn.Server):

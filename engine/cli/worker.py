@@ -62,7 +62,7 @@ def worker(
     this port and those after it.
     """
     if number is not None:
-        multiprocessing.current_process().name = name_of(number)  # log records have it as `processName`
+        multiprocessing.current_process().name = name_of(number)  # log records hold this name as `processName`
     if with_parent or number is not None:
         end_with_stdin()
     if processes > 1:
@@ -88,7 +88,7 @@ def worker(
 
 
 def _serve(client: Client, concurrency: int, grace: str, metrics: str | None, on_start: Callable[[], None]) -> Exit:
-    """Serve until told to stop. From its end on the process ends soon, whatever the user's code has left behind."""
+    """Serve until told to stop. After that the process ends soon, even if the user's code leaves threads that never end."""
     code = Exit.OK
 
     def on_lost(message: str) -> None:
@@ -119,7 +119,7 @@ def _serve(client: Client, concurrency: int, grace: str, metrics: str | None, on
 
 
 def port_of(metrics: str | None, number: int | None) -> str | None:
-    """The address for the metrics of one of several processes, which are numbered from 1 on: each has a port of its own."""
+    """The address for the metrics of process `number`, counted from 1: each process has a port of its own."""
     if metrics is None or number is None:
         return metrics
     host, colon, port = metrics.rpartition(":")
@@ -128,12 +128,12 @@ def port_of(metrics: str | None, number: int | None) -> str | None:
 
 
 def workflows_of(client: Client) -> str:
-    """The registered workflows, for people."""
+    """The registered workflows, in words."""
     return ", ".join(f"{workflow.id} (version {workflow.version})" for workflow in client.registry)
 
 
 def end_with_stdin() -> None:
-    """Stop in good order when the parent process has gone, however it ended: its end of our stdin closes then."""
+    """Stop the worker when the parent process has ended in any way: stdin closes then, because the parent held its other end."""
 
     def wait() -> None:
         while os.read(0, 1024):
@@ -150,7 +150,7 @@ def tell_parent() -> None:
 
 
 def keep_imports(file: Path) -> None:
-    """Keep the paths of the user's imported modules in a file, one a line, for `dev`."""
+    """Keep a file with the paths of the user's imported modules, one a line, for `dev`."""
     ours = (
         str(Path(__file__).parents[1]),
         *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -163,7 +163,7 @@ def keep_imports(file: Path) -> None:
     def keep() -> None:
         kept: list[str] | None = None
         while True:
-            with contextlib.suppress(Exception):  # a module with odd attributes, or a folder that is gone
+            with contextlib.suppress(Exception):  # a module with unusual attributes, or a deleted folder
                 if (found := imported()) != kept:
                     new = file.with_suffix(".new")
                     new.write_text("\n".join(found), errors="surrogateescape")
@@ -175,10 +175,10 @@ def keep_imports(file: Path) -> None:
 
 
 class _RunFormatter(logging.Formatter):
-    """Adds run and step to a log line if the record has them and the text does not."""
+    """Adds run and step to a log line if the record has them and the text does not contain them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = shown(super().format(record), lines=True)  # other libraries log text from elsewhere, too
+        text = shown(super().format(record), lines=True)  # other libraries log text from outside, too
         names = [str(getattr(record, name, "")) for name in ("run_id", "step_id")]
         missing = [name for name in names if name and name not in text]
         return f"{text} [{' '.join(missing)}]" if missing else text

@@ -28,12 +28,12 @@ def app(
     hosts: Collection[str] = LOCAL_HOSTS,
     authenticate: Authenticate | None = None,
 ) -> Guard:
-    """The API and the dashboard of the client's log: an ASGI application, which needs no worker.
+    """The API and the dashboard of the client's log, as an ASGI application. It needs no worker.
 
-    `database`: of the projections that it keeps, as for a ProjectionRunner. `projections`: yours, which it keeps too; the `pages`
-    of each are a dashboard. `hosts`: the names by which clients may call the
-    server. `authenticate`: the caller of a bearer token, such as `TokenFile(path)`; without it everybody on this machine is an
-    admin, and other machines are refused.
+    `database`: where the app keeps its projections, as for a ProjectionRunner. `projections`: your own, which the app keeps up to
+    date too; the `pages` of each become a dashboard. `hosts`: the names by which clients may call the server. `authenticate`: a
+    function from a bearer token to its caller, such as `TokenFile(path)`; without it everybody on this machine is an admin, and
+    other machines are refused.
     """
 
     @contextlib.asynccontextmanager
@@ -43,5 +43,5 @@ def app(
             yield
 
     starlette = Starlette(routes=routes(ROWS), lifespan=lifespan, exception_handlers={HTTPException: nowhere})
-    starlette.router.redirect_slashes = False  # its answer would repeat the Host header
+    starlette.router.redirect_slashes = False  # Starlette's redirect would repeat the Host header
     return Guard(starlette, hosts, authenticate)

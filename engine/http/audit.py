@@ -1,4 +1,4 @@
-"""The route that shows who asked for what, and why."""
+"""The route that lists requests: who asked for what, and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .routing import Answer, HttpCall, Role, Row
 
 
 class ActionsWanted(BaseModel, extra="forbid"):
-    """Conditions on requests; all must hold. `type`: of their events; `cursor`: of the link to the next page."""
+    """Conditions on requests; all must hold. `type`: the types of their events; `cursor`: from the link to the next page."""
 
     by: Name | None = None
     type: Annotated[str, Field(max_length=50)] | None = None
@@ -28,7 +28,7 @@ class ActionsWanted(BaseModel, extra="forbid"):
 
 
 class ActionsNow(BaseModel):
-    """A page of requests, the newest first. `next`: the cursor of the next page; null: this is the last one."""
+    """A page of requests, the newest first. `next`: the cursor of the next page; null on the last page."""
 
     actions: list[ActionRow]
     next: str | None
@@ -47,7 +47,7 @@ async def get_actions(call: HttpCall) -> Answer:
 async def actions_page(
     call: HttpCall, limit: int, cursor: str | None, filters: dict[str, Any]
 ) -> tuple[list[ActionRow], str | None]:
-    """A page of requests, and the cursor of the next one. Raises HttpRefusal for a cursor that is not one."""
+    """A page of requests, and the cursor of the next page. Raises HttpRefusal for an invalid cursor."""
     after = None if not cursor else _place(cursor)
     rows = await call.service.read(list_actions, limit=limit + 1, after=after, **filters)
     last = rows[limit - 1] if len(rows) > limit else None

@@ -1,4 +1,4 @@
-"""One action on many runs: a look at which, a job that asks them, what became of each, and its end before that."""
+"""The routes of one action on many runs: preview the runs, start a job that asks them, follow it, abort it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .runs import RunConditions, run_id_of
 
 MOST_IDS = 10_000
 COUNTED_IDS = 20_000
-"""Up to so many runs of a job are counted by their states in every answer."""
+"""An answer counts the states of a job's runs only if the job has at most this many runs."""
 PAYLOAD_FILTERS = ("search", "error")
 
 
@@ -44,9 +44,9 @@ _EXAMPLE = {"action": "cancel", "ids": ["order-1", "order-2"], "why": "out of st
 
 
 class BulkWanted(Asking, json_schema_extra={"examples": [_EXAMPLE]}):
-    """An action on many runs: on those that fulfil conditions, at least one, or on those with these ids.
+    """An action on many runs: either those that fulfil at least one condition, or those with these ids.
 
-    `dry_run`: only say which they are.
+    `dry_run`: only show which runs these are.
     """
 
     action: ActionName
@@ -64,21 +64,22 @@ class BulkWanted(Asking, json_schema_extra={"examples": [_EXAMPLE]}):
 
 
 class BulkSample(BaseModel):
-    """A run of a selection."""
+    """One of the runs that an action would ask."""
 
     run_id: str
     state: State
 
 
 class BulkRefusal(BaseModel):
-    """Runs of a selection that would be refused, and why."""
+    """How many of the chosen runs the action would leave out, and why."""
 
     why: str
     count: int
 
 
 class BulkPreview(BaseModel):
-    """The runs that an action would ask now. `position`: `partition:offset` of the tables; `sample`: the first of the runs."""
+    """The runs that an action would ask now. `position`: how far the tables were, as `partition:offset`; `sample`: the first
+    runs."""
 
     action: str
     count: int
@@ -89,7 +90,7 @@ class BulkPreview(BaseModel):
 
 
 class BulkOutcomes(BaseModel):
-    """How many runs of a job had each outcome. `open`: their turn has not come."""
+    """How many runs of a job had each outcome. `open`: runs that the job has not reached yet."""
 
     asked: int
     ended: int
@@ -99,8 +100,8 @@ class BulkOutcomes(BaseModel):
 
 
 class BulkItemNow(BaseModel):
-    """A run of a job. `outcome`: of its turn, null before it; `why`: it was not asked; `state`: the run's state now, null if the
-    tables do not have it."""
+    """A run of a job. `outcome`: null until the job reaches the run; `why`: why the job did not ask it; `state`: the run's state
+    now, null if the tables do not have the run."""
 
     run_id: str
     outcome: Literal["asked", "ended", "unknown", "refused"] | None
@@ -109,9 +110,9 @@ class BulkItemNow(BaseModel):
 
 
 class BulkNow(BaseModel):
-    """A job. `state`, `waits`: of the job's own run, which has the same id. `position`: `partition:offset` of the tables from
-    which its runs were taken. `states`: how many of its runs are in each state now; null for a very large job.
-    `reason`: why it was aborted."""
+    """A job. `state`, `waits`: of the job's own run, which has the same id. `position`: how far the tables were when the runs
+    were chosen, as `partition:offset`. `states`: how many of the runs are in each state now; null for a very large job. `reason`:
+    why the job was aborted."""
 
     id: str
     action: str
@@ -130,7 +131,7 @@ class BulkNow(BaseModel):
 
 
 class BulkJobNow(BulkNow):
-    """A job with a page of its runs, in the order of their turns. `next`: the `first` of the next page."""
+    """A job with a page of its runs, in the order in which the job asks them. `next`: the `first` of the next page."""
 
     items: list[BulkItemNow]
     next: int | None
@@ -150,13 +151,13 @@ class ItemsWanted(BaseModel, extra="forbid"):
 
 
 class JobsWanted(BaseModel, extra="forbid"):
-    """How many jobs to list."""
+    """How many jobs to list, at most."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
 
 class AbortWanted(BaseModel, extra="forbid"):
-    """Why the job shall end."""
+    """Why the job is aborted."""
 
     why: Annotated[Words, Field(max_length=1000)] | None = None
 
@@ -166,7 +167,8 @@ class AbortWanted(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The runs of a request: those that fulfil `filters`, keywords of `list_runs`, or those of `ids`. `said`: as it was asked."""
+    """The runs of a request: those that fulfil `filters`, keywords of `list_runs`, or those with `ids`. `said`: the request's
+    JSON."""
 
     filters: dict[str, Any]
     ids: Sequence[str] | None
@@ -174,7 +176,7 @@ class Chosen:
 
 
 def chosen_of(call: HttpCall, filters: RunConditions | None, ids: Sequence[str] | None) -> Chosen:
-    """Raises HttpRefusal for a search by a caller who may not see payloads."""
+    """The runs that the request chooses. Raises HttpRefusal if it searches payloads and the caller may not see them."""
     if filters is None:
         ids = list(dict.fromkeys(ids or ()))
         return Chosen({}, ids, {"ids": ids})
@@ -213,7 +215,10 @@ def _refused(action: str, selection: Selection) -> list[BulkRefusal]:
 
 
 async def ask_many(call: HttpCall, action: str, chosen: Chosen, asked: Sender, key: str | None) -> str:
-    """Start a job, and return its id; one that was asked for under this key before is that one. Raises HttpRefusal."""
+    """Start a job, and return its id; a repeated request under the same key gets the job of the first.
+
+    Raises HttpRefusal if no run or too many match, and for a key that came before with another request.
+    """
     client, projections = call.service.client, call.service.projections
     wanted, job_id = Wanted(action, chosen.said, asked), job_id_of(client, key)
     async with client.patience():
@@ -252,7 +257,7 @@ async def end_job(call: HttpCall, asked: Sender) -> str:
 
 
 async def job_now(call: HttpCall, job: BulkJob) -> BulkNow:
-    """The job as the caller may see it."""
+    """The job, without what the caller may not see."""
     return BulkNow.model_validate(_shown(call, job) | {"states": await _states(call, job)})
 
 
@@ -316,9 +321,9 @@ async def newest_jobs(call: HttpCall, limit: int) -> list[BulkNow]:
 
 
 async def post_bulk(call: HttpCall) -> Answer:
-    """Ask many runs for the same. The answer is a job, which a worker carries out, or with `dry_run` a preview.
+    """Ask many runs for the same action. The answer is a job, which a worker carries out, or with `dry_run` a preview.
 
-    The job asks the runs that match now; each is looked at again when its turn comes.
+    The job asks the runs that match now. It checks each again before it asks.
     """
     body: BulkWanted = call.body
     chosen, asked, key = chosen_of(call, body.filter, body.ids), sender_of(call), request_id(call.request)
@@ -339,13 +344,13 @@ async def get_jobs(call: HttpCall) -> Answer:
 
 
 async def get_job(call: HttpCall) -> Answer:
-    """Show a job with what became of each run."""
+    """Show a job with the outcome of each run."""
     await reach(call.service, call.request)
     return Answer(await with_items(call, await job_of(call), call.query.first, call.query.limit))
 
 
 async def delete_job(call: HttpCall) -> Answer:
-    """Abort a job: it asks no more runs. Those that it has asked stay asked."""
+    """Abort a job: it asks no more runs. Requests that it has made stay made."""
     await end_job(call, Sender(call.caller.name, call.query.why))
     return Answer(await job_now(call, await job_of(call)), 202)
 

@@ -1,4 +1,4 @@
-"""The stream of changes of all runs: one event for each change, whose id holds the position in every partition of the log."""
+"""The stream of changes of all runs: one event a change. The event's id holds the position in every partition of the log."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .streaming import PING_S, RETRY_MS, CountedStream
 SSE = "text/event-stream"
 READ_RECORDS = 500
 MAX_STREAMS = 20
-"""How many streams of changes one server keeps open; each reads the log for itself."""
+"""How many streams of changes one server keeps open at most; each has its own readers of the log."""
 
 
 class ChangesWanted(BaseModel, extra="forbid"):
-    """Only changes of runs of a workflow, and only those after which the run is in one of these states."""
+    """Filters: changes of this workflow's runs, and changes after which the run is in one of these states."""
 
     workflow: Name | None = None
     state: States | None = None
@@ -39,8 +39,8 @@ async def get_changes(call: HttpCall) -> Response:
     """Follow the changes of all runs that fulfil the conditions, as server-sent events.
 
     An event `change` names the run, its state now, and the record. Without `Last-Event-ID` the stream begins now, with the event
-    `begin`. With it, the stream goes on behind that event; if the log does not hold that position, an event `reset` says so, and
-    the stream begins now. An event `position` moves the position on when nothing else does.
+    `begin`. With it, the stream continues after that event; if the log does not hold that position, the stream begins now, with
+    an event `reset`. An event `position` advances the position while no change fits the filters.
     """
     log, last = call.service.client.connected(), call.request.headers.get("last-event-id")
     async with call.service.client.patience():
@@ -54,7 +54,7 @@ async def get_changes(call: HttpCall) -> Response:
 
 
 def _mark(log: Log) -> str:
-    """Tells one log from another."""
+    """A short digest that identifies the log."""
     return hashlib.sha256(log.id.encode()).hexdigest()[:12]
 
 
@@ -63,7 +63,7 @@ def _written(log: Log, positions: Sequence[int]) -> str:
 
 
 def _parsed(log: Log, text: str, bounds: Sequence[tuple[int, int]]) -> list[int] | None:
-    """The positions in an event id; None if it is not one of this log, or the log does not hold them any more."""
+    """The positions in an event id; None if the id is not of this log, or the log no longer holds the positions."""
     mark, *parts = text[: 64 + 40 * len(bounds)].split(" ")
     if mark != _mark(log) or len(parts) != len(bounds):
         return None
@@ -80,7 +80,7 @@ def _parsed(log: Log, text: str, bounds: Sequence[tuple[int, int]]) -> list[int]
 
 
 _Batch = tuple[int, Sequence[Record], int]
-"""A partition, records of it, and the position behind them."""
+"""A partition, records of it, and the position after them."""
 
 
 async def _read(log: Log, partition: int, position: int, into: asyncio.Queue[_Batch | LogUnavailable]) -> None:
@@ -98,7 +98,9 @@ async def _read(log: Log, partition: int, position: int, into: asyncio.Queue[_Ba
 
 async def _events(call: HttpCall, positions: list[int], begin: str | None) -> AsyncGenerator[ServerSentEvent]:
     log = call.service.client.connected()
-    batches: asyncio.Queue[_Batch | LogUnavailable] = asyncio.Queue(1)  # a reader that stands still holds up the log's readers
+    batches: asyncio.Queue[_Batch | LogUnavailable] = asyncio.Queue(
+        1
+    )  # a slow client holds back these readers, and fills no memory
     tasks = [asyncio.create_task(_read(log, partition, position, batches)) for partition, position in enumerate(positions)]
     try:
         if begin is not None:
@@ -126,7 +128,7 @@ async def _events(call: HttpCall, positions: list[int], begin: str | None) -> As
 
 
 def _runs_in(records: Sequence[Record]) -> list[tuple[str, int, int]]:
-    """The runs of these records, each with the offsets of its first and last one, in the order of the last ones."""
+    """The runs of these records with the offsets of their first and last records, in the order of the last ones."""
     runs: dict[str, tuple[int, int]] = {}
     for record in records:
         if record.key != CLAIM_KEY:
@@ -136,8 +138,8 @@ def _runs_in(records: Sequence[Record]) -> list[tuple[str, int, int]]:
 
 
 async def _change(call: HttpCall, partition: int, run_id: str, first: int, last: int) -> str | None:
-    """The change that the records of a run from `first` to `last` have made; None if none of them counts, or the conditions leave
-    the run out. Nothing of it is payload."""
+    """The change that a run's records from `first` to `last` have made, as JSON without payloads; None if no record counts, or
+    the filters leave the run out."""
     wanted: ChangesWanted = call.query
     view = await call.service.client.views.read(run_id)
     run = view.run

@@ -24,7 +24,7 @@ class PanelNow(BaseModel):
 
 
 class DashboardNamed(BaseModel):
-    """A dashboard: the name of its projection, and its panels."""
+    """A dashboard: its projection's name, and the panels without their rows."""
 
     name: str
     panels: list[PanelNow]
@@ -37,8 +37,8 @@ class DashboardsNow(BaseModel):
 
 
 class PanelRead(PanelNow):
-    """A panel: a number has one column and one row; the first column of a chart is its axis. `more`: there are more rows.
-    `failed`: why the panel could not be read; null: it was read."""
+    """A panel with its rows. A number has one column and one row; the first column of a chart is its axis. `more`: there are more
+    rows. `failed`: why the panel could not be read; null if it was read."""
 
     columns: list[str]
     rows: list[list[Cell]]
@@ -47,7 +47,8 @@ class PanelRead(PanelNow):
 
 
 class DashboardRead(BaseModel):
-    """A dashboard, read. `behind`: how many records its projection has not applied. `stopped`: why it does not go on."""
+    """A dashboard with the rows of its panels. `behind`: how many records its projection has not applied. `stopped`: why the
+    projection has stopped; null if it has not."""
 
     name: str
     behind: Annotated[int, Field(ge=0)]
@@ -79,7 +80,7 @@ def _with_rows(panel: Panel, read: PanelRows) -> PanelRead:
 
 
 async def one_dashboard(call: HttpCall, name: str, *, wait: bool) -> DashboardRead:
-    """The view of the API and of the page. `wait`: for the newest rows. Raises HttpRefusal for an unknown name."""
+    """A dashboard for the API and for the page. `wait`: wait for the newest rows. Raises HttpRefusal for an unknown name."""
     service = call.service
     panels = service.dashboards.named.get(name)
     if panels is None:

@@ -1,4 +1,4 @@
-"""How far the tables are behind the log, in records and in time, and whether they catch up."""
+"""How far the tables are behind the log, in records and in seconds, and whether the delay grows."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PATIENCE_S = 3.0
 FRESH_S = 1.0
 RECENT_S = 5.0
 WINDOW_S = 30.0
-"""The trend is the difference to the oldest look of this span."""
+"""The trend compares a delay with the oldest one measured within this time."""
 NOISE_S = 0.5
-"""A smaller difference is not a trend."""
+"""A smaller difference counts as steady."""
 
 Trend = Literal["growing", "steady", "shrinking"]
 
 
 class Delay(NamedTuple):
-    """The tables in one partition: they hold everything below `position`, and lack `records`.
+    """How far the tables are behind in one partition: they hold everything below `position`, and lack `records`.
 
-    `seconds`: how long ago the first record came that they lack; 0: they lack none; None: the log does not tell. `trend` of that
-    since the looks before; None: there was none.
+    `seconds`: the age of the first record that they lack; 0 if they lack none, None if the log does not say. `trend` of
+    `seconds`; None for the first measurement.
     """
 
     position: int
@@ -39,7 +39,7 @@ class Delay(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The delay in words, such as `12 s behind, growing`."""
         if not self.records:
             return "up to date"
         behind = f"{self.records:,} records behind" if self.seconds is None else f"{self.seconds:,.0f} s behind"
@@ -47,7 +47,7 @@ class Delay(NamedTuple):
 
 
 class Lags:
-    """The lags of the projections, asked of the log once a second at most, however many callers want them."""
+    """The lags of the projections. All callers share one read of the log a second."""
 
     def __init__(self, projections: ProjectionRunner) -> None:
         self._projections = projections
@@ -56,14 +56,14 @@ class Lags:
         self._last: tuple[float, list[Lag]] | None = None
 
     async def recent(self) -> list[Lag]:
-        """As `get`, but does not wait for an answer if the last one is a few seconds old at most."""
+        """As `get`, but returns the last answer at once if it is at most `RECENT_S` old."""
         if self._last is None or time.monotonic() - self._last[0] > RECENT_S:
             return await self.get()
         self._ask()
         return self._last[1]
 
     async def get(self) -> list[Lag]:
-        """Raises LogUnavailable, also if there is no answer in `PATIENCE_S`, and ConfigError."""
+        """The lags now. Raises ConfigError, and LogUnavailable, also if there is no answer within `PATIENCE_S`."""
         try:
             async with asyncio.timeout(PATIENCE_S):
                 return await asyncio.shield(self._ask())
@@ -71,7 +71,7 @@ class Lags:
             raise LogUnavailable(f"the log or the projections' database has not answered for {PATIENCE_S:g} s") from None
 
     def _ask(self) -> asyncio.Task[list[Lag]]:
-        """The question that is under way, or the last one if it is fresh."""
+        """The read that is under way or at most `FRESH_S` old; else a new one."""
         if self._asking is None or (self._asking.done() and time.monotonic() - self._asked_s > FRESH_S):
             self._asked_s = time.monotonic()
             self._asking = asyncio.create_task(self._read())
@@ -90,7 +90,7 @@ class Lags:
 
 
 class Delays:
-    """Looks at the tables of one log. `passed`: seconds, from any origin."""
+    """Measures the delays of one log's tables, and remembers them for the trend. `passed`: a monotonic clock, in seconds."""
 
     def __init__(self, log: Log, passed: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -98,7 +98,7 @@ class Delays:
         self._looks: dict[int, deque[tuple[float, float]]] = {}
 
     async def of(self, lags: Sequence[Lag]) -> dict[int, Delay]:
-        """The delay of each partition, of the projection that is behind most."""
+        """The delay of each partition: that of the projection that is furthest behind."""
         most: dict[int, Lag] = {}
         for lag in lags:
             if lag.partition not in most or lag.position < most[lag.partition].position:
@@ -120,7 +120,7 @@ class Delays:
         looks = self._looks.setdefault(partition, deque())
         while looks and looks[0][0] < now - WINDOW_S:
             looks.popleft()
-        if not looks or now - looks[-1][0] >= WINDOW_S / 60:  # many may look, and the memory is bounded
+        if not looks or now - looks[-1][0] >= WINDOW_S / 60:  # however many callers ask, at most 61 are kept
             looks.append((now, seconds))
         if looks[0][0] == now:
             return None

@@ -1,4 +1,4 @@
-"""The one choke point: every request passes it before any route, and gets its caller here. Deny by default."""
+"""The guard: every request passes it before any route, and gets its caller here. It denies by default."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ HEADERS = {
 
 
 class Guard:
-    """Checks sizes, host, origin and caller, adds the headers of security, and writes the access log.
+    """Checks size, host, origin and caller of each request, adds security headers to the answer, and writes the access log.
 
-    `hosts`: the names in Host that are served, without a port. `authenticate`: None serves everybody on this machine as an
+    `hosts`: the names without port that the Host header may have. `authenticate`: None serves everybody on this machine as an
     admin, and nobody else.
     """
 
@@ -83,7 +83,7 @@ class Guard:
                 await answer(refused, scope["path"])(scope, receive, guarded)
             else:
                 await self._app(scope, receive, guarded)
-        finally:  # the template of the path: ids and tokens in it, and the query, are nobody's business
+        finally:  # logs the path's template: the path and the query may hold ids and secrets
             route = scope.get("stepfold.route", "-")
             logger.info("%.20s %s %d %.1f ms", scope["method"], route, status, (time.monotonic() - began_s) * 1000)
 
@@ -109,7 +109,7 @@ class Guard:
 
 
 def _or_503(authenticate: Authenticate) -> Authenticate:
-    """Lets nobody in while the callers cannot be told."""
+    """`authenticate`, with a 503 where it raises: the server lets nobody in while it cannot identify callers."""
 
     def asked(token: str) -> Caller | None:
         try:
@@ -130,12 +130,12 @@ def _check_size(scope: Scope) -> None:
 
 
 def _bearer(headers: Headers) -> str | None:
-    """The token of the Authorization header; None without that header. Raises HttpRefusal for any other."""
+    """The bearer token of the Authorization header; None without that header. Raises HttpRefusal for another scheme."""
     sent = headers.getlist("authorization")
     if not sent:
         return None
-    kind, _, token = sent[0].partition(" ")
-    if len(sent) > 1 or kind.lower() != "bearer" or not token.strip():
+    scheme, _, token = sent[0].partition(" ")
+    if len(sent) > 1 or scheme.lower() != "bearer" or not token.strip():
         raise HttpRefusal(
             401, "unauthenticated", "send one header Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
         )
@@ -143,8 +143,8 @@ def _bearer(headers: Headers) -> str | None:
 
 
 def _same_origin(headers: Headers, host: str, *, with_cookie: bool) -> bool:
-    """Whether no page of another site can have sent this. A browser tells where a page sends from; other clients send neither
-    header, and no cookie."""
+    """Whether the request cannot come from a page of another site. Browsers say in headers which site sends; other clients send
+    neither these headers nor a cookie."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         return site == "same-origin"
@@ -155,7 +155,7 @@ def _same_origin(headers: Headers, host: str, *, with_cookie: bool) -> bool:
 
 
 def _from_here(scope: Scope) -> bool:
-    """Whether the caller is on this machine: anybody can name it in the Host header."""
+    """Whether the connection comes from this machine. The Host header proves nothing: any client can send any name."""
     client: tuple[str, int] | None = scope.get("client")
     if client is None or client[0] == "":  # a Unix socket
         return True

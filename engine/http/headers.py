@@ -25,13 +25,13 @@ _ETAG = re.compile(r'(?:W/)?"(\d{1,10})-(\d{1,19})"')
 
 
 def wait_s(request: Request) -> int | None:
-    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None if the caller does not ask to wait."""
+    """The seconds of `Prefer: wait=n` (RFC 7240), at most 60; None without it."""
     found = _WAIT.search(request.headers.get("prefer", ""))
     return None if found is None else min(int(found[1]), MAX_WAIT_S)
 
 
 async def while_asked(request: Request, waiting: Coroutine[Any, Any, None]) -> None:
-    """Wait for the end of `waiting`, as long as the caller is there. Raises HttpRefusal if the server stops meanwhile."""
+    """Await `waiting` until it ends or the client disconnects. Raises HttpRefusal if the server stops meanwhile."""
     wait, gone = asyncio.create_task(waiting), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((wait, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -56,20 +56,20 @@ def applied(waited_s: int | None) -> dict[str, str]:
 
 
 def etag_of(view: RunView) -> str:
-    """`"partition-offset"`: of the last record that the view has read, a claim or one of the run."""
+    """The ETag of a run: `"partition-offset"` of the last record that the view has read, a claim or a record of the run."""
     return f'"{view.state.partition}-{view.state.offset - 1}"'
 
 
 def offset_in(etag: str) -> int | None:
-    """The offset of an ETag; None for the text of another server."""
+    """The offset in an ETag; None if this server does not write such ETags."""
     found = _ETAG.fullmatch(etag.strip())
     return None if found is None else int(found[2])
 
 
 def check_match(request: Request, view: RunView) -> None:
-    """Hold the run against `If-Match`. Raises HttpRefusal if the run has a record behind the one that the caller has seen.
+    """Compare the run with `If-Match`. Raises HttpRefusal if the run has a record after the one that the caller has seen.
 
-    A new owner of the partition does not count: it changes nothing of the run.
+    A claim of the partition does not count: it does not change the run.
     """
     wanted = request.headers.get("if-match")
     if wanted is None or wanted.strip() == "*":
@@ -80,7 +80,8 @@ def check_match(request: Request, view: RunView) -> None:
 
 
 def request_id(request: Request) -> str | None:
-    """The value of `Idempotency-Key`, with or without quotes. Raises HttpRefusal for one that is not 1 to 200 characters."""
+    """The value of `Idempotency-Key` without its quotes; None without the header. Raises HttpRefusal unless it has 1 to 200
+    printable ASCII characters."""
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
@@ -93,7 +94,8 @@ def request_id(request: Request) -> str | None:
 
 
 def next_page(request: Request, path: str, cursor: str | None) -> dict[str, str]:
-    """The header that links to the next page of a list: at the cursor, with the same conditions. None: this is the last page."""
+    """The `Link` header to the next page of a list, at the cursor and with the same conditions. No header if the cursor is None:
+    this is the last page."""
     if cursor is None:
         return {}
     pairs = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
@@ -101,13 +103,14 @@ def next_page(request: Request, path: str, cursor: str | None) -> dict[str, str]
     return {"Link": f'<{request.scope.get("root_path", "")}{path}?{query}>; rel="next"'}
 
 
-def behind(partition: int, offset: int) -> dict[str, str]:
-    """The header that has the position behind a record."""
+def position_after(partition: int, offset: int) -> dict[str, str]:
+    """The `Stepfold-Position` header after a record: everything up to this record."""
     return {POSITION: str(LogPosition(partition, offset + 1))}
 
 
 async def reach(service: Service, request: Request) -> None:
-    """Wait until the tables hold what the caller has seen, by `Stepfold-Position`. Raises HttpRefusal after 5 seconds."""
+    """Wait until the tables hold everything below the `Stepfold-Position` that the caller sends. Raises HttpRefusal after 5
+    seconds."""
     text = request.headers.get(POSITION)
     if text is None:
         return

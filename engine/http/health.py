@@ -1,4 +1,4 @@
-"""Whether the server works, and its figures for Prometheus, from the tables and the positions of the projections."""
+"""The routes of the server's health, and of its metrics for Prometheus, from the tables and the positions of the projections."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Alive(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether the log answers and the projections go on. `behind`: offsets that are not applied; None if that is not known.
+    """Whether the log answers and no projection has stopped. `behind`: how many offsets are not applied; null if unknown.
 
-    Anyone may see it, so it names no server, file or error.
+    Anyone may read this, so it names no server, file or error.
     """
 
     ready: bool
@@ -50,7 +50,7 @@ async def get_alive(call: HttpCall) -> Answer:
 
 
 async def get_ready(call: HttpCall) -> Answer:
-    """Tell whether the log answers and the projections go on."""
+    """Tell whether the log answers and no projection has stopped."""
     lags: list[Lag] | None = None
     log = True
     try:
@@ -67,7 +67,7 @@ async def get_ready(call: HttpCall) -> Answer:
 
 
 async def get_metrics(call: HttpCall) -> Response:
-    """Show the figures in the text format of Prometheus."""
+    """Show the metrics in the text format of Prometheus."""
     lags = await call.service.lags.get()
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -80,7 +80,7 @@ async def get_metrics(call: HttpCall) -> Response:
 
 
 def _placed(lags: Sequence[Lag], partitions: Sequence[PartitionBounds], delays: Mapping[int, Delay]) -> Iterator[Metric]:
-    """The figures of partitions, and of projections in them."""
+    """The metrics of partitions, and of projections in them."""
 
     def gauge(name: str, told: str, labels: Sequence[str], samples: Iterable[tuple[Sequence[str], float]]) -> Metric:
         family = GaugeMetricFamily(f"stepfold_{name}", told, labels=labels)
@@ -109,12 +109,15 @@ _COUNTERS = (
     ("attempts_lost", "Attempts of steps whose worker was gone.", "attempts_lost"),
 )
 NAMED = 200
-"""So many workflows, and pairs of workflow and type of error, have labels. Anyone may ask for a run of a workflow that no worker
-knows, so those with steps come first, and then the oldest."""
+"""The most workflows with labels of their own, and the most pairs of workflow and type of error.
+
+A client may start a run of any name, even of a workflow that no worker knows. So workflows with steps come first, and then the
+oldest.
+"""
 
 
 def counted(connection: sa.Connection) -> list[Metric]:
-    """The figures that the tables have."""
+    """The metrics that the tables hold."""
     states = GaugeMetricFamily("stepfold_runs", "Runs by state.", labels=["state"])
     for state, count in connection.execute(sa.select(runs.c.state, sa.func.count()).group_by(runs.c.state)):
         states.add_metric([state], count)
@@ -131,13 +134,13 @@ def counted(connection: sa.Connection) -> list[Metric]:
     alike = sa.select(errors.c.workflow, errors.c.type, sa.func.sum(errors.c["count"])).group_by(errors.c.workflow, errors.c.type)
     of_types = connection.execute(alike.order_by(sa.func.min(errors.c.first_at), errors.c.workflow, errors.c.type))
     family = CounterMetricFamily("stepfold_errors", "Errors of attempts and runs by type.", labels=["workflow", "type"])
-    for labels, count in bounded(((workflow, kind), int(count)) for workflow, kind, count in of_types):
+    for labels, count in bounded(((workflow, error), int(count)) for workflow, error, count in of_types):
         family.add_metric(labels, count)
     return [*families, family]
 
 
 def bounded(samples: Iterable[tuple[tuple[str, ...], int]]) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The first `NAMED` samples, and one for the sum of the others."""
+    """The first `NAMED` samples, and one sample with the sum of the others."""
     rest: int | None = None
     labels: tuple[str, ...] = ()
     for number, (labels, count) in enumerate(samples):

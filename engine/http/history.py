@@ -1,4 +1,4 @@
-"""The routes that show what happened in a run: its operations, and its history in pages, lines, and a stream."""
+"""The routes that show what happened in a run: its operations, and its history as pages, as lines, and as a stream."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ async def _now(call: HttpCall) -> Moment:
 
 
 class HistoryWindow(BaseModel, extra="forbid"):
-    """A window of the history: `limit` events at the offset `from` or behind it, of a type, of a step, with a text in their JSON.
+    """A part of the history: `limit` events at or after the offset `from`, of a type, of a step, with a text in their JSON.
 
-    The text is looked for in what the caller may see.
+    The search for `text` reads only what the caller may see.
     """
 
     from_: Annotated[int, Field(alias="from", ge=0, le=2**63 - 1)] = 0
@@ -82,7 +82,7 @@ class HistoryWindow(BaseModel, extra="forbid"):
     text: Annotated[Name, Field(max_length=200)] | None = None
 
     def take(self, call: HttpCall, event: Event) -> dict[str, Any] | None:
-        """The event as the caller may see it; None if the window leaves it out."""
+        """The event, without what the caller may not see; None if the filters leave it out."""
         if event.offset is None or event.offset < self.from_ or self.type not in (None, event.type):
             return None
         fields = event.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -95,7 +95,7 @@ class HistoryWindow(BaseModel, extra="forbid"):
 
 
 class HistoryPage(BaseModel):
-    """Events of a run. `total`: of all its events; `next`: the `from` of the next page; null: this is the last one."""
+    """Events of a run. `total`: how many events the run has; `next`: the `from` of the next page; null on the last page."""
 
     events: list[dict[str, Any]]
     total: int
@@ -121,18 +121,18 @@ async def get_history(call: HttpCall) -> Answer | Response:
 
 
 def _form(accept: str) -> str:
-    """The first of the three forms that `Accept` names; JSON if it names none."""
+    """The first of the three media types that `Accept` names; JSON if it names none."""
     for part in accept.split(","):
-        kind = part.partition(";")[0].strip().lower()
-        if kind in (SSE, NDJSON):
-            return kind
-        if kind == "application/json":
+        media = part.partition(";")[0].strip().lower()
+        if media in (SSE, NDJSON):
+            return media
+        if media == "application/json":
             break
     return "application/json"
 
 
 async def _stream(call: HttpCall) -> Response:
-    """All events of the window from `Last-Event-ID` on, until the run ends; `limit` does not count."""
+    """All events that fit the filters, after `Last-Event-ID` and until the run ends, without a `limit`."""
     last = call.request.headers.get("last-event-id")
     seen, reset = -1, False
     if last is None:

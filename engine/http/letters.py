@@ -30,8 +30,9 @@ class LettersWanted(BaseModel, extra="forbid"):
 
 
 class LetterNow(BaseModel):
-    """A request that was refused. `origin`: its place in the inbox; `omitted`: it was too large to be copied; `by`, `why`: of
-    those who sent it again or dropped it. `reason`, `key` and `value` (as text; what is not UTF-8 is replaced) are payload."""
+    """A request that was refused. `origin`: its place in the inbox; `omitted`: the request was too large to be copied; `by`,
+    `why`: who sent it again or dropped it, and why. `reason`, `key` and `value` are payload; they are text, with a replacement
+    for bytes that are not UTF-8."""
 
     place: str
     at: datetime
@@ -46,14 +47,15 @@ class LetterNow(BaseModel):
 
 
 class LettersNow(BaseModel):
-    """Dead letters, the newest first. `inbox`: whether the log has an inbox; without one there are none."""
+    """Dead letters, the newest first. `inbox`: whether the log has an inbox; without one there are no dead letters."""
 
     inbox: bool
     letters: list[LetterNow]
 
 
 class Redrive(Asking):
-    """Send requests to the inbox again: those at `places`, or all that wait. `value`: sent instead of the only one's own."""
+    """Send requests to the inbox again: those at `places`, or all waiting ones. `value`: sent in place of the letter's own value,
+    for a single place."""
 
     places: Annotated[list[Place], Field(min_length=1, max_length=1000)] | None = None
     value: Annotated[str, Field(max_length=1_000_000)] | None = None
@@ -66,14 +68,14 @@ class Drop(Asking):
 
 
 class RedriveDone(BaseModel):
-    """How many requests were sent, and why others were not, by place."""
+    """How many requests were sent; and by place, why the others were not."""
 
     sent: int
     refused: dict[str, str]
 
 
 def letters_log(call: HttpCall) -> KeepsDeadLetters:
-    """The log, if it has an inbox. Raises HttpRefusal."""
+    """The log as one with an inbox. Raises HttpRefusal if it has none."""
     log = call.service.client.connected()
     if not isinstance(log, KeepsDeadLetters):
         raise HttpRefusal(409, "no-inbox", f"{log.name} has no inbox, so it has no dead letters: only logs on Kafka have one")
@@ -81,7 +83,7 @@ def letters_log(call: HttpCall) -> KeepsDeadLetters:
 
 
 def letter_now(caller: Caller, letter: DeadLetter) -> LetterNow:
-    """The dead letter as the caller may see it."""
+    """The dead letter, without what the caller may not see."""
     payload = caller.may(Role.PAYLOAD)
     return LetterNow(
         place=letter.place,
@@ -102,7 +104,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 async def letters_now(call: HttpCall, limit: int) -> LettersNow:
-    """The view of the API and of the page."""
+    """The newest dead letters, for the API and for the page."""
     log = call.service.client.connected()
     if not isinstance(log, KeepsDeadLetters):
         return LettersNow(inbox=False, letters=[])
@@ -123,7 +125,7 @@ async def redrive(call: HttpCall, places: Sequence[str] | None, value: str | Non
 
 
 async def drop(call: HttpCall, places: Sequence[str], asked: Sender) -> None:
-    """Drop letters. Raises as `redrive` does."""
+    """Drop letters. Raises the same errors as `redrive`."""
     try:
         await letters_log(call).drop_letters(places, by=asked.by, why=asked.why)
     except ConfigError as error:
@@ -137,13 +139,16 @@ async def get_letters(call: HttpCall) -> Answer:
 
 
 async def post_redrive(call: HttpCall) -> Answer:
-    """Send refused requests to the inbox again. A crash in the middle may send one twice; starts with a run id stay one run."""
+    """Send refused requests to the inbox again.
+
+    If the server crashes meanwhile, it may have sent a request twice; two starts with the same run id stay one run.
+    """
     asked: Redrive = call.body
     return Answer(await redrive(call, asked.places, asked.value, sender_of(call)))
 
 
 async def post_drop(call: HttpCall) -> Answer:
-    """Say that refused requests will not be sent again."""
+    """Drop refused requests: they will not be sent again."""
     asked: Drop = call.body
     await drop(call, list(dict.fromkeys(asked.places)), sender_of(call))
     now = await letters_now(call, 1000)

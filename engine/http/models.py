@@ -24,7 +24,7 @@ def _named(name: str) -> str:
 
 
 def an_id(run_id: str) -> str:
-    """Returns a run id. Raises ValueError for a text that is none."""
+    """Returns the text if it is a valid run id, else raises ValueError."""
     if not valid_run_id(run_id):
         raise ValueError(no_run_id(run_id))
     return run_id
@@ -39,7 +39,7 @@ def _written(text: str) -> str:
 
 
 def _timed(time: object) -> object:
-    # pydantic takes a number for seconds or milliseconds since 1970
+    # pydantic would read a number as seconds or milliseconds since 1970
     if not isinstance(time, str | datetime) or (isinstance(time, str) and not re.match(r"\d{4}-", time)):
         raise ValueError("it must be a time with its offset from UTC, such as 2026-11-30T09:00:00Z")
     return time
@@ -52,7 +52,7 @@ def _counted(number: object) -> object:
 
 
 WHOLE = BeforeValidator(_counted)
-"""Of a whole number, in a query or in JSON; it stands behind the bounds, which the schema would lose otherwise."""
+"""Validates a whole number in a query or in JSON. Write it after the bounds in `Annotated`, else the schema loses them."""
 Name = Annotated[
     str,
     AfterValidator(_named),
@@ -64,14 +64,15 @@ Time = Annotated[AwareDatetime, BeforeValidator(_timed)]
 
 
 class Asking(BaseModel, extra="forbid"):
-    """The fields of every request: `by` is the sender's name, only for callers whose name the server does not know."""
+    """The fields of every request. `by`: the sender's name, only from callers whose name the server does not know."""
 
     by: Name | None = None
     why: Words | None = None
 
 
 class WaitNow(BaseModel):
-    """One thing that a run waits for. The command is for callers who may operate; `last` for those who may see payloads."""
+    """One thing that a run waits for. `command` is null for callers who may not operate, `last` for those who may not see
+    payloads."""
 
     on: str
     kind: str
@@ -85,8 +86,8 @@ class WaitNow(BaseModel):
 
 
 class RunNow(BaseModel):
-    """The state of a run, from the fold, after the record at `offset`. Payloads are null for callers who may not see them.
-    `reason`: why it was cancelled."""
+    """The state of a run after the record at `offset`. Payloads are null for callers who may not see them. `reason`: why the run
+    was cancelled."""
 
     id: str
     workflow: str
@@ -107,7 +108,7 @@ class RunNow(BaseModel):
 
 
 class Accepted(BaseModel):
-    """The record of a request. `counts`: whether the run has accepted it; null if that is not known yet."""
+    """Where the log holds a request. `counts`: whether the run has accepted it; null if that is not known yet."""
 
     run_id: str
     partition: int

@@ -1,4 +1,4 @@
-"""The description of the API as OpenAPI 3.1, made from the route table: clients, editors and tests read it."""
+"""The OpenAPI 3.1 document, made from the route table. Clients, editors and tests read it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADERS = {
     "Prefer": "`wait=n`: answer after up to n seconds, at most 60, once there is news.",
     POSITION: "`partition:offset`: answer once the tables hold everything below this position.",
 }
-"""The meaning of the headers of requests."""
+"""Request headers and their descriptions."""
 _TEXT = {"type": "string"}
 SENT: dict[str, tuple[str, Json]] = {
     "ETag": ("The place of the newest record of the run, or of the claim of its partition.", _TEXT | {"pattern": r'^"\d+-\d+"$'}),
@@ -47,14 +47,14 @@ SENT: dict[str, tuple[str, Json]] = {
     "WWW-Authenticate": ("Of a 401: how to say who you are.", _TEXT),
     POSITION: ("`partition:offset`: the position behind the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
 }
-"""The meaning and the schema of the headers of answers."""
+"""Response headers with their descriptions and schemas."""
 _MAY_LACK = ("Link", "Preference-Applied")
 _EVERY = (401, 414, 421, 422, 431, 503)
 _OF_BODIES = (400, 403, 408, 409, 413, 415)
 
 
 def described(rows: Sequence[Row]) -> Row:
-    """The route of the description of these rows, and of itself."""
+    """The route of the OpenAPI document of these rows and of this route."""
 
     @functools.cache
     def document() -> Json:
@@ -79,7 +79,7 @@ def described(rows: Sequence[Row]) -> Row:
 
 @dataclass(frozen=True, slots=True)
 class _Schemas:
-    """The schemas of all models. `references`: of a model and its mode, to one of `kept`."""
+    """The schemas of all models. `references`: from a model and its mode to the `$ref` of one of `kept`."""
 
     references: Mapping[Any, Json]
     kept: Json
@@ -97,7 +97,7 @@ class _Schemas:
         return self.kept[self.references[model, "validation"]["$ref"].removeprefix(SCHEMAS)]
 
     def components(self, rows: Sequence[Row]) -> Json:
-        """Those that are not only the source of parameters."""
+        """All schemas but those of queries, which are written as parameters."""
         inlined = {self.references[row.query, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows}
         inlined -= {self.references[row.body, "validation"]["$ref"].removeprefix(SCHEMAS) for row in rows if row.body is not None}
         others = orjson.dumps([schema for name, schema in self.kept.items() if name not in inlined]).decode()
@@ -160,15 +160,15 @@ def _of_query(model: Json) -> list[Json]:
 
 
 def _parameter(name: str, required: bool, schema: Json) -> Json:
-    """A parameter of the query. It cannot be null: a value that may be is one that may be left out."""
+    """A parameter of the query. A query has no null: the parameter is left out instead."""
     schema = dict(schema)
-    kinds = [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]
+    choices = [one for one in schema.pop("anyOf", ()) if one != {"type": "null"}]
     if schema.get("default", "") is None:
         del schema["default"]
-    if len(kinds) == 1:
-        schema |= kinds[0]
-    elif kinds:
-        schema["anyOf"] = kinds
+    if len(choices) == 1:
+        schema |= choices[0]
+    elif choices:
+        schema["anyOf"] = choices
     found: Json = {"name": name, "in": "query", "required": required, "schema": schema}
     return found | {"style": "form", "explode": False} if schema.get("type") == "array" else found
 
@@ -187,7 +187,7 @@ def _answers(row: Row, schemas: _Schemas) -> Json:
     for status, model in row.answers.items():
         content: Json = {} if model is None else {JSON: {"schema": schemas.references[model, "serialization"]}}
         if status == 200:
-            content |= {kind: {"schema": {"type": "object" if kind == JSON else "string"}} for kind in row.media}
+            content |= {media: {"schema": {"type": "object" if media == JSON else "string"}} for media in row.media}
         headers = {name: _sent(name, required=name not in _MAY_LACK) for name in row.sends.get(status, ())}
         parts: Json = {"headers": headers, "content": content}
         found[str(status)] = {"description": HTTPStatus(status).phrase} | {name: part for name, part in parts.items() if part}
@@ -198,7 +198,7 @@ def _answers(row: Row, schemas: _Schemas) -> Json:
 
 
 def _refused(row: Row) -> list[int]:
-    """The statuses of problems that the route may answer, by what it reads."""
+    """The statuses of the problems that the route may answer, from its role, path, headers and body."""
     found = {*_EVERY, *(_OF_BODIES if row.body is not None else ())}
     conditions: list[tuple[bool, int]] = [
         (bool({"Idempotency-Key", POSITION} & {*row.headers}), 400),

@@ -1,4 +1,4 @@
-"""The dashboards that users give their projections: found by name, read off the event loop, one reading for all who look."""
+"""The dashboards of users' projections, by name. Panels are read off the event loop, once for all readers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from stepfold.projections import Panel, PanelRows, Projection, ProjectionRunner, read_panels
 
 REST = 5
-"""A dashboard that took a second to read is read again this many seconds later at the earliest."""
+"""After a read of one second, the dashboard rests for this many seconds; longer reads rest longer."""
 LEAST_REST_S = 0.25
 
 
 @dataclass(slots=True)
 class _Reading:
-    """The last rows of a dashboard: of the tables after the change `number`. `until`: when it may be read again."""
+    """The last rows of a dashboard, from tables that hold the change `number`. `until`: when the dashboard may be read again, on
+    `time.monotonic()`."""
 
     number: int
     until: float
@@ -24,7 +25,7 @@ class _Reading:
 
 
 class Dashboards:
-    """The dashboards of these projections. `named`: the panels of each, by the name of its projection."""
+    """The dashboards of these projections. `named`: projection's name -> panels."""
 
     def __init__(self, runner: ProjectionRunner, projections: Sequence[Projection]) -> None:
         self.named: dict[str, Sequence[Panel]] = {one.name: one.pages for one in projections if one.pages}
@@ -35,7 +36,7 @@ class Dashboards:
     async def read(self, name: str, number: int, *, wait: bool) -> list[PanelRows]:
         """The rows of the dashboard's panels, from tables that hold the change `number`.
 
-        While the dashboard rests, `wait` waits for the end of the rest; without it these are the rows of the last reading.
+        While the dashboard rests, `wait` waits until it may be read again; without `wait` the rows are those of the last read.
         Raises KeyError for an unknown name.
         """
         panels = self.named[name]

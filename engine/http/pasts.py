@@ -1,4 +1,4 @@
-"""The runs that were looked at last, so that the next look costs their new records only."""
+"""A cache of the runs that were read last: the next read costs only their new records."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MOST_BYTES = 64_000_000
 
 
 class Pasts:
-    """Reads runs, and keeps the last ones. A run that alone is larger than the bound is not kept.
+    """Reads runs, and keeps the last ones, up to a bound of memory. A run that alone is larger is not kept.
 
-    Each read begins with the last record that was read before. If that record is another one, the log was cut off, made again or
-    restored from a copy, and the run is read anew.
+    Each read begins with the last record that was read before. If that offset now holds another record, the log was truncated,
+    made again or restored from a copy, and the run is read from its start.
     """
 
     def __init__(self, log: Log) -> None:
@@ -25,13 +25,13 @@ class Pasts:
 
     @property
     def size_bytes(self) -> int:
-        """The memory that they take, about."""
+        """The approximate memory of the kept runs, in bytes."""
         return sum(past.size_bytes for past in self._known.values())
 
     async def read(self, run_id: str) -> Past:
         """The run and its past, up to date. Raises RunNotFound and LogUnavailable.
 
-        Take what you need of it before you await anything: other reads change it.
+        Copy what you need before you await anything: other reads change the same objects.
         """
         partition, past = partition_of(run_id, self._log.partitions), self._known.get(run_id)
         if past is not None:

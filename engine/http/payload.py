@@ -1,5 +1,5 @@
-"""The rule of payloads, in one place: a caller without the role `payload` sees metadata only, and an id of a callback, which is
-the right to answer it, goes only to callers who may operate."""
+"""The one place that hides payloads and secrets. A caller without the role `payload` sees metadata only. The id of a callback is
+the right to answer it, so it goes only to callers who may operate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OF_LINES = ("input", "input_note", "heartbeat")
 
 
 def event_for(caller: Caller, event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event as the caller may see it: without the role `payload` only the fields that are known to hold metadata."""
+    """An event for the caller: without the role `payload` only the fields that are known to hold metadata."""
     shown = dict(event) if caller.may(Role.PAYLOAD) else {name: value for name, value in event.items() if name in _OF_EVENTS}
     if not caller.may(Role.PAYLOAD) and "error" in event:
         shown["error"] = _type_of(event["error"])
@@ -38,7 +38,7 @@ def event_for(caller: Caller, event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_for(caller: Caller, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a run as the caller may see it; `run`: as `status_json` makes it."""
+    """The state of a run, without what the caller may not see; `run`: as `status_json` makes it."""
     shown = dict(run) | {"waits": [wait | _hidden(caller, wait["kind"]) for wait in run["waits"]]}
     if caller.may(Role.PAYLOAD):
         return shown
@@ -47,14 +47,14 @@ def run_for(caller: Caller, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def line_for(caller: Caller, line: Mapping[str, Any]) -> dict[str, Any]:
-    """An operation as the caller may see it; `line`: as `line_json` makes it."""
+    """An operation, without what the caller may not see; `line`: as `line_json` makes it."""
     if caller.may(Role.PAYLOAD):
         return dict(line)
     return dict(line) | dict.fromkeys(_OF_LINES) | {"error": _type_of(line["error"])}
 
 
 def row_for(caller: Caller, row: Mapping[str, Any], included: frozenset[str] = frozenset(_OF_RUNS)) -> dict[str, Any]:
-    """A row of the table of runs, with the `included` ones of its payloads if the caller may see them."""
+    """A row of the table of runs, with the payloads named in `included` if the caller may see payloads."""
     if caller.may(Role.PAYLOAD):
         return {name: value for name, value in row.items() if name not in _OF_RUNS or name in included}
     shown = {name: value for name, value in row.items() if name not in _OF_RUNS}
@@ -66,19 +66,19 @@ def row_for(caller: Caller, row: Mapping[str, Any], included: frozenset[str] = f
 
 
 def waits_for(caller: Caller, waits: Sequence[Wait]) -> list[Wait]:
-    """The things that a run waits for, as the caller may see them."""
+    """The things that a run waits for, without what the caller may not see."""
     return [replace(wait, **_hidden(caller, wait.kind)) for wait in waits]
 
 
 def lags_for(caller: Caller, lags: Sequence[Lag]) -> list[Lag]:
-    """The lags as the caller may see them: why a projection has stopped may quote a payload."""
+    """The lags, without what the caller may not see: the error that stopped a projection may quote a payload."""
     if caller.may(Role.PAYLOAD):
         return list(lags)
     return [lag if lag.stopped is None else lag._replace(stopped="it has stopped") for lag in lags]
 
 
 def _hidden(caller: Caller, kind: str) -> dict[str, Any]:
-    """The values that replace those of a wait that the caller may not see."""
+    """Replacements for the fields of a wait that the caller may not see."""
     hidden: dict[str, Any] = {}
     if not caller.may(Role.OPERATE):  # the command may hold the id of a callback
         hidden["command"] = None

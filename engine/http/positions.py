@@ -16,7 +16,7 @@ class LogPosition(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> LogPosition:
-        """Raises ValueError."""
+        """Reads `partition:offset`. Raises ValueError for any other text."""
         partition, colon, offset = text.partition(":")
         parts = (partition, offset)
         if not colon or not all(one.isascii() and one.isdecimal() and len(one) <= 19 and int(one) < 2**63 for one in parts):

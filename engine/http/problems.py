@@ -17,8 +17,8 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class ProblemDetail(BaseModel):
-    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: what is wrong, by JSON pointers;
-    `instance`: the path of the request."""
+    """A problem detail. `type`: a stable URN; `code`: its last part; `errors`: each wrong part of the request by its JSON
+    pointer; `instance`: the path of the request."""
 
     type: str
     title: str
@@ -30,7 +30,7 @@ class ProblemDetail(BaseModel):
 
 
 class HttpRefusal(Exception):
-    """A request that is answered with a problem. `headers`: of the answer."""
+    """Raised to answer a request with a problem. `headers`: of the answer."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class HttpRefusal(Exception):
 
 
 STATUS: dict[type[StepfoldError], int] = {
-    errors.ConfigError: 503,  # of the server: routes check the names in requests
+    errors.ConfigError: 503,  # an error of the server's setup: routes check the names in requests
     errors.LogUnavailable: 503,
     errors.PayloadTooLarge: 413,
     errors.InputInvalid: 422,
@@ -72,7 +72,7 @@ STATUS: dict[type[StepfoldError], int] = {
     errors.StepError: 500,
     StepfoldError: 500,
 }
-"""The status of an error: that of the nearest of its classes."""
+"""The status of an error: that of the nearest of its base classes."""
 
 
 def refusal(error: Exception) -> HttpRefusal:
@@ -84,25 +84,25 @@ def refusal(error: Exception) -> HttpRefusal:
     if isinstance(error, InputInvalid):
         return HttpRefusal(422, _code(type(error)), str(error), errors=_pointers(error.errors, "/input"))
     if isinstance(error, StepfoldError):
-        status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        status = next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
         return HttpRefusal(status, _code(type(error)), str(error), headers={"Retry-After": "1"} if status == 503 else None)
     return HttpRefusal(500, "fault", "this is a bug in stepfold; the server's log has the traceback")
 
 
-def _code(kind: type[StepfoldError]) -> str:
-    """`run-not-found` for RunNotFound."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+def _code(error: type[StepfoldError]) -> str:
+    """The code of an error, such as `run-not-found` for RunNotFound."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", error.__name__).lower()
 
 
 def invalid(error: ValidationError, what: str) -> HttpRefusal:
-    """The answer to a query or body that its model rejects. The values are not repeated: they may be secret."""
+    """The answer to a query or body that its model rejects. It does not repeat the values: they may be secret."""
     errors = _pointers(error.errors(include_url=False, include_input=False, include_context=False), "")
     said = "; ".join(f"{one['pointer'] or 'the whole'}: {one['detail']}" for one in errors[:5])
     return HttpRefusal(422, "invalid", f"{what} is not valid: {said}", errors=errors)
 
 
 def _pointers(errors: Iterable[Any], within: str) -> list[dict[str, str]]:
-    """The errors of pydantic with JSON pointers to the parts that they are about."""
+    """pydantic's errors as JSON pointers and messages."""
     return [{"pointer": within + "".join(map(_step, one.get("loc", ()))), "detail": one.get("msg", "")} for one in errors]
 
 

@@ -1,7 +1,6 @@
-"""The routes that make requests: starts, signals, cancellations, answers to callbacks. Each is a record of the history.
+"""The routes that make requests: starts, signals, cancellations, answers to callbacks. Each appends a record to the history.
 
-The sender of a request is the name of the caller. Only a caller without a name, on a server without authentication, may give one
-in the body.
+The sender of a request is the caller's name. Without authentication callers have no name, and may give one in the body.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ..values.digits import raw
 from ..values.names import BUILT_IN, valid_name
 from ..values.same import same_json
 from ..values.trace import Trace
-from .headers import POSITION, applied, behind, check_match, etag_of, request_id, wait_s, while_asked
+from .headers import POSITION, applied, check_match, etag_of, position_after, request_id, wait_s, while_asked
 from .models import Accepted, Asking, Name, RunNow, Words
 from .problems import HttpRefusal
 from .routing import NOBODY, Answer, HttpCall, Role, Row
@@ -35,7 +34,7 @@ from .runs import run_id_of, run_now, view_of
 
 
 def sender_of(call: HttpCall) -> Sender:
-    """The sender of a request. Raises HttpRefusal if the body names another one than the caller."""
+    """The sender of a request. Raises HttpRefusal if the body names another sender than the caller."""
     asked: Asking = call.body
     known = call.caller.name
     if asked.by not in (None, known) and (known is not None or call.caller is NOBODY):
@@ -59,9 +58,8 @@ class StartSignal(BaseModel, extra="forbid"):
 
 
 class StartRun(Asking):
-    """A request to start a run. `version`: of the workflow, for a worker that has this one; without it, for any.
-
-    `signal`: for the run, also if it exists. The same request again under the same run id sends it once.
+    """A request to start a run. `version`: of the workflow; without it, the first worker that decides chooses its highest
+    version. `signal`: for the run, also if it exists; the same request again under the same run id sends it once.
     """
 
     workflow: Name
@@ -71,7 +69,7 @@ class StartRun(Asking):
 
 
 async def put_run(call: HttpCall) -> Answer:
-    """Start a run with the id in the path. The same start again answers with that run."""
+    """Start a run with the id in the path. A repeated start gets the same run."""
     return await _start(call, run_id_of(call))
 
 
@@ -87,7 +85,7 @@ async def post_run(call: HttpCall) -> Answer:
 
 
 def check_startable(workflow: str) -> None:
-    """Raises HttpRefusal for a workflow that only stepfold itself starts."""
+    """Raises HttpRefusal for a workflow that only stepfold itself may start."""
     if workflow.startswith(BUILT_IN):
         raise HttpRefusal(422, "workflow-built-in", "workflows whose ids begin with @ are stepfold's own: it starts them itself")
 
@@ -128,7 +126,7 @@ async def _start(call: HttpCall, run_id: str | None) -> Answer:
     headers = {
         "Location": f"{call.request.scope.get('root_path', '')}/v1/runs/{quote(run.id, safe='')}",
         "ETag": etag_of(view),
-        **behind(view.state.partition, found.start),
+        **position_after(view.state.partition, found.start),
         **applied(waited_s),
     }
     return Answer(run_now(call, view), 201 if run.new else 200, headers)
@@ -178,7 +176,7 @@ async def post_cancel(call: HttpCall) -> Answer:
 
 
 CONTENT = frozenset({"signal", "data", "reason", "step_id", "nonce", "error"})
-"""The fields of a request by which it differs from others under the same key."""
+"""The fields that tell a repeated request from another one under the same key."""
 
 
 async def _asked(call: HttpCall, run_id: str, offset: int, counts: bool | None = None) -> Answer:
@@ -186,11 +184,13 @@ async def _asked(call: HttpCall, run_id: str, offset: int, counts: bool | None =
     partition = partition_of(run_id, log.partitions)
     if offset < 0:  # the log could not tell
         offset = (await log.bounds(partition))[1] - 1
-    return Answer(Accepted(run_id=run_id, partition=partition, offset=offset, counts=counts), 202, behind(partition, offset))
+    return Answer(
+        Accepted(run_id=run_id, partition=partition, offset=offset, counts=counts), 202, position_after(partition, offset)
+    )
 
 
 async def _repeated(call: HttpCall, run_id: str, request: str | None, asked: dict[str, Any]) -> Answer:
-    """The answer to a request that the run has had. Raises HttpRefusal if it was another one under the same key."""
+    """The answer to a repeated request. Raises HttpRefusal if the key came with another request before."""
     client = call.service.client
     async with client.patience():
         history = await read_run(client.connected(), run_id)
@@ -213,21 +213,21 @@ class AnswerCallback(Asking):
 
 
 class FailCallback(Asking):
-    """The answer to a callback that it has failed: `await callback` raises CallbackFailed with this type and message."""
+    """The answer that a callback has failed: `await callback` raises CallbackFailed with this type and message."""
 
     message: Words
     type: Name = "CallbackFailed"
 
 
 async def post_callback(call: HttpCall) -> Answer:
-    """Answer a callback. Its id is the right to do so."""
+    """Complete a callback. Anybody who has its id may do so."""
     data = _json_of(call.body.data, callbacks.DATA)
     answered = await callbacks.complete(call.service.client, _token(call), data, None, sender_of(call), request_id(call.request))
     return await _answered(call, answered, data=call.body.data)
 
 
 async def post_callback_fail(call: HttpCall) -> Answer:
-    """Answer a callback that it has failed. Its id is the right to do so."""
+    """Fail a callback. Anybody who has its id may do so."""
     body: FailCallback = call.body
     answered = await callbacks.fail(
         call.service.client, _token(call), body.type, body.message, None, sender_of(call), request_id(call.request)
@@ -236,13 +236,13 @@ async def post_callback_fail(call: HttpCall) -> Answer:
 
 
 async def post_callback_heartbeat(call: HttpCall) -> Answer:
-    """Tell that a callback is still worked on. Its id is the right to do so."""
+    """Tell that somebody still works on a callback. Anybody who has its id may do so."""
     answered = await callbacks.heartbeat(call.service.client, _token(call), None, sender_of(call), request_id(call.request))
     return await _answered(call, answered)
 
 
 def _token(call: HttpCall) -> str:
-    """The id of the callback. Raises HttpRefusal, without the id: it is a secret."""
+    """The id of the callback. Raises HttpRefusal for an invalid id, without repeating it: ids are secret."""
     try:
         CallbackId.parse(call.path["token"])
     except CallbackIdInvalid:
@@ -251,7 +251,7 @@ def _token(call: HttpCall) -> str:
 
 
 async def _answered(call: HttpCall, answered: Answered, **asked: Any) -> Answer:
-    """The answer to an answer. Raises HttpRefusal if another request came before under the same key."""
+    """The response to an answer to a callback. Raises HttpRefusal if the key came with another request before."""
     if answered.ack is None:
         callback = CallbackId.parse(_token(call))
         said = {"step_id": callback.step_id, "nonce": callback.nonce, **asked}

@@ -1,4 +1,5 @@
-"""The rows of the route table, and the one place that runs a handler: role, query, body, answer and errors of every route."""
+"""The rows of the route table, and the one place that runs handlers: it checks role, query and body, and turns errors into
+answers."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ logger = logging.getLogger("stepfold.http")
 
 
 class Role(StrEnum):
-    """The rights of a caller: see metadata, see payloads, act on runs, act on the system. `ANYONE` needs no caller."""
+    """The rights of a caller: see metadata, see payloads, act on runs, act on the system. `ANYONE`: no login is needed."""
 
     ANYONE = "anyone"
     VIEW = "view"
@@ -43,12 +44,12 @@ IMPLIED: dict[Role, frozenset[Role]] = {
     Role.OPERATE: frozenset({Role.ANYONE, Role.VIEW, Role.OPERATE}),
     Role.ADMIN: frozenset(Role),
 }
-"""The roles that a role holds."""
+"""A role includes these roles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request: `name` goes into the events of requests as `by`."""
+    """The sender of a request, with its roles. Events of requests hold `name` as `by`."""
 
     name: str | None
     roles: frozenset[Role]
@@ -61,12 +62,12 @@ NOBODY = Caller(None, frozenset({Role.ANYONE}))
 
 
 class Nothing(BaseModel, extra="forbid"):
-    """No parameters."""
+    """The query of a route without parameters."""
 
 
 @dataclass(slots=True)
 class HttpCall:
-    """One request, checked. `query` and `body`: instances of the row's models."""
+    """A checked request. `query` and `body`: instances of the row's models."""
 
     service: Service
     caller: Caller
@@ -87,16 +88,19 @@ class Answer:
 
 Handler = Callable[[HttpCall], Awaitable[Answer | Response]]
 Show = Callable[[HttpRefusal, Request], Response]
-"""Shows an error as a page."""
+"""Renders an error as a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One route. `answers`: the model of each status that the handler itself may answer; None for no body or another media
-    type. `media`: the media types of a 200 beside that of its model. `headers`: those of requests that the handler reads;
-    `sends`: those of its answers, by status. `secret`: the path holds a secret, which no answer and no log repeats. `streams`:
-    the answer does not end by itself. `page`: of the dashboard, not of the API; it shows its errors by `show`, and to nobody the
-    login. `form`: the body may be a form."""
+    """One route.
+
+    `answers`: by status that the handler itself may answer, the model of the body; None for no body or another media type.
+    `media`: further media types of a 200. `headers`: the request headers that the handler reads; `sends`: by status, the headers
+    of its answers. `secret`: the path holds a secret, which no answer and no log repeats. `streams`: the answer does not end by
+    itself. `page`: a page of the dashboard, not of the API: `show` renders its errors, and a caller who is not logged in gets the
+    login. `form`: the body may be a form.
+    """
 
     method: str
     path: str
@@ -119,13 +123,13 @@ class Row:
 BODY_BYTES = 2 * 1024 * 1024
 BODY_S = 30
 FIELDS = 1000
-"""The most fields of a form or a query."""
+"""How many fields a form or a query may have."""
 JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 
 
 def routes(rows: Sequence[Row]) -> list[BaseRoute]:
-    """Starlette's routes: one for each path, so that `Allow` names all its methods."""
+    """The rows as Starlette's routes: one for each path, so that `Allow` names all its methods."""
     by_path: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_path.setdefault(row.path, {})[row.method] = row
@@ -133,15 +137,15 @@ def routes(rows: Sequence[Row]) -> list[BaseRoute]:
 
 
 def _raw_path(scope: Scope) -> str:
-    """The path as it was sent."""
+    """The path as the client sent it, before decoding."""
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     return raw.decode("latin-1")
 
 
 class RawRoute(Route):
-    """A route that is matched before the path is decoded: `%2F` is a part of a parameter, and not one of the path.
+    """A route that matches the path before it is decoded, so that `%2F` belongs to a parameter and does not separate parts.
 
-    A parameter is decoded once; one that is not UTF-8 then matches nothing.
+    A parameter is decoded once; if the result is not UTF-8, the route does not match.
     """
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
@@ -155,7 +159,7 @@ class RawRoute(Route):
 
 
 def instance_of(row: Row | None, request: Request) -> str:
-    """The path of a request, for its answer; that of the row if it holds a secret."""
+    """The path that a problem names: the request's path, or the row's template if the path holds a secret."""
     return row.path if row is not None and row.secret else quote(_raw_path(request.scope), safe="/%")
 
 
@@ -191,7 +195,7 @@ async def _run(row: Row, request: Request) -> Response:
 
 
 def denied(caller: Caller, role: Role) -> HttpRefusal:
-    """401 for a caller that is not known, else 403."""
+    """Raises HttpRefusal: 401 for an unknown caller, 403 for one without the role."""
     if caller is NOBODY:
         return HttpRefusal(
             401, "unauthenticated", "send a token: Authorization: Bearer ...", headers={"WWW-Authenticate": "Bearer"}
@@ -207,7 +211,7 @@ def _model(model: type[BaseModel], data: Any, what: str) -> BaseModel:
 
 
 def _here(request: Request) -> str:
-    """The page that a browser asked for, to show it after the login; the first page for another request."""
+    """The page to show after the login: the one that the browser asked for, or the first page for other requests."""
     if request.method != "GET":
         return "/"
     return _raw_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
@@ -218,7 +222,7 @@ def _pairs(request: Request) -> dict[str, Any]:
 
 
 def _joined(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
-    """A text for a name that comes once, a list for one that comes several times."""
+    """Names and values; a name that comes several times has the list of its values."""
     if len(pairs) > FIELDS:
         raise HttpRefusal(422, "invalid", f"{what} has more than {FIELDS:,} fields")
     found: dict[str, list[str]] = {}
@@ -228,9 +232,9 @@ def _joined(pairs: Sequence[tuple[str, str]], what: str) -> dict[str, Any]:
 
 
 async def _body(request: Request, *, form: bool) -> Any:
-    """The body as JSON, or as the fields of a form: its limits are checked before it is parsed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON and not (form and kind == FORM):
+    """The body as JSON, or as the fields of a form. Limits are checked before parsing."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != JSON and not (form and media == FORM):
         raise HttpRefusal(415, "unsupported-media-type", f"the body must be {JSON}{f' or {FORM}' if form else ''}")
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity"):
@@ -241,14 +245,14 @@ async def _body(request: Request, *, form: bool) -> Any:
             headers={"Accept-Encoding": "identity"},
         )
     body = await _read(request)
-    if kind == FORM:
+    if media == FORM:
         try:
             pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=FIELDS)
         except ValueError:
             raise HttpRefusal(400, "not-a-form", f"the body is not a form of up to {FIELDS:,} fields in UTF-8") from None
         return _joined(pairs, "the form")
     try:
-        found = loads(body)  # keeps all digits of its numbers
+        found = loads(body)  # keeps all digits of numbers
     except ValueError as error:
         raise HttpRefusal(400, "not-json", f"the body is not JSON: {error}") from None
     if is_deeper(body, found):
@@ -281,7 +285,7 @@ async def no_route(request: Request, error: Exception) -> Response:
 
 
 def unrouted(error: Exception) -> HttpRefusal:
-    """Why no route fits."""
+    """The problem of a request that no route fits: 404, or 405 with `Allow`."""
     status, headers = (error.status_code, dict(error.headers or {})) if isinstance(error, HTTPException) else (500, {})
     code, detail = {
         404: ("not-found", "there is nothing at this path"),

@@ -30,12 +30,12 @@ RETRY_AFTER_S = 1
 
 
 def run_id_of(call: HttpCall) -> str:
-    """The run id in the path. Raises HttpRefusal."""
+    """The run id in the path. Raises HttpRefusal if it is not a valid one."""
     return checked_id(call.path["id"])
 
 
 def checked_id(run_id: str) -> str:
-    """Returns the run id. Raises HttpRefusal for a text that is none."""
+    """Returns the text if it is a valid run id, else raises HttpRefusal."""
     try:
         return an_id(run_id)
     except ValueError as error:
@@ -43,7 +43,7 @@ def checked_id(run_id: str) -> str:
 
 
 async def view_of(call: HttpCall) -> RunView:
-    """The run in the path, as it is now. Raises RunNotFound. Use the view before you await anything: other reads change it."""
+    """The run in the path, as it is now. Raises RunNotFound. Read the view before you await anything: other reads change it."""
     client, run_id = call.service.client, run_id_of(call)
     async with client.patience():
         view = await client.views.read(run_id)
@@ -52,7 +52,7 @@ async def view_of(call: HttpCall) -> RunView:
 
 
 def run_now(call: HttpCall, view: RunView) -> RunNow:
-    """The run as the caller may see it."""
+    """The run, without what the caller may not see."""
     run = view.found(call.service.client.log)
     return RunNow.model_validate(run_for(call.caller, status_json(run, view.owner is not None)) | place_of_view(view))
 
@@ -83,7 +83,8 @@ async def get_run(call: HttpCall) -> Answer:
 
 
 async def past_of(call: HttpCall, run_id: str) -> Past:
-    """The run and its past. Raises RunNotFound. Take what you need of it before you await anything."""
+    """The run and its past. Raises RunNotFound. Copy what you need before you await anything: other reads change the same
+    objects."""
     async with call.service.client.patience():
         return await call.service.pasts.read(run_id)
 
@@ -96,7 +97,7 @@ class RunResult(BaseModel):
 
 
 async def get_result(call: HttpCall) -> Answer:
-    """Show the result of a run; 202 while it has not ended. The error of a run that has failed is a problem.
+    """Show the result of a run; 202 while the run is open. If the run has failed, the answer is a problem with its error.
 
     With `Prefer: wait=n` the answer comes once the run has ended.
     """
@@ -119,7 +120,7 @@ async def get_result(call: HttpCall) -> Answer:
 
 
 def _several(value: Any) -> Any:
-    """The parts of `a,b`, and of a parameter that comes several times; other values as they are, for the model to refuse."""
+    """The parts of `a,b`, and of a parameter that comes several times. Other values stay, for the model to refuse."""
     if not isinstance(value, str | list):
         return value
     texts = cast("list[object]", value) if isinstance(value, list) else [value]
@@ -127,7 +128,7 @@ def _several(value: Any) -> Any:
 
 
 class Included(StrEnum):
-    """The payloads that a list may include: the beginning of their JSON."""
+    """The payloads that a list may include, each as the beginning of its JSON."""
 
     INPUT = "input"
     RESULT = "result"
@@ -151,7 +152,7 @@ class RunConditions(BaseModel, extra="forbid"):
     search: Annotated[str, Field(min_length=1, max_length=200)] | None = None
 
     def filters(self, call: HttpCall) -> dict[str, Any]:
-        """The keywords of `list_runs`. Raises HttpRefusal for a search that would show payloads to a caller who may not."""
+        """The keywords of `list_runs`. Raises HttpRefusal if they search payloads and the caller may not see payloads."""
         if (self.error is not None or self.search is not None) and not call.caller.may(Role.PAYLOAD):
             raise HttpRefusal(403, "forbidden", "a search looks into payloads: it needs the role 'payload'")
         conditions = {name: getattr(self, name) for name in RunConditions.model_fields}
@@ -159,7 +160,7 @@ class RunConditions(BaseModel, extra="forbid"):
 
 
 class RunsPage(RunConditions):
-    """A page of the list. `cursor`: of the link to the next page."""
+    """Conditions, order and page of a list. `cursor`: from the link to the next page."""
 
     order: Literal["newest", "oldest", "updated"] = "newest"
     limit: Annotated[int, Field(ge=1, le=1000), WHOLE] = 50
@@ -190,7 +191,7 @@ class ListedRun(BaseModel):
 
 
 class ListedRuns(BaseModel):
-    """A page of runs. `next`: the cursor of the next page; null: this is the last one."""
+    """A page of runs. `next`: the cursor of the next page; null on the last page."""
 
     runs: list[ListedRun]
     next: str | None
@@ -211,7 +212,7 @@ async def get_runs(call: HttpCall) -> Answer:
 async def post_search(call: HttpCall) -> Answer:
     """List the runs that fulfil all conditions in the body, page by page.
 
-    The same as `GET /v1/runs`, for conditions that must not be in an address.
+    The same as `GET /v1/runs`, for conditions that must not be in a URL.
     """
     return Answer(await _page(call, call.body))
 
@@ -244,7 +245,7 @@ def _cursor(row: RunRow, order: str) -> str:
 
 
 def _row_at(cursor: str, order: str) -> RunRow:
-    """A row with the place that a cursor names. Raises HttpRefusal."""
+    """A row with the order and id that a cursor holds. Raises HttpRefusal for an invalid cursor."""
     try:
         found = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         ordered_by, at, run_id = found
@@ -257,7 +258,7 @@ def _row_at(cursor: str, order: str) -> RunRow:
 
 
 def row_at(run_id: str, when: datetime) -> RunRow:
-    """A row with the place that `list_runs` goes on behind, and nothing else of the run."""
+    """A row with only an id and a time: `list_runs` continues after it."""
     return RunRow(run_id, "", None, "pending", 0, when, when, None, 0, 0, [], None, None, None, None, "", None)
 
 

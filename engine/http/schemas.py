@@ -1,4 +1,4 @@
-"""The route that shows the types of a workflow's input and result, as JSON Schemas, where the server knows its code."""
+"""The route that shows the types of a workflow's input and result as JSON Schemas, if the server knows its code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .routing import Answer, HttpCall, Role, Row
 
 
 class WorkflowSchema(BaseModel):
-    """The input and the result of a workflow, in its highest version here. A schema is null if the type has none; `{}` takes any
-    JSON."""
+    """The input and the result of a workflow in the highest version that this server knows. A schema is null if the type has
+    none; `{}` accepts any JSON."""
 
     workflow: str
     version: str
@@ -26,7 +26,7 @@ class WorkflowSchema(BaseModel):
 
 
 def known_workflows(client: Client) -> dict[str, Workflow[Any, Any]]:
-    """The workflows whose code this process knows, by id, each in its highest version."""
+    """The workflows that this process has registered, by id, each in its highest version."""
     found: dict[str, Workflow[Any, Any]] = {}
     for one in sorted(client.registry, key=lambda one: version_order(one.version)):
         found[one.id] = one

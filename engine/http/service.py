@@ -1,4 +1,4 @@
-"""A connected client for the routes, and the projections that it keeps up to date meanwhile."""
+"""The state that routes share: a connected client, and the projections that the server keeps up to date."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ from .watching import Watching
 logger = logging.getLogger("stepfold.http")
 
 READ_S = 2.0
-"""How long a read of the tables may take."""
+"""How long a read of the tables may take, at most."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class TableNews:
-    """Tells waiting pages that the tables have changed. `number`: of the changes; `listeners`: the streams that are open."""
+    """Tells waiting pages that the tables have changed. `number`: how many changes there were; `listeners`: how many streams are
+    open."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -51,14 +52,15 @@ class TableNews:
         self._changed = asyncio.Event()
 
     async def after(self, number: int) -> int:
-        """Wait until there are changes beyond this one, and return the number of the last."""
+        """Wait for a change after this number, and return the number of the last change."""
         while self.number <= number:
             await self._changed.wait()
         return self.number
 
 
 class PartitionBounds(NamedTuple):
-    """A partition: its owner (None: no worker), the offsets that the log holds, and since when the owner has it, in ms."""
+    """A partition: its owner (None: no worker), the offsets `start` to `end` that the log holds, and since when the owner has it,
+    in ms since 1970."""
 
     partition: int
     owner: str | None
@@ -67,13 +69,14 @@ class PartitionBounds(NamedTuple):
     since: int | None
 
     def delay(self, delays: Mapping[int, Delay]) -> Delay:
-        """Its delay: that of all its records if no table has begun with it."""
+        """Its delay; if no table has begun with the partition, all its records are behind."""
         return delays.get(self.partition) or Delay(self.start, self.end - self.start, None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerClaims:
-    """A worker, as far as the log tells: by its claims. `host`, `pid`: from its name; `since`: of its oldest claim, in ms."""
+    """A worker, from its claims in the log. `host`, `pid`: from its name; `since`: the time of its oldest claim, in ms since
+    1970."""
 
     worker: str
     host: str | None
@@ -83,7 +86,7 @@ class WorkerClaims:
 
 
 def workers_in(partitions: Sequence[PartitionBounds]) -> list[WorkerClaims]:
-    """The workers that own these partitions, by name."""
+    """The workers that own these partitions, sorted by name."""
     owned: dict[str, list[PartitionBounds]] = {}
     for one in partitions:
         if one.owner is not None:
@@ -98,14 +101,14 @@ def workers_in(partitions: Sequence[PartitionBounds]) -> list[WorkerClaims]:
 
 @dataclass(slots=True)
 class OpenStreams:
-    """The number of streams of one sort that are open."""
+    """How many streams of one sort are open."""
 
     open: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One log, served. `projections`: of this log, in the given database or the default one; `news`: of their tables."""
+    """All that routes need of one log. `projections`: those that the server keeps; `news`: tells when their tables change."""
 
     client: Client
     projections: ProjectionRunner
@@ -121,7 +124,7 @@ class Service:
     rebuilding: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
 
     def rebuild(self, projection: str, asked: Sender) -> bool:
-        """Begin to rebuild a projection; whether it was not under way already. Its lag tells how far it is."""
+        """Begin to rebuild a projection; False if a rebuild is under way already. Its lag tells how far the rebuild is."""
         if projection in self.rebuilding:
             return False
         logger.info("projection %s is rebuilt: asked by %s, %s", projection, asked.by or "nobody", asked.why or "nobody said why")
@@ -129,7 +132,7 @@ class Service:
         return True
 
     async def close(self) -> None:
-        """End what is under way; a rebuild goes on when the tables are followed again."""
+        """Cancel reads and rebuilds; the next server continues a rebuild."""
         self.lags.close()
         tasks = list(self.rebuilding.values())
         for task in tasks:
@@ -147,7 +150,7 @@ class Service:
             self.news.tell()
 
     async def partitions(self) -> list[PartitionBounds]:
-        """All partitions of the log, with their owners by the claims. Raises LogUnavailable."""
+        """All partitions of the log, with their owners from the claims. Raises LogUnavailable."""
         log = self.client.connected()
         found: list[PartitionBounds] = []
         async with self.client.patience():
@@ -162,7 +165,7 @@ class Service:
         return found
 
     async def changed(self, run_id: str, offset: int, limit_s: float) -> None:
-        """Wait until the run, or the owner of its partition, has a record at `offset` or behind it; at most `limit_s`."""
+        """Wait, at most `limit_s`, for a record of the run or a claim of its partition at or after `offset`."""
         log = self.client.connected()
         until = time.monotonic() + limit_s
         async with self.watching.watch(run_id, partition_of(run_id, log.partitions)) as watcher:
@@ -172,16 +175,16 @@ class Service:
                     return
 
     async def ended(self, run_id: str, limit_s: float) -> None:
-        """Wait until the run has ended; at most `limit_s`."""
+        """Wait until the run has ended, at most `limit_s`."""
         with contextlib.suppress(TimeoutError, WorkflowFailed, WorkflowCancelled, ValueInvalid):
             await self.client.run(run_id).result(limit_s)
 
     async def reached(self, position: LogPosition, limit_s: float) -> bool:
-        """Whether the tables hold everything below `position`; waits up to `limit_s` for that."""
+        """Wait, at most `limit_s`, until the tables hold everything below `position`; False if they do not by then."""
         return await self.projections.reached(position.partition, position.offset, limit_s)
 
     async def read(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Ask the tables, with a limit. Raises HttpRefusal if they take longer."""
+        """Read the tables. Raises HttpRefusal if that takes longer than `READ_S`."""
         try:
             return await self.projections.query_within(READ_S, ask, *args, **kwargs)
         except TimeoutError:
@@ -197,7 +200,8 @@ class Service:
 async def serving(
     client: Client, database: str | sa.URL | sa.Engine | None, projections: Sequence[Projection]
 ) -> AsyncGenerator[Service]:
-    """Connect the client and keep the tables up to date, those of `projections` too. Raises LogUnavailable and ConfigError."""
+    """Connect the client, and keep the built-in projections and `projections` up to date. Raises LogUnavailable and
+    ConfigError."""
     news, kept = TableNews(), [RunsProjection(), StepsProjection(), ActionsProjection(), *projections]
     async with client, ProjectionRunner(client, kept, database=database, on_progress=news.tell) as runner:
         watching = Watching(client.log)

@@ -18,21 +18,21 @@ from .problems import HttpRefusal
 from .routing import Caller, HttpCall, Nothing, Role, Row
 
 Authenticate = Callable[[str], Caller | None]
-"""The caller of a bearer token; None for one that is not valid."""
+"""Returns the caller of a bearer token; None for an invalid token."""
 
 
 def any_of(ways: Sequence[Authenticate]) -> Authenticate:
-    """The caller that the first of these finds."""
+    """Asks these in turn; the first that knows the caller counts."""
     return lambda token: next((caller for way in ways if (caller := way(token)) is not None), None)
 
 
 MOST = 1000
-"""Sessions that one server keeps; a new one ends the oldest."""
+"""The most sessions that one server keeps; a new one ends the oldest."""
 LONGEST_S = 12 * 3600
 
 
 class Sessions:
-    """The sessions of one server, in memory. Every request asks anew for the caller of the token, so a session ends with it."""
+    """The sessions of one server, in memory. Every request looks the token up again, so a session ends when its token does."""
 
     def __init__(self, authenticate: Authenticate, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._authenticate = authenticate
@@ -61,24 +61,24 @@ class Sessions:
 
 
 def _key(cookie: str) -> str:
-    """Kept in place of the cookie, so that the time of a look-up tells nothing about cookies."""
+    """The digest under which a cookie is kept: the time of a look-up then tells nothing about cookies."""
     return hashlib.sha256(cookie.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def cookie_name(scope: Scope) -> str:
-    """A browser takes a `__Host-` cookie over TLS only, and from no other host."""
+    """The cookie's name. Browsers accept a `__Host-` cookie over TLS only, and only for this host."""
     return "__Host-stepfold" if scope.get("scheme") == "https" else "stepfold"
 
 
 def cookie_of(scope: Scope) -> str | None:
-    """The session's cookie; None without one, or if there are several."""
+    """The session's cookie; None if there is none, or more than one."""
     lines = [value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie"]
     values = [cookie_parser(line).get(cookie_name(scope)) for line in lines]
     return values[0] if len(values) == 1 else None
 
 
 class Login(BaseModel, extra="forbid"):
-    """The token, and the path of the dashboard to show next."""
+    """The login form: the token, and the path of the dashboard to show next."""
 
     token: str = Field(max_length=8192)
     next: str = Field("/", max_length=8192)
@@ -116,7 +116,7 @@ async def log_out(call: HttpCall) -> Response:
 
 
 def _see(path: str, call: HttpCall, cookie: str | None) -> Response:
-    """303 to a path of this server; sets the cookie, or deletes it."""
+    """A redirect (303) to a path of this server that sets the cookie, or deletes it."""
     response = Response(None, 303, {"Location": path})
     response.set_cookie(
         cookie_name(call.request.scope),

@@ -1,4 +1,4 @@
-"""Bearer tokens that an identity provider signs (JWT, OIDC). The key decides on the algorithm, never the token."""
+"""Bearer tokens that an identity provider signs (JWT, OIDC). The key decides which algorithms are allowed, never the token."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LEEWAY_S = 30
 class SignedTokens:
     """`authenticate=` of an app: the callers of JSON Web Tokens with this issuer and audience.
 
-    `key`: a file with a public key (PEM) or a set of them (JWKS), which is read again when it changes. `roles`: the claim with
-    the roles of the caller, a list or a text with spaces; roles that stepfold does not have are left out. `sub` is the caller's
-    name. Raises ConfigError and OSError, when it is made and when it is called.
+    `key`: a file with a public key (PEM) or a set of keys (JWKS), which is read again when it changes. `roles`: the name of the
+    token's claim with the caller's roles, a list or a text with spaces; unknown roles are ignored. The caller's name is `sub`.
+    Raises ConfigError and OSError for the key file, when made and when called.
     """
 
     def __init__(self, key: str | Path, *, issuer: str, audience: str, roles: str = "roles") -> None:
@@ -53,13 +53,13 @@ class SignedTokens:
                 leeway=LEEWAY_S,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
-        except (jwt.PyJWTError, ValueError, KeyError, RecursionError):  # the last three: of a token that somebody made up
+        except (jwt.PyJWTError, ValueError, KeyError, RecursionError):  # the last three come from forged tokens
             return None
         name = claims["sub"]
         return Caller(name, self._roles_in(claims)) if valid_name(name) else None
 
     def _key(self, kid: object) -> tuple[Any, list[str]]:
-        """The key of this id, or the only one. Raises KeyError."""
+        """The key with this id, or the only key. Raises KeyError if there is none."""
         if len(self._keys) == 1 and (kid is None or None in self._keys):
             return next(iter(self._keys.values()))
         if not isinstance(kid, str):
@@ -80,7 +80,7 @@ class SignedTokens:
 
 
 def read_keys(path: Path) -> dict[str | None, tuple[Any, list[str]]]:
-    """Keys by their ids, each with the algorithms that it allows. Raises ConfigError and OSError."""
+    """Keys by their ids, each with its allowed algorithms. Raises ConfigError for an unusable file, and OSError."""
     content = path.read_bytes()
     try:
         if content.lstrip().startswith(b"{"):

@@ -1,4 +1,4 @@
-"""The stream of events that all routes with a stream answer with."""
+"""The streams of server-sent events with which routes answer."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ PING_S = 15
 SEND_S = 20.0
 RETRY_MS = 2000
 LIFE_S = 600.0
-"""Then the client connects again, and the server asks again who it is."""
+"""After this time the client must connect again, and the server checks its caller again."""
 
 
 MAX_STREAMS = 100
-"""How many streams of the log one server keeps open."""
+"""How many streams with readers of their own one server keeps open at most."""
 
 
 class EventStream(Response):
-    """A stream of server-sent events. It ends in good order: with its source, after `LIFE_S`, and when log or server stop."""
+    """A stream of server-sent events. It ends properly, and not by a broken connection: when its source ends, after `LIFE_S`, and
+    when log or server stop."""
 
     def __init__(self, events: AsyncIterable[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -49,7 +50,7 @@ class EventStream(Response):
             async with asyncio.timeout(LIFE_S):
                 await self._events(scope, receive, sent)
         except TimeoutError:
-            pass  # its life is over, or the client does not read
+            pass  # `LIFE_S` is over, or the client does not read
         except StepfoldError as error:
             logger.warning("a stream ends: %s", error)
         if not ended:
@@ -59,8 +60,8 @@ class EventStream(Response):
 
 
 class CountedStream(Response):
-    """A stream that reads the log for itself. It counts among those of the server until it ends, and then closes its source.
-    Raises HttpRefusal if they are too many."""
+    """A stream with readers of its own. It counts as open until it ends, and then closes its source. Raises HttpRefusal if
+    `MAX_STREAMS` are open."""
 
     def __init__(self, events: AsyncGenerator[Any], streams: OpenStreams) -> None:
         if streams.open >= MAX_STREAMS:

@@ -1,4 +1,4 @@
-"""The routes that show the system: partitions, projections, errors in groups, counts a minute."""
+"""The routes that show the system: partitions, workers, projections, groups of errors, counts by minute."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ MOST_MINUTES = 1440
 
 
 class PartitionNow(BaseModel):
-    """A partition: its owner (null: no worker) since the owner's claim, and the offsets that the log holds.
+    """A partition: its owner (null: no worker), the time of the owner's claim, and the offsets that the log holds.
 
-    The server's tables hold everything below `position` and lack `behind` records; the first of them came `behind_s` seconds ago
-    (null: the log does not tell). `trend` of that in the last half a minute; null: nobody has asked before.
+    The server's tables hold everything below `position` and lack `behind` records; the first of these came `behind_s` seconds ago
+    (null: the log does not say). `trend`: how `behind_s` has changed in the last half a minute; null if nobody asked in that
+    time.
     """
 
     partition: int
@@ -67,7 +68,7 @@ async def _partitions(call: HttpCall, partitions: Sequence[PartitionBounds]) -> 
 
 
 class WorkerNow(BaseModel):
-    """A worker that has claimed partitions. `host`, `pid`: null for a name that does not hold them."""
+    """A worker that has claimed partitions. `host`, `pid`: from its name; null if the name does not hold them."""
 
     worker: str
     host: str | None
@@ -77,7 +78,7 @@ class WorkerNow(BaseModel):
 
 
 class WorkersNow(BaseModel):
-    """The workers that own partitions by the log. `unowned`: partitions that no worker owns."""
+    """The workers that own partitions. `unowned`: the partitions that no worker owns."""
 
     workers: list[WorkerNow]
     unowned: list[int]
@@ -86,7 +87,8 @@ class WorkersNow(BaseModel):
 async def get_workers(call: HttpCall) -> Answer:
     """Show the workers that own partitions.
 
-    The log knows of claims alone: a worker without partitions is not listed, and one that was killed is until another takes over.
+    The log holds claims only. So a worker without partitions is not listed, and a worker that was killed is listed until another
+    one takes over.
     """
     partitions = await call.service.partitions()
     shown = {one.partition: one for one in await _partitions(call, partitions)}
@@ -104,8 +106,8 @@ async def get_workers(call: HttpCall) -> Answer:
 
 
 class ProjectionNow(BaseModel):
-    """How far a projection is in one partition. `stopped`: why it does not go on; null: it goes on. `rebuilding`: this server
-    makes it again from the beginning of the log."""
+    """How far a projection is in one partition. `stopped`: why it has stopped; null if it has not. `rebuilding`: this server
+    rebuilds it from the beginning of the log."""
 
     projection: str
     partition: int
@@ -138,13 +140,16 @@ async def _projections(call: HttpCall, rebuilding: Collection[str]) -> Projectio
 
 
 async def post_rebuild(call: HttpCall) -> Answer:
-    """Empty the tables of a projection, and make them again from the whole log. `GET /v1/projections` shows how far that is."""
+    """Empty the tables of a projection, and rebuild them from the whole log.
+
+    `GET /v1/projections` shows how far the rebuild is.
+    """
     begin_rebuild(call, call.path["name"], sender_of(call))
-    return Answer(await _projections(call, set(call.service.rebuilding)), 202)  # a small one may be ready by now
+    return Answer(await _projections(call, set(call.service.rebuilding)), 202)  # the rebuild of a small one may have ended by now
 
 
 def begin_rebuild(call: HttpCall, name: str, asked: Sender) -> None:
-    """Begin a rebuild. Raises HttpRefusal for a projection that the server does not keep, and for one that is being rebuilt."""
+    """Begin a rebuild. Raises HttpRefusal if the server does not keep the projection, and if a rebuild is under way."""
     if name not in call.service.projections.names:
         raise HttpRefusal(404, "projection-unknown", "this server keeps no projection of this name")
     if not call.service.rebuild(name, asked):
@@ -152,7 +157,7 @@ def begin_rebuild(call: HttpCall, name: str, asked: Sender) -> None:
 
 
 class ErrorsWanted(BaseModel, extra="forbid"):
-    """Groups of errors: of a workflow, with errors since `after`."""
+    """Filters of groups: the workflow, and the time of the last error."""
 
     workflow: Name | None = None
     after: Time | None = None
@@ -160,7 +165,8 @@ class ErrorsWanted(BaseModel, extra="forbid"):
 
 
 class ErrorsAlike(BaseModel):
-    """Errors that are alike. `likeness` and `sample` (of the last one) are null for callers who may not see payloads."""
+    """A group of similar errors. `likeness`, the text that they share, and `sample`, the text of the last one, are null for
+    callers who may not see payloads."""
 
     fingerprint: str
     workflow: str
@@ -175,13 +181,13 @@ class ErrorsAlike(BaseModel):
 
 
 class ErrorsNow(BaseModel):
-    """Groups of errors by their last one, the newest first."""
+    """Groups of errors, that with the newest error first."""
 
     errors: list[ErrorsAlike]
 
 
 async def get_errors(call: HttpCall) -> Answer:
-    """Show errors in groups of those that are alike."""
+    """Show groups of similar errors."""
     asked: ErrorsWanted = call.query
     await reach(call.service, call.request)
     groups = await call.service.projections.query(list_errors, workflow=asked.workflow, after=asked.after, limit=asked.limit)
@@ -190,7 +196,7 @@ async def get_errors(call: HttpCall) -> Answer:
 
 
 class MinutesWanted(BaseModel, extra="forbid"):
-    """A span of up to a day, without one the last hour; of a workflow, or of all."""
+    """The time to count, up to a day, the last hour by default; and the workflow, all by default."""
 
     after: Time | None = None
     before: Time | None = None
@@ -204,7 +210,7 @@ class MinutesNow(BaseModel):
 
 
 async def get_minutes(call: HttpCall) -> Answer:
-    """Count by the minute what happened to runs."""
+    """Count the events of runs by the minute."""
     asked: MinutesWanted = call.query
     try:
         before = asked.before or datetime.fromtimestamp(call.service.client.log.now() / 1000 + 60, UTC)

@@ -1,11 +1,10 @@
-"""The records of all partitions as one sequence, by their times: from positions on, or up to them."""
+"""The records of all partitions as one sequence, ordered by time: after positions, or before them."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
 from typing import NamedTuple, Self
 
 from ..log import Log, Reader, Record
@@ -23,12 +22,12 @@ class Tailed(NamedTuple):
 
 
 def written(positions: Mapping[int, int]) -> str:
-    """`0:12-1:7`: positions as a part of an address."""
+    """Positions as a part of a URL, such as `0:12-1:7`."""
     return "-".join(f"{partition}:{offset}" for partition, offset in sorted(positions.items()))
 
 
 def read_positions(text: str, partitions: int) -> Positions:
-    """Positions as `written` gives them; a partition that is not named begins at 0. Raises ValueError."""
+    """Reads the text of `written`; a partition that is not named begins at 0. Raises ValueError for any other text."""
     found: Positions = dict.fromkeys(range(partitions), 0)
     for part in text.split("-"):
         try:
@@ -42,7 +41,7 @@ def read_positions(text: str, partitions: int) -> Positions:
 
 
 class TailReader:
-    """Reads all partitions from positions on, during an `async with` block. Raises LogUnavailable."""
+    """Reads all partitions from `positions` up to `until`, during an `async with` block. Raises LogUnavailable."""
 
     def __init__(self, log: Log, positions: Mapping[int, int], until: Mapping[int, int] | None = None) -> None:
         self.positions: Positions = dict(positions)
@@ -57,13 +56,13 @@ class TailReader:
             self._readers[partition] = self._log.reader(partition, self.positions[partition])
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(reader.close() for reader in self._readers.values()), return_exceptions=True)
 
     async def read(self, most: int) -> list[Tailed]:
-        """The next records of all partitions by their times, up to `most` of each; empty if there are none now.
+        """The next records of all partitions, ordered by time, up to `most` of each partition; empty if there are none now.
 
-        A record comes when all partitions are known up to its time, so that pages which follow each other keep the order.
+        A record is returned only when all partitions have been read up to its time, so the order holds across calls.
         """
         known, limit = dict[int, list[Record]](), None
         for partition, reader in self._readers.items():
@@ -79,7 +78,7 @@ class TailReader:
         for partition, reader in self._readers.items():
             if limit is None or not known[partition]:
                 self.positions[partition] = max(reader.position, self.positions[partition])
-            elif reader.position != self.positions[partition]:  # the rest comes with the next call
+            elif reader.position != self.positions[partition]:  # the next call reads the rest again
                 await reader.close()
                 self._readers[partition] = self._log.reader(partition, self.positions[partition])
         return [Tailed(one.partition, one.record) for one in taken]
@@ -92,7 +91,7 @@ class TailReader:
 
 
 class _Timed(NamedTuple):
-    """A record with the time that orders it: that of the log, which may step back, as far as it has come."""
+    """A record with the time that orders it: the latest timestamp of the partition so far, because timestamps may step back."""
 
     time: int
     partition: int
@@ -100,7 +99,7 @@ class _Timed(NamedTuple):
 
 
 def in_order(known: Mapping[int, Sequence[Record]]) -> Iterator[_Timed]:
-    """The records of partitions by their times; within a partition in its own order."""
+    """The records of all partitions ordered by time; within a partition by offset."""
     return heapq.merge(*(_timed(partition, records) for partition, records in known.items()), key=lambda one: one[:2])
 
 
@@ -116,8 +115,8 @@ def _latest(records: Sequence[Record]) -> int:
 
 
 async def before(log: Log, until: Mapping[int, int], most: int) -> tuple[list[Tailed], Positions]:
-    """The last records below positions, by their times, up to `most` offsets of each partition; and the positions where they
-    begin."""
+    """The last records before the positions `until`, ordered by time, from at most `most` offsets of each partition; and the
+    positions where they begin."""
     begin: Positions = {}
     for partition, offset in until.items():
         start, end = await log.bounds(partition)

@@ -1,4 +1,4 @@
-"""Bearer tokens in a file: one JSON line each, with the SHA-256 of the token in place of the token itself."""
+"""Bearer tokens in a file: one JSON line for each token, with its SHA-256 in place of the token itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..values.names import quoted, valid_name
 from .routing import Caller, Role
 
 PREFIX = "sft_"
-"""Tokens begin with it, so that scanners for secrets can find them."""
+"""All tokens begin with this, so that scanners for secrets can find them."""
 
 
 class Token(BaseModel, extra="forbid"):
@@ -36,7 +36,7 @@ class Token(BaseModel, extra="forbid"):
 
 
 def new_token(name: str, roles: Sequence[Role], expires_ms: int | None) -> tuple[str, Token]:
-    """A random token of 256 bits, and its line. `expires_ms`: from now. Raises ConfigError for a name that is not valid."""
+    """A random token of 256 bits, and its line. `expires_ms`: how long it is valid. Raises ConfigError for an invalid name."""
     if not valid_name(name):
         raise ConfigError(f"{quoted(name)} is not a name: 1 to 200 printable characters")
     secret = PREFIX + secrets.token_urlsafe(32)
@@ -46,7 +46,7 @@ def new_token(name: str, roles: Sequence[Role], expires_ms: int | None) -> tuple
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """All tokens of the file. Raises ConfigError, which names file and line but repeats nothing of the line, and OSError."""
+    """All tokens of the file. Raises ConfigError, which names file and line but does not quote the line, and OSError."""
     found: list[Token] = []
     names: set[str] = set()
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -72,9 +72,9 @@ _REMEDY = "Mend or remove the line, or make a new file with: stepfold token crea
 
 @contextmanager
 def changing(path: Path) -> Generator[list[Token]]:
-    """Change the list in the block; it then replaces the file in one step, readable by its owner alone.
+    """A block that changes the list of tokens. At its end the list atomically replaces the file, which only its owner can read.
 
-    Raises ConfigError and OSError. The new file is the lock: two commands cannot change one file at a time.
+    The new file is the lock: two commands cannot change a file at the same time. Raises ConfigError and OSError.
     """
     path = path.resolve()
     new = path.with_name(f"{path.name}.new")
@@ -97,9 +97,9 @@ def changing(path: Path) -> Generator[list[Token]]:
 
 
 class TokenFile:
-    """`authenticate=` of an app: the callers of the tokens in a file, which it reads again when the file changes.
+    """`authenticate=` of an app: the callers of the tokens in a file, which is read again when it changes.
 
-    Raises ConfigError and OSError, when it is made and when it is called: a file that cannot be read lets nobody in.
+    Raises ConfigError and OSError, when made and when called: while the file cannot be read, nobody gets in.
     """
 
     def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -113,7 +113,7 @@ class TokenFile:
         self._read()
         digest = _digest(token)
         found: Token | None = None
-        for one in self._tokens:  # all of them, so that the time tells nothing
+        for one in self._tokens:  # compares with all of them, so that the time tells nothing
             if hmac.compare_digest(one.sha256, digest):
                 found = one
         if found is None or found.ended(self._clock() * 1000):

@@ -1,4 +1,4 @@
-"""Wakes those who wait for news of runs: one reader a partition, however many wait, and marks instead of queues."""
+"""Wakes those who wait for news of runs: all waiters of a partition share one reader. A waiter has a flag, not a queue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RETRY_S = 1.0
 
 
 class Watcher:
-    """News of one run, and of the claims of its partition, since the last look."""
+    """Tells whether there were records of one run, or claims of its partition, since the last `wait`."""
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -27,7 +27,7 @@ class Watcher:
         self._news.set()
 
     async def wait(self, limit_s: float) -> bool:
-        """Whether there was news within the limit. Forgets it."""
+        """Wait for news, and clear it; False if there was none within `limit_s`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._news.wait()
@@ -37,7 +37,7 @@ class Watcher:
 
 
 class Watching:
-    """The watchers of one log. A partition is read while it has watchers."""
+    """The watchers of one log. A partition has a reader while it has watchers."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -46,7 +46,7 @@ class Watching:
 
     @contextlib.asynccontextmanager
     async def watch(self, run_id: str, partition: int) -> AsyncGenerator[Watcher]:
-        """A watcher of a run for the block; it misses nothing that is appended after the block has begun."""
+        """A block with a watcher of a run, which notices every record that is appended after the block has begun."""
         watcher = Watcher(run_id)
         try:
             self._watchers.setdefault(partition, {})[watcher] = None

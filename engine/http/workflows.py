@@ -1,4 +1,4 @@
-"""The workflows that the log has runs of: counts, rates and durations, from the counts a minute of the projections."""
+"""The route of the workflows that have runs: counts, rates and durations, from the projections' counts by minute."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .headers import POSITION, reach
 from .routing import Answer, HttpCall, Role, Row
 
 MINUTES = 60
-"""The span of rates and durations."""
+"""Rates and durations are those of this many last minutes."""
 MOST = 200
 VERSIONS_OF = 500
-"""The versions are those of so many newest runs."""
+"""The versions of a workflow are those of this many newest runs."""
 _TOTALS = ("started", "completed", "failed", "cancelled")
 
 
 class WorkflowNow(BaseModel):
-    """A workflow that the log has runs of. `started` to `open`: of all time; the rest is of the last hour.
+    """A workflow that has runs. `open` to `cancelled` count all time; rates and durations are those of the last hour.
 
-    `versions`: of its newest runs. `…_by_minute`: 60 counts, the oldest first; the last minute is not over. `run_p50_ms` and
-    `run_p95_ms`: how long the runs took that ended; `queue_…`: how long attempts waited for a slot; null: there were none.
+    `versions`: those of its newest runs. `…_by_minute`: 60 counts, the oldest first; the last minute is not over. `run_p50_ms`,
+    `run_p95_ms`: how long the ended runs took; `queue_…`: how long attempts waited for a slot. Null if there were none.
     """
 
     workflow: str
@@ -48,7 +48,7 @@ class WorkflowNow(BaseModel):
 
 
 class WorkflowsNow(BaseModel):
-    """Workflows, those with the newest events first. `more`: there are others. `until`: the log's time of this look."""
+    """Workflows, those with the newest events first. `more`: there are others. `until`: the log's time of this answer."""
 
     workflows: list[WorkflowNow]
     more: bool
@@ -99,7 +99,7 @@ def _versions(connection: sa.Connection, workflow: str) -> list[str]:
 
 
 def _rates(connection: sa.Connection, of: Sequence[str], since: int) -> Mapping[str, list[list[int]]]:
-    """By workflow: starts, ends and failures of each minute."""
+    """By workflow: the counts of starts, ends and failures, 60 minutes each."""
     rates: defaultdict[str, list[list[int]]] = defaultdict(lambda: [[0] * MINUTES for _ in range(3)])
     sums = [sa.func.sum(minutes.c[name]).label(name) for name in _TOTALS]
     query = sa.select(minutes.c.workflow, minutes.c.minute, *sums).where(minutes.c.minute >= since, minutes.c.workflow.in_(of))

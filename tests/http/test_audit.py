@@ -92,7 +92,7 @@ async def test_the_page_of_the_audit(tmp_path: Path) -> None:
     callers = {"v": Caller("vera", frozenset({Role.VIEW}))}
     async with served(client, authenticate=callers.get) as browser, client.worker():
         browser.headers["Authorization"] = "Bearer v"
-        assert "stands here" in (await browser.get("/audit")).text
+        assert "This page lists requests" in (await browser.get("/audit")).text
         await act(client)
         await listed(browser, 5)
         page = (await browser.get("/audit")).text

@@ -1,4 +1,4 @@
-"""The dashboard: pages that the server renders from the same views as the API. They work without script."""
+"""The dashboard: pages that the server renders from the same data as the API. They work without script."""
 
 from __future__ import annotations
 

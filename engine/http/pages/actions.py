@@ -1,6 +1,6 @@
-"""The actions of people: forms, whose requests are events of the run with who and why.
+"""The forms by which people act on a run. Each request becomes an event of the run that says who asked and why.
 
-`client/actions.py` says which a run offers.
+`client/actions.py` says which actions a run offers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .run import RunQuery, view
 
 
 async def act(call: HttpCall) -> Response:
-    """One action on a run; the answer leads back to its page, or is the page with the form and what is wrong."""
+    """Act on a run. The answer redirects to the run's page, or shows the page with the refused form."""
     form: ActForm = call.body
     run_id = checked_id(call.path["id"] or form.id)
     try:
@@ -34,7 +34,7 @@ async def act(call: HttpCall) -> Response:
 
 
 async def _ask(call: HttpCall, run_id: str, form: ActForm) -> None:
-    """Append the request, unless the run has had it. Raises `REFUSALS`."""
+    """Append the request, unless the run has it already. Raises `REFUSALS`."""
     client, asked = call.service.client, sender(call, form.why)
     request = request_of(call, form, run_id, form.at)
     async with client.patience():
@@ -51,9 +51,9 @@ async def _ask(call: HttpCall, run_id: str, form: ActForm) -> None:
 
 
 async def _answer(call: HttpCall, form: ActForm, run_id: str, nonce: str | None, request: str, asked: Sender) -> None:
-    """Answer a callback of the run: only the log knows its id."""
+    """Answer a callback of the run. Pages do not hold its id, so this reads it from the log."""
     client, message = call.service.client, form.message.strip()
-    if form.do == "complete" and message:  # Enter in a field presses the first button
+    if form.do == "complete" and message:  # a browser presses the form's first button on Enter, so it may send both
         raise HttpRefusal(422, "invalid", "an answer that completes has no words why it has failed; remove them, or press Fail")
     if form.do == "fail" and not message:
         raise HttpRefusal(422, "invalid", "say why it has failed: the code gets these words")

@@ -1,4 +1,4 @@
-"""The page of who asked for what, and why."""
+"""The page that lists requests: who asked for what, and why."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPES = sorted(model.model_fields["type"].default for model in get_args(Event) i
 
 
 class AuditQuery(BaseModel, extra="ignore"):
-    """Conditions on requests, "" for none; `cursor`: where the page before has ended."""
+    """Conditions on requests, "" for none; `cursor`: where the previous page has ended."""
 
     by: str = ""
     type: str = ""
@@ -33,7 +33,7 @@ class AuditQuery(BaseModel, extra="ignore"):
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
-    """All that the page shows."""
+    """The template's values."""
     query: AuditQuery = call.query
     chosen = query.chosen()
     rows, following = await actions_page(call, PAGE, query.cursor, dict(chosen))

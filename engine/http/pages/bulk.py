@@ -1,4 +1,4 @@
-"""The pages of one action on many runs: a preview, the jobs, and how far each is."""
+"""The pages of one action on many runs: a preview, the list of jobs, and the progress of each."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ JOBS = 50
 
 
 class BulkQuery(ListQuery):
-    """The filters of the list. `begin`: only runs that started at this time or later, in ms since 1970; "" for all. `key`: makes
-    the form count once."""
+    """The filters of the list. `begin`: only runs that started at this time or later, in ms since 1970; "" for all. `key`: of the
+    page; two forms with the same key start one job."""
 
     begin: Annotated[str, Field(pattern=r"^\d{0,15}$")] = ""
     action: Literal["cancel"] = "cancel"
@@ -48,7 +48,7 @@ class JobQuery(BaseModel, extra="ignore"):
 
 
 class AbortForm(BaseModel, extra="ignore"):
-    """The end of a job."""
+    """The form that aborts a job."""
 
     why: str = ""
 
@@ -58,7 +58,8 @@ def job_path(job_id: str) -> str:
 
 
 def _chosen(call: HttpCall, query: BulkQuery) -> Chosen:
-    """The runs that the filters choose. Raises HttpRefusal if there is no filter, or one that needs another role."""
+    """The runs that the filters choose. Raises HttpRefusal without a filter, and for a filter that the caller's role does not
+    allow."""
     if query.q and not call.caller.may(Role.PAYLOAD):
         raise HttpRefusal(403, "forbidden", "a search reads inputs and results: it needs the role 'payload'")
     filters: RunFilter = filters_of(query, call.service.client.log.now())
@@ -73,7 +74,7 @@ def _chosen(call: HttpCall, query: BulkQuery) -> Chosen:
 
 
 def _conditions(chosen: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The conditions in words, with their times marked."""
+    """The conditions in words, with their times marked (`times.marked`)."""
     return [
         (name.replace("_", " "), marked(ms_of(datetime.fromisoformat(value))) if name in TIMES else str(value))
         for name, value in chosen.items()
@@ -101,7 +102,7 @@ async def new_page(call: HttpCall, refused: RefusedForm | None = None) -> Respon
 
 
 async def start(call: HttpCall) -> Response:
-    """Start a job; the answer leads to its page, or is the form with what is wrong."""
+    """Start a job. The answer redirects to its page, or shows the refused form."""
     form: BulkQuery = call.body
     try:
         job_id = await ask_many(call, form.action, _chosen(call, form), sender(call, form.why), form.key or None)
@@ -111,7 +112,7 @@ async def start(call: HttpCall) -> Response:
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
-    """All that the page of a job shows."""
+    """The template's values of a job."""
     first: int = call.query.first
     found = await job_of(call)
     job = await with_items(call, found, first, ITEMS)
@@ -141,7 +142,7 @@ async def page(call: HttpCall) -> Response:
 
 
 async def abort(call: HttpCall) -> Response:
-    """End a job; the answer leads back to its page, or is the page with the form and what is wrong."""
+    """Abort a job. The answer redirects to its page, or shows the page with the refused form."""
     form: AbortForm = call.body
     try:
         job_id = await end_job(call, sender(call, form.why))

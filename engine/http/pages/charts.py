@@ -1,4 +1,4 @@
-"""Charts as the pages draw them: a plain drawing of 100 by 100, which the stylesheet stretches, and words beside it.
+"""Charts as SVG: a plain drawing of 100 by 100, which the stylesheet stretches, with its labels beside it.
 
 Pure.
 """
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from stepfold.projections import Cell
 
 SERIES = 6
-"""The most series of a chart: as many colours as people can tell apart."""
+"""The most series of a chart: people can tell this many colours apart."""
 TICKS = 4
 NAMES = 6
 BAR_PART = 0.8
-"""The part of a bar's place that the bars fill."""
+"""The part of each row's width that its bars fill."""
 
 
 class ChartBar(NamedTuple):
-    """`series`: its number. `words`: its place and value."""
+    """A bar, in percent of the drawing. `series`: its number. `words`: its name on the axis, and its value."""
 
     series: int
     x: float
@@ -32,7 +32,7 @@ class ChartBar(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """`points`: as in SVG's polyline."""
+    """A line of a chart. `points`: as in SVG's polyline; `dots`: x, y and words of each value."""
 
     series: int
     points: str
@@ -40,14 +40,15 @@ class Curve(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A place in percent, and its words."""
+    """A label of an axis. `at`: in percent."""
 
     at: float
     words: str
 
 
 class Drawing(NamedTuple):
-    """`left`: ticks of the values, from the bottom up; `below`: names along the axis; `hidden`: how many series are left out."""
+    """A drawn chart. `left`: ticks of the values, from the bottom up; `below`: names along the axis; `zero`: the height of the
+    value 0; `hidden`: how many series are left out."""
 
     series: list[str]
     bars: list[ChartBar]
@@ -59,7 +60,7 @@ class Drawing(NamedTuple):
 
 
 def number_words(value: Cell) -> str:
-    """A number for people, others as they are, a dash for nothing."""
+    """A number with separators and at most four digits behind the point; other values as text; a dash for null."""
     if value is None:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -135,7 +136,7 @@ def _steps(low: float, high: float, *, whole: bool) -> list[float]:
 
 
 def _places(rows: Sequence[Sequence[Cell]], kind: str) -> list[float]:
-    """Where each row stands on the axis, in percent: side by side, or lines by their number or time."""
+    """Where each row is on the axis, in percent: evenly spaced, or for lines by their number or time."""
     if kind == "lines":
         at = [_on_axis(row[0]) for row in rows]
         numbers = [one for one in at if one is not None]
@@ -146,9 +147,9 @@ def _places(rows: Sequence[Sequence[Cell]], kind: str) -> list[float]:
 
 def _on_axis(cell: Cell) -> float | None:
     if isinstance(cell, str):
-        for kind in (datetime, date):
+        for parser in (datetime, date):
             try:
-                found = kind.fromisoformat(cell)
+                found = parser.fromisoformat(cell)
             except ValueError:
                 continue
             if isinstance(found, datetime):
@@ -159,11 +160,11 @@ def _on_axis(cell: Cell) -> float | None:
 
 
 def _words(cell: Cell) -> str:
-    """The name of a place on the axis. A time without its seconds is still told apart by its row."""
+    """The name of a row on the axis: a number, a text, or a time without its seconds."""
     return cell[:16].replace("T", " ") if isinstance(cell, str) and _on_axis(cell) is not None else number_words(cell)
 
 
 def _below(places: Sequence[float], words: Sequence[str]) -> list[Tick]:
-    """Some names along the axis, evenly spread."""
+    """About `NAMES` of the names, evenly spaced."""
     every = max(1, math.ceil(len(words) / NAMES))
     return [Tick(round(places[row], 3), words[row]) for row in range(0, len(words), every)]

@@ -1,4 +1,4 @@
-"""The page that compares a run as it was at two points: the operations that have changed between them, and the events between."""
+"""The page that compares a run at two points of its history: the operations that have changed, and the events between."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .times import beside
 
 
 async def page(call: HttpCall) -> Response:
-    """A run, as it is or was; with a second point, the two compared."""
+    """The page of a run; if the query names two points, the page that compares them."""
     query: one_run.RunQuery = call.query
     if query.with_ is None or query.at is None or wanted(call) or not (call.path["id"] or query.id):
         return await one_run.page(call)
@@ -30,7 +30,7 @@ async def page(call: HttpCall) -> Response:
 
 
 async def view(call: HttpCall, at: int, until: int) -> dict[str, Any]:
-    """All that the page shows. `at` is not behind `until`: both are offsets."""
+    """The template's values. `at` and `until`: offsets, `at` <= `until`."""
     query: one_run.RunQuery = call.query
     run_id, payload = one_run.named(call), call.caller.may(Role.PAYLOAD)
     whole, early = await one_run.moments(call, run_id, at)
@@ -71,7 +71,7 @@ async def view(call: HttpCall, at: int, until: int) -> dict[str, Any]:
 
 
 def _side(call: HttpCall, whole: Moment, then: Moment, lines: Sequence[Line], to: Callable[[int | None], str]) -> dict[str, Any]:
-    """One of the two points, and the ways to its neighbours."""
+    """One of the two points, and links to the points before and after it."""
     assert then.run is not None
     assert whole.run is not None
     events, last = whole.events, then.events[-1]
@@ -94,7 +94,7 @@ def _side(call: HttpCall, whole: Moment, then: Moment, lines: Sequence[Line], to
 def _changes(
     moments: tuple[Moment, Moment], lines: tuple[Sequence[Line], Sequence[Line]], *, payload: bool
 ) -> list[dict[str, Any]]:
-    """The operations that are other ones at the later point, side by side."""
+    """The operations that differ at the later point, side by side."""
     known = {line.step_id: line for line in lines[0]}
     found: list[dict[str, Any]] = []
     for line in lines[1]:

@@ -18,7 +18,7 @@ async def index(call: HttpCall) -> Response:
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
-    """All that a dashboard shows. A stream waits for the newest rows."""
+    """The template's values of a dashboard. A stream waits for the newest rows."""
     found = await one_dashboard(call, call.path["name"], wait=wanted(call))
     return around(call) | {
         "active": "/dashboards",

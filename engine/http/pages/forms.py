@@ -1,4 +1,4 @@
-"""The forms of the pages: what browsers send, when two of them are one request, and how a refused one stays in its page."""
+"""The forms of the pages: their fields, when two of them are the same request, and how a page shows a refused one again."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ..problems import HttpRefusal, ProblemDetail, refusal
 from ..routing import HttpCall
 
 NAMELESS = "dashboard"
-"""The name in `by` if the server knows no names."""
+"""The `by` of requests if the server does not authenticate callers."""
 STAYS = (409, 413, 422, 503)
-"""The statuses of a refused form that the page shows again."""
+"""The page shows a refused form again for these statuses."""
 REFUSALS = (HttpRefusal, StepfoldError, ValueError)
 
 
 class RefusedForm(NamedTuple):
-    """A refused form, which the page shows with its content and the reason."""
+    """A refused form, which the page shows again with its content and the reason."""
 
     form: BaseModel
     problem: ProblemDetail
 
 
 def kept(form: BaseModel, error: Exception) -> RefusedForm:
-    """The form that one of `REFUSALS` refused. Raises the error if the page cannot help with it."""
+    """The form that one of `REFUSALS` refused. Raises `error` if its status is not in `STAYS`."""
     refused = HttpRefusal(422, "invalid", str(error)) if type(error) is ValueError else refusal(error)
     if refused.problem.status not in STAYS:
         raise error
@@ -37,13 +37,16 @@ def kept(form: BaseModel, error: Exception) -> RefusedForm:
 
 
 def sender(call: HttpCall, why: str) -> Sender:
-    """The sender of what a form asks for, with the words of its field `why`."""
+    """The sender of a form's request, with the text of its field `why`."""
     return Sender(call.caller.name or NAMELESS, why.strip() or None)
 
 
 def request_of(call: HttpCall, form: BaseModel, place: str, seen: str) -> str:
-    """The id of the request that a form makes at a place. Equal forms by the same person, from the same state of the
-    page, `seen`, are one request: a double click, and a browser that sends again. "" for `seen`: each is a request of its own."""
+    """The id of a form's request. `place`: what the form is about; `seen`: the state that the page showed.
+
+    Equal forms by the same person from the same state are one request, as after a double click. With "" for `seen` each form is a
+    request of its own.
+    """
     if not seen:
         return call.service.client.ids()
     said = [place, seen, sender(call, "").by, form.model_dump()]
@@ -51,8 +54,8 @@ def request_of(call: HttpCall, form: BaseModel, place: str, seen: str) -> str:
 
 
 class StartForm(BaseModel, extra="allow"):
-    """A run to start. `data`: JSON; "" is null. `run_id`: "" for one that is made. `form`: `json` if the input is `data`; else it
-    is in the controls of its model, which are further fields. `do`: the button that was pressed; `key`: of the page."""
+    """A run to start. `data`: JSON; "" is null. `run_id`: "" for a random id. `form`: `json` if the input is `data`; else the
+    input is in controls, which are further fields. `do`: the button that was pressed; `key`: of the page."""
 
     workflow: str = ""
     data: str = ""
@@ -63,13 +66,13 @@ class StartForm(BaseModel, extra="allow"):
     key: str = ""
 
     def typed(self) -> dict[str, str]:
-        """The fields of controls."""
+        """The further fields: what people typed into controls."""
         return {name: value for name, value in (self.model_extra or {}).items() if isinstance(value, str)}
 
 
 class ActForm(BaseModel, extra="ignore"):
-    """An action on a run. `id`: of a run whose id cannot be in a path; `at`: the offset of its last event in the page. `name` of
-    a signal; `step` of a callback, `message` of its failure."""
+    """An action on a run. `id`: of a run whose id cannot be in a path; `at`: the offset of the last event that the page showed.
+    `name`: of a signal; `step`: of a callback; `message`: of the callback's failure."""
 
     at: str = ""
     do: Literal["signal", "cancel", "complete", "fail"]
@@ -82,7 +85,7 @@ class ActForm(BaseModel, extra="ignore"):
 
 
 def data(text: str) -> Written | None:
-    """The JSON of a field. Raises HttpRefusal."""
+    """The JSON of a field; None for an empty one. Raises HttpRefusal for invalid JSON."""
     if not text.strip():
         return None
     try:

@@ -1,4 +1,4 @@
-"""A window over the events of a run. Pure."""
+"""Pages of the events of a run. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TROUBLE = frozenset(name for name, model in TYPES.items() if model.tone in ("tro
 
 
 def row(event: Event, first_ms: int, payload: bool) -> dict[str, Any]:
-    """An event for the page. Without the right to payloads, only what says nothing of them."""
+    """An event for the page. Without the role `payload`, only fields that cannot hold a payload."""
     line = getattr(event, "at_line", None)
     sender = event.sender() if isinstance(event, Request) else ""
     return {
@@ -30,7 +30,7 @@ def row(event: Event, first_ms: int, payload: bool) -> dict[str, Any]:
 
 
 def matching(then: Moment, *, type: str, step: str, text: str, trouble: bool, payload: bool) -> Events:
-    """The events of a type, of a step, with a text, or only those of failures."""
+    """The events of a type, of a step, with a text; `trouble`: only failures."""
     types = {type} if type else set(TROUBLE) if trouble else None
     if type and trouble:
         types = {type} & TROUBLE
@@ -45,7 +45,7 @@ def _words(event: Event, payload: bool) -> str:
 
 
 def window(events: Events, begin: int | None) -> tuple[Events, int | None, int | None]:
-    """Up to `WINDOW` events from the offset `begin` on, or the last ones; and where the windows before and behind begin."""
+    """Up to `WINDOW` events at or after the offset `begin`, or the last ones; and where the windows before and after begin."""
     first = max(len(events) - WINDOW, 0) if begin is None else events.from_offset(begin)
     older = events.offset(max(first - WINDOW, 0)) if first > 0 else None
     newer = events.offset(first + WINDOW) if first + WINDOW < len(events) else None

@@ -1,7 +1,7 @@
-"""The form of an input: controls from the JSON Schema of its model, and the JSON of what somebody has typed into them. Pure.
+"""The form of an input: makes controls from the JSON Schema of its model, and JSON from what people type into them. Pure.
 
-A control has the JSON pointer of its value as its name, so that an error finds the control that it is about. JSON text stands for
-a value that no control fits: a union, a mapping, anything that is nested deeper than `MOST_LEVELS`.
+The name of a control is the JSON pointer of its value, so that an error finds its control. A value that no control fits is typed
+as JSON: a union, a mapping, anything that is nested deeper than `MOST_LEVELS`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ ROOT = "/input"
 MOST_LEVELS = 4
 MOST_ITEMS = 200
 MOST_CONTROLS = 400
-"""Beyond these a model that holds itself many times is asked for as JSON."""
+"""A model that would need more controls is typed as JSON, such as one that contains itself many times."""
 GIVEN, COUNT = "given:", "n:"
-"""In front of the name of an object: a box that says whether it is there; of a list: the number of its items."""
+"""Prefixes of further fields: `given:` and an object's name is a checkbox that says whether there is a value, `n:` and a list's
+name is the number of its items."""
 
 Kind = Literal["text", "number", "decimal", "check", "choice", "date", "time", "moment", "secret", "json", "object", "list"]
 Schema = dict[str, Any]
@@ -33,8 +34,8 @@ _NONE = object()
 
 @dataclass(slots=True)
 class Control:
-    """One control. `name`: the pointer of its value; `value`: as in the page; `needed`: the model has no default for it;
-    `nullable`: null is a value; `empty`: the JSON of a control that is left empty (None: the value is left out)."""
+    """One control. `name`: the JSON pointer of its value; `value`: as the page shows it; `needed`: the model has no default for
+    it; `nullable`: it may be null; `empty`: the JSON that stands for an empty control (None: the value is left out)."""
 
     name: str
     label: str
@@ -58,13 +59,14 @@ class Control:
 
 
 def form_of(schema: Schema, typed: Typed | None = None, zone: tzinfo = UTC) -> Control:
-    """The control of a whole input. `typed`: what a browser has sent, by names; without it the defaults of the model."""
+    """The control of a whole input. `typed`: the fields that a browser has sent, by name; without it the defaults of the
+    model."""
     made = _Maker(schema.get("$defs", {}), typed, zone)
     return made.control({key: value for key, value in schema.items() if key != "$defs"}, ROOT, "input", needed=True)
 
 
 class _Maker:
-    """Makes controls of the nodes of one schema."""
+    """Makes controls from the nodes of one schema."""
 
     def __init__(self, defs: Mapping[str, Schema], typed: Typed | None, zone: tzinfo) -> None:
         self.defs = defs
@@ -75,7 +77,7 @@ class _Maker:
     def control(
         self, node: Schema, name: str, label: str, *, needed: bool, level: int = 0, default: object = _NONE, item: bool = False
     ) -> Control:
-        """`default`: of the value around it; without one, that of the node."""
+        """The control of a node. `default`: from the value that contains it; without one, the node's own default."""
         self.left -= 1
         node, nullable = self._plain(node)
         default = node.get("default", _NONE) if default is _NONE else default
@@ -92,7 +94,7 @@ class _Maker:
         return made
 
     def _plain(self, node: Schema) -> tuple[Schema, bool]:
-        """The node without references, and without null if that is one of its choices."""
+        """The node with its references resolved, and without null as one of its alternatives."""
         for _ in range(20):
             if "$ref" in node:
                 ref = self.defs.get(str(node["$ref"]).removeprefix("#/$defs/"), {})
@@ -117,7 +119,7 @@ class _Maker:
             return "choice"
         choices = node.get("anyOf", ())
         if len(choices) == 2 and [one.get("type") for one in choices] == ["number", "string"]:
-            return "decimal"  # as pydantic describes a Decimal, which keeps the digits of a text
+            return "decimal"  # pydantic describes a Decimal like this; it keeps all digits of a text
         match node.get("type"):
             case "boolean":
                 return "check"
@@ -208,8 +210,8 @@ class _Maker:
 
 
 def json_of(control: Control, zone: tzinfo = UTC) -> str | None:
-    """The JSON of what is in the control, with all digits; None for a value that is left out. Notes in `errors` what is
-    not JSON."""
+    """The JSON of the control's value, with all digits of numbers; None if the value is left out. Adds to the control's `errors`
+    if a text is not JSON."""
     match control.kind:
         case "object":
             if control.present is False:
@@ -242,7 +244,7 @@ def json_of(control: Control, zone: tzinfo = UTC) -> str | None:
 
 
 def changed(typed: Typed, do: str) -> tuple[dict[str, str], str]:
-    """The fields after a press of a button that adds an item to a list, or drops one; and the name of the item to go to."""
+    """The fields after a button has added an item to a list or dropped one, and the name of the item to focus."""
     what, _, name = do.partition(":")
     if what == "add":
         count = _count(typed, name)
@@ -264,13 +266,14 @@ def changed(typed: Typed, do: str) -> tuple[dict[str, str], str]:
 
 
 def _count(typed: Typed, name: str) -> int:
-    """The number of items that a list had in the page."""
+    """How many items a list had in the page."""
     text = typed.get(COUNT + name, "0")
     return int(text[:9]) if text.isascii() and text.isdecimal() else 0
 
 
 def put_errors(root: Control, places: Iterable[Mapping[str, str]]) -> list[str]:
-    """Put each error to the control that its pointer leads to, or to the nearest around that. Returns those of the whole."""
+    """Add each error to the control of its pointer, or to the nearest one that contains it. Returns the errors of the whole
+    input."""
     controls = {control.name: control for control in root.all()}
     of_all: list[str] = []
     for place in places:
@@ -287,7 +290,7 @@ def put_errors(root: Control, places: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def _limits(node: Schema) -> dict[str, str]:
-    """The limits that browsers check while people type; the model checks all of it."""
+    """The limits that browsers check while people type. The model checks them all later."""
     return {"maxlength": str(node["maxLength"])} if isinstance(node.get("maxLength"), int) else {}
 
 
@@ -313,7 +316,7 @@ def _unescaped(key: str) -> str:
 
 
 def _in_zone(text: str, zone: tzinfo) -> str:
-    """A time as a browser's control of local times has it; the text itself if it is not one."""
+    """A time as a browser's control for local times expects it; another text stays as it is."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
@@ -323,7 +326,7 @@ def _in_zone(text: str, zone: tzinfo) -> str:
 
 
 def _with_offset(text: str, zone: tzinfo) -> str:
-    """A local time with the offset that it has in the zone."""
+    """A local time with its offset in the zone; another text stays as it is."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

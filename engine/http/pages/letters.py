@@ -19,15 +19,15 @@ LETTERS = 100
 
 
 class LettersQuery(BaseModel, extra="ignore"):
-    """`place`: of the letter that is open; "" for none. `sent`: how many the last form has sent."""
+    """`place`: of the letter to show in full; "" for none. `sent`: how many letters the last form has sent."""
 
     place: str = ""
     sent: str = Field("", max_length=10, pattern="^[0-9]*$")
 
 
 class LettersForm(BaseModel, extra="ignore"):
-    """An action on the letter at `place`, "" for all that wait, and why. `value`: edited; "" for its own. `state`: that of the
-    letter in the page; "" for any."""
+    """An action on the letter at `place`, "" for all waiting letters, and why. `value`: an edited value; "" for the letter's own.
+    `state`: the letter's state that the page showed; "" for any."""
 
     do: Literal["redrive", "drop"]
     place: str = ""
@@ -37,7 +37,7 @@ class LettersForm(BaseModel, extra="ignore"):
 
 
 async def page(call: HttpCall, refused: RefusedForm | None = None) -> Response:
-    """The letters, with the one that is open."""
+    """The list of letters, with one of them in full."""
     query: LettersQuery = call.query
     now = await letters_now(call, LETTERS)
     letters = now.letters
@@ -57,10 +57,10 @@ async def page(call: HttpCall, refused: RefusedForm | None = None) -> Response:
 
 
 async def act(call: HttpCall) -> Response:
-    """Send letters again, or drop one; the answer leads back to the list, or is the page with the form and what is wrong."""
+    """Send letters again, or drop one. The answer redirects to the list, or shows the page with the refused form."""
     form: LettersForm = call.body
     try:
-        async with call.service.redriving:  # of two equal forms the second finds what the first has done
+        async with call.service.redriving:  # after a double click the second form sees what the first has done
             sent = await _act(call, form)
     except REFUSALS as error:
         return await page(replace(call, query=LettersQuery(place=form.place, sent="")), kept(form, error))
@@ -68,7 +68,7 @@ async def act(call: HttpCall) -> Response:
 
 
 async def _act(call: HttpCall, form: LettersForm) -> int | None:
-    """How many letters were sent. Raises `REFUSALS`."""
+    """How many letters were sent; None if one was dropped. Raises `REFUSALS`."""
     asked = sender(call, form.why)
     if form.place and form.state:
         letter = next((one for one in (await letters_now(call, LETTERS)).letters if one.place == form.place), None)

@@ -1,6 +1,6 @@
-"""Streams of fragments: the elements of a page, rendered anew when the tables or the run have changed.
+"""Streams of fragments: elements of a page, which the server renders again when the tables or the run have changed.
 
-A stream holds no queue. It notes that something has changed, and renders the newest state when the socket takes it.
+A stream has no queue. It remembers that something has changed, and renders the newest state when the client is ready for it.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from .render import text
 PAUSE_S = 0.25
 LONGEST_PAUSE_S = 0.75
 SHARE = 0.3
-"""The part of a core that the pages may take together, as long as no one waits longer than that."""
+"""All live pages together may take this part of one core, unless a page would then wait longer than `LONGEST_PAUSE_S`."""
 STREAMS = 250
-"""How many pages one server keeps live."""
+"""How many pages one server keeps live at most."""
 
 View = Callable[[HttpCall], Awaitable[dict[str, Any]]]
-"""All that a page shows."""
+"""Returns the template's values of a page."""
 Render = Callable[[int], Awaitable[tuple[str, bool]]]
-"""A fragment at a time, in ms since 1970, and whether it is the last."""
+"""Renders a page's fragment at a time in ms since 1970; and says whether it is the last one."""
 Mark = Callable[[HttpCall], Awaitable[object]]
-"""Something cheap that differs if the page may differ."""
+"""Returns a cheap value that differs whenever the page may differ."""
 
 
 def wanted(call: HttpCall) -> bool:
@@ -43,25 +43,26 @@ def wanted(call: HttpCall) -> bool:
 
 
 class _Rendering:
-    """One page as its streams see it: those that ask for the same thing as the same person share the work."""
+    """One rendering, which all streams share that the same person has opened for the same URL."""
 
     def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms  # ages are the browser's to count: they are no news
+        self.now_ms = now_ms  # fixed, so that a fragment differs only by news: the browser counts ages itself
         self.streams = 0
-        self.number = -1  # of the news that the fragment shows at least
+        self.number = -1  # the fragment shows at least the news up to this number
         self.task: asyncio.Task[tuple[str, bool]] | None = None
 
 
 class _Renderings:
-    """The pages that one server keeps live. The more they are, the longer they wait, so that they leave room for other work."""
+    """The pages that one server keeps live. The more pages there are, the longer each waits, so that they leave time for other
+    work."""
 
     def __init__(self) -> None:
         self._live: dict[object, _Rendering] = {}
-        self._took_s = 0.0  # to render one, of late
+        self._took_s = 0.0  # a moving average of the time to render one
 
     @property
     def pause_s(self) -> float:
-        """How long a stream waits after a fragment."""
+        """How long a stream waits between two fragments."""
         return min(max(PAUSE_S, len(self._live) * self._took_s / SHARE), LONGEST_PAUSE_S)
 
     @contextlib.contextmanager
@@ -76,11 +77,11 @@ class _Renderings:
                 del self._live[key]
 
     async def fragment(self, rendering: _Rendering, number: int, news: TableNews, render: Render) -> tuple[str, bool]:
-        """The fragment that shows the news up to this number, and whether it is the last one."""
+        """A fragment that shows at least the news up to this number, and whether it is the last one."""
         if rendering.task is None or rendering.number < number or _failed(rendering.task):
             rendering.number = news.number
             rendering.task = asyncio.create_task(self._timed(rendering, render))
-            rendering.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # even if all streams have gone
+            rendering.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # no stream may be left
         return await asyncio.shield(rendering.task)
 
     async def _timed(self, rendering: _Rendering, render: Render) -> tuple[str, bool]:
@@ -99,7 +100,7 @@ _OF: WeakKeyDictionary[TableNews, _Renderings] = WeakKeyDictionary()
 
 
 async def stream(call: HttpCall, template: str, view: View, mark: Mark | None = None) -> Response:
-    """The page's fragments, as they change. Errors of the first rendering are raised."""
+    """The stream of the page's fragments. Raises errors of the first rendering; later errors end the stream."""
     news = call.service.news
     if news.listeners >= STREAMS:
         raise HttpRefusal(503, "too-many-streams", f"{STREAMS} pages are live already", headers={"Retry-After": "10"})

@@ -1,4 +1,4 @@
-"""How one browser wants the pages: time zone and theme. A cookie holds it, so pages without script obey it, too."""
+"""Time zone and theme of one browser. A cookie holds them, so they work without script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ YEAR_S = 365 * 24 * 3600
 Theme = Literal["system", "light", "dark"]
 THEMES: tuple[Theme, ...] = get_args(Theme)
 LOCAL = "local"
-"""The zone of the browser, which only its script knows: without script times are in UTC."""
+"""The browser's own zone. Only its script knows it: without script, times are in UTC."""
 
 
 @cache
@@ -39,7 +39,7 @@ def zone_of(name: str) -> tzinfo | None:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """`zone`: `local`, `UTC`, or the name of an IANA zone."""
+    """A browser's settings. `zone`: `local`, `UTC`, or the name of an IANA zone."""
 
     theme: Theme = "system"
     zone: str = LOCAL
@@ -59,7 +59,7 @@ class Look:
 
 
 def keep(answer: Response, call: HttpCall, name: str, value: str) -> None:
-    """Let the browser keep a cookie for a year. It holds no secret and gives no right."""
+    """Set a cookie for a year. It must not hold a secret or give a right."""
     scope = call.request.scope
     answer.set_cookie(
         name,
@@ -73,7 +73,7 @@ def keep(answer: Response, call: HttpCall, name: str, value: str) -> None:
 
 
 def look_of(request: Request) -> Look:
-    """The wish of the browser that sends the request; the default for what is missing or unknown."""
+    """The settings in the request's cookie; defaults for missing and unknown values."""
     found = dict(parse_qsl(request.cookies.get(COOKIE, "")[:500], max_num_fields=5, errors="replace"))
     theme, zone = found.get("theme", ""), found.get("zone", "")
     return Look(theme if theme in THEMES else "system", zone if zone_of(zone) is not None else LOCAL)

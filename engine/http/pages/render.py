@@ -1,4 +1,4 @@
-"""Templates, and the words and addresses that all of them use."""
+"""Renders templates, with the texts and URLs that all of them use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .static import VERSION
 from .times import moment, remarked, time, timed
 
 EXCERPT = 2000
-"""How many characters of a payload a page shows at first."""
+"""A page shows this many characters of a payload at first."""
 NAVIGATION = (
     ("/", "Runs", "r"),
     ("/workflows", "Workflows", "f"),
@@ -37,7 +37,7 @@ NAVIGATION = (
     ("/dashboards", "Dashboards", "d"),
     ("/start", "Start", "s"),
 )
-"""The pages: path, name, and the key behind `g`."""
+"""The pages: path, name, and the key to press after `g`."""
 ICONS = {
     "pending": "◌",
     "running": "▶",
@@ -59,29 +59,29 @@ _DOTS = (".", "..")
 
 
 def run_path(run_id: str) -> str:
-    """The address of a run's page below the application's. Browsers take a dot or two for folders, so those go as a query."""
+    """The path of a run's page. Browsers read the ids `.` and `..` as folders, so these go into the query."""
     return f"/runs/?{urlencode({'id': run_id})}" if run_id in _DOTS else f"/runs/{quote(run_id, safe='')}"
 
 
 def payload_path(run_id: str, **part: str | int) -> str:
-    """The address of one payload of a run."""
+    """The path of one payload of a run."""
     where = "/payload/" if run_id in _DOTS else f"/payload/{quote(run_id, safe='')}"
     return f"{where}?{urlencode(part | ({'id': run_id} if run_id in _DOTS else {}))}"
 
 
 def board_path(name: str) -> str:
-    """The address of a user's dashboard."""
+    """The path of a user's dashboard."""
     return f"/dashboards/{quote(name, safe='')}"
 
 
 def with_query(path: str, **more: str | int | None) -> str:
-    """The address with these parameters added; None leaves one out."""
+    """The path with these parameters added to its query; None leaves one out."""
     known = {name: value for name, value in more.items() if value is not None}
     return path if not known else f"{path}{'&' if '?' in path else '?'}{urlencode(known)}"
 
 
 def ago(ms: int, now_ms: int) -> str:
-    """The time beside now, in the largest unit alone. A clock that goes ahead is not told as a time to come."""
+    """A time relative to now, in its largest unit: `3 h ago`, `in 5 min`."""
     past = now_ms - ms
     for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
         if abs(past) >= length:
@@ -91,7 +91,7 @@ def ago(ms: int, now_ms: int) -> str:
 
 
 def excerpt(value: Any) -> tuple[str, int]:
-    """JSON for people, cut, and its whole length in characters."""
+    """The first `EXCERPT` characters of the value's indented JSON, and its whole length in characters."""
     text = shown_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
     return text[:EXCERPT], len(text)
 
@@ -138,7 +138,7 @@ def text(template: str, context: Mapping[str, Any]) -> str:
 
 
 def around(call: HttpCall) -> dict[str, Any]:
-    """The words that every page has from its request."""
+    """The values that every template gets from the request."""
     return {
         "base": call.request.scope.get("root_path", ""),
         "now": call.service.client.log.now(),
@@ -154,21 +154,21 @@ def around(call: HttpCall) -> dict[str, Any]:
 
 
 def show(call: HttpCall, template: str, **context: Any) -> Response:
-    """The page. `refused`: the form that it shows again."""
+    """Render the page. `refused`: the form that it shows again."""
     refused: RefusedForm | None = context.get("refused")
     return HTMLResponse(text(template, around(call) | context), 200 if refused is None else refused.problem.status)
 
 
 async def nowhere(request: Request, error: Exception) -> Response:
-    """The answer where no route fits: a page for a browser, a problem for other clients."""
-    kinds = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    if "text/html" not in kinds:
+    """The answer to a request that no route fits: a page for a browser, a problem for other clients."""
+    accepted = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+    if "text/html" not in accepted:
         return await no_route(request, error)
     return refused(unrouted(error), request)
 
 
 def refused(refusal: HttpRefusal, request: Request) -> Response:
-    """An error, as a page."""
+    """The page of an error."""
     caller: Caller = request.scope["stepfold.caller"]
     problem = refusal.problem
     context: dict[str, Any] = {

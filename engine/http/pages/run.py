@@ -1,4 +1,4 @@
-"""The page of one run, as it is now or as it was after one of its events."""
+"""The page of one run, now or after one of its events."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ _Number = Annotated[int | None, BeforeValidator(lambda value: value or None), Fi
 
 class RunQuery(BaseModel, extra="ignore"):
     """`id`: of a run whose id cannot be in a path. `at`: show the run as it was after this offset; `nth`: after its nth event;
-    `with`: compare that with the run as it was after this offset.
+    `with`: compare the run at `at` with the run at this offset.
 
-    `type`, `step`, `text`, `trouble`: of the events to show; `begin`: the offset from which on; `steps`: the first step to show.
+    `type`, `step`, `text`, `trouble`: filters of events; `begin`: show events at or after this offset; `steps`: the number of the
+    first operation to show.
     """
 
     id: str = ""
@@ -51,12 +52,12 @@ class RunQuery(BaseModel, extra="ignore"):
     steps: _Number = None
 
     def chosen(self) -> dict[str, str]:
-        """The conditions on events that are set."""
+        """The filters of events that are set."""
         return {name: text for name, text in self.model_dump(include={"type", "step", "text", "trouble"}).items() if text}
 
 
 class PayloadQuery(BaseModel, extra="ignore"):
-    """Which payload: of the run, or the whole event at `offset`. `save`: as a file."""
+    """Which payload: one of the run, or the whole event at `offset`. `save`: download it as a file."""
 
     id: str = ""
     part: Literal["input", "result", "error", "event"]
@@ -76,7 +77,7 @@ async def moments(call: HttpCall, run_id: str, at: int | None = None) -> tuple[M
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
-    """All that the page of a run shows."""
+    """The template's values of a run."""
     query: RunQuery = call.query
     run_id = named(call)
     whole, then = await moments(call, run_id, query.at)
@@ -115,7 +116,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
 
 
 def _offered(run: RunState) -> dict[str, Any]:
-    """The requests that the run accepts now, and the steps that wait for an answer or a signal."""
+    """The requests that the run accepts now, the signals that it waits for, and the callbacks to answer."""
     return {
         "actions": actions(run),
         "signals": sorted({getattr(op, "signal", "") for op in run.open.values() if not run.ended} - {""}),
@@ -124,7 +125,7 @@ def _offered(run: RunState) -> dict[str, Any]:
 
 
 def _parts(run: RunState, run_id: str, payload: bool) -> list[tuple[str, str, int, str]]:
-    """The payloads of the run: name, beginning, length, and the address of the whole."""
+    """The payloads of the run: name, beginning, length, and the path of the whole."""
     if not payload:
         return []
     parts: list[tuple[str, Any]] = [("input", run.input)]
@@ -134,7 +135,7 @@ def _parts(run: RunState, run_id: str, payload: bool) -> list[tuple[str, str, in
 
 
 def _slider(whole: Moment, then: Moment, path: str) -> dict[str, Any]:
-    """Where `then` is among the events, and the neighbours."""
+    """The number of the event after which `then` is, and links to the points before and after it."""
     assert whole.run is not None
     events = whole.events
     nth = len(then.events) if then.has(whole.run) else 1
@@ -151,7 +152,7 @@ def _slider(whole: Moment, then: Moment, path: str) -> dict[str, Any]:
 
 
 def _steps(then: Moment, now_ms: int, first: int | None, payload: bool) -> dict[str, Any]:
-    """A window of the operations, with their bars."""
+    """A page of the operations, with their bars."""
     run, total = then.run, then.operations
     assert run is not None
     begin = max(total - STEPS, 0) if first is None else min(first - 1, max(total - 1, 0))
@@ -208,7 +209,7 @@ def _events(then: Moment, query: RunQuery, payload: bool) -> dict[str, Any]:
 
 
 async def _mark(call: HttpCall) -> object:
-    """Where the last record of the run, or the last claim, is."""
+    """The offset after the last record of the run or the last claim."""
     return (await past_of(call, named(call))).offset
 
 
@@ -226,7 +227,7 @@ async def page(call: HttpCall) -> Response:
 
 
 async def payload(call: HttpCall) -> Response:
-    """One payload, whole, as plain text."""
+    """One whole payload, as plain text."""
     query: PayloadQuery = call.query
     whole, _ = await moments(call, named(call))
     run = whole.run

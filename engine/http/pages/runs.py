@@ -1,4 +1,4 @@
-"""The list of runs."""
+"""The page that lists runs."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ SINCE = {
 
 
 class ListQuery(BaseModel, extra="ignore"):
-    """The filters of the list, "" for none; `alike`: the fingerprint of a group of errors; `after`: the last
-    run of the page before, as `cursor` writes it."""
+    """The filters of the list, "" for none; `alike`: the fingerprint of a group of errors; `after`: the last run of the previous
+    page, as `cursor` writes it."""
 
     state: str = ""
     workflow: str = ""
@@ -58,7 +58,7 @@ class ListQuery(BaseModel, extra="ignore"):
     after: str = ""
 
     def chosen(self) -> dict[str, str]:
-        """The filters that are set, without the place in the list."""
+        """The filters that are set, without `after`."""
         return {name: value for name, value in self.model_dump(exclude={"after"}).items() if value}
 
 
@@ -69,7 +69,7 @@ class JumpQuery(BaseModel, extra="ignore"):
 
 
 class AnyQuery(BaseModel, extra="ignore"):
-    """Parameters that only make an address another one."""
+    """A query whose parameters the route ignores."""
 
 
 def cursor(row: RunRow) -> str:
@@ -77,7 +77,7 @@ def cursor(row: RunRow) -> str:
 
 
 def _after(text: str) -> RunRow | None:
-    """The row at the cursor, with what the order needs."""
+    """A row with only the cursor's id and time. Raises HttpRefusal for an invalid cursor."""
     if not text:
         return None
     started, tilde, run_id = text.partition("~")
@@ -87,7 +87,7 @@ def _after(text: str) -> RunRow | None:
 
 
 def filters_of(query: ListQuery, now_ms: int) -> RunFilter:
-    """The keywords of `list_runs` for the filters. Raises HttpRefusal for values that do not exist."""
+    """The keywords of `list_runs` for the filters. Raises HttpRefusal for an unknown state or `since`."""
     found: RunFilter = {}
     if query.state:
         if query.state not in STATES:
@@ -109,7 +109,8 @@ def filters_of(query: ListQuery, now_ms: int) -> RunFilter:
 
 
 class _Listed(NamedTuple):
-    """The rows of a page and one more, the number of all that match, that of all runs, and how far the table goes."""
+    """`rows`: those of a page and one more; `matching`: how many runs match; `total`: how many runs there are; `reached`: the
+    positions of the table."""
 
     rows: list[RunRow]
     matching: Counted
@@ -124,7 +125,7 @@ def _read(connection: sa.Connection, after: RunRow | None, **filters: Unpack[Run
 
 
 async def view(call: HttpCall) -> dict[str, Any]:
-    """All that the list shows."""
+    """The template's values of the list."""
     query: ListQuery = call.query
     payload = call.caller.may(Role.PAYLOAD)
     if query.q and not payload:
@@ -179,7 +180,7 @@ def _in_words(count: Counted) -> str:
 
 
 def _shown(row: RunRow, payload: bool) -> dict[str, Any]:
-    """A row. Without the right to payloads, nothing that quotes one."""
+    """A row for the template. Without the role `payload`, nothing that quotes a payload."""
     started = ms_of(row.started_at)
     ended = None if row.ended_at is None else ms_of(row.ended_at)
     said = remarked("; ".join(row.waiting_on)) if row.waiting_on else row.last_error if row.state == "failed" else None
@@ -208,7 +209,7 @@ async def page(call: HttpCall) -> Response:
 
 
 async def jump(call: HttpCall) -> Response:
-    """From the search box: to the run of this id, or to the list of what matches."""
+    """The search box: redirects to the run with this id, else to the list of runs that match the text."""
     base = call.request.scope.get("root_path", "")
     text = call.query.q.strip()
     if valid_run_id(text):

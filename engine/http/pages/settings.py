@@ -14,14 +14,14 @@ from .render import around, show
 
 
 class SettingsForm(BaseModel, extra="ignore"):
-    """The wishes of a browser."""
+    """The form of a browser's settings."""
 
     theme: Theme = "system"
     zone: str = LOCAL
 
 
 class SettingsQuery(BaseModel, extra="ignore"):
-    """`saved`: whether the page comes after a change."""
+    """`saved`: the page follows a change, and says so."""
 
     saved: str = ""
 

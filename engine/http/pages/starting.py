@@ -1,4 +1,4 @@
-"""The page that starts a run, with the controls of its workflow's input."""
+"""The page that starts a run, with controls for its workflow's input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .render import around, run_path, text
 
 
 class StartQuery(BaseModel, extra="ignore"):
-    """`workflow`: the one to start; `form`: `json` for one text instead of controls."""
+    """`workflow`: the workflow to start; `form`: `json` for one field of JSON instead of controls."""
 
     workflow: str = ""
     form: str = ""
@@ -32,7 +32,7 @@ class StartQuery(BaseModel, extra="ignore"):
 
 @dataclass(slots=True)
 class Filled:
-    """The content of the form. `key`: of the page; `focus`: the control to go to."""
+    """The content of the form. `key`: of the page; `focus`: the name of the control to focus."""
 
     workflow: str
     as_json: bool
@@ -46,14 +46,14 @@ class Filled:
 
 
 def _control(call: HttpCall, workflow: str, *, as_json: bool, typed: Mapping[str, str] | None = None) -> Control | None:
-    """The controls of a workflow's input; None where one text must do."""
+    """The controls of a workflow's input; None if the input must be typed as JSON."""
     known = known_workflows(call.service.client).get(workflow)
     schema = None if known is None or as_json else schema_of(known.input, taken=True)
     return form_of(schema, typed, _zone(call, typed)) if schema else None
 
 
 def _zone(call: HttpCall, typed: Mapping[str, str] | None) -> Any:
-    """The zone of the times in the form: what the browser says, else what its settings say."""
+    """The zone of the times in the form: the one that the browser sends, else the one in its settings."""
     return zone_of((typed or {}).get("zone", "")) or look_of(call.request).tz
 
 
@@ -84,7 +84,7 @@ async def start_page(call: HttpCall) -> Response:
 
 
 async def start(call: HttpCall) -> Response:
-    """Start a run; the answer leads to its page, or is the form with what is wrong."""
+    """Start a run. The answer redirects to its page, or shows the refused form."""
     form: StartForm = call.body
     typed = form.typed()
     filled = Filled(form.workflow.strip(), form.form == "json", form.data, form.run_id, form.why, form.key)

@@ -1,4 +1,4 @@
-"""The files that pages load: a fixed map, so that no path of a request becomes the name of a file."""
+"""The files that pages load, in a fixed map: no part of a request becomes the name of a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TYPES = {
 }
 FILES = {name: ((_FOLDER / name).read_bytes(), media_type) for name, media_type in _TYPES.items()}
 VERSION = hashlib.sha256(b"".join(content for content, _ in FILES.values())).hexdigest()[:12]
-"""Part of the addresses of the files: it changes with them, so browsers may keep them for ever."""
+"""A part of the files' URLs. It changes with their content, so browsers may cache the files for ever."""
 
 
 async def asset(call: HttpCall) -> Response:

@@ -22,7 +22,7 @@ GROUPS = 50
 
 
 class ErrorsQuery(BaseModel, extra="ignore"):
-    """`workflow`: only its errors; "" for all."""
+    """`workflow`: show only this workflow's errors; "" for all."""
 
     workflow: str = ""
 
@@ -77,14 +77,14 @@ async def workers_view(call: HttpCall) -> dict[str, Any]:
 
 
 class RebuildForm(BaseModel, extra="ignore"):
-    """A projection to rebuild, and why."""
+    """The form that rebuilds a projection, with the reason."""
 
     name: str
     why: str = ""
 
 
 async def rebuild(call: HttpCall) -> Response:
-    """Begin to rebuild a projection; the answer leads back to the page that shows how far it is, or says what is wrong."""
+    """Begin to rebuild a projection. The answer redirects to the page that shows the progress, or shows the refused form."""
     form: RebuildForm = call.body
     try:
         begin_rebuild(call, form.name, sender(call, form.why))

@@ -1,4 +1,4 @@
-"""The page of the whole history: the newest records of all runs, in pages, or live until somebody stops it."""
+"""The page of the whole history: the newest records of all runs, as pages or live."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from .render import around, run_path, show, text, with_query
 from .times import beside
 
 ROWS = 200
-"""The most rows of a page, and of one message of the stream."""
+"""How many rows a page, or one message of the stream, has at most."""
 SCAN = 2000
-"""How many records of a partition a page looks at."""
+"""How many records of each partition a page reads at most."""
 LOOK_S = 1.0
 NAMES = 10_000
-"""How many runs a stream remembers the workflows of."""
+"""A stream remembers the workflows of this many runs."""
 
 
 class TailQuery(BaseModel, extra="ignore"):
-    """`type`, `workflow`, `run`, `text`: of the records to show. `from`: the positions to show records from; `until`: up
-    to which."""
+    """`type`, `workflow`, `run`, `text`: filters of records. `from`, `until`: show only records from these positions on, or below
+    them."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -56,7 +56,7 @@ class TailQuery(BaseModel, extra="ignore"):
 
 
 class _Rows:
-    """Makes rows of records, and knows the workflows of their runs."""
+    """Makes rows from records, and remembers the workflows of their runs."""
 
     def __init__(self, call: HttpCall) -> None:
         self.call = call
@@ -65,7 +65,7 @@ class _Rows:
         self.workflows: dict[str, str] = {}
 
     async def fitting(self, tailed: Sequence[Tailed]) -> list[dict[str, Any]]:
-        """The rows of those records that fit, in their order."""
+        """The rows of the records that fit the filters, in the same order."""
         events = [(one, fields) for one in tailed if (fields := self._fields(one)) is not None]
         await self._learn([(one.record.key, fields) for one, fields in events])
         wanted_ = self.query.workflow
@@ -76,7 +76,7 @@ class _Rows:
         ]
 
     def _fields(self, tailed: Tailed) -> dict[str, Any] | None:
-        """The event of a record; None if it does not fit. Claims are shown to those who ask for them."""
+        """The event of a record; None if it does not fit the filters. Claims fit only if `type` asks for them."""
         query, record = self.query, tailed.record
         if query.run and record.key != query.run:
             return None
@@ -168,7 +168,7 @@ async def tail_page(call: HttpCall) -> Response:
 
 
 _Looked = tuple[list[Tailed], Positions, Positions, list[dict[str, Any]]]
-"""Records that were looked at, the positions where they begin, those behind them, and the rows that fit."""
+"""Records that were read, the positions at which they begin, those after them, and the rows that fit."""
 
 
 async def _backward(call: HttpCall, rows: _Rows, until: Positions) -> _Looked:
@@ -200,7 +200,7 @@ async def _onward(call: HttpCall, rows: _Rows, ends: Positions) -> _Looked:
 
 
 async def _begin(call: HttpCall) -> Positions:
-    """Where the stream begins: behind the last message that the browser has seen, or at the positions of the address."""
+    """Where the stream begins: after the last message that the browser has got, or at the positions in the URL."""
     last = call.request.headers.get("last-event-id") or call.query.from_
     log = call.service.client.connected()
     if not last:
@@ -209,7 +209,7 @@ async def _begin(call: HttpCall) -> Positions:
 
 
 async def _stream(call: HttpCall, begin: Positions) -> AsyncGenerator[ServerSentEvent]:
-    """Rows, and how far the reader has come. A client that reads slowly gets fewer messages, not a queue."""
+    """The stream of rows and of the reader's progress. A client that reads slowly gets fewer and larger messages, not a queue."""
     rows, news = _Rows(call), call.service.news
     log = call.service.client.connected()
     looked = shown = skipped = 0

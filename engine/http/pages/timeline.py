@@ -1,4 +1,5 @@
-"""The operations of a run as bars, in percent of the width. Idle time, in which no attempt ran or waited for a slot, is folded.
+"""The operations of a run as bars, in percent of the width. Long idle times, in which no attempt ran or waited for a slot, are
+drawn narrow.
 
 Pure.
 """
@@ -19,7 +20,7 @@ LEAST_PERCENT = 0.5
 
 
 class Fold(NamedTuple):
-    """Idle time that is drawn narrow."""
+    """An idle time that is drawn narrow. `begin`, `end`: ms since 1970; `x`, `width`: percent."""
 
     begin: int
     end: int
@@ -28,7 +29,7 @@ class Fold(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A part of the bar of an operation. `look`: a class of the stylesheet."""
+    """A part of an operation's bar, in the units of Fold. `look`: a class of the stylesheet."""
 
     look: str
     x: float
@@ -38,7 +39,7 @@ class Bar(NamedTuple):
 
 
 class Scale:
-    """Maps times to percent. `folds`: of the idle times between `begin` and `end`."""
+    """Maps times in ms to percent. `folds`: the idle times between `begin` and `end` that are drawn narrow."""
 
     def __init__(self, begin: int, end: int, busy: Sequence[tuple[int, int]]) -> None:
         self.begin, self.end = begin, max(end, begin + 1)
@@ -66,7 +67,7 @@ class Scale:
 
 
 def _idle(begin: int, end: int, busy: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    """The times between the busy ones."""
+    """The times between `begin` and `end` that are not busy."""
     at = begin
     for a, b in sorted(busy):
         if a > at:
@@ -77,7 +78,7 @@ def _idle(begin: int, end: int, busy: Iterable[tuple[int, int]]) -> Iterable[tup
 
 
 def _parts(line: Line, end: int) -> Iterable[tuple[str, int, int]]:
-    """The parts of an operation's time: how each looks, from when, until when."""
+    """The parts of an operation's time: class of the stylesheet, begin, end."""
     attempts = BY_NAME[line.kind].attempts
     for (a, mark), (b, then) in pairwise(line.points):
         if not attempts:
@@ -100,7 +101,7 @@ def scale_of(lines: Sequence[Line], begin: int, end: int) -> Scale:
 
 
 def bars(line: Line, scale: Scale) -> list[Bar]:
-    """The bars of an operation. One of which a single time is known gets one of the least width."""
+    """The bars of an operation. If only one time of it is known, its bar has the least width."""
     made: list[Bar] = []
     parts = list(_parts(line, scale.end))
     if not parts and line.points:

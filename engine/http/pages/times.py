@@ -1,4 +1,4 @@
-"""Times inside texts: marked where a text is made, shown in the zone of the browser where it stands in a page."""
+"""Times inside texts: code that makes a text marks its times; the template shows them in the browser's zone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIME = Markup('<time datetime="{0}" title="{0}" data-clock>{1}</time>')
 
 
 def marked(ms: int) -> str:
-    """A time for a text that `timed` shows."""
+    """A marked time (ms since 1970), for a text that goes through `timed`."""
     return said(ms) if ms >= NEVER_MS else f"{_MARK}{ms}{_MARK}"
 
 
@@ -30,12 +30,12 @@ beside: Beside = lambda ms, _: marked(ms)
 
 
 def remarked(text: str) -> str:
-    """A text that was made elsewhere, with the times of its sentences marked: `2026-12-01 09:00:00 UTC`."""
+    """The text with its times marked that read like `2026-12-01 09:00:00 UTC`."""
     return _SAID.sub(lambda found: _marked_text(found[0]), text)
 
 
 def moment(text: str) -> str:
-    """A text, marked if all of it is a time with its offset, in ISO 8601."""
+    """The text, marked if the whole of it is an ISO 8601 time with an offset."""
     if "T" not in text[10:11]:
         return text
     try:
@@ -61,13 +61,13 @@ def clock(ms: int, look: Look) -> str:
 
 
 def time(ms: int, look: Look) -> Markup:
-    """The element of a time: for people in the browser's zone, for programs and under the pointer ISO 8601 in UTC."""
+    """The HTML element of a time: its text is in the browser's zone, its attributes hold ISO 8601 in UTC."""
     return _TIME.format(iso(ms), clock(ms, look))
 
 
 @pass_context
 def timed(context: Context, text: str, most: int = 10_000) -> Markup:
-    """A filter: up to `most` characters of a text, on one line, with its marked times as elements."""
+    """A template filter: up to `most` characters of a text on one line, with its marked times as elements."""
     look: Any = context["look"]
     found, left = Markup(), most
     for number, part in enumerate(_MARKED.split(text)):

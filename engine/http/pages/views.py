@@ -16,11 +16,11 @@ from .look import keep
 
 COOKIE = "stepfold-views"
 COOKIE_BYTES = 3500
-"""Browsers keep cookies of up to 4096 bytes, name and attributes included."""
+"""The most bytes of the views. Browsers keep cookies of up to 4096 bytes, name and attributes included."""
 
 
 class SavedView(NamedTuple):
-    """`query`: of the list's address. At most one view is the default: the list without a query leads to it."""
+    """A saved view. `query`: of the list's URL. At most one view is the default, to which the list without a query redirects."""
 
     name: str
     query: str
@@ -35,7 +35,7 @@ _KEPT: TypeAdapter[list[SavedView]] = TypeAdapter(list[SavedView])
 
 
 class ViewForm(BaseModel, extra="ignore"):
-    """A change of the saved views. `save` takes the place of a view of that name."""
+    """The form that changes the saved views. `save` replaces a view of the same name."""
 
     do: Literal["save", "drop", "default", "plain"]
     name: str = Field(min_length=1, max_length=60)
@@ -52,7 +52,7 @@ def views_of(request: Request) -> list[SavedView]:
 
 
 async def change_views(call: HttpCall) -> Response:
-    """Save, drop, or choose a view; the answer leads to it, or to the list."""
+    """Save or drop a view, or change the default. The answer redirects to the view, or to the list."""
     form: ViewForm = call.body
     name, base = form.name.strip() or form.name, call.request.scope.get("root_path", "")
     query = urlencode([(key, value) for key, value in parse_qsl(form.query) if key != "after"])

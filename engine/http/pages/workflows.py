@@ -1,4 +1,4 @@
-"""The page of the workflows that the log has runs of."""
+"""The page of the workflows that have runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HEIGHT = 20
 
 
 def sparkline(counts: Sequence[int], most: int) -> str:
-    """The points of a line: one place a count, `HEIGHT` high at `most`, as SVG's polyline has them."""
+    """The points of an SVG polyline: one unit wide for each count, and `HEIGHT` high at `most`."""
     return " ".join(f"{place},{HEIGHT - 1 - count / max(most, 1) * (HEIGHT - 2):.1f}" for place, count in enumerate(counts))
 
 
 def rate(counts: Sequence[int]) -> str:
-    """The mean of counts a minute, for people."""
+    """The mean of the counts, rounded, as text."""
     mean = sum(counts) / len(counts)
     return f"{mean:,.0f}" if mean >= 10 or mean == 0 else f"{mean:.2g}"
 
