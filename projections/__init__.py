@@ -1,15 +1,17 @@
 """Read models that are derived from the log: tables, lists of runs, exports.
 
-    base     Projection: tables, and how an accepted event changes them
-    feed     one projection over one partition, exactly once: positions, transactions, the fold's state in the database
-    runner   ProjectionRunner: follows the log
-    reading  reads the tables beside the transactions of the projections
-    runs     the runs, one row each: list, filter, search (texts: its index)
-    selection  which runs an action on many would ask
-    actions  the requests of people: who asked for what, and why
-    steps    operations, one row each; errors in groups; counts a minute
-    panels   Number, Chart, TableView: what a projection shows on a dashboard
-    audit    a run's history as a chained file: export, verify, replay
+    base       Projection: tables, and how an accepted event changes them
+    feed       one projection over one partition, exactly once: positions, transactions, the fold's state in the database
+    kept       that state, and the positions
+    runner     ProjectionRunner: follows the log
+    reading    reads the tables, outside the projections' transactions
+    runs       the runs, one row each: list, filter, search (`texts`: the search index)
+    selection  which runs an action on many runs would ask
+    actions    requests: who asked for what, and why
+    steps      operations, one row each; groups of errors; counts by minute
+    bulk       many rows with one statement
+    panels     Number, Chart, TableView: the parts of a projection's dashboard
+    audit      a run's history as a chained file: export, verify, replay
 
 The engine does not import this package.
 """

@@ -51,7 +51,7 @@ class ActionsProjection(Gathering):
     metadata = metadata
 
     def gather(self, batch: Batch) -> _Requests:
-        """Note the requests of people."""
+        """Collect requests, and write their rows at the end of the batch."""
         return _Requests(batch.partition)
 
 
@@ -97,7 +97,7 @@ def _words(fields: dict[str, Any], name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ActionRow:
-    """A request. `type`: of its event; `subject`: the signal or the step that it is about."""
+    """An accepted request. `type`: of its event; `subject`: the signal or the step that it is about."""
 
     partition: int
     offset: int
@@ -126,7 +126,7 @@ ActionPlace = tuple[int, int, int]
 def list_actions(
     connection: sa.Connection, *, limit: int = 50, after: ActionPlace | None = None, **filters: Unpack[ActionFilter]
 ) -> list[ActionRow]:
-    """Requests of people, the newest first; `limit` of them after the row `after`. A page costs the same wherever it is."""
+    """Up to `limit` requests after the row `after`, the newest first. Every page takes the same time."""
     order = actions.c.at.desc(), actions.c.partition, actions.c.offset.desc()
     query = sa.select(actions).where(*(actions.c[name] == value for name, value in filters.items())).order_by(*order).limit(limit)
     if after is not None:

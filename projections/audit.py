@@ -54,9 +54,8 @@ _TAIL = re.compile(rb',"sha256":"([0-9a-f]{64})"\}\n')
 
 _PORTION_BYTES = 2**20
 _LONGEST_LINE_BYTES = 2**26
-"""A line holds one record of the log, of a few MB at most. A file without a line end within this many bytes is not an export (a
-device, say).
-"""
+"""The most bytes of a line: it holds one record of the log, of a few MB at most. A file (or device) without a line end within
+this many bytes is not an export."""
 
 _INT64 = -(2**62), 2**62
 """Offsets and times of every log lie in this range."""
@@ -68,7 +67,7 @@ FilePath = str | os.PathLike[str]
 
 
 class Export(NamedTuple):
-    """The result of an export: the number of records, and the hash of the last record's line."""
+    """The result of an export. `head`: the hash of the last record's line; `records`: their number."""
 
     records: int
     head: str
@@ -147,7 +146,8 @@ Problem = Literal["unreadable", "altered", "missing", "moved", "rejected"]
 
 
 class Finding(NamedTuple):
-    """A problem and its line (from 1; 0: the whole file). "rejected": the fold does not accept the record there."""
+    """A problem and its line, counted from 1; 0 stands for the whole file. "rejected": the fold does not accept that line's
+    record."""
 
     line: int
     problem: Problem
@@ -156,9 +156,10 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Whether a file is unchanged since its export. `head`: the hash of the last record's line; `records`: their number.
+    """The result of `verify`: whether a file is unchanged since its export. `head`: the hash of the last record's line;
+    `records`: their number.
 
-    `history`: the run as the records tell it; None if something is wrong.
+    `history`: the run that the records describe; None if something is wrong.
     """
 
     findings: list[Finding]
@@ -169,7 +170,7 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong. Only the head can show that the file was not forged as a whole."""
+        """Whether no problem was found. Only a comparison of the head can show that nobody has forged the whole file."""
         return not self.findings
 
 
@@ -249,7 +250,7 @@ def _read(file: FilePath | BinaryIO) -> _History:
 
 
 def _raw_lines(file: BinaryIO) -> list[bytes] | None:
-    """The lines of a file; None if it is not an export, of which only enough is read to see that.
+    """The lines of a file; None if it is not an export, after reading only enough of it to see that.
 
     Raises OSError, and ValueError for a line without an end.
     """
@@ -299,7 +300,7 @@ def _check_chain(history: _History, lines: Sequence[_Line | None]) -> None:
         elif line.n < expected:
             history.find(number, "moved", f"line {number} is line {line.n} of the export: it was moved here or repeated")
         else:
-            # lines from between the two that stand later in the file
+            # lines from between the two that are later in the file
             here = bisect_left(present, line.n) - bisect_left(present, expected)
             gone = line.n - expected - here
             if gone:
@@ -404,8 +405,8 @@ class Replay:
               "diverges"    it asks for other steps: `expected`, `found`, and `source`, the lines (`file:line`) that asked
               "unknown"     no workflow of this id and version is registered
               "damaged"     the file is not an intact export (see `verify`)
-    line      of the file: where code and history part
-    message   the result in words, for a person
+    line      the line of the file where code and history first differ
+    message   the result in words
     """
 
     outcome: Literal["agrees", "differs", "diverges", "unknown", "damaged"]
@@ -418,7 +419,7 @@ class Replay:
 
     @property
     def ok(self) -> bool:
-        """Whether today's code agrees with the history."""
+        """Whether the outcome is "agrees"."""
         return self.outcome == "agrees"
 
 
@@ -483,7 +484,7 @@ def _close(execution: Execution, run: RunState, watch: Watch) -> None:
 
 
 class _Missing:
-    """Stands for `step.ext` and `ctx.ext` without a connection."""
+    """In place of `step.ext` and `ctx.ext` if the client is not connected."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -508,7 +509,7 @@ def _where(history: _History, execution: Execution) -> int | None:
 
 
 def _compare(history: _History, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> Replay:
-    """Compare the ends of code and history; the code has done all that the history holds."""
+    """Compare how code and history end, once the code has done everything that the history holds."""
     agrees = Replay("agrees", f"today's code does what the history of run {run.id!r} holds, and it is {run.phase}", run.id)
     if not run.ended or (run.phase == "cancelled" and history.stood_still):
         return agrees

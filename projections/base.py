@@ -34,7 +34,7 @@ from .panels import Panel
 
 
 class RunSoFar:
-    """A run as it is right after an event. Only read it, and only while the event is applied."""
+    """A run right after an event. Read it only while the event is applied, and do not change it."""
 
     __slots__ = ("_state", "folded")
 
@@ -74,12 +74,12 @@ class RunSoFar:
 
     @property
     def waiting_on(self) -> list[str]:
-        """In words, what must happen next, as in `Run.status()`; empty once the run has ended."""
+        """The things that must happen next, in words, as in `Run.status()`; empty once the run has ended."""
         return [] if self.folded.ended else waiting_words(self.folded, self._state.owner is not None)
 
     @property
     def started_at(self) -> datetime:
-        """UTC, by the log's clock."""
+        """When the run started: UTC, by the log's clock."""
         return utc(self.folded.started_at)
 
     @property
@@ -89,7 +89,7 @@ class RunSoFar:
 
     @property
     def ended_at(self) -> datetime | None:
-        """UTC, by the log's clock; None until the run has ended."""
+        """When the run ended: UTC, by the log's clock; None while it is open."""
         return None if self.folded.ended_at is None else utc(self.folded.ended_at)
 
     @property
@@ -104,7 +104,7 @@ class RunSoFar:
 
     @property
     def reason(self) -> str | None:
-        """The reason in the request to cancel."""
+        """The reason in the request to cancel the run; None without one."""
         return self.folded.reason
 
 
@@ -131,7 +131,8 @@ class RunChange:
 
 
 class Batch:
-    """The changes of one transaction, all of one partition. Iterate once, to the end: the iteration folds the records."""
+    """The changes of one transaction, all of one partition. Iterate over it once and to the end: the iteration folds the
+    records."""
 
     def __init__(self, state: PartitionState, records: Sequence[Record]) -> None:
         self.partition = state.partition
@@ -139,7 +140,7 @@ class Batch:
         self.current = records[0].offset  # the record that is being folded or applied
         self.last: RunChange | None = None
         self.claim: Record | None = None  # the last accepted claim among these records
-        self.changed: set[str] = set()  # ids of the runs that the changes seen so far are of
+        self.changed: set[str] = set()  # ids of the runs of the changes so far
         self._state = state
         self._records = iter(records)
 
@@ -162,7 +163,7 @@ class Batch:
 
     @property
     def owned(self) -> bool:
-        """Whether a worker owns the partition after the changes seen so far; `was_owned`: before the first."""
+        """Whether a worker owns the partition after the changes so far; `was_owned`: before the first change."""
         return self._state.owner is not None
 
     def open_runs(self) -> Iterator[RunSoFar]:
@@ -174,8 +175,8 @@ class Batch:
 class Projection:
     """Tables that follow the log. Subclass it.
 
-    `name` identifies the projection and must never change. A higher `version` rebuilds its tables at the next start.
-    `metadata` belongs to the projection alone: a rebuild drops every table in it. `pages`: what a dashboard shows of it.
+    `name` identifies the projection and must never change. A higher `version` rebuilds its tables at the next start. `metadata`
+    belongs to the projection alone: a rebuild drops every table in it. `pages`: the panels of its dashboard.
     """
 
     name: str
@@ -199,22 +200,22 @@ class Projection:
 
 
 class Gathered(Protocol):
-    """The notes of one batch."""
+    """Collects the changes of one batch, and writes them at its end."""
 
     def take(self, change: RunChange) -> None:
-        """Note a change."""
+        """Collect a change."""
         ...
 
     def write(self, connection: sa.Connection) -> None:
-        """Write the notes, behind the last change."""
+        """Write the rows, after the last change of the batch."""
         ...
 
 
 class Gathering(Projection):
-    """A projection that only notes each change and writes at the end of a batch, so one fold serves several of them."""
+    """A projection that collects changes and writes at the end of a batch, so that one fold serves several such projections."""
 
     def gather(self, batch: Batch) -> Gathered:
-        """Begin the notes of a batch, which the caller iterates."""
+        """Returns a new collector for a batch. The caller iterates over the batch."""
         raise NotImplementedError
 
     def apply_all(self, connection: sa.Connection, batch: Batch) -> None:

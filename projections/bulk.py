@@ -12,15 +12,16 @@ from sqlalchemy.dialects import sqlite
 
 _STATEMENTS = 100
 _DIALECT: sa.Dialect = sqlite.dialect()
-"""One for all databases: the cache must not keep those of each."""
+"""One dialect for all databases, so that the cache does not keep each database's own."""
 
 
 def execute_many(
     connection: sa.Connection, statement: sa.Insert | sa.Update | sa.Delete, rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Execute a statement once for each row; all rows have the same names. No rows: nothing happens.
+    """Execute a statement once for each row; all rows have the same names. Without rows it does nothing.
 
-    On SQLite the values go to the driver as they are, which takes half of the time: its texts and numbers need no conversion.
+    On SQLite this passes the values to the driver without SQLAlchemy's conversions, which takes half the time: texts and numbers
+    need none.
     """
     if not rows:
         return
@@ -35,7 +36,7 @@ def execute_many(
 def _compiled(
     statement: sa.Insert | sa.Update | sa.Delete, names: tuple[str, ...]
 ) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """The text of a statement, and the values of a row in the order of their places in it."""
+    """The text of a statement, and a function from a row to its values in the order of the statement's parameters."""
     compiled: Any = statement.compile(dialect=_DIALECT, column_keys=list(names))
     places: list[str] = compiled.positiontup
     fixed: dict[str, Any] = {name: compiled.params[name] for name in places if name not in names}

@@ -2,16 +2,17 @@
 
     transaction { move the position · fold and apply a batch · at times keep the fold's state }
 
-Feeds of one partition that are about as far go together, if their projections gather: one fold, one transaction for all.
+Feeds of one partition whose positions are close go together, if their projections are `Gathering`: one fold and one
+transaction for all.
 
 - The position moves in the transaction that writes the rows. It moves first, by an update that names its old value. So no
   record is applied twice or left out, whichever process dies. If several processes run one projection on one database, the
   fastest applies a batch, and the others only fold it.
 - The same database keeps the state of the fold (claim, open runs, ids of ended runs): every `SNAPSHOT_RECORDS` records the
-  parts that have changed, and the offset they cover (`kept`). A start loads that state, and folds the records up to the position
-  without applying them.
-- The position is stored with marks of the log below it (`stepfold.marks`). So a log that was replaced by an older copy, and
-  has grown since, is not taken for the log that the rows were made from.
+  parts that have changed, and the offset they cover (`kept`). At a start the feed loads that state, and folds the records up
+  to the position without applying them.
+- The position is stored with marks of the log below it (`stepfold.marks`). So the feed notices that an older copy has replaced
+  the log, even if the copy has grown since.
 
 Synchronous: everything here runs on the runner's database thread. It relies on the fold alone: the same records give the same
 state in every process.
@@ -60,7 +61,8 @@ class _Overtaken(Exception):
 
 
 class Database:
-    """The database for the projections of `log`. `database`: a URL or an engine; None: `default_database(log)`, ours alone.
+    """The database for the projections of `log`. `database`: a URL or an engine; None: `default_database(log)`, which only
+    projections use.
 
     Raises ConfigError for a bad database URL.
     """
@@ -97,7 +99,8 @@ class Database:
     def wipe_in(self, connection: sa.Connection, projection: Projection) -> None:
         """`wipe` within a transaction.
 
-        A database that commits at every CREATE and DROP may stop half way. Version 0 marks that, and the next start wipes again.
+        If the database commits at every CREATE and DROP, a crash may leave half of the tables. Version 0 marks that, and the next
+        start wipes again.
         """
         for table in (OPEN_RUNS, ENDED_RUNS):
             connection.execute(sa.delete(table).where(table.c.projection == projection.name))
@@ -131,9 +134,10 @@ _MOVE = (
 
 
 class Shared:
-    """The feeds of one partition that go together: one folds the records, and applies them for its riders in one transaction.
+    """The feeds of one partition that go together: the leader folds the records, and applies them for itself and its riders in
+    one transaction.
 
-    None joins below `alone_until`: something failed there.
+    No feed joins below `alone_until`, because something failed there.
     """
 
     def __init__(self) -> None:
@@ -160,7 +164,7 @@ class Feed:
         self.dismissed: Future[None] = Future()
 
     def load(self) -> None:
-        """Load from the database; make missing or outdated tables anew. Raises ConfigError and SQLAlchemyError."""
+        """Load from the database; make missing tables, and outdated ones again. Raises ConfigError and SQLAlchemyError."""
         log, projection = self._database.log, self.projection
         with self._database.engine.begin() as connection:
             make_tables(connection)
@@ -192,7 +196,8 @@ class Feed:
         self._since_snapshot = 0
 
     def begin_again(self, why: str) -> None:
-        """The rows were made from another log: make them anew. Raises Stale, or ConfigError in a given database."""
+        """Called when the rows were made from another log: rebuild them and raise Stale. Raises ConfigError in a given
+        database."""
         database, projection = self._database, self.projection
         if not database.is_default:
             raise ConfigError(
@@ -234,7 +239,7 @@ class Feed:
             )
 
     def take(self, records: Sequence[Record]) -> bool:
-        """Fold records, and apply those that are not applied, for the riders as well. Returns what `join` does.
+        """Fold records, and apply those that are not applied yet, for the riders too. Returns the result of `join`.
 
         Raises Stale, ProjectionFailed, SQLAlchemyError.
         """
@@ -245,7 +250,8 @@ class Feed:
             self.leave()
             if not has_riders or isinstance(error, Stale):
                 raise
-            self._shared.alone_until = records[-1].offset + 1  # each meets the error, or not, by itself
+            # each feed applies these records alone, so that an error stops only the feed that raises it
+            self._shared.alone_until = records[-1].offset + 1
             raise Stale from error
         return self.join()
 
@@ -280,7 +286,7 @@ class Feed:
         self._check_format(state)
 
     def _commit(self, state: PartitionState, records: Sequence[Record], feeds: Sequence[Feed], behind: Sequence[Feed]) -> None:
-        """Fold records for `feeds`, and apply them to the projections of those that are behind."""
+        """Fold records for `feeds`, and apply them to the projections of the feeds that are behind."""
         last = records[-1]
         with self._database.engine.begin() as connection:
             for feed in behind:
@@ -313,7 +319,7 @@ class Feed:
             raise feeds[0]._failure(batch, f"raised {type(error).__name__}: {error}") from error
 
     def _move(self, connection: sa.Connection, last: Record) -> None:
-        """Move the stored position behind a record. Raises _Overtaken."""
+        """Move the stored position to the offset after a record. Raises _Overtaken."""
         here = {"of_projection": self.projection.name, "of_partition": self.partition, "of_build": self._build}
         stands = orjson.dumps([tuple(mark) for mark in marks_of(self._claim_mark(), last)]).decode()
         moved = connection.execute(_MOVE, {**here, "found_at": self.position, "behind": last.offset + 1, "stands": stands})
@@ -325,22 +331,22 @@ class Feed:
 
     @property
     def riders(self) -> list[Feed]:
-        """The feeds for which this one takes the records, too."""
+        """The feeds for which this one applies the records too."""
         return list(self._shared.riders) if self._shared.leader is self else []
 
     @property
     def leader(self) -> Feed | None:
-        """The feed that takes the records for this one."""
+        """The feed that applies the records for this one."""
         return self._shared.leader if self in self._shared.riders else None
 
     def join(self) -> bool:
-        """Whether another feed takes the records for this one from now on, until `dismissed` is done. Then load again.
+        """Whether another feed applies the records for this one from now on, until `dismissed` is done. After that, load again.
 
-        That feed folds from an offset that is a little below this one's, if at all. If it is a little above, this one leads.
+        The other feed must be at the same position or a little below. If it is a little above, this one becomes the leader.
         """
-        kind, shared, state = type(self.projection), self._shared, self.state
+        class_, shared, state = type(self.projection), self._shared, self.state
         assert state is not None
-        if not issubclass(kind, Gathering) or kind.apply_all is not Gathering.apply_all or self.position < shared.alone_until:
+        if not issubclass(class_, Gathering) or class_.apply_all is not Gathering.apply_all or self.position < shared.alone_until:
             return False
         if shared.leader is None:
             shared.leader = self
@@ -356,7 +362,7 @@ class Feed:
         return True
 
     def leave(self) -> None:
-        """Ride no more, or dismiss the riders."""
+        """Leave the leader, or dismiss the riders."""
         shared = self._shared
         if self in shared.riders:
             shared.riders.remove(self)
@@ -389,11 +395,11 @@ class Feed:
         if change is not None:
             step = f", step {change.fields['step_id']!r}" if "step_id" in change.fields else ""
             event = f" for {change.kind} of run {change.run.id!r}{step}"
-        kind = type(self.projection)
-        method = "apply" if kind.apply_all is Projection.apply_all else "apply_all"
+        class_ = type(self.projection)
+        method = "apply" if class_.apply_all is Projection.apply_all else "apply_all"
         return self.failed(
-            f"{kind.__name__}.{method}{event} {what}. Offsets below {self.position} are applied. Fix it and start again; if rows "
-            "are wrong already, raise its version, which rebuilds it",
+            f"{class_.__name__}.{method}{event} {what}. Offsets below {self.position} are applied. Fix it and start again; if "
+            "rows are wrong already, raise its version, which rebuilds it",
             batch.current,
         )
 
@@ -413,10 +419,10 @@ def check(projections: Sequence[Projection]) -> None:
     users = dict.fromkeys(TABLES.tables, "stepfold")
     names: set[str] = set()
     for projection in projections:
-        kind = type(projection).__name__
+        class_name = type(projection).__name__
         name, version, metadata = (getattr(projection, field, None) for field in ("name", "version", "metadata"))
         if not isinstance(name, str) or not 0 < len(name) <= 100 or name in names:
-            raise ConfigError(f"{kind}: `name` must be a text of its own, 1 to 100 characters; it is {name!r}")
+            raise ConfigError(f"{class_name}: `name` must be a text of its own, 1 to 100 characters; it is {name!r}")
         if not isinstance(version, int) or version < 1:
             raise ConfigError(f"projection {name!r}: `version` must be a number, 1 or higher; it is {version!r}")
         if not isinstance(metadata, sa.MetaData):
@@ -468,13 +474,14 @@ def _engine(database: str | sa.URL) -> sa.Engine:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """Set up a connection. A power failure may undo the last transactions, rows and position alike; a restart repeats them."""
+    """Set up a connection. A power failure may undo the last transactions, with rows and position; a restart applies them
+    again."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the database may answer later. Bad data in an SQLite file is not an outage."""
+    """Whether the error is an outage, after which the database may answer again. Bad data in an SQLite file is not one."""
     if not isinstance(error, OperationalError | InterfaceError):
         return False
     code = getattr(error.orig, "sqlite_errorcode", None)
@@ -489,7 +496,8 @@ def is_sound(row: sa.Row[Any]) -> bool:
 
 
 def marks_in(row: sa.Row[Any]) -> list[Mark]:
-    """The marks of a row; none if older code moved the position last or the marks cannot be read. The log is then not checked."""
+    """The marks of a row; empty if older code moved the position last or the marks cannot be read. Nothing then checks the
+    log."""
     try:
         return marks_from(orjson.loads(row.stood)) if row.stood else []
     except (ValueError, TypeError):
@@ -497,7 +505,7 @@ def marks_in(row: sa.Row[Any]) -> list[Mark]:
 
 
 def printable(text: str) -> str:
-    """The text in a form that every database accepts."""
+    """The text with NUL and lone surrogates replaced, which some databases refuse."""
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 

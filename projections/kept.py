@@ -1,8 +1,8 @@
-"""The fold's state and the positions that a database keeps besides the rows.
+"""The fold's state and the positions, which a database keeps beside the projection's rows.
 
-The state is kept in pieces: a row for each open run, and one for each chunk of remembered ids. A summary holds their version
-and what they must add up to. Other code may have written the pieces, and a database may be damaged, so pieces that do not match
-the summary are not used. That loses nothing: the log is folded from its beginning, and rows and position stay.
+The state is kept in pieces: a row for each open run, and one for each chunk of remembered ids. A summary holds the version of the
+pieces, and counts and digests to check them: other code may have written them, and a database may be damaged. If the pieces do
+not match the summary, the feed folds the log from its beginning; rows and position stay.
 
 Synchronous: everything here runs on the runner's database thread, within the caller's transactions.
 """
@@ -23,7 +23,7 @@ from stepfold.worker.checkpoint import VERSION as PACKED
 from stepfold.worker.checkpoint import begin_at, summary_of
 
 VERSION = f"1.{PACKED}"
-"""The format of the kept state, and of the packed runs in it. A reader does not use another format."""
+"""The format of the kept state, and of the packed runs in it. A reader ignores state in any other format."""
 FORGET_LATE_MS = 3_600_000
 """The log's time may step back a little, so ids of ended runs are kept this much longer than the fold remembers them."""
 SUM_BYTES = 4
@@ -36,18 +36,18 @@ POSITIONS = sa.Table(
     sa.Column("projection", sa.String(100), primary_key=True),
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("build", sa.String(32), nullable=False),  # another one after a rebuild
+    sa.Column("build", sa.String(32), nullable=False),  # a rebuild changes it
     sa.Column("log_id", sa.String(200), nullable=False),
     sa.Column("position", sa.BigInteger, nullable=False),  # all records below are applied
     sa.Column("snapshot", sa.BigInteger, nullable=False),  # all records below are in the kept state
-    sa.Column("claim", sa.BigInteger, nullable=False),  # this and the next two columns: for people, and for stepfold 0.1
+    sa.Column("claim", sa.BigInteger, nullable=False),  # this and the next two columns are for users' SQL, and for stepfold 0.1
     sa.Column("owner", sa.String(200)),
     sa.Column("format", sa.Integer, nullable=False),
     sa.Column("stood", sa.Text),  # marks of the records below the position
     sa.Column("kept", sa.Text),  # the summary of the kept state
     sa.Column("stopped", sa.Text),  # why the projection has stopped
 )
-_LATER = ("stood", "kept", "stopped")  # columns that tables of older code do not have
+_LATER = ("stood", "kept", "stopped")  # columns that tables of older versions lack
 OPEN_RUNS = sa.Table(
     "stepfold_open_runs",
     TABLES,
@@ -69,7 +69,7 @@ BEGINNING: dict[str, Any] = {"position": 0, "snapshot": 0, "claim": -1, "owner":
 
 
 def make_tables(connection: sa.Connection) -> None:
-    """Make missing tables, and the columns that tables of older code do not have."""
+    """Make missing tables, and the columns that tables of older versions lack."""
     TABLES.create_all(connection)
     there = {column["name"] for column in sa.inspect(connection).get_columns(POSITIONS.name)}
     preparer = connection.dialect.identifier_preparer
@@ -89,7 +89,7 @@ class Kept:
         self._changed: set[str] = set()  # runs that changed since the last save
         self._chunks: dict[int, int] = {}  # chunk of ended runs' ids -> its kept length
         self.note = self._changed.update
-        """Call it with the ids of runs that have changed."""
+        """Note the ids of runs that have changed since the last save."""
 
     def load(self, connection: sa.Connection, row: sa.Row[Any]) -> PartitionState:
         """Read the kept state. Raises ValueError, or any error of reading foreign bytes, if it cannot be used."""
@@ -122,7 +122,7 @@ class Kept:
         return PartitionState(self._partition, self._partitions)
 
     def save(self, connection: sa.Connection, state: PartitionState, latest: int) -> None:
-        """Keep the state as it is now. `latest`: the log's time, ms.
+        """Save the state. `latest`: the log's time, ms.
 
         If the transaction fails, call `load`: this object then differs from the database.
         """

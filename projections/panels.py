@@ -1,4 +1,4 @@
-"""Panels: what a projection shows of its tables on a dashboard, and how a server reads them.
+"""Panels: the parts of a projection's dashboard, and how a server reads them.
 
     class Orders(Projection):
         pages = [
@@ -7,8 +7,8 @@
             TableView("Newest orders", sa.select(orders).order_by(orders.c.at.desc()).limit(20)),
         ]
 
-A panel is a select. `read_panels` runs it in a transaction that cannot write, stops it after a time, and takes a bounded number
-of its rows; a panel that fails says why, and the others are read all the same.
+A panel is a select. `read_panels` runs it in a transaction that cannot write, stops it after a time limit, and reads a bounded
+number of rows. If a panel fails, its rows say why, and the other panels are read nevertheless.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from stepfold.errors import ConfigError
 LIMIT_S = 2.0
 """How long the select of a panel may run."""
 ROWS = 500
-"""The most rows of a panel."""
+"""The most rows of a panel that are read."""
 CELL_CHARS = 1000
-_LOOK_EVERY = 10_000  # instructions of SQLite, some 0.1 ms
+_LOOK_EVERY = 10_000  # instructions of SQLite's virtual machine: about 0.1 ms
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A panel with one value: the first column of the first row. `unit`: the word behind it."""
+    """A panel with one value: the first column of the first row. `unit`: the word after the value."""
 
     title: str
     select: sa.Select[*tuple[Any, ...]]
@@ -47,8 +47,9 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A panel with a picture. The first column is the axis: texts, numbers or times; each other column is a series of numbers,
-    called by the column's name. `unit`: of the numbers. `kind`: "bars", or "lines", which stand at their number or time."""
+    """A panel with a chart. The first column is the axis: texts, numbers or times; each other column is a series of numbers,
+    named as the column. `unit`: of the numbers. `kind`: "bars", evenly spaced, or "lines", placed by the axis' numbers or
+    times."""
 
     title: str
     select: sa.Select[*tuple[Any, ...]]
@@ -58,7 +59,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class TableView:
-    """A panel with the rows of the select, below the names of its columns. A column `run_id` links to the runs."""
+    """A panel with the rows of the select as a table. Ids in a column `run_id` link to the runs."""
 
     title: str
     select: sa.Select[*tuple[Any, ...]]
@@ -70,7 +71,8 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True, slots=True)
 class PanelRows:
-    """The rows of a panel. `more`: there are more of them. `failed`: why they could not be read; then there are none."""
+    """The rows of a panel. `more`: the select has more rows. `failed`: why they could not be read, and there are no rows; None if
+    they were read."""
 
     columns: list[str]
     rows: list[list[Cell]]
@@ -99,7 +101,7 @@ def check_panels(name: str, panels: Any) -> None:
 
 
 def read_panels(connection: sa.Connection, panels: Sequence[Panel], limit_s: float = LIMIT_S) -> list[PanelRows]:
-    """The rows of each panel. `limit_s`: how long each may take; one that fails or takes longer says so in its `failed`."""
+    """The rows of each panel. `limit_s`: how long each may take. If a panel fails or takes longer, its `failed` says so."""
     reading = _reading_sqlite if connection.dialect.name == "sqlite" else _reading
     return [_read(connection, panel, reading, limit_s) for panel in panels]
 
@@ -118,13 +120,14 @@ def _read(connection: sa.Connection, panel: Panel, reading: Any, limit_s: float)
 
 
 def _brief(error: SQLAlchemyError) -> str:
-    """The database's words, without the statement and SQLAlchemy's link."""
+    """The database's own message, without the statement and SQLAlchemy's link."""
     return str(getattr(error, "orig", None) or error).strip().split("\n")[0][:CELL_CHARS]
 
 
 @contextlib.contextmanager
 def _reading_sqlite(connection: sa.Connection, limit_s: float) -> Generator[None]:
-    """Nothing can be written in the block, and SQLite stops after `limit_s`. Leaves the connection as it was, but rolled back."""
+    """A block in which SQLite refuses writes and stops after `limit_s`. At its end the connection is rolled back, with its old
+    settings."""
     raw: Any = connection.connection.driver_connection
     until = time.monotonic() + limit_s
     connection.exec_driver_sql("PRAGMA query_only = ON")
@@ -139,7 +142,7 @@ def _reading_sqlite(connection: sa.Connection, limit_s: float) -> Generator[None
 
 @contextlib.contextmanager
 def _reading(connection: sa.Connection, limit_s: float) -> Generator[None]:
-    """As `_reading_sqlite`; by PostgreSQL's own means, and without a limit of time on other databases."""
+    """As `_reading_sqlite`, with PostgreSQL's settings; on other databases without a time limit."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {max(1, round(limit_s * 1000))}")
@@ -150,7 +153,7 @@ def _reading(connection: sa.Connection, limit_s: float) -> Generator[None]:
 
 
 def cell_of(value: Any) -> Cell:
-    """A value of the database as JSON has it: times in ISO 8601, decimals as numbers, long texts cut."""
+    """A database value as a JSON value: times in ISO 8601, decimals as numbers, long texts cut."""
     match value:
         case None | bool() | int():
             return value

@@ -1,4 +1,4 @@
-"""Reads a database beside the transactions of the projections: on threads and connections of its own, and not for ever."""
+"""Reads a database outside the projections' transactions: on threads and connections of its own, with a time limit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 THREADS = 4
 _STEPS = 10_000
-"""After so many steps of SQLite's machine a query looks whether its time is over: after less than a millisecond."""
+"""A query checks its time limit after this many steps of SQLite's virtual machine, which take less than a millisecond."""
 
 
 class _Asked:
-    """One question. `until`: when its time is over, by the monotonic clock; None: never."""
+    """One read. `until`: the end of its time limit on the monotonic clock; None: no limit."""
 
     def __init__(self, limit_s: float | None) -> None:
         self.until = None if limit_s is None else time.monotonic() + limit_s
@@ -40,9 +40,9 @@ class Readers:
         self._threads = ThreadPoolExecutor(THREADS, "stepfold-reader")
 
     async def ask(self, ask: Callable[[sa.Connection], T], limit_s: float | None = None) -> T:
-        """Call `ask` with a connection whose writes are not kept. If the caller is cancelled, the database stops its work, too.
+        """Call `ask` with a connection whose writes are rolled back. If the caller is cancelled, the database stops its work too.
 
-        Raises TimeoutError if it takes longer than the limit.
+        Raises TimeoutError if it takes longer than `limit_s`.
         """
         asked = _Asked(limit_s)
         try:
@@ -55,14 +55,14 @@ class Readers:
 
     def _answer(self, ask: Callable[[sa.Connection], T], asked: _Asked) -> T:
         with self._engine.connect() as connection, _bounded(connection, asked):
-            if connection.dialect.name == "sqlite":  # whose driver begins none for a read: each would see another state
+            if connection.dialect.name == "sqlite":  # the driver begins no transaction for reads: each would see another state
                 connection.exec_driver_sql("BEGIN")
             return ask(connection)
 
 
 @contextmanager
 def _bounded(connection: sa.Connection, asked: _Asked) -> Generator[None]:
-    """Stop the queries of the block when their time is over. Raises TimeoutError."""
+    """A block that stops its queries when the time limit ends. Raises TimeoutError."""
     driver: Any = connection.connection.driver_connection
     if connection.dialect.name == "postgresql":
         connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))

@@ -1,7 +1,7 @@
 """Follows a log with projections: reads on the event loop, and hands each batch to the database thread.
 
-It does not need workers: it can also follow a log that no worker serves. A projection that fails stops; the others go on. The
-runner waits until outages of the log and the database are over.
+It does not need workers: it can also follow a log that no worker serves. If a projection fails, it stops and the others continue.
+The runner waits until outages of the log and the database are over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
@@ -36,7 +35,7 @@ logger = logging.getLogger("stepfold.projections")
 BATCH_RECORDS = 1000
 """The most records in one transaction."""
 RETRY_S = (0.2, 5.0)
-"""First and longest pause before the next try to use the log or the database."""
+"""The first and the longest pause before the runner tries the log or the database again."""
 POLL_S = 0.1
 NOT_RUNNING = "the projections are not running: use the runner inside `async with ProjectionRunner(...) as runner:`"
 
@@ -44,7 +43,8 @@ NOT_RUNNING = "the projections are not running: use the runner inside `async wit
 class Lag(NamedTuple):
     """How far a projection is in one partition: its position, and the offset at which the log ends.
 
-    `stopped`: why the projection has stopped there, if it has; its rows may then belong to another log.
+    `stopped`: why the projection has stopped there; None if it has not. The rows of a stopped projection may belong to another
+    log.
     """
 
     projection: str
@@ -60,13 +60,13 @@ class Lag(NamedTuple):
 
 
 def positions(connection: sa.Connection, projection: str) -> dict[int, int]:
-    """How far the rows that this connection sees go: by partition, the offset below which all records are applied."""
+    """Partition -> position of a projection in the tables that this connection sees: all records below it are applied."""
     query = sa.select(POSITIONS.c.partition, POSITIONS.c.position).where(POSITIONS.c.projection == projection)
     return {row.partition: row.position for row in connection.execute(query.order_by(POSITIONS.c.partition))}
 
 
 class _Follower:
-    """A feed with its reader and task on the event loop."""
+    """A feed, with its reader and its task on the event loop."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
@@ -78,7 +78,7 @@ class _Follower:
 
 
 async def differs(log: Log, partition: int, position: int, marks: Sequence[Mark], bounds: tuple[int, int]) -> str | None:
-    """In words, how the log differs from the records applied below `position`; None if it does not differ."""
+    """How the log differs from the records applied below `position`, in words; None if it does not."""
     _, end = bounds
     offset = await moved(log, partition, marks, *bounds)
     restored = "it was restored from an older copy, was recreated, or has lost its end"
@@ -141,7 +141,7 @@ class ProjectionRunner:
             self._undo = undo.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._undo.aclose()
 
     async def _close(self) -> None:
@@ -159,7 +159,7 @@ class ProjectionRunner:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the projections that it keeps up to date."""
+        """The names of the projections that the runner keeps up to date."""
         return tuple(projection.name for projection in self._projections)
 
     async def catch_up(self) -> None:
@@ -172,7 +172,7 @@ class ProjectionRunner:
     async def rebuild(self, *names: str) -> None:
         """Empty the tables of these projections (of all, without names), and apply the log from its beginning to its current end.
 
-        Raises as `catch_up` does, and ConfigError for an unknown name.
+        Raises the same errors as `catch_up`, and ConfigError for an unknown name.
         """
         self._running()
         unknown = set(names) - {projection.name for projection in self._projections}
@@ -184,7 +184,7 @@ class ProjectionRunner:
             self.failures.pop(projection.name, None)
             try:
                 await self._do(self._database.wipe, projection)
-            finally:  # if the database is away, follow as before; `rebuild` can be called again
+            finally:  # if the database does not answer, follow as before; `rebuild` can be called again
                 await self._start(projection)
         await self._catch_up(chosen)
 
@@ -213,17 +213,17 @@ class ProjectionRunner:
         return Lag(row.projection, row.partition, row.position, end, stopped)
 
     async def query(self, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call `ask(connection, ...)` off the event loop. It sees whole transactions, and its writes are not kept."""
+        """Call `ask(connection, ...)` off the event loop. It sees whole transactions only, and its writes are rolled back."""
         return await self._reader().ask(lambda connection: ask(connection, *args, **kwargs))
 
     async def query_within(
         self, limit_s: float, ask: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """`query`, but the database stops and TimeoutError is raised if it takes longer than `limit_s` seconds."""
+        """As `query`, with a limit: after `limit_s` seconds the database stops its work, and this raises TimeoutError."""
         return await self._reader().ask(lambda connection: ask(connection, *args, **kwargs), limit_s)
 
     async def reached(self, partition: int, offset: int, limit_s: float) -> bool:
-        """Whether all projections have applied the records of a partition below `offset`, as far as the log holds any by then.
+        """Whether all projections have applied the partition's records below `offset`, or up to the log's end if that is lower.
 
         Waits up to `limit_s` seconds for that. Raises LogUnavailable.
         """
@@ -250,7 +250,7 @@ class ProjectionRunner:
         """Start to follow the log. The projection's tables exist when this returns, unless loading fails."""
         followers = [_Follower(Feed(self._database, projection, partition)) for partition in range(self.log.partitions)]
         self._followers[projection.name] = followers
-        with contextlib.suppress(Exception):  # the follower meets the error again, and waits or fails
+        with contextlib.suppress(Exception):  # the follower gets the error again, and waits or fails
             await self._do(followers[0].feed.load)
         for follower in followers:
             name = f"stepfold-{projection.name}-{follower.feed.partition}"
@@ -325,7 +325,7 @@ class ProjectionRunner:
             await self._do(feed.leave)
 
     async def _read(self, follower: _Follower, needed: int, end: int) -> None:
-        """Feed the records from `needed` on, until another feed takes them as well."""
+        """Feed the records from `needed` on, until another feed applies them for this one."""
         feed, rides = follower.feed, False
         reader = follower.reader = self.log.reader(feed.partition, needed)
         try:
@@ -348,14 +348,15 @@ class ProjectionRunner:
             await reader.close()
 
     async def _ride(self, follower: _Follower) -> None:
-        """Wait while another feed takes the records for this one. Then raises Stale."""
+        """Wait while another feed applies the records for this one, then raise Stale."""
         follower.troubled_since = None
         self._tell()
         await asyncio.shield(asyncio.wrap_future(follower.feed.dismissed))
         raise Stale
 
     def _reached(self, follower: _Follower, end: int) -> bool:
-        """Whether everything below `end` is applied. The reader passes gaps in the log, the position does not."""
+        """Whether all records below `end` are applied. Compares the reader's position too, because it also passes gaps in the
+        log."""
         feed = follower.feed
         takes = feed.leader or feed
         of_partition = [followers[feed.partition] for followers in self._followers.values()]
@@ -408,7 +409,7 @@ class ProjectionRunner:
         self._news = asyncio.Event()
 
     async def _do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a call on the database thread, after its current work."""
+        """Run a call on the database thread, after the calls before it."""
         thread = self._running()
         return await asyncio.get_running_loop().run_in_executor(thread, lambda: call(*args, **kwargs))
 

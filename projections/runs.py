@@ -3,13 +3,13 @@
     stepfold_runs(run_id, workflow, version, state, partition, started_at, updated_at, ended_at, steps_completed,
                   attempts_failed, waiting_on, waiting_kind, waiting_step, waiting_until, last_error, input, result)
 
-Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting_on` (a JSON list) are the words of
-`Run.status()`. `waiting_kind` and `waiting_step` are kind and step id of the oldest operation that is open; `waiting_until` is
-when the first of the open ones is due. `input` and `result` are the beginning of the JSON, for people and for search. A run id
-can be used again a day after its end; the row is then that of the last run.
+Times are milliseconds since 1970, UTC, by the log's clock. `state` and `waiting_on` (a JSON list) are those of `Run.status()`.
+`waiting_kind` and `waiting_step` are kind and step id of the oldest open operation; `waiting_until` is the time of the first
+timer of the open operations. `input` and `result` are the beginning of the JSON, to be shown and searched. A run id can be used
+again a day after the run's end; the row is then that of the last run.
 
-A search goes through an index of texts (`texts`). It takes the candidates of that index in the order of their starts and reads
-their rows, unless so few runs fulfil the other conditions that it is cheaper to read all of those.
+A search uses an index of texts (`texts`). It takes the index's candidates in the order of their starts and reads their rows. If
+only a few runs fulfil the other conditions, it reads all of these instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .bulk import execute_many
 
 _ERROR_RUNS = sa.table("stepfold_error_runs", sa.column("fingerprint", sa.String), sa.column("run_id", sa.String))
 EXCERPT = 2000
-"""How many characters of inputs, results and errors are kept."""
+"""How many characters of inputs, results and errors a row keeps."""
 
 metadata = sa.MetaData()
 runs = sa.Table(
@@ -69,12 +69,12 @@ runs = sa.Table(
 
 
 def _where(name: str, columns: Sequence[str], condition: sa.ColumnElement[bool]) -> sa.Index:
-    """An index of those runs alone that fulfil a condition."""
+    """A partial index: of the runs that fulfil a condition."""
     return sa.Index(name, *(runs.c[column] for column in columns), sqlite_where=condition, postgresql_where=condition)
 
 
 _WAITS = runs.c.waiting_kind.is_not(None)
-_TROUBLED = sa.text("attempts_failed > 0")  # not a bound value: SQLite then knows that the index will do
+_TROUBLED = sa.text("attempts_failed > 0")  # a literal, not a bound value: SQLite can then use a partial index
 _ERRED = runs.c.last_error.is_not(None)
 _where("stepfold_runs_waiting", ["waiting_kind", "started_at"], _WAITS)
 _where("stepfold_runs_waiting_workflow", ["workflow", "waiting_kind", "started_at"], _WAITS)
@@ -107,12 +107,12 @@ class RunsProjection(Gathering):
     metadata = metadata
 
     def gather(self, batch: Batch) -> _News:
-        """Each changed run is written once, in its last state."""
+        """Collects the batch: each changed run is written once, in its last state."""
         return _News(batch)
 
 
 class _News:
-    """The changes of one batch by run id; for a run that began in it, those since its beginning."""
+    """The changes of one batch by run id; if the run id began again in the batch, those of the last run."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
@@ -151,7 +151,7 @@ class _News:
             texts.add(connection, self._texts())
 
     def _texts(self) -> dict[int, list[str]]:
-        """The texts that are new in these runs, by their start."""
+        """The new texts of these runs, by the runs' start."""
         new: dict[int, list[str]] = {}
 
         def add(run_id: str, text: str) -> None:
@@ -211,7 +211,7 @@ def _json(value: Any) -> str:
 
 
 def text_of(text: str, limit: int = EXCERPT) -> str:
-    """The text in the length of its column and without NUL, which some databases do not accept."""
+    """The text cut to the length of its column, without NUL, which some databases refuse."""
     if len(text) > limit:
         text = f"{text[: limit - 1]}…"
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -244,9 +244,9 @@ class RunFilter(TypedDict, total=False):
     """Conditions on runs; all must hold.
 
     `state`: one or several; `started_after`, `started_before`: aware datetimes; `waiting_kind`: of the oldest open operation;
-    `attempts_failed`: at least so many; `error`: text in the last error; `search`: text in the run id, workflow, last error,
-    input or result, or of one or two characters: the beginning of the run id or workflow. Texts match in upper and lower case
-    alike. `fingerprint`: of a group of errors, of which the run has had one; a StepsProjection in the same database keeps that.
+    `attempts_failed`: at least this many; `error`: text in the last error; `search`: text in the run id, workflow, last error,
+    input or result; one or two characters are searched only at the beginning of run ids and workflows. Texts match in upper and
+    lower case alike. `fingerprint`: the run has had an error of this group; this needs a StepsProjection in the same database.
     """
 
     workflow: str
@@ -261,7 +261,7 @@ class RunFilter(TypedDict, total=False):
 
 
 class Counted(NamedTuple):
-    """The number of runs that match, or the least that it can be if not `exact`."""
+    """The number of runs that match. If not `exact`, there are at least this many."""
 
     number: int
     exact: bool = True
@@ -269,9 +269,9 @@ class Counted(NamedTuple):
 
 COUNT_MOST = 10_000
 LOOK_MOST = 2000
-"""How many rows `count_some` counts, and how many candidates of a search it reads."""
+"""`count_some` counts up to this many rows, or reads up to this many candidates of a search."""
 _FEW = 2000
-"""So many rows are read rather than that candidates of a search are tried one by one."""
+"""If at most this many rows fulfil the other conditions, a search reads them all instead of trying candidates one by one."""
 
 Order = Literal["newest", "oldest", "updated"]
 _ORDERS: dict[Order, tuple[sa.Column[int], bool]] = {
@@ -289,10 +289,10 @@ def list_runs(
     after: RunRow | None = None,
     **filters: Unpack[RunFilter],
 ) -> list[RunRow]:
-    """Runs by start, the newest or the oldest first, or by last change; `limit` of them behind the row `after`.
+    """Up to `limit` runs after the row `after`, by start, the newest or the oldest first, or by last change.
 
-    With a runner: `await runner.query(list_runs, state="failed")`. A page costs the same wherever it is. Raises ValueError for a
-    naive datetime.
+    With a runner: `await runner.query(list_runs, state="failed")`. Every page takes the same time. Raises ValueError for a naive
+    datetime.
     """
     column, falls = _ORDERS[order]
     conditions, ordered = _conditions(filters), (column.desc() if falls else column, runs.c.run_id)
@@ -331,7 +331,7 @@ def count_runs(connection: sa.Connection, **filters: Unpack[RunFilter]) -> int:
 
 
 def count_some(connection: sa.Connection, **filters: Unpack[RunFilter]) -> Counted:
-    """The number of matching runs as far as it can be had cheaply. Raises ValueError for a naive datetime."""
+    """The number of matching runs, exact if it is quickly counted, else a lower bound. Raises ValueError for a naive datetime."""
     text = _searched(connection, filters)
     if text is None:
         found = _at_most(connection, filters, COUNT_MOST + 1)
@@ -347,7 +347,8 @@ def count_some(connection: sa.Connection, **filters: Unpack[RunFilter]) -> Count
 
 
 def _searched(connection: sa.Connection, filters: RunFilter) -> str | None:
-    """The text whose candidates are to be tried one by one; None: read the rows that fulfil the other conditions."""
+    """The text whose candidates a search should try one by one; None if it should read the rows that fulfil the other
+    conditions."""
     text, error = filters.get("search", ""), filters.get("error", "")
     if not text and len(error) >= texts.TRIGRAM:
         text = error
@@ -360,13 +361,13 @@ def _searched(connection: sa.Connection, filters: RunFilter) -> str | None:
 
 
 def _at_most(connection: sa.Connection, filters: RunFilter, most: int) -> int:
-    """The number of runs that fulfil the conditions, or `most` if it is more."""
+    """The number of runs that fulfil the conditions, at most `most`."""
     some = sa.select(sa.literal(1)).select_from(runs).where(*_conditions(filters)).limit(most).subquery()
     return connection.execute(sa.select(sa.func.count()).select_from(some)).scalar_one()
 
 
 def _all_few(candidates: Iterator[list[int]]) -> list[int] | None:
-    """All candidates; None if they are more than a few."""
+    """All candidates; None if there are more than a few."""
     found: list[int] = []
     for portion in candidates:
         found += portion
@@ -382,7 +383,7 @@ def _among(
     conditions: Sequence[sa.ColumnElement[bool]],
     ordered: Sequence[sa.ColumnElement[Any]] = (),
 ) -> Iterator[sa.Row[Any]]:
-    """The rows of the query that started in these milliseconds, portion by portion."""
+    """The rows of the query that started in these milliseconds, in portions."""
     for portion in candidates:
         for begin in range(0, len(portion), _AT_ONCE):
             started = runs.c.started_at.in_(portion[begin : begin + _AT_ONCE])
@@ -399,7 +400,8 @@ def _in_order(
     ordered: Sequence[sa.ColumnElement[Any]],
     limit: int,
 ) -> Sequence[sa.Row[Any]]:
-    """The first rows, by the index of the conditions: for each state apart, since an index holds only those of one in order."""
+    """The first rows, by the index that fits the conditions: one select for each state, because an index is in order only within
+    a state."""
     query = sa.select(runs).where(*conditions).order_by(*ordered).limit(limit)
     state = filters.get("state", "")
     states = [] if isinstance(state, str) else list(dict.fromkeys(state))
@@ -413,7 +415,7 @@ def _in_order(
 
 
 def _span(filters: RunFilter) -> tuple[int | None, int | None]:
-    """The first and the last millisecond of a start."""
+    """The first and the last millisecond in which matching runs may have started; None: no limit."""
     first = ms_of(filters["started_after"]) if "started_after" in filters else None
     last = ms_of(filters["started_before"]) - 1 if "started_before" in filters else None
     return first, last
@@ -471,7 +473,7 @@ def _row(row: sa.Row[Any]) -> RunRow:
     )
 
 
-# -- selections, which never hold runs of stepfold's own workflows
+# -- selections, without runs of stepfold's own workflows
 
 _OF_USERS = ~runs.c.workflow.startswith(BUILT_IN, autoescape=True)
 _AT_A_TIME = 500

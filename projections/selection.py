@@ -1,4 +1,4 @@
-"""Which runs an action on many would ask, as the table of runs has them at a position of each partition."""
+"""Which runs an action on many runs would ask: those in the table of runs, and the table's position in each partition."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SAMPLE = 10
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The runs of a selection. `states`: how many are in each; `unknown`: ids that the table does not have; `sample`: the first
-    of the runs, with their states; `position`: `partition:offset` below which all records are in the table."""
+    """The selected runs. `states`: how many are in each state; `unknown`: ids that the table does not have; `sample`: the first
+    runs, with their states; `position`: `partition:offset` below which the table has all records."""
 
     states: dict[State, int]
     unknown: list[str]
@@ -29,7 +29,7 @@ class Selection:
 
     @property
     def count(self) -> int:
-        """The number of runs, unknown ones too."""
+        """The number of runs, with the unknown ones."""
         return sum(self.states.values()) + len(self.unknown)
 
 
@@ -48,7 +48,8 @@ def select_ids(connection: sa.Connection, run_ids: Sequence[str]) -> Selection:
 
 
 def snapshot(connection: sa.Connection, limit: int, **filters: Unpack[RunFilter]) -> tuple[list[str], list[str]]:
-    """The ids of up to `limit` runs that fulfil all conditions, the newest first, and the position of the table."""
+    """The ids of up to `limit` runs that fulfil all conditions, the newest first, and the table's position as
+    `partition:offset`."""
     position = _position(connection)
     return list_run_ids(connection, limit=limit, **filters), position
 
@@ -59,5 +60,5 @@ def _in_states(connection: sa.Connection, ids: Sequence[str]) -> list[tuple[str,
 
 
 def _position(connection: sa.Connection) -> list[str]:
-    """Read it before the rows: those may be newer, and are never older."""
+    """The table's position. Read it before the rows, so that the rows are never older than the position."""
     return [f"{partition}:{position}" for partition, position in positions(connection, RunsProjection.name).items()]

@@ -1,4 +1,4 @@
-"""The operations of all runs, their errors in groups, and what happened in each minute: for dashboards and SQL clients.
+"""The operations of all runs, groups of their errors, and counts by minute: for dashboards and SQL clients.
 
     stepfold_steps(run_id, step_id, kind, state, attempts, lost, began_at, ended_at, until, last_error, fingerprint)
     stepfold_errors(fingerprint, workflow, step, type, likeness, sample, count, first_at, last_at, last_run_id)
@@ -10,9 +10,9 @@
 
 Times are milliseconds since 1970, UTC, by the log's clock; `minute` is the beginning of one. One row of `stepfold_steps` is one
 operation: `state` is open, done, failed, dropped or timed out; `attempts` is the number of its last attempt. Errors are alike,
-and have one `fingerprint`, if workflow, step and type are the same and the messages differ only in numbers, ids and quoted
-texts. `stepfold_durations` counts durations in buckets (see `bucket_of`): `run`, from start to end, and
-`queue`, how long attempts waited for a slot.
+and have one `fingerprint`, if workflow, step and type are the same and the messages differ only in numbers, ids and quoted texts.
+`stepfold_durations` counts durations in buckets (see `bucket_of`): `run`, from start to end, and `queue`, how long attempts
+waited for a slot.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from .runs import HAVE_ERRORS, text_of
 
 MINUTE_MS = 60_000
 BUCKETS_AN_OCTAVE = 8
-"""Buckets of durations: neighbours differ by a factor of 2 ** (1 / 8), so a percentile is right to 5 %."""
+"""The buckets of durations for each doubling. Neighbours differ by a factor of 2 ** (1 / 8), so a percentile is right to 5 %."""
 
 metadata = sa.MetaData()
 steps = sa.Table(
@@ -117,7 +117,7 @@ _VARIABLE = re.compile(
 _NUMBER = re.compile(r"\d+")
 LIKENESS_CHARS = 300
 HAVE_ATTEMPTS = ("steps_completed", "attempts_failed")
-"""Counts of attempts that a worker has run to their end."""
+"""The counts of attempts that a worker has run to their end."""
 
 
 class StepsProjection(Gathering):
@@ -128,7 +128,7 @@ class StepsProjection(Gathering):
     metadata = metadata
 
     def gather(self, batch: Batch) -> _News:
-        """Each changed row is written once."""
+        """Collects the batch: each changed row is written once."""
         return _News(batch.partition)
 
 
@@ -185,19 +185,20 @@ class _News:
             del self.error_runs[key]
 
     def _take_step(self, run: RunState, type: str, fields: dict[str, Any]) -> dict[str, Any]:
-        """Note a decision about an operation. Returns its row."""
+        """Take a decision about an operation into its row, and return the row."""
         step_id, kind = fields["step_id"], KIND_OF.get(type)
         row = self._row(run, step_id, None if kind is None else kind.name)
         row["attempts"] = max(row["attempts"], fields.get("attempt", 0))
         row["lost"] += COUNTED.get(type) == "attempts_lost"
         operation = run.open.get(step_id)
         row["until"] = None if operation is None else operation.due_at
-        if operation is None and (row["state"] == "open" or type == "step-cancelled"):  # which gives a signal back that had come
-            row.update(state="dropped", ended_at=run.now)  # unless the journal says what came of it
+        # `step-cancelled` may come after a signal has ended the wait, and returns the signal
+        if operation is None and (row["state"] == "open" or type == "step-cancelled"):
+            row.update(state="dropped", ended_at=run.now)  # unless the journal holds its outcome
         return row
 
     def _take_ends(self, run: RunState) -> None:
-        """Note the ends of operations, by the newest entries of the journal; stops at those noted before."""
+        """Take the ends of operations from the newest entries of the journal; stops at entries taken before."""
         rows = self.steps[run.id]
         for step_id, outcome, at, value in reversed(run.journal):
             end = ENDS.get(outcome)
@@ -291,12 +292,12 @@ def likeness(message: str) -> str:
 
 
 def step_name(step_id: str | None) -> str:
-    """A step's id without numbers: those of scopes, and that of a repeated id; "" for the run's own code."""
+    """A step id without the numbers of scopes and of repeated ids; "" for the run's own code."""
     return "" if step_id is None else _NUMBER.sub("*", step_id.partition("#")[0])
 
 
 def fingerprint(workflow: str, step_id: str | None, error: ErrorInfo) -> str:
-    """Of all errors that are alike."""
+    """The fingerprint that all errors of a group share."""
     parts = "\0".join((workflow, step_name(step_id), error.type, likeness(error.message)))
     return hashlib.blake2b(parts.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -392,7 +393,7 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Errors that are alike. `step`: "" for errors of the workflow's own code; `sample`: the message of the last one."""
+    """A group of similar errors. `step`: "" for errors of the workflow's own code; `sample`: the message of the last one."""
 
     fingerprint: str
     workflow: str
@@ -408,7 +409,8 @@ class ErrorGroup:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """The counts of one minute, UTC. `p50_ms`, `p95_ms` and `p99_ms`: how long runs took that ended in it; None: none did."""
+    """The counts of one minute, UTC. `p50_ms`, `p95_ms` and `p99_ms`: the durations of the runs that ended in it; None if none
+    did."""
 
     minute: datetime
     started: int
@@ -424,7 +426,7 @@ class Minute:
 
 
 def list_steps(connection: sa.Connection, run_id: str, *, limit: int = 200, after: str | None = None) -> list[StepRow]:
-    """The operations of a run by their beginning, `limit` of them, behind the one with the step id `after`."""
+    """Up to `limit` operations of a run after the one with the step id `after`, in the order of their beginning."""
     query = sa.select(steps).where(steps.c.run_id == run_id)
     if after is not None:
         of_it = sa.select(steps.c.began_at).where(steps.c.run_id == run_id, steps.c.step_id == after).scalar_subquery()
@@ -441,7 +443,7 @@ def list_errors(
     after: datetime | None = None,
     limit: int = 50,
 ) -> list[ErrorGroup]:
-    """Groups of errors by their last one, the newest first: of a workflow, with a fingerprint, with errors since `after`.
+    """Groups of errors, that with the newest error first: of a workflow, with a fingerprint, with errors since `after`.
 
     Raises ValueError for a naive datetime.
     """

@@ -1,8 +1,8 @@
-"""An index of the texts of runs, so that a search does not read every run.
+"""An index of the runs' texts, so that a search does not read every run.
 
-SQLite: a table of FTS5 with the trigrams of each text. It holds no text; the rows under its number are all runs that started in
-that millisecond, so they come in the order of their starts. An entry is only ever added: it names candidates, and the search
-reads the texts of these. PostgreSQL: an index of pg_trgm. Where neither can be had a search reads row by row.
+SQLite: an FTS5 table with the trigrams of each text, but not the text. The row number of an entry is a millisecond: its
+candidates are all runs that started in it, so they come in the order of their starts. Entries are only added; a search reads the
+texts of the candidates. PostgreSQL: an index of pg_trgm. If the database has neither, a search reads row by row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from .bulk import execute_many
 
 TRIGRAM = 3
-"""The shortest text that is found anywhere in another; a shorter one is found only where an id or workflow begins with it."""
+"""A search of this length or more finds the text anywhere; a shorter one only at the beginning of an id or workflow."""
 _TABLE = "stepfold_runs_texts"
 _ROWID: sa.ColumnClause[int] = sa.column("rowid", sa.BigInteger)
 _INDEX = sa.table(_TABLE, _ROWID, sa.column("text", sa.Text))
@@ -65,7 +65,7 @@ def has_index(connection: sa.Connection) -> bool:
 
 
 def head(run_id: str, workflow: str) -> str:
-    """The text of an id and a workflow."""
+    """The indexed text of an id and a workflow."""
     return f"{_BEGIN}{run_id}\n{_BEGIN}{workflow}"
 
 
@@ -76,9 +76,9 @@ def add(connection: sa.Connection, texts: Mapping[int, Sequence[str]]) -> None:
 
 
 def starts(connection: sa.Connection, text: str, *, falls: bool, first: int | None, last: int | None) -> Iterator[list[int]]:
-    """The milliseconds in which those runs started that may have the text, the newest or the oldest first, in portions that grow.
+    """The milliseconds in which runs started that may contain the text, the newest or the oldest first, in growing portions.
 
-    A text below three characters is one that an id or a workflow begins with. `first`, `last`: the range of milliseconds.
+    A text of one or two characters must begin an id or a workflow. `first`, `last`: the range of milliseconds.
     """
     text = text if len(text) >= TRIGRAM else (_BEGIN + text)[-TRIGRAM:]
     trigrams = list(dict.fromkeys(text[at : at + TRIGRAM] for at in range(len(text) - TRIGRAM + 1)))
@@ -96,7 +96,7 @@ def starts(connection: sa.Connection, text: str, *, falls: bool, first: int | No
 
 
 def _rare(connection: sa.Connection, trigrams: Sequence[str]) -> Sequence[str]:
-    """The trigrams that few of the newest runs have: an intersection with lists of all runs would cost more than it saves."""
+    """The trigrams that few of the newest runs have. Intersecting the long lists of the others costs more than it saves."""
     trigrams = trigrams[:: len(trigrams) // _PROBED + 1]
     if len(trigrams) <= 1:
         return trigrams

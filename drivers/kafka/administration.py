@@ -25,15 +25,15 @@ from .records import Raw
 from .topics import Namespace, TopicDescription, TopicProblem
 
 _LETTERS_MORE = 4
-"""How many times as many records as letters are wanted are read from the end of the topic, and again if there were too few."""
+"""To find n letters, read this many times n records from the end of the topic, and go further back if these hold too few."""
 
 
 @dataclass(frozen=True, slots=True)
 class InboxPosition:
     """How far the group has read a partition of the inbox. `position` is None if the group has none.
 
-    `waiting` counts offsets, including those of transaction markers. `held`: in words, the open transaction that holds the
-    group up.
+    `waiting` counts offsets, including those of transaction markers. `held`: in words, the open transaction that blocks the
+    group.
     """
 
     partition: int
@@ -44,9 +44,9 @@ class InboxPosition:
 
 
 class Administration:
-    """The work of one command, over a connected cluster; `KafkaDriver` has the same methods, and says what each does.
+    """The work of one command over a connected cluster. `KafkaDriver` has the same methods, with their documentation.
 
-    `url` is that of the log: messages give it in the commands to run.
+    `url`: the log's URL, for the commands that messages suggest.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Administration:
             size *= _LETTERS_MORE
 
     async def _letters_at(self, places: Sequence[str] | None) -> list[DeadLetter]:
-        """The letters at these places; without places all that nobody has settled, and whose bytes are there."""
+        """The letters at these places; without places, all waiting letters whose bytes were kept."""
         letters: list[Raw] = []
         start, end = await offsets(self._cluster, TopicPartition(self._namespace.dead_letters, 0), self._patience_s)
         if places is not None:
@@ -163,7 +163,7 @@ class Administration:
                     refused[letter.place] = str(error)
                     continue
                 except LogUnavailable as error:
-                    if time.monotonic() - began >= self._patience():  # no answer: the others would wait as long
+                    if time.monotonic() - began >= self._patience():  # no answer: the next records would wait just as long
                         raise
                     await producer.close()
                     refused[letter.place] = str(error)
@@ -176,7 +176,7 @@ class Administration:
         return Redriven(len(chosen) - len(refused), refused)
 
     async def _start_with(self, *topics: str) -> None:
-        """Connect to topics. Raises ConfigError if one is missing: no broker would ever answer for it."""
+        """Connect to topics. Raises ConfigError if one is missing, because no broker would ever answer for it."""
         found = await describe(self._cluster, topics, self._patience_s)
         missing = [topic for topic in topics if topic not in found]
         if missing:

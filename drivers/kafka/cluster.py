@@ -2,9 +2,9 @@
 # aiokafka ships no types; nothing of it leaves this module untyped.
 """The Kafka driver's connections, and descriptions of topics. Does not know runs, claims or the engine.
 
-aiokafka provides connections, structures of the protocol and the record format. Its producer and consumer are not used. A
-batch of its producer never expires, so a given-up append may land much later. One fetch of its consumer serves all partitions of
-a node, so a slow reader delays the others. And an entry costs several times as much. See `producer` and `fetcher`.
+aiokafka provides connections, structures of the protocol and the record format. Its producer and consumer are not used: a batch
+of the producer never expires, so an append that was given up may reach the log much later; one fetch of the consumer serves all
+partitions of a node, so a slow reader delays the others; and an entry costs several times as much. See `producer` and `fetcher`.
 
 A *lane* is one connection per node. A broker answers the requests of a connection one after another, so each request that may
 wait there (a fetch, a rebalance) has a lane of its own.
@@ -81,18 +81,17 @@ SPOKEN: Final = {
     22: ("InitProducerId", 0, 0),
     32: ("DescribeConfigs", 1, 2),
 }
-"""The required requests, by the keys of the protocol, with the versions that we know; a broker must speak one of them. A test
-compares them with aiokafka's. (Metadata requests of aiokafka itself use any version from 0 to 5.)
-"""
+"""Protocol key of each required request -> the versions that this driver knows; a broker must speak one of them. A test compares
+them with aiokafka's. (Metadata requests of aiokafka itself use any version from 0 to 5.)"""
 _QUIET: Final[ContextVar[bool]] = ContextVar("stepfold_quiet", default=False)
-"""Set while aiokafka works for us."""
+"""True in tasks in which aiokafka works for stepfold."""
 _ENDINGS: Final[set[asyncio.Task[None]]] = set()
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
     """Turn aiokafka's warnings about our connections into debug lines.
 
-    aiokafka logs one to three lines for each attempt to reach a broker that is away. `Cluster` logs that once. Other users of
+    aiokafka logs one to three lines for each attempt to reach an unreachable broker. `Cluster` logs that once. Other users of
     aiokafka in this process keep their lines.
     """
     if not _QUIET.get() or record.levelno < logging.WARNING or record.exc_info:
@@ -134,7 +133,7 @@ class Cluster:
         self._refreshing: asyncio.Task[None] | None = None
         self._lost_since: float | None = None
         self._away_since: float | None = None
-        """Since when no request has been answered; None: the last one was."""
+        """Since when no request has been answered; None if the last one was."""
         self._said_away = False
         self._unanswered_since: float | None = None
         """Since when a request has had no answer. A process that fetches gets an answer every second."""
@@ -155,14 +154,13 @@ class Cluster:
 
     @property
     def last_wait_s(self) -> float:
-        """How long a closing object may wait for an answer: not long if the brokers are known to be away."""
+        """How long a closing object may wait for an answer: a short time if brokers are unreachable."""
         return _LAST_WAIT_AWAY_S if self.is_silent else _LAST_WAIT_S
 
     @property
     def is_silent(self) -> bool:
-        """Whether brokers are away, or have left requests unanswered for a while: a broker that is frozen or cut off refuses no
-        connection.
-        """
+        """Whether brokers are unreachable, or have left requests unanswered for a while: a frozen broker does not refuse
+        connections."""
         return self._away_since is not None or (
             self._unanswered_since is not None and time.monotonic() - self._unanswered_since > _LAST_WAIT_S
         )
@@ -197,7 +195,7 @@ class Cluster:
             raise
         except NotImplementedError as error:
             raise ConfigError(f"Kafka at {self.bootstrap}: {error}. {_WORKS_WITH}") from None
-        except Exception as error:  # the client has unguarded spots for a connection that closes while it is used
+        except Exception as error:  # aiokafka's client raises other errors when a connection closes while it is used
             self._is_away(repr(error))
             raise KafkaConnectionError(repr(error)) from error
         finally:
@@ -229,7 +227,7 @@ class Cluster:
         return None if node is None or node < 0 else node
 
     async def refresh(self) -> None:
-        """Learn the leaders anew. Never raises; concurrent callers share one refresh."""
+        """Ask for the leaders again. Never raises; concurrent callers share one request."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
         await asyncio.wait([self._refreshing])
@@ -269,7 +267,7 @@ class Cluster:
         if self._lost_since is None:
             self._lost_since = now
         elif now - self._lost_since > REQUEST_TIMEOUT_S:
-            # All known nodes are gone; the bootstrap address may lead to others by now.
+            # All known nodes are unreachable; the bootstrap address may lead to others by now.
             with suppress(LogUnavailable):
                 fresh = await self._connect()
                 if self._topics:
@@ -352,7 +350,7 @@ class Cluster:
         return 0 if self._client is None else len(self._client.cluster.brokers())
 
     def take_lane(self) -> str:
-        """An unused lane. Give it back only when no request is on it."""
+        """An unused lane. Give it back only when no request is under way on it."""
         lane = next(name for name in (f"lane-{number}" for number in count()) if name not in self._lanes)
         self._lanes.add(lane)
         return lane
@@ -384,7 +382,7 @@ async def _quietly(awaitable: Awaitable[object], what: str) -> None:
 
 
 def in_words(error: KafkaError) -> str:
-    """An error of Kafka in words, with its meaning if a right is missing."""
+    """A Kafka error in words. If an access right is missing, the words say which."""
     missing: dict[type[KafkaError], str] = {
         ClusterAuthorizationFailedError: ": this user may write to no topic",  # this right is needed for a producer id
         GroupAuthorizationFailedError: ": this user lacks the right to read in the group",

@@ -1,8 +1,8 @@
 """Dead letters: refused records of the inbox, each with the reason, its origin and its own key, value and headers.
 
-The reason and the origin are headers behind those of the record. A record with the header `stepfold-redriven` marks the letter
-at that place as sent to the inbox again, or, with `stepfold-dropped` beside it, as dropped; `stepfold-by` and `stepfold-why` say
-who did that and why.
+The reason and the origin are headers after those of the record. A record with the header `stepfold-redriven` marks the letter at
+that place as sent to the inbox again, or, if it also has the header `stepfold-dropped`, as dropped; `stepfold-by` and
+`stepfold-why` say who did that and why.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_BYTES_A_LETTER: Final = 4
 
 
 class Settled(NamedTuple):
-    """The last word of an operator about a letter, with who and why."""
+    """How an operator has settled a letter last, with name and reason."""
 
     dropped: bool
     by: str | None
@@ -49,9 +49,9 @@ class DeadLetterWriter:
         self._is_gone = False  # the topic does not exist, and the log says so
 
     async def bury(self, record: InboxRecord, reason: str) -> None:
-        """Write a dead letter. If the topic does not take it today, without its value; if need be, without key and headers too.
+        """Write a dead letter. If the topic refuses it as too large, write it without its value, or also without key and headers.
 
-        Raises LogUnavailable, with the remedy if the topic is gone or takes no letter at all.
+        Raises LogUnavailable. If the topic is gone or refuses every letter, the message says what to do.
         """
         topic_partition = TopicPartition(self._namespace.dead_letters, 0)
         for left_out in range(3):
@@ -75,7 +75,7 @@ class DeadLetterWriter:
         )
 
     async def _explained(self, error: LogUnavailable, record: InboxRecord) -> LogUnavailable:
-        """The error with the remedy if the topic is gone, else the error itself. Logs once that the topic is gone."""
+        """If the topic is gone, an error that says what to do, logged once; else the error itself."""
         topic = self._namespace.dead_letters
         try:
             topics = await describe(self._cluster(), [topic], self._patience_s)
@@ -114,9 +114,10 @@ def letter(namespace: Namespace, record: InboxRecord, reason: str, left_out: int
 async def read_dead_letters(
     cluster: Cluster, namespace: Namespace, start: int, end: int, keep: Callable[[Raw], None], patience_s: float
 ) -> dict[str, Settled]:
-    """Call `keep` for every refused record from `start` to below `end`. Returns what operators have done with them, by place.
+    """Call `keep` for every refused record from `start` to below `end`. Returns how operators have settled letters, by place.
 
-    Their last word counts. It comes after the letter, so a part up to the end of the topic tells all about its letters.
+    If a letter was settled several times, the last time counts. That record comes after the letter, so a range up to the end of
+    the topic tells all about its letters.
     """
     topic_partition = TopicPartition(namespace.dead_letters, 0)
     settled: dict[str, Settled] = {}
@@ -134,13 +135,13 @@ async def read_dead_letters(
 
 
 def marker(place: str, settled: Settled) -> Message:
-    """The record that says what was done with the letter at this place."""
+    """The record that says how the letter at this place was settled."""
     said = [(name, word.encode()) for name, word in ((BY, settled.by), (WHY, settled.why)) if word is not None]
     return Message(None, None, [(REDRIVEN, place.encode()), *([(DROPPED, b"")] if settled.dropped else []), *said])
 
 
 def letter_of(namespace: Namespace, record: Raw, settled: dict[str, Settled]) -> DeadLetter:
-    """The dead letter that `record` is. `settled`: what operators have done with letters, by place."""
+    """The dead letter in `record`. `settled`: how operators have settled letters, by place."""
     # Our headers were appended after the original ones, which may have the same names.
     ours: dict[str, bytes] = {}
     headers = list(record.headers)
@@ -166,7 +167,7 @@ def letter_of(namespace: Namespace, record: Raw, settled: dict[str, Settled]) ->
 
 
 def text_of(value: bytes) -> str:
-    """A text that others may have written: bytes that are not UTF-8 are replaced."""
+    """A header as text. Bytes that are not UTF-8 are replaced: anybody may have written it."""
     try:
         return value.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:

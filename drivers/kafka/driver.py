@@ -201,7 +201,7 @@ class KafkaDriver:
             await asyncio.sleep(_LOOK_S)
 
     def _producer(self, purpose: str) -> Producer:
-        """The producer for this purpose, so that a large checkpoint delays no append; a new one after a failure."""
+        """The producer for this purpose, so that a large checkpoint does not delay appends. After a failure this is a new one."""
         producer = self._producers.get(purpose)
         if producer is None or producer.failed:
             if producer is not None:
@@ -242,7 +242,7 @@ class KafkaDriver:
         )
 
     def _echo(self) -> None:
-        """Hand our own appends to tails positioned right before them (not to readers that the appender has already advanced)."""
+        """Hand this process's appends to the tails right before them (not to readers that the appender has advanced already)."""
         echoes, self._echoes = self._echoes, []
         if self._fetcher is None:
             return
@@ -261,7 +261,7 @@ class KafkaDriver:
 
     def lost_end(self, partition: int, offset: int) -> LogUnavailable:
         """The error for readers if another record, or none, stands at an offset that was read."""
-        self._finders.pop(partition, None)  # its index covers records that are gone
+        self._finders.pop(partition, None)  # the finder's index covers deleted records
         return LogUnavailable(
             f"{self.name} partition {partition}: offset {offset} holds another record than before, or none: it has lost its end "
             "(by an unclean leader election, say) or was restored from an older copy, and must be read again"
@@ -397,7 +397,7 @@ class KafkaDriver:
             partitions = self._foreign_topics[topic] = len(found[topic].replicas)
             await cluster.start([topic])
         partition = (murmur2(spread_by if key is None else key) & 0x7FFF_FFFF) % partitions
-        try:  # other topics have a producer of their own: they hold up no dead letter and no checkpoint
+        try:  # other topics have a producer of their own, so that they never delay a dead letter or a checkpoint
             [ack] = await self._producer("foreign").send(TopicPartition(topic, partition), [Message(key, value, headers)])
         except EntryTooLarge:
             size = len(value) + len(key or b"") + sum(len(name) + len(content) for name, content in headers)
@@ -432,12 +432,12 @@ class KafkaDriver:
             return await administration.inbox_positions()
 
     async def dead_letters(self, limit: int = 100) -> list[DeadLetter]:
-        """The last `limit` refused records, the oldest first. Reads the end of the topic, some times as many records."""
+        """The last `limit` refused records, the oldest first. Reads only the end of the topic, a few times as many records."""
         async with self._administering() as administration:
             return await administration.dead_letters(limit)
 
     async def redrive(self, places: Sequence[str] | None = None, **options: Unpack[Redriving]) -> Redriven:
-        """As `KeepsDeadLetters` says. A record that Kafka does not take holds up no other."""
+        """See `KeepsDeadLetters`. A record that Kafka refuses does not stop the others."""
         async with self._administering() as administration:
             return await administration.redrive(places, **options)
 
@@ -458,7 +458,7 @@ class KafkaDriver:
 
 
 def _record(record: Any) -> Record:
-    """A record of the history. Total: a record from a foreign producer becomes a Record as well, and the fold rejects it."""
+    """A record of the history. Never raises: a record from a foreign producer becomes a Record too, and the fold rejects it."""
     key: bytes | None = record.key
     return Record(record.offset, record.timestamp, text_of(key) if key else "", record.value or b"")
 

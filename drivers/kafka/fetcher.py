@@ -3,9 +3,9 @@
 """Reading: tails that follow partitions, a scan of existing records, and the bounds of a partition.
 
 A `KafkaTail` is a position in one partition, with records fetched ahead. The `Fetcher` asks for all tails that have no request
-under way, per node in as few requests as their number allows. So a busy process with several partitions spends one request on all
-of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the same position share a fetch
-and its decoding. A tail that nobody reads takes no more part once it is far enough ahead.
+under way, in as few requests to each node as their number allows. So a busy process with several partitions spends one request on
+all of them, and a tail that starts while another waits at the broker does not wait with it. Tails at the same position share a
+fetch and its decoding. A tail that nobody reads fetches nothing more once it is far enough ahead.
 
 The fetcher does not fetch what this process appends. An acknowledgement tells the offsets of the records, so the driver hands
 them to a tail that stands right before them. While an append is under way, nothing else is fetched from its partition either: if
@@ -43,18 +43,18 @@ _PARTITION_BYTES: Final = 1_000_000
 _SCAN_BYTES: Final = 4_000_000
 _REQUEST_BYTES: Final = 8_000_000
 _REQUEST_PARTITIONS: Final = 16
-"""A request costs what its partitions cost, even those without new records."""
+"""The most partitions of one request: each costs something, even without new records."""
 _AHEAD_BYTES: Final = 4_000_000
 _SETTLE_S: Final = 0.002
 """How long to wait, after an append, for the next one before asking the partition for appends of others."""
 _LONGEST_APPEND_S: Final = 0.1
-"""Do not wait for an append that takes longer."""
+"""If an append takes longer, fetch without waiting for it."""
 _DAMAGED_TRIES: Final = 5
 """How often to fetch a damaged batch of a read-committed partition before skipping it."""
 
 
 class Placed(Protocol):
-    """A record of a tail: it has an offset."""
+    """The items of a tail. Each has an offset."""
 
     @property
     def offset(self) -> int: ...
@@ -239,11 +239,11 @@ class KafkaTail(Generic[P]):
 
 
 class _Gone(LogUnavailable):
-    """Reading on from here can never succeed."""
+    """The error that the tail raises from now on: reading further can never succeed."""
 
 
 class _Flight(NamedTuple):
-    """An entry of a request; it serves all tails that want exactly this."""
+    """A partition's part of a fetch request; it serves all tails that want exactly this."""
 
     topic_partition: TopicPartition
     offset: int

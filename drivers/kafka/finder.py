@@ -1,4 +1,4 @@
-"""Finds the records of a key, with an in-memory index of which stretch of offsets holds which keys: Kafka has no index.
+"""Finds the records of a key. Kafka has no index of keys, so this keeps one in memory: stretch of offsets -> keys in it.
 
 The first query reads the partition as far back as it asks. The index keeps four bytes a run; later queries read only stretches
 that may hold the keys. Every query asks for the claims too; these are few, so the finder keeps them.
@@ -38,7 +38,7 @@ class Finder:
     """Finds records of one partition.
 
     `scan` yields, in portions, the results of `make` for the records from an offset to below another. `record` makes a Record
-    of a raw one.
+    from a raw record.
     """
 
     def __init__(self, scan: Scan, record: Callable[[Any], Record]) -> None:

@@ -2,11 +2,11 @@
 # aiokafka ships no types; nothing of it leaves this module untyped.
 """Assignment of partitions: one member of the consumer group `<namespace>.workers`.
 
-The group only assigns history partitions. This module speaks Kafka's classic group protocol itself: aiokafka's consumer
+The group only assigns history partitions. This module speaks Kafka's classic group protocol itself, because aiokafka's consumer
 fetches its partitions, revokes before it reassigns, and has no sticky assignor that is even per topic. During a rebalance the old
 assignment stays valid: claims, not the group, keep two owners apart. Only positions in the inbox are committed as offsets, each
-with the id of the topic as its metadata: in a topic that was made again it counts for nothing. The owner of history partition p
-reads the inbox partitions congruent to p.
+with the topic's id as its metadata, so that a position does not count in a topic that was made again. The owner of history
+partition p reads the inbox partitions congruent to p.
 
 Members subscribe to the inbox too: a broker forgets the positions in a topic to which no member subscribes, after
 `offsets.retention.minutes` without a commit. A member that subscribes to nothing has retired: it is in the group without a share.
@@ -46,7 +46,7 @@ from .cluster import Cluster, log, new_backoff, patiently
 from .topics import Namespace
 
 HEARTBEAT_S: Final = 0.15
-"""How soon a member learns that another has come or gone."""
+"""The interval of heartbeats, and so the time until a member learns that another has come or gone."""
 LIVE_PATIENCE_S: Final = 10.0
 _OF_TOPIC: Final = "topic-id="
 _PROTOCOL: Final = "stepfold-sticky"
@@ -151,7 +151,7 @@ class GroupMember:
         return self._retired or self._gone
 
     async def retire(self) -> None:
-        """Returns at once; the others learn it at the next rebalance."""
+        """See `Membership.retire`. Returns at once; other members learn it at the next rebalance."""
         if not self._retired:
             self._retired = True
             self._on_retire()
@@ -190,7 +190,7 @@ class GroupMember:
             except (RebalanceInProgressError, MemberIdRequired, IllegalGenerationError):
                 continue
             except UnknownMemberIdError:
-                self._member_id = ""  # the others saw this member go; it comes back as a new one
+                self._member_id = ""  # for the others this member has left; it joins again as a new one
                 continue
             except _HOPELESS as error:
                 self._end(ConfigError(f"group {self._namespace.group} refuses this worker: {_explain(error)}"))
@@ -255,7 +255,7 @@ class GroupMember:
         ]
 
     async def _stay(self) -> None:
-        """Send heartbeats until the group rebalances or this member wants to."""
+        """Send heartbeats until the group rebalances or this member wants a rebalance."""
         while not self._join_again.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
@@ -264,7 +264,7 @@ class GroupMember:
             _raise_for(beat.error_code)
 
     async def committed(self, topic: str, partitions: Sequence[int], patience_s: float) -> dict[int, Position]:
-        """The committed position of each partition that has one."""
+        """Partition -> committed position, without partitions that have none."""
 
         async def ask() -> dict[int, Position]:
             return _positions(

@@ -1,10 +1,11 @@
 """The inbox: one member's partitions, read committed, with their positions and dead letters.
 
-Anyone may write there, so no record stops the reading: an unreadable record is returned as damaged, and the router refuses it.
-Records after an open transaction cannot be read before it ends; a warning names a transaction that hangs.
+Anyone may write into the inbox, so no record stops its reader: the reader returns an unreadable record as damaged, and the router
+refuses it. Records after an open transaction cannot be read before it ends; a warning names a transaction that hangs.
 
-An inbox may be deleted and made again while it is read. Its offsets begin anew then, and those of the old topic would skip
-requests. So the topic's id is compared whenever a fetch has failed, at every look, and with that of a committed position.
+An inbox may be deleted and made again while workers read it. Its offsets then begin at 0 again, and positions in the old topic
+would skip requests. So this module compares the topic's id with the known one whenever a fetch has failed and every `LOOK_S`, and
+with the id of a committed position.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ _SAY_AGAIN_S: Final = 3_600.0
 
 
 class KafkaInbox:
-    """The inbox partitions of one member. Records that were received and are not done come again, here or at the next owner."""
+    """The inbox partitions of one member. Records that were received and not marked as done are read again, here or by the next
+    owner."""
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class KafkaInbox:
         self._news = asyncio.Event()
         self._closed = False
         self._held: dict[int, int] = {}
-        """Partitions that a transaction holds up, with the offset for which the warning was logged."""
+        """Partition that an open transaction blocks -> the offset for which a warning was logged."""
         self._told: dict[TopicProblem, float] = {}
         """The problems of the topics that were logged, and when."""
         member.on_change = self._news.set
@@ -105,7 +107,7 @@ class KafkaInbox:
                     tail.close()
                     del self._tails[partition]
                     failure = error
-            if records:  # first: these are taken from the tails and would not come again
+            if records:  # first, because these are no longer in the tails
                 self._received = records
                 return records
             if failure is not None:
@@ -113,7 +115,7 @@ class KafkaInbox:
             await self._news.wait()
 
     def _let_go(self) -> set[int]:
-        """Drop partitions that are not this member's. Returns those that are."""
+        """Drop partitions that are not this member's any more. Returns this member's partitions."""
         assignment = self._member.assignment or frozenset()
         mine = {number for number in range(self._inbox_partitions) if number % self._history_partitions in assignment}
         for partition in self._tails.keys() - mine:
@@ -123,12 +125,12 @@ class KafkaInbox:
         return mine
 
     async def _check_identity(self) -> None:
-        """Begin anew if the inbox may be another topic by now, and is."""
+        """If a fetch has failed, check the topic's id, and start from the beginning if the inbox is another topic."""
         cut_off = [tail for tail in self._tails.values() if tail.was_cut_off]
         if not cut_off and not self._is_suspect:
             return
         for tail in cut_off:
-            tail.was_cut_off = False  # before the question: a fetch may fail while it is answered
+            tail.was_cut_off = False  # reset before the request: a fetch may fail before its answer
         try:
             topics = await describe(self._cluster, [self._namespace.inbox], self._patience_s)
         except LogUnavailable:
@@ -139,9 +141,8 @@ class KafkaInbox:
             self._identify(topics[self._namespace.inbox])
 
     def _identify(self, topic: Topic) -> None:
-        """Note which topic the inbox is. If it is not the one that was read, drop all that is known of places in that one, except
-        records that were received: these are served.
-        """
+        """Remember which topic the inbox is. If it is another one than before, drop everything known about the old one, except
+        received records: these are still served."""
         before, self._topic_id = self._topic_id, topic.id
         if before in ("", topic.id):
             return
@@ -210,7 +211,7 @@ class KafkaInbox:
             )
 
     async def _watch(self) -> None:
-        """Warn of transactions that keep requests from being read, and log when reading goes on."""
+        """Warn about transactions that keep requests from being read, and log when reading continues."""
         for look in itertools.count(1):
             await asyncio.sleep(_LOOK_S)
             if look % _LOOK_AT_TOPIC_EVERY == 0:
@@ -229,16 +230,16 @@ class KafkaInbox:
                 del self._held[partition]
 
     async def _look_at_topics(self) -> None:
-        """Read partitions that the inbox got meanwhile, and log what is wrong with the topics.
+        """Start to read partitions that were added to the inbox, and log problems of the topics.
 
-        A worker goes on whatever it finds: others would take its runs, and find the same. It cannot keep the brokers from
-        deleting records; whoever reads the log can mend that in time.
+        A worker continues in spite of problems: others would take its runs over, and find the same problems. It cannot keep the
+        brokers from deleting records, but an operator who reads the log output can.
         """
         inbox = self._namespace.inbox
         try:
             topics = await kafka_topics.look(self._cluster, self._namespace, self._patience_s)
         except (KafkaError, LogUnavailable):
-            return  # other calls report it
+            return  # other calls report the error
         self._tell(kafka_topics.check_in_use(self._cluster, self._url, self._namespace, topics, self._history_partitions))
         if inbox in topics and self._topic_id not in ("", topics[inbox].id):
             self._is_suspect = True

@@ -66,7 +66,7 @@ def parsed(url: str) -> tuple[str, str, KafkaOptions]:
 
 
 def _is_host(name: str) -> bool:
-    """Whether a name can be looked up: of no more than 63 letters between two dots, and of one at least."""
+    """Whether a host name can be looked up: each label between dots has 1 to 63 characters."""
     try:
         return bool(name.encode("idna"))
     except UnicodeError:

@@ -29,7 +29,7 @@ from .records import encode, is_plain
 MAX_BATCH_BYTES: Final = 1_040_000
 """Below the brokers' default `max.message.bytes` (1,048,588), which limits a batch, not a record."""
 REQUESTS_PER_NODE: Final = 2
-"""The most requests to a node at the same time, for different partitions; later messages wait and travel together."""
+"""The most requests to a node at the same time, each for other partitions; later messages wait and travel together."""
 _REPLICATION_TIMEOUT_MS: Final = 10_000
 _NOT_TRANSACTIONAL: Final[Any] = None  # aiokafka's annotations do not allow None
 _NO_HEADERS: Final[list[tuple[str, bytes | None]]] = []
@@ -48,7 +48,7 @@ _UNKNOWN_TOPIC: Final = 3
 
 
 class TopicRefused(LogUnavailable):
-    """A topic takes none of the records, however often they are sent. The message says why."""
+    """A topic refuses all records, however often they are sent. The message says why."""
 
 
 class Message(NamedTuple):
@@ -77,7 +77,7 @@ class _Call:
 
 
 class _Unwritable(Exception):
-    """A call has a message that no batch can hold: a value of another type, say."""
+    """A message that no batch can hold, such as one with a value of another type."""
 
     def __init__(self, call: _Call, error: Exception) -> None:
         super().__init__(error)
@@ -89,7 +89,7 @@ class _Batch(NamedTuple):
     data: bytes
     sequence: int
     parts: list[tuple[_Call, int]]  # the calls with messages in it, and how many of each
-    timestamp: int  # of its records, unless the topic takes the broker's
+    timestamp: int  # of its records, unless the topic uses the broker's time
     since: float
 
 
@@ -104,12 +104,13 @@ class _Queue:
         self.batch: _Batch | None = None
         self.sending = False
         self.sequence = 0
-        self.in_doubt = False  # the log may hold the batch: an answer was lost
+        self.in_doubt = False  # an answer was lost, so the log may hold the batch
         self.most_bytes = MAX_BATCH_BYTES
         self.waiting_since = 0.0
 
     def take_back(self) -> None:
-        """The log holds nothing of the batch: its messages wait again, before all others, under the same sequence numbers."""
+        """Called when the log holds nothing of the batch: its messages wait again, before all others, for the same sequence
+        numbers."""
         batch, self.batch = self.batch, None
         assert batch is not None
         self.sequence = batch.sequence
@@ -122,9 +123,9 @@ class _Queue:
 class Producer:
     """One idempotent session: it sends every message once and in the order of `send`, or fails as a whole.
 
-    While requests to a node are under way, new messages for it wait and then travel together. The session fails if it cannot
-    know whether the log holds a message: one that is not acknowledged within `patience_s`, say. `failed` is then true, and the
-    driver makes another session. If the log certainly holds nothing of a batch, only the calls in it fail: a broker checks a
+    While requests to a node are under way, new messages for it wait and then travel together. The session fails if it cannot know
+    whether the log holds a message, for example because no acknowledgement comes within `patience_s`. `failed` is then true, and
+    the driver makes another session. If the log certainly holds nothing of a batch, only the calls in it fail: a broker checks a
     batch before it counts its sequence numbers, so the next batch takes the same ones. (The Java client does the same.)
     """
 
@@ -188,7 +189,7 @@ class Producer:
         self._cluster.give_lane(self._lane)
 
     def _schedule(self) -> None:
-        """Dispatch at the end of the turn: messages of one turn of the loop travel together."""
+        """Send at the end of the loop's turn, so that the messages of one turn travel together."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -212,7 +213,7 @@ class Producer:
         task.add_done_callback(self._tasks.discard)
 
     async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """An error in one part fails the session."""
+        """Run a task of the session; its error fails the session."""
         try:
             await part(*args)
         except LogUnavailable as error:
@@ -368,7 +369,7 @@ class Producer:
         self._rest(queue)
 
     def _rest(self, queue: _Queue) -> None:
-        """A queue has no batch: its next calls wait from now on, if there are any."""
+        """Called when a queue has no batch under way: the patience of its next calls begins now."""
         if queue.calls:
             queue.waiting_since = time.monotonic()
         else:
@@ -377,14 +378,15 @@ class Producer:
                 self._idle.set()
 
     def _split(self, queue: _Queue) -> None:
-        """A batch is too large for its topic: send it again in parts, or fail the call of the record that is too large alone."""
+        """Called when a batch is too large for its topic: send it again in parts. If one record alone is too large, fail its
+        call."""
         batch = queue.batch
         assert batch is not None
         if sum(count for _, count in batch.parts) > 1:
             queue.take_back()
             queue.most_bytes = len(batch.data) // 2
             return
-        queue.most_bytes = MAX_BATCH_BYTES  # this record was the cause
+        queue.most_bytes = MAX_BATCH_BYTES  # this record was too large
         [(call, _)] = batch.parts
         message = (
             f"Kafka refused to append to {name_of(queue.topic_partition)}: {len(batch.data):,} bytes are too large for the topic"
@@ -392,7 +394,7 @@ class Producer:
         self._refuse(queue, EntryTooLarge(message, call.acks))
 
     def _refuse(self, queue: _Queue, error: EntryTooLarge | LogUnavailable) -> None:
-        """The log holds nothing of a batch: fail the calls in it, and send nothing more of them."""
+        """Called when the log holds nothing of a batch: fail the calls in it, and send nothing more of them."""
         batch = queue.batch
         assert batch is not None
         queue.take_back()
@@ -402,7 +404,8 @@ class Producer:
         self._rest(queue)
 
     def _check_patience(self, queue: _Queue, error: KafkaError) -> None:
-        """Fail all calls of a partition that took nothing for too long. Raises LogUnavailable if it may hold some of them."""
+        """Fail all calls of a partition that has acknowledged nothing for `patience_s`. Raises LogUnavailable if it may hold some
+        of their messages."""
         since = queue.batch.since if queue.batch else queue.waiting_since
         waited_s = time.monotonic() - since
         if waited_s <= self._patience_s():

@@ -1,4 +1,4 @@
-"""`step.ext` and `ctx.ext` on Kafka: `publish` refuses at the call what no record can hold."""
+"""`step.ext` and `ctx.ext` on Kafka. `publish` checks its arguments at the call, before the step runs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class KafkaReader:
-    """A `Reader` with one tail."""
+    """The port's `Reader`, over one tail."""
 
     def __init__(self, driver: KafkaDriver, partition: int, offset: int) -> None:
         self._driver = driver
@@ -48,7 +48,7 @@ class KafkaReader:
         return taken
 
     async def _check_last(self) -> None:
-        """Raises LogUnavailable, from now on, if the last record that was read no longer stands at its offset."""
+        """Raises LogUnavailable, from now on, if the offset of the last record read holds another record, or none."""
         last = self._last
         if last is None:
             return

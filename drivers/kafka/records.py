@@ -2,15 +2,15 @@
 # aiokafka and cramjam ship no types; nothing of them leaves this module untyped.
 """Record batches as bytes: decodes batches of any producer, and encodes those that aiokafka's builder cannot.
 
-Anyone may write into an inbox, in any language and with intent, and a broker checks little: header names that are not UTF-8,
-wrong offsets and counts, a megabyte that unpacks to a gigabyte. `decode` is total over batches that a broker can have accepted:
-it returns an unreadable record as damaged, with its bytes and the reason, and reads on.
+Anyone may write into an inbox, in any language and with bad intent, and a broker checks little: records may have header names
+that are not UTF-8, wrong offsets and counts, or unpack from a megabyte to a gigabyte. `decode` is total over batches that a
+broker can have accepted: it returns an unreadable record as damaged, with its bytes and the reason, and reads on.
 
-It raises `Damaged` in two cases, because no producer can cause them and skipping could lose acknowledged records: a batch with
-a wrong checksum, which was damaged in storage, and an unknown format of batches.
+It raises `Damaged` in two cases, because no producer can cause them and skipping could lose acknowledged records: a batch with a
+wrong checksum, which was damaged in storage, and an unknown format of batches.
 
-aiokafka's parser does the work. If it fails, or if its result cannot be right, the parser of this module reads that batch
-again. (aiokafka misreads the attributes of a record, which no client uses: above 127 they shift everything that follows.)
+aiokafka's parser does the work. If it fails, or if its result cannot be right, the parser of this module reads that batch again.
+(aiokafka misreads the attributes of a record, which no client uses: above 127 they shift everything that follows.)
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Raw(NamedTuple):
 
 
 class Damaged(CorruptRecordException):
-    """A batch was damaged in storage, or has an unknown format. `raw` stands for the whole batch."""
+    """A batch was damaged in storage, or has an unknown format. `raw`: one damaged record in place of the whole batch."""
 
-    retriable = True  # the batch may have been damaged on its way, and another replica may be intact
+    retriable = True  # the batch may have been damaged in transit, and another replica may be intact
 
     def __init__(self, raw: Raw) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class _Batch(NamedTuple):
 
 
 def raw(record: Any) -> Raw:
-    """The Raw of a record of aiokafka's, or of a Raw."""
+    """A Raw from aiokafka's record; a Raw stays as it is."""
     if isinstance(record, Raw):
         return record
     return Raw(record.offset, record.timestamp, record.key, record.value, tuple(record.headers))
@@ -127,10 +127,10 @@ def decode(
 ) -> tuple[list[T], int]:
     """The results of `make` for each record from `offset` on, and the offset after all of them.
 
-    `make` gets records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted`: the transactions that
-    the broker names in a read-committed answer; their records are left out. None: the partition is not read committed. Then a
-    batch of a transaction becomes one damaged Raw, and damaged records go to `report` and lose their bytes. `until`: batches
-    that begin at this offset or behind it are not read.
+    `make` gets records with offset, timestamp, key, value and headers: aiokafka's, or a Raw. `aborted`: the transactions that the
+    broker names in a read-committed answer; their records are left out. None: the partition is not read committed. Then a batch
+    of a transaction becomes one damaged Raw, and damaged records go to `report` and lose their bytes. `until`: batches that begin
+    at or after this offset are not read.
 
     Raises Damaged if the first batch to be read is damaged.
     """
@@ -163,7 +163,7 @@ def decode(
                     offset = max(offset, last + 1)
         except Damaged:
             if offset > start:
-                break  # return the records before it: a retry would make them again
+                break  # return the records before it, so that a retry need not decode them again
             raise
         at = end
     if size and not at:
@@ -427,7 +427,7 @@ def _gunzip(packed: bytes) -> bytes:
 
 
 def _unsnap(packed: bytes) -> bytes:
-    """One block, or, in the format of Java's library, several blocks with their lengths after a header."""
+    """Unpack Snappy: one block, or, in the format of Java's library, a header and several blocks with their lengths."""
     blocks: list[bytes] = []
     if packed.startswith(_XERIAL):
         at = _XERIAL_BYTES

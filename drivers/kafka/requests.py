@@ -35,5 +35,5 @@ def request_of(name: str, key: int, version: int, says: Schema, answered: Schema
         def build(self, request_struct_class: type[Struct]) -> Struct:
             return request_struct_class(*self._fields, {})
 
-    Asked.__name__ = name  # messages show it
+    Asked.__name__ = name  # aiokafka shows the name in messages
     return Asked

@@ -31,9 +31,9 @@ from stepfold.errors import ConfigError, LogUnavailable
 from .cluster import Cluster, Topic, describe, names, patiently
 
 MIN_MESSAGE_BYTES: Final = 1_048_588
-"""The batch size that topics must accept: Kafka's own default."""
+"""Topics must accept batches of this size, which is Kafka's own default."""
 DEAD_LETTER_BYTES: Final = 2 * MIN_MESSAGE_BYTES
-"""A dead letter holds a record of the inbox and the reason."""
+"""Topics for dead letters must accept more: a dead letter holds a record of the inbox and the reason."""
 _UNCLEAN: Final = "unclean.leader.election.enable"
 """If it is true, a replica without all acknowledged records may become leader. False is Kafka's default, and some clusters do not
 allow topics to set it. So it is checked and not set.
@@ -91,7 +91,7 @@ class Namespace:
 
 
 def _required(namespace: Namespace) -> dict[str, dict[str, str]]:
-    """The settings without which the engine's promises do not hold."""
+    """The settings that the engine's guarantees need."""
     return {
         namespace.history: {
             "cleanup.policy": "delete",
@@ -168,13 +168,14 @@ async def create(cluster: Cluster, url: str, namespace: Namespace, partitions: i
 
 
 class _BrokersFenced(KafkaError):
-    """The controller knows the brokers, and none of them may hold a replica yet: they are starting, or cut off from it."""
+    """The controller accepts no broker for replicas yet: the brokers are starting, or cannot reach it."""
 
     retriable = True
 
 
 def refusal(topic: str, code: int, message: str | None) -> KafkaError | ConfigError | None:
-    """The error in the answer to a request to create a topic; None for a topic that exists. A KafkaError is worth another try."""
+    """The error in the answer to a request to create a topic; None if the topic exists now. After a KafkaError another try may
+    succeed."""
     error = for_code(code)
     if error in (NoError, TopicAlreadyExistsError):
         return None
@@ -242,7 +243,7 @@ def check(cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str,
 def check_in_use(
     cluster: Cluster, url: str, namespace: Namespace, topics: Mapping[str, TopicDescription], partitions: int
 ) -> list[TopicProblem]:
-    """As `check`, for a history that a worker has opened with so many partitions."""
+    """As `check`, for a history that a worker has opened with this number of partitions."""
     findings = check(cluster, url, namespace, topics)
     history = topics.get(namespace.history)
     if history is not None and history.partitions != partitions:

@@ -3,8 +3,8 @@
 """Open transactions of foreign producers: a transaction that hangs stops every read-committed reader.
 
 The broker ends a transaction after its producer's `transaction.timeout.ms`, 15 minutes at most unless the broker allows more.
-Until then we can only tell people: the partition, the producer, since when, and the command that aborts it. Facts that the broker
-does not tell (for lack of rights, say) are left out.
+Until then this module can only report the transaction: its partition, its producer, its age, and the command that aborts it. It
+leaves out facts that the broker does not tell (for lack of rights, say).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ HELD_S: Final = 30.0
 
 
 class OpenTransaction(NamedTuple):
-    """One open transaction. `since`: when it began, else when its producer last wrote, ms since 1970. Unknown: None or ""."""
+    """One open transaction. `since`: when it began, else when its producer last wrote, ms since 1970. Unknown fields are None or
+    ""."""
 
     topic_partition: TopicPartition
     offset: int
@@ -90,7 +91,7 @@ async def ends(cluster: Cluster, of: Iterable[TopicPartition], patience_s: float
 
 
 async def open_at(cluster: Cluster, topic_partition: TopicPartition, offset: int) -> OpenTransaction:
-    """The transaction that holds readers up at `offset`, with what the brokers tell about it. Never raises."""
+    """The open transaction that blocks readers at `offset`, with what the brokers tell about it. Never raises."""
     found = OpenTransaction(topic_partition, offset)
     try:
         async with asyncio.timeout(10):
@@ -122,7 +123,7 @@ async def hanging(cluster: Cluster, of: Iterable[TopicPartition], patience_s: fl
 
 
 async def _producers(cluster: Cluster, topic_partition: TopicPartition) -> Mapping[int, tuple[int, int]]:
-    """First offset of a transaction -> its producer id, and when that last wrote."""
+    """First offset of a transaction -> its producer id, and when that producer last wrote."""
     answer = await cluster.ask(
         cluster.leader(topic_partition), _DescribeProducers([(topic_partition.topic, [topic_partition.partition], {})])
     )
@@ -140,7 +141,7 @@ async def _listed(cluster: Cluster, node: int, producer: int) -> Sequence[str]:
 
 
 async def _described(cluster: Cluster, node: int, transaction_id: str) -> tuple[int, int]:
-    """A transaction's time-out and its beginning, ms."""
+    """A transaction's time-out in ms, and when it began in ms since 1970."""
     answer = await cluster.ask(node, _DescribeTransactions([transaction_id]))
     [(code, _id, _state, timeout_ms, began, *_)] = answer.transactions
     if code:

@@ -1,9 +1,7 @@
 """SQLite as the log.
 
-driver    `SQLiteDriver`: the log
-session   threads, group commit, news
-file      tables and queries
-members   the living workers and their shares
+driver `SQLiteDriver`: the log session threads, group commit, commits of other processes file tables and queries members the
+living workers and their shares
 """
 
 from .driver import SQLiteDriver

@@ -4,7 +4,7 @@ An append is durable when it returns: WAL with `synchronous=FULL`. With `durabil
 power failure or a crash of the operating system may lose the last transactions, even acknowledged ones. In both modes the end of
 a process, even by SIGKILL, loses nothing, and the file stays valid.
 
-The work is in `session` (threads, group commit, news), `file` (tables and queries) and `members` (living
+The work is in `session` (threads, group commit, commits of other processes), `file` (tables and queries) and `members` (living
 members, by locked files beside the log). POSIX only, on a local file system.
 """
 
@@ -145,7 +145,7 @@ class SQLiteDriver:
                 reader.copy = session.copies
             if reader.position >= tail.end and (wait != 0 or session.is_watching):
                 if wait == 0:
-                    await asyncio.sleep(0)  # a loop of reads must let others run
+                    await asyncio.sleep(0)  # tasks that read in a loop must let others run
                 else:
                     await session.beyond(reader, wait)
                 if reader.position >= tail.end:

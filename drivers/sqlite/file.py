@@ -39,16 +39,17 @@ T = TypeVar("T")
 Row = tuple[int, int, str, bytes]
 """The fields of a Record."""
 _INTS, _TEXTS, _BYTES = {int}, {str}, {bytes}
-"""The types of times, keys and values that we write. SQLite keeps any type in any column, and others may write into the file."""
+"""The types of times, keys and values that stepfold writes. SQLite keeps any type in any column, and others may write into the
+file."""
 _Stands = tuple[int, int, str, int]
-"""The fields by which a record is recognised: offset, time, key, length of its value."""
+"""The fields that identify a record: offset, time, key, length of its value."""
 
 APPLICATION_ID = int.from_bytes(b"stpf")
 FORMAT = 1
 DEFAULT_PARTITIONS = 4
 
 INDEX_EVERY = 2048
-"""The most records without an index; a find that scans them all took 0.4 ms instead of 0.1."""
+"""The most records that are not in the index yet; a query that scans them all took 0.4 ms instead of 0.1."""
 
 PORTION_BYTES = 8_000_000
 """A fetch reads about this much into memory."""
@@ -82,7 +83,7 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
         yield
     except sqlite3.Error as error:
         code = _code(error)
-        kind = LogUnavailable
+        error_class = LogUnavailable
         if code == sqlite3.SQLITE_BUSY:
             says = f"{path} was locked by other processes for {LOCKED_S:g} s; end what keeps a transaction open on it"
         elif code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
@@ -90,12 +91,12 @@ def explaining(path: Path, *, opening: bool = False) -> Generator[None]:
         elif code == sqlite3.SQLITE_CORRUPT or _lacks_table(error):
             says = f"{path} is damaged ({error}); restore it from a backup"
         elif code == sqlite3.SQLITE_NOTADB:
-            kind, says = ConfigError, f"{path} is not an SQLite database; choose another path"
+            error_class, says = ConfigError, f"{path} is not an SQLite database; choose another path"
         elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
-            kind, says = ConfigError, f"{path} cannot be written ({error}); {_WRITABLE}"
+            error_class, says = ConfigError, f"{path} cannot be written ({error}); {_WRITABLE}"
         else:
             says = f"{path} could not be used: {error}"
-        raise (kind if opening else LogUnavailable)(says) from error
+        raise (error_class if opening else LogUnavailable)(says) from error
     except (TypeError, ValueError, OverflowError) as error:  # a row that stepfold has not written
         raise LogUnavailable(f"{path} is damaged ({error}); restore it from a backup") from error
     except OSError as error:  # a directory without permission, say
@@ -162,13 +163,14 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _end(connection: sqlite3.Connection) -> None:
-    """Give up a transaction that has read only, or has failed. After some failures, as on a full disk, SQLite has done so."""
+    """Roll back a transaction that has only read, or has failed. After some failures, such as a full disk, SQLite has done so
+    itself."""
     if connection.in_transaction:
         connection.execute("ROLLBACK")
 
 
 class PutBack(LogUnavailable):
-    """The file was replaced by an older copy of itself, which may have got other records since."""
+    """An older copy of the file has replaced it, and may hold other records by now."""
 
 
 class Locked(Exception):
@@ -388,7 +390,7 @@ class Writer:
         self._unindexed = 0
 
     def _checkpoint(self, partition: int, items: Mapping[str, bytes | None]) -> None:
-        self._connection.execute(CHECKPOINTS)  # a lost table comes back: workers make checkpoints anew
+        self._connection.execute(CHECKPOINTS)  # a lost table is made again: workers write new checkpoints
         self._connection.executemany(
             "INSERT INTO checkpoints VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
             [(partition, key, value) for key, value in items.items() if value is not None],
@@ -458,7 +460,7 @@ class Queries:
 
         def ask(connection: sqlite3.Connection) -> list[Record]:
             found: list[Record] = []
-            connection.execute("BEGIN")  # the index and the records after it must be of one moment
+            connection.execute("BEGIN")  # the index and the records after it must be read in one transaction
             try:
                 [end] = connection.execute("SELECT end FROM indexed WHERE partition = ?", (partition,)).fetchone()
                 for some in (wanted[at : at + KEYS_PER_QUERY] for at in range(0, len(wanted), KEYS_PER_QUERY)):

@@ -1,7 +1,8 @@
 """The members of a log on one machine: one locked file per member in one directory.
 
-The operating system drops a lock when its process ends, however it ends. So a file without a lock belongs to a dead member,
-and the process that finds it removes it. No clock, no heartbeat, nothing to tune. POSIX only (`flock`), on a local file system.
+The operating system drops a lock when its process ends, however it ends. So a file without a lock belongs to a dead member, and
+the process that finds it removes it. This needs no clock, no heartbeat and no settings. POSIX only (`flock`), on a local file
+system.
 
 The first line of a file holds the member's name, a second line says that the member has retired. Retiring does not rename the
 file: a process that looks at the same time would find neither name, and take the member for dead.
@@ -22,7 +23,7 @@ _held: set[int] = set()
 
 
 def _close_inherited() -> None:
-    """Close inherited locks: a forked child shares them and would keep a killed parent's member alive."""
+    """Close the locks that a forked child inherits: it would keep the member of a killed parent alive."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()
@@ -54,11 +55,11 @@ class Roll:
         descriptor = self._mine.pop(name, None)
         self._says.pop(name, None)
         if descriptor is not None:
-            with contextlib.suppress(OSError):  # if it is left: without its lock it counts as a dead member's
+            with contextlib.suppress(OSError):  # if the file stays, it has no lock and counts as a dead member's
                 (self._directory / name).unlink()
             self._close(descriptor)
         with contextlib.suppress(OSError):
-            self._directory.rmdir()  # if no other member is left
+            self._directory.rmdir()  # succeeds if no other member is left
 
     def close(self) -> None:
         for name in [*self._mine]:
@@ -100,7 +101,7 @@ class Roll:
             try:
                 descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
             except FileNotFoundError:
-                if self._directory.is_symlink():  # a link to nothing
+                if self._directory.is_symlink():  # a broken link
                     raise
                 continue  # the last member has just removed the directory
             _held.add(descriptor)
@@ -147,10 +148,10 @@ def _has_retired(says: bytes) -> bool:
 
 
 def assign(members: Sequence[str], partitions: int) -> dict[str, frozenset[int]]:
-    """Share the partitions among the members. A pure function: each process that sees the same members computes the same.
+    """Share the partitions among the members. A pure function: all processes that see the same members compute the same shares.
 
-    Even: two shares differ by one at most. Mostly sticky: each partition has its own order of preference, so a member that
-    comes or goes moves few other partitions.
+    Even: two shares differ by one at most. Mostly sticky: each partition has its own order of preference, so a member that comes
+    or goes moves few other partitions.
     """
     shares: dict[str, set[int]] = {member: set() for member in members}
     if not members:

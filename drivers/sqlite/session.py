@@ -1,11 +1,11 @@
-"""One session of a SQLite log, from `open` to `close`: its two threads, and what the event loop knows of the file.
+"""One session of a SQLite log, from `open` to `close`: its two threads, and the event loop's knowledge of the file.
 
     event loop: commits the appends of one turn as one transaction at its end (group commit), as long as a commit is quick
                ──▶ queue ──▶ writer thread: commits, if commits are slow or another process has the file; checkpoints;
                              between them it looks for commits of other processes, while a reader waits for them
                ──▶ executor of one thread: fetch, find, load checkpoints
 
-A synced commit takes 0.2 to 0.5 ms on a solid-state disk. To hand it to a thread and back costs 0.1 ms, and more beside a busy
+A synced commit takes 0.2 to 0.5 ms on a solid-state disk. Handing it to a thread and back takes 0.1 ms, and more beside a busy
 event loop, because both need the interpreter. So the loop itself commits unless most commits take longer than `QUICK_S`.
 
 This module contains no SQL, and holds no state that another process could change. Methods that begin with `_on_` run on the
@@ -85,8 +85,8 @@ class Session:
         self.queries = Queries(path)
         self.tails: list[LocalTail] = []
         self.recent: list[Recent] = []
-        self.copies = 0  # how often the file was replaced by an older copy
-        self.put_back = ""  # the message about that
+        self.copies = 0  # how often an older copy has replaced the file
+        self.put_back = ""  # the message about the last time
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name} reader")
@@ -147,7 +147,7 @@ class Session:
         self._closing = True
         self._queue.put(None)
 
-    # Questions and answers.
+    # Calls and commits.
 
     def append(self, partition: int, entries: Sequence[Entry]) -> asyncio.Future[Sequence[Ack]]:
         self._check_open()
@@ -169,7 +169,7 @@ class Session:
                 self._hand_over(work)
 
     def _is_quick(self) -> bool:
-        """Whether most commits are quick. After `TRY_AGAIN` slow turns it says yes to try again."""
+        """Whether most commits are quick. After `TRY_AGAIN` slow turns this is true once, to try again."""
         if self._slow_share >= 0.5:
             self._slow_turns += 1
             if self._slow_turns == TRY_AGAIN:
@@ -177,7 +177,7 @@ class Session:
         return self._slow_share < 0.5
 
     def _commit_here(self, works: Sequence[_Append]) -> bool:
-        """Commit without waiting for a lock. Returns False if that was not possible."""
+        """Commit without waiting for a lock. Returns False if another process holds it."""
         writer = self._writer
         if writer is None or self._closing or not self._using_writer.acquire(blocking=False):
             return False
@@ -269,7 +269,7 @@ class Session:
     def _committed(
         self, works: Sequence[_Work], answers: Sequence[object], rows: Mapping[int, Sequence[Row]], ends: Sequence[int]
     ) -> None:
-        self._answer(works, answers)  # first: the appending tasks may then move their readers past their own records
+        self._answer(works, answers)  # before `_advance`: appending tasks may then move their readers past their own records
         for partition, of_partition in rows.items():
             self.recent[partition].add(of_partition)
         self._advance(ends)
@@ -279,7 +279,7 @@ class Session:
             tail.advance(end)
 
     def _start_over(self, ends: Sequence[int], error: PutBack) -> None:
-        """The file is an older copy now: raise the error in all waiting readers."""
+        """Called when an older copy has replaced the file: raise the error in all waiting readers."""
         self.put_back = str(error)
         self.copies += 1
         self.recent = [Recent() for _ in ends]
@@ -293,7 +293,7 @@ class Session:
 
     @property
     def is_watching(self) -> bool:
-        """Whether the writer thread keeps the known ends up to date with other processes."""
+        """Whether the writer thread looks for commits of other processes."""
         return self._watchers > 0
 
     async def beyond(self, reader: LocalReader, wait: float | None) -> None:
@@ -333,7 +333,7 @@ class Session:
             await left
 
     def _forget(self, name: str) -> asyncio.Future[None] | None:
-        """Remove a member. While closing, the writer thread leaves for all members at its end."""
+        """Remove a member. While the session closes, the writer thread removes all members at its end."""
         if name not in self._members or self._closing:
             return None
         self._members.pop(name).changed.set()
@@ -368,7 +368,7 @@ class Session:
 
     def _on_wait(self) -> list[_Work]:
         """Wait for work; returns an empty list when it is time to look at the file or the members."""
-        self._asleep = not self._watchers  # before `wait` is computed: a reader that begins to wait after this wakes the thread
+        self._asleep = not self._watchers  # before `wait` is computed: a later reader then wakes the thread
         wait = self._look_s if self._watchers else ROLL_CALL_S if self._members else None
         try:
             found = [self._queue.get(timeout=wait)]
@@ -391,7 +391,7 @@ class Session:
             if isinstance(work, _Call):
                 self._on_call(work)
         if self._members and time.monotonic() >= self._roll_call_due:
-            with contextlib.suppress(OSError):  # a joining member gets the error; the next roll call repeats it
+            with contextlib.suppress(OSError):  # a joining member gets the error; the next check raises it again
                 self._on_roll_call()
 
     def _on_change(self, writer: Writer, works: Sequence[_Append | _Checkpoint]) -> None:
@@ -442,7 +442,7 @@ class Session:
         self._on_tell(self._share_out, self._roll.sharing())
 
     def _on_tell(self, callback: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log: nobody is left to inform
+        with contextlib.suppress(RuntimeError):  # the loop was closed without closing the log, so no task is left to inform
             self._loop.call_soon_threadsafe(callback, *arguments)
 
 

@@ -188,7 +188,7 @@ def _import_anew(app: str, client: Client, here: Path) -> None:
 
 
 def _is_below(file: str | None, folder: Path) -> bool:
-    """Whether a file is the user's own code: in this folder, and not in a virtual environment."""
+    """Whether a file is the user's own code: below this folder, and not below one of `_SKIPPED`."""
     path = Path(file or "/")
     return path.is_relative_to(folder) and not _SKIPPED & set(path.relative_to(folder).parts) and path.suffix == ".py"
 
