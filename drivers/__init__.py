@@ -60,7 +60,7 @@ def open_driver(url: str) -> Log:
             f"{url!r} names no log; expected memory://, memory://name, sqlite:///path/to/file.db or kafka://host:port/namespace"
         )
     if url != shown(url):
-        raise ConfigError(f"'{shown(url)}' names no log: there is a character in it that cannot be seen")
+        raise ConfigError(f"'{shown(url)}' names no log: it contains an invisible character")
     try:
         driver: Log = __getattr__(_SCHEMES[scheme]).from_url(url)
     except ValueError as error:

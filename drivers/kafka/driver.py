@@ -406,7 +406,7 @@ class KafkaDriver:
                 f"{await kafka_topics.limit(cluster, topic)}: raise it, or keep large payloads elsewhere and pass a reference"
             ) from None
         except TopicRefused as refused:
-            raise ConfigError(f"topic {topic!r}: {refused}; mend the topic or the rights, or publish to another one") from None
+            raise ConfigError(f"topic {topic!r}: {refused}; fix the topic or the rights, or publish to another one") from None
         return partition, ack.offset
 
     # For the command line. These methods do not need an open driver.

@@ -259,7 +259,7 @@ class KafkaInbox:
                 log.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", kafka_topics.in_words([finding]))
         for finding in self._told.keys() - set(findings):
             del self._told[finding]
-            log.info("%s is well again; it was told: %s", finding.topic, finding.problem)
+            log.info("%s: this problem is fixed: %s", finding.topic, finding.problem)
 
     async def done(self, records: Sequence[InboxRecord]) -> None:
         self._received = ()

@@ -359,7 +359,7 @@ def _record(header: _Batch, body: memoryview) -> Raw:
         content, at = _bytes(body, at)
         headers.append((name.decode("utf-8", "surrogateescape"), content))
     if at != len(body):
-        raise ValueError(f"{len(body) - at} bytes are left behind it")
+        raise ValueError(f"{len(body) - at} bytes are left after it")
     timestamp = header.max_timestamp if header.attributes & _APPEND_TIME else _int64(header.first_timestamp + delta)
     return Raw(header.base + offset_delta, timestamp, key, value, tuple(headers))
 

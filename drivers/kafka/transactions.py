@@ -107,7 +107,7 @@ async def open_at(cluster: Cluster, topic_partition: TopicPartition, offset: int
                     timeout_ms, began = await _described(cluster, node, transaction_id)
                     return found._replace(timeout_ms=timeout_ms, since=began if 0 < began < _NO_DATE else since)
     except (KafkaError, ConfigError, TimeoutError) as error:
-        log.debug("transactions of %s are not told: %r", name_of(topic_partition), error)
+        log.debug("the brokers do not list transactions of %s: %r", name_of(topic_partition), error)
     return found
 
 

@@ -495,7 +495,7 @@ class Queries:
             except sqlite3.OperationalError as error:
                 if not _lacks_table(error, "checkpoints"):
                     raise
-                logger.warning("%s has lost its checkpoints; they are made anew from the log", self._path)
+                logger.warning("%s has lost its checkpoints; workers make new ones from the log", self._path)
                 return {}
             # A foreign value counts as a damaged piece, which costs a fold from the start.
             return {key: value if type(value) is bytes else b"" for key, value in rows if type(key) is str}

@@ -50,7 +50,7 @@ ProjectionsOption = Annotated[
     typer.Option(
         "--projection",
         metavar="MODULE:CLASS",
-        help="A projection of yours, which the server keeps up to date; its `pages` are a dashboard. Several times for several.",
+        help="A projection of your own, which the server keeps up to date; its `pages` are a dashboard. Can be repeated.",
     ),
 ]
 

@@ -82,7 +82,7 @@ def json_of(data: str | None, option: str = "--data") -> Any:
             raise Problem(f"{option} {data}: {error.strerror if isinstance(error, OSError) else error}") from None
     assert text is not None
     if len(text) > _DATA_BYTES:
-        raise Problem(f"{where} is larger than {_DATA_BYTES:,} bytes, and so than any payload")
+        raise Problem(f"{where} is larger than {_DATA_BYTES:,} bytes; no payload can be that large")
     try:
         orjson.loads(text)
     except orjson.JSONDecodeError as error:

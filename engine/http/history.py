@@ -151,7 +151,7 @@ async def _stream(call: HttpCall) -> Response:
 async def _events(call: HttpCall, seen: int, reset: bool) -> AsyncGenerator[dict[str, Any]]:
     window: HistoryWindow = call.query
     if reset:
-        yield {"event": "reset", "data": "the log does not hold the event of Last-Event-ID; the history begins anew"}
+        yield {"event": "reset", "data": "the log does not hold the event of Last-Event-ID; the stream begins at the first event"}
     async for news in follow(call.service.client.connected(), run_id_of(call)):
         event = news.event
         if event is None or event.offset is None or event.offset <= seen:

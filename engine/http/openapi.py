@@ -25,7 +25,7 @@ Mode = Literal["validation", "serialization"]
 SCHEMAS = "#/components/schemas/"
 PROBLEM = "Problem"
 HEADERS = {
-    "Accept": "The form of the answer.",
+    "Accept": "The media types that the caller accepts.",
     "Idempotency-Key": "1 to 200 printable ASCII characters: the same request again has no second effect.",
     "If-Match": "An ETag of the run: 412 if it has a newer record.",
     "If-None-Match": "An ETag of the run: 304 if it has no newer record.",
@@ -38,14 +38,14 @@ _TEXT = {"type": "string"}
 SENT: dict[str, tuple[str, Json]] = {
     "ETag": ("The place of the newest record of the run, or of the claim of its partition.", _TEXT | {"pattern": r'^"\d+-\d+"$'}),
     "Link": ("The next page, as `rel=next`; the last page has none.", _TEXT),
-    "Location": ("The path of what was made.", _TEXT | {"format": "uri-reference"}),
+    "Location": ("The path of the new run or job.", _TEXT | {"format": "uri-reference"}),
     "Preference-Applied": (
         "How long the answer may have waited, if that was asked for.",
         _TEXT | {"pattern": r"^wait=\d+$"},
     ),
-    "Retry-After": ("Ask again after so many seconds.", {"type": "integer", "minimum": 0}),
-    "WWW-Authenticate": ("Of a 401: how to say who you are.", _TEXT),
-    POSITION: ("`partition:offset`: the position behind the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
+    "Retry-After": ("Ask again after this many seconds.", {"type": "integer", "minimum": 0}),
+    "WWW-Authenticate": ("How to authenticate, with a 401.", _TEXT),
+    POSITION: ("`partition:offset`: the position after the record of the request.", _TEXT | {"pattern": r"^\d+:\d+$"}),
 }
 """Response headers with their descriptions and schemas."""
 _MAY_LACK = ("Link", "Preference-Applied")

@@ -41,7 +41,7 @@ def sender_of(call: HttpCall) -> Sender:
         raise HttpRefusal(
             422,
             "sender-known",
-            "by: the server knows who you are, or would not believe it; leave `by` out",
+            "by: the server takes the caller's name from the authentication; leave `by` out",
             errors=[{"pointer": "/by", "detail": "only for a server without authentication"}],
         )
     return Sender(known if known is not None else asked.by, asked.why)

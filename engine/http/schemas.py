@@ -47,7 +47,9 @@ async def get_schema(call: HttpCall) -> Answer:
     """Show the JSON Schemas of a workflow's input and result."""
     known = known_workflows(call.service.client).get(call.path["name"])
     if known is None:
-        raise HttpRefusal(404, "workflow-unknown", "this server does not know the code of this workflow: start it with --app")
+        raise HttpRefusal(
+            404, "workflow-unknown", "this server does not know the code of this workflow: start the server with --app"
+        )
     versions = [one.version for one in call.service.client.registry if one.id == known.id]
     return Answer(
         WorkflowSchema(

@@ -93,7 +93,7 @@ class LoginPage(BaseModel, extra="forbid"):
 def _sessions(call: HttpCall) -> Sessions:
     sessions: Sessions | None = call.request.scope["stepfold.sessions"]
     if sessions is None:
-        raise HttpRefusal(409, "no-authentication", "this server asks nobody for a token: there is nothing to log in to")
+        raise HttpRefusal(409, "no-authentication", "this server has no authentication, so it has no login")
     return sessions
 
 

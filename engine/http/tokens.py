@@ -67,7 +67,7 @@ def read_tokens(path: Path) -> list[Token]:
     return found
 
 
-_REMEDY = "Mend or remove the line, or make a new file with: stepfold token create"
+_REMEDY = "Fix or remove the line, or make a new file with: stepfold token create"
 
 
 @contextmanager

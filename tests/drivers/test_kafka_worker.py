@@ -284,7 +284,7 @@ async def test_settings_that_may_lose_records_are_said_while_workers_run(
         return len(set(errors())) == 4 and len(errors()) > 4  # again after a while, too
 
     async def is_well() -> bool:
-        return caplog.text.count("is well again") >= 4
+        return caplog.text.count("this problem is fixed") >= 4
 
     async with shop.client.worker():
         for topic, settings in wrong.items():

@@ -361,7 +361,7 @@ async def test_lost_checkpoints_are_made_anew(path: Path, when: str, caplog: pyt
         assert [portion async for portion in log.checkpoint_load(0)] == []
         await log.checkpoint_put(0, {"b": b"2"})
         assert [portion async for portion in log.checkpoint_load(0)] == [{"b": b"2"}]
-    assert set(caplog.messages) == {f"{path} has lost its checkpoints; they are made anew from the log"}
+    assert set(caplog.messages) == {f"{path} has lost its checkpoints; workers make new ones from the log"}
 
 
 @pytest.mark.parametrize("table", ["meta", "indexed", "record_keys", "records_0"])

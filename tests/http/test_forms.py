@@ -118,7 +118,7 @@ async def test_a_refused_action_stays_in_the_page(client: Client) -> None:
             (answer | {"do": "complete", "data": "text", "why": HOSTILE}, "A text needs its quotes"),
             (answer | {"do": "complete", "data": "1", "message": "no"}, "press Fail"),
             (answer | {"do": "fail", "data": "1", "message": "no"}, "press Complete"),
-            (answer | {"do": "fail", "message": " "}, "say why it has failed"),
+            (answer | {"do": "fail", "message": " "}, "say why the callback has failed"),
             (signal | {"name": "a\nb", "data": " 1", "why": "x"}, "is not the name of a signal"),
             (signal | {"name": "go", "data": "[1,"}, "not JSON"),
             (signal | {"name": "go", "why": "y" * 10_001}, "10,000 characters"),

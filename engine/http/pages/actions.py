@@ -54,11 +54,11 @@ async def _answer(call: HttpCall, form: ActForm, run_id: str, nonce: str | None,
     """Answer a callback of the run. Pages do not hold its id, so this reads it from the log."""
     client, message = call.service.client, form.message.strip()
     if form.do == "complete" and message:  # a browser presses the form's first button on Enter, so it may send both
-        raise HttpRefusal(422, "invalid", "an answer that completes has no words why it has failed; remove them, or press Fail")
+        raise HttpRefusal(422, "invalid", "a completed callback has no failure message; remove the message, or press Fail")
     if form.do == "fail" and not message:
-        raise HttpRefusal(422, "invalid", "say why it has failed: the code gets these words")
+        raise HttpRefusal(422, "invalid", "say why the callback has failed: the workflow's code gets this message")
     if form.do == "fail" and form.data.strip():
-        raise HttpRefusal(422, "invalid", "an answer that fails has no data; remove them, or press Complete")
+        raise HttpRefusal(422, "invalid", "a failed callback has no data; remove the data, or press Complete")
     if nonce is None:
         raise HttpRefusal(409, "callback-over", f"the run does not wait for the answer to {form.step!r} any more")
     callback = str(CallbackId(run_id, form.step, nonce))
