@@ -271,9 +271,9 @@ class Client:
 
         trace, first = trace_now(self._provider is not None), FirstSignal.of(signal)
         asked = Start(workflow, known, version, taken(encode), run_id, if_exists, Sender(by, why), trace, first)
-        return self._start(asked, timeout)
+        return self._start_workflow(asked, timeout)
 
-    async def _start(self, asked: Start, timeout: Duration | None) -> Run[Any]:
+    async def _start_workflow(self, asked: Start, timeout: Duration | None) -> Run[Any]:
         if getattr(self.connected(), "needs_local_worker", False) and not self._workers:
             raise ConfigError(
                 f"{self.log.name} lives in this process only and no worker runs in it, so the run would wait for ever; "
