@@ -18,9 +18,10 @@ from ..client.story import askers, line_json
 from ..client.tail import follow, read_run
 from ..core.state import RunState
 from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
+from ..operations.publish import published_by
 from ..values import times
 from ..values.codec import Written
-from ..values.words import iso, span
+from ..values.words import iso, short, span
 from .audit import RunId, export, replay, verify
 from .cancel import cancel
 from .output import (
@@ -245,6 +246,37 @@ def history(run_id: RunId, app: AppOption = None, url: UrlOption = None, output:
             history = await read_run(client.log, checked_run_id(run_id))
             history.found(client.log)
             print_rows(output, [event_json(event) for event in history.events], history_table(history.events))
+
+    run_async(go())
+
+
+@app.command()
+def published(
+    run_id: RunId,
+    key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="Show the last value of this key alone, as JSON.")] = None,
+    app: AppOption = None,
+    url: UrlOption = None,
+    output: OutputOption = Format.TABLE,
+) -> None:
+    """Show the last values that a run has published. With a key that has none the exit code is 3."""
+    client = client_of(app, url)
+
+    async def go() -> None:
+        async with connected(client):
+            view = await client.views.read(checked_run_id(run_id))
+            values = published_by(view.found(client.log))
+        if key is None:
+            now_ms = client.log.now()
+            made = table("key", "value", "number", "when", right=("number",))
+            for name, last in values.items():
+                ago = f"{span(max(now_ms - last.at, 0))} ago"
+                made.add_row(name, short(last.value, 200), f"{last.seq:,}", Text(ago, "dim"))
+            rows = [{"key": name, "value": last.value, "seq": last.seq, "at": iso(last.at)} for name, last in values.items()]
+            print_rows(output, rows, made, nothing=f"run {run_id} has published nothing")
+        elif key in values:
+            say(json_text(values[key].value))
+        else:
+            raise Problem(f"run {run_id} has published nothing under {key!r}", Exit.NOT_FOUND)
 
     run_async(go())
 

@@ -15,8 +15,8 @@ from .routing import Caller, Role
 # fmt: off
 _OF_EVENTS = frozenset(
     [
-        "at", "at_line", "attempt", "began_at", "by", "claim", "from", "heartbeat_ms", "kind",
-        "next_at", "offset", "owner", "queued_at", "reason", "request", "run_id", "signal", "step_id",
+        "at", "at_line", "attempt", "began_at", "by", "claim", "from", "heartbeat_ms", "key", "kind",
+        "next_at", "offset", "owner", "queued_at", "reason", "request", "run_id", "seq", "signal", "step_id",
         "timeout_at", "timestamp", "type", "v", "version", "wake_at", "why", "workflow",
     ]
 )

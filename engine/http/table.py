@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import audit, bulk, changes, dashboards, health, history, letters, requests, runs, schemas, sessions, system, workflows
+from . import (
+    audit,
+    bulk,
+    changes,
+    dashboards,
+    health,
+    history,
+    letters,
+    published,
+    requests,
+    runs,
+    schemas,
+    sessions,
+    system,
+    workflows,
+)
 from .openapi import described
 from .pages import ROWS as PAGES
 from .routing import Row
@@ -11,6 +26,7 @@ _API = (
     *runs.ROWS,
     *requests.ROWS,
     *history.ROWS,
+    *published.ROWS,
     *schemas.ROWS,
     *audit.ROWS,
     *bulk.ROWS,

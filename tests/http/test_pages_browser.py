@@ -60,8 +60,11 @@ def client_of(folder: Path) -> Client:
     async def order(ctx: Context[str], step: Step) -> str:
         await step.run("reserve", lambda: HOSTILE)
         await step.run("charge", flaky, ctx.input.data, retry=Retry(5, backoff="10ms"))
+        await step.publish("progress", {"done": 1, "of": 2})
+        await step.publish(HOSTILE[:100], [HOSTILE] * 40)
         await step.sleep("cool-down", "20ms")
         answer = await step.wait_for_signal("approval", signal="approve", timeout="7d")
+        await step.publish("progress", {"done": 2, "of": 2})
         return f"{answer}"
 
     @client.workflow(id="partner")
@@ -205,7 +208,10 @@ async def test_a_run_is_live_until_it_ends(client: Client) -> None:
         await page.goto("/runs/order%2F1")
         await expect(page.locator("#live")).to_have_text("live")
         await page.evaluate("window.same = true")
+        published = page.locator("#run-published tr", has_text="progress")
+        await expect(published).to_contain_text('"done": 1')
         await client.run("order/1").signal("approve", "yes", by="grace")
+        await expect(published).to_contain_text('"done": 2')
         await expect(page.locator(".title .state")).to_contain_text("completed")
         await expect(page.locator("#run-history")).to_contain_text("by grace")
         await expect(page.locator("#run-acts form")).to_have_count(0)

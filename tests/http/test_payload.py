@@ -41,6 +41,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
             raise RuntimeError(CANARY)
         if ctx.input.data == f"{CANARY} ends":
             return CANARY
+        await step.publish("said", {CANARY: CANARY})
         await step.wait_for_signal("first", signal="hello")
         callback = await step.callback("answer", heartbeat="1h")
         tokens.append(callback.id)
@@ -91,7 +92,11 @@ async def test_metadata_hold_no_payload(browser: httpx.AsyncClient, role: str) -
 
 async def test_payloads_are_for_callers_who_may_see_them(browser: httpx.AsyncClient) -> None:
     answers = await read_all(browser, "payload")
-    assert {path for path, answer in answers.items() if CANARY in answer.text} >= {"/v1/runs/waits", "/v1/runs/ends/result"}
+    assert {path for path, answer in answers.items() if CANARY in answer.text} >= {
+        "/v1/runs/waits",
+        "/v1/runs/ends/result",
+        "/v1/runs/waits/published",
+    }
 
 
 @pytest.mark.parametrize("role", ["view", "payload"])

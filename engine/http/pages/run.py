@@ -16,6 +16,7 @@ from ...client.waiting import waits
 from ...core.state import RunState
 from ...errors import ErrorInfo
 from ...operations.line import Line
+from ...operations.publish import published_by
 from ...values.text import shown_json
 from ..payload import waits_for
 from ..problems import HttpRefusal
@@ -28,6 +29,8 @@ from .timeline import bars, scale_of
 from .times import beside
 
 STEPS = 200
+PUBLISHED = 300
+"""How many characters of a published value the page shows."""
 
 _Number = Annotated[int | None, BeforeValidator(lambda value: value or None), Field(ge=0, le=2**63)]
 
@@ -105,6 +108,7 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "last": then.events.offset(-1),
         "waits": waits_for(call.caller, waits(run, then.owner is not None)),
         "parts": _parts(run, run_id, payload),
+        "published": _published(run, payload),
         "error": None if run.error is None or not payload else ErrorInfo.from_json(run.error),
         "live": not past and not run.ended,
         "over": run.ended,
@@ -132,6 +136,15 @@ def _parts(run: RunState, run_id: str, payload: bool) -> list[tuple[str, str, in
     if run.phase == "completed":
         parts.append(("result", run.result))
     return [(name, *excerpt(value), payload_path(run_id, part=name)) for name, value in parts]
+
+
+def _published(run: RunState, payload: bool) -> list[dict[str, Any]]:
+    """The last values that the run has published: key, number, time, and the beginning of the value."""
+    shown = [(key, last, *excerpt(last.value)) for key, last in published_by(run).items()] if payload else []
+    return [
+        {"key": key, "seq": last.seq, "at": last.at, "value": text[:PUBLISHED], "cut": length > PUBLISHED}
+        for key, last, text, length in shown
+    ]
 
 
 def _slider(whole: Moment, then: Moment, path: str) -> dict[str, Any]:
