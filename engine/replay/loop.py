@@ -172,7 +172,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                 left -= len(batch)
                 if left < 0:
                     raise self._spins(batch)
-                for done, handle in enumerate(batch, 1):
+                for handle in batch:
                     callback = handle.callback
                     if callback is not None:
                         try:
@@ -182,8 +182,9 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
                                 raise
                             self._collect("exception in a callback", error)
                     if self.paused:
-                        self._left = left + len(batch) - done
-                        self._ready[:0] = batch[done:]
+                        rest = batch[next(at for at, one in enumerate(batch, 1) if one is handle) :]
+                        self._left = left + len(rest)
+                        self._ready[:0] = rest
                         break
                 # The traceback of a kept error keeps this frame alive, so release the callbacks.
                 batch.clear()
@@ -235,6 +236,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
             raise RuntimeError("a loop cannot be abandoned while it runs")
         tasks = self.blocked_tasks()
         self._abandoned = True
+        self.pressing = False
         self._on_timer = self._on_timer_cancelled = _nobody
         self._tasks = []
         context = contextvars.copy_context() if context is None else context
