@@ -46,6 +46,11 @@ class Call:
     one, and may await the end later, or never."""
 
     @property
+    def asks_types(self) -> bool:
+        """Whether its deliveries may call the user's types."""
+        return True
+
+    @property
     def lasts_ms(self) -> int | None:
         """How long it lasts from its first record on; None: for ever, until a named time, or unknown."""
         return None

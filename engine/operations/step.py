@@ -271,6 +271,10 @@ class StepCall(Call):
     words = "step.run"
     settles: ClassVar = {"result": _result, "error": _error}
 
+    @property
+    def asks_types(self) -> bool:
+        return self.codec.asks_types
+
     def __init__(
         self,
         fn: Callable[..., Any],

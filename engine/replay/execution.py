@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core.state import Delivery, RunState
 from ..errors import ErrorInfo, InputInvalid, NonDeterminism, roots
 from ..operations import CALLS, GIVES_BACK, SETTLED_BY
-from ..operations.call import Call, Differs, MadeAnew, Raise
+from ..operations.call import Call, Differs, MadeAnew, Raise, Settle
 from ..operations.sleep import sleep_of_timer
 from ..operations.told import Notice
 from ..values.codec import describe
@@ -389,7 +389,7 @@ class Execution:
         future, op.future = op.future, None  # an error refers to the frame that waited, and so to `op`: no cycle
         assert future is not None
         try:
-            settled = self.loop.within(self._context, settle, op.call, step_id, value)
+            settled = (self.loop.within if op.call.asks_types else _plainly)(self._context, settle, op.call, step_id, value)
         except InputInvalid as error:
             future.set_exception(error)
         except Differs as error:
@@ -475,6 +475,11 @@ class Execution:
             found=found,
             source=source,
         )
+
+
+def _plainly(_: contextvars.Context, settle: Settle, *args: Any) -> Any:
+    """As `DeterministicLoop.within`, for deliveries that call no type of users."""
+    return settle(*args)
 
 
 def _cause(error: BaseException) -> str:
