@@ -32,6 +32,7 @@ from .errors import (
     CallbackFailed,
     CallbackIdInvalid,
     CallbackTimedOut,
+    ConditionTimedOut,
     ConfigError,
     ErrorInfo,
     InputInvalid,
@@ -54,11 +55,14 @@ from .errors import (
 )
 from .events import Event
 from .logs import prepare_loggers
+from .operations.condition import Done
+from .values.backoff import Backoff
 from .values.retry import Retry
 from .values.wait import Wait
 from .worker.worker import Worker
 
 __all__ = [
+    "Backoff",
     "BatchFailed",
     "BatchItem",
     "BatchResult",
@@ -69,8 +73,10 @@ __all__ = [
     "Client",
     "Compensations",
     "Completion",
+    "ConditionTimedOut",
     "ConfigError",
     "Context",
+    "Done",
     "ErrorInfo",
     "Event",
     "Input",

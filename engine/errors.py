@@ -295,6 +295,21 @@ class CallbackIdInvalid(StepfoldError):
         super().__init__(f"{quoted(found)} is not the id of a callback: pass on what `callback.id` gave, unchanged")
 
 
+class ConditionTimedOut(StepfoldError, TimeoutError):
+    """A condition did not hold in its time (`kind` "timeout"), or in its last poll ("attempts").
+
+    `polls`: how many checks returned a state; `state`: the last one.
+    """
+
+    def __init__(self, step_id: str, kind: str, polls: int, state: Any) -> None:
+        why = f"after {polls} poll{'' if polls == 1 else 's'}" + ("" if kind == "attempts" else ", and its time is up")
+        super().__init__(f"condition {step_id!r} does not hold {why}")
+        self.step_id = step_id
+        self.kind = kind
+        self.polls = polls
+        self.state = state
+
+
 class NonDeterminism(StepfoldError):
     """The code asked for other operations than its history holds; the run is quarantined until the code is fixed.
 

@@ -44,6 +44,7 @@ from .core.lifecycle import (
 )
 from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, OperationDecision, Place, Request
 from .operations.callback import CallbackCompleted, CallbackCreated, CallbackFailed, CallbackHeartbeat, CallbackTimedOut
+from .operations.condition import ConditionPolled, ConditionStarted, ConditionTimedOut
 from .operations.publish import Published
 from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
 from .operations.sleep import SleepCompleted, SleepScheduled
@@ -71,6 +72,9 @@ __all__ = [
     "CodeCleared",
     "CodeSuspected",
     "Completed",
+    "ConditionPolled",
+    "ConditionStarted",
+    "ConditionTimedOut",
     "Decision",
     "ErrorModel",
     "Event",
@@ -124,6 +128,9 @@ RunEvent = (
     | CallbackHeartbeat
     | CallbackTimedOut
     | Published
+    | ConditionStarted
+    | ConditionPolled
+    | ConditionTimedOut
     | WorkflowUnknown
     | InputCompleted
     | CodeSuspected

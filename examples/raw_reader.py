@@ -44,6 +44,9 @@ FIELDS = {
     "callback-heartbeat": ANSWER,
     "callback-timed-out": STEP + "kind:s",
     "published": DECISION + "key:s value:* seq:i",
+    "condition-started": OPENS + "timeout_at:i?",
+    "condition-polled": OPENS + "attempt:i poll:i state:* next_at:i timeout_at:i?" + TIMES,
+    "condition-timed-out": OPENS + "kind:s attempt:i? poll:i state:*",
     "workflow-unknown": DECISION,
     "input-completed": DECISION + "input:*",
     "code-suspected": DECISION,
@@ -114,6 +117,7 @@ class Run:
         self.decided, self.suspected = False, -1  # the claim of the last `code-suspected` that counts yet
         # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
         #            | ("callback", nonce, until, heartbeat_ms, time of the last heartbeat)
+        #            | ("condition", attempts over, announced, last heartbeat, until, polls)
         self.open: dict[str, Any] = {}
         self.request, self.requests, self.done = request, dict[str, int](), set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
@@ -136,15 +140,41 @@ class Run:
             self.taken[step] = signal
             self.close(step)
 
+    def poll(self, event: Event, known: Any, fresh: bool) -> bool:
+        """`accept` for the records of conditions. `known`: the open operation of this step id, if there is one."""
+        kind, step = event["type"], event["step_id"]
+        if kind == "condition-started":
+            if fresh:
+                self.open[step] = ("condition", 0, False, 0, event["timeout_at"], 0)
+            return fresh
+        if not (fresh or (known and known[0] == "condition")):
+            return False
+        over, _, beat_at, until, polls = known[1:] if known else (0, False, 0, event.get("timeout_at"), 0)
+        if kind == "condition-timed-out" and event["kind"] != "attempts":
+            if not known or event["kind"] != "timeout" or until is None or event["at"] < until:
+                return False
+        elif (event["attempt"], event["poll"]) != (over + 1, polls + 1):
+            return False
+        if kind == "condition-timed-out":
+            self.close(step)
+        else:
+            self.open[step] = ("condition", over + 1, False, beat_at, until, polls + 1)
+        return True
+
     def accept(self, event: Event, now: int) -> bool:
         """Whether the precondition holds; if so, what follows. `now`: the run's time, with this record."""
         kind = event["type"]
         step = event["step_id"] if "step_id:s" in FIELDS[kind] else ""
         known = self.open.get(step)
         fresh = bool(step) and known is None and step not in self.done
-        if "attempt:i" in FIELDS[kind]:
-            over, announced, beat_at = known[1:] if known and known[0] == "step" else (0, False, 0)
-            if not (fresh or (known and known[0] == "step")) or event["attempt"] != over + 1:
+        if kind.startswith("condition-"):
+            if not self.poll(event, known, fresh):
+                return False
+        elif "attempt:i" in FIELDS[kind]:
+            if not fresh and (not known or known[0] not in ("step", "condition")):
+                return False
+            what, over, announced, beat_at, *more = known or ("step", 0, False, 0)
+            if event["attempt"] != over + 1:
                 return False
             if (kind == "attempt-started" and announced) or (kind == "step-heartbeat" and event["at"] <= beat_at):
                 return False
@@ -152,10 +182,10 @@ class Run:
                 self.close(step)
                 self.steps += kind == "step-completed"
             elif kind in ("step-failed", "attempt-lost"):
-                self.open[step] = ("step", over + 1, False, beat_at)
+                self.open[step] = (what, over + 1, False, beat_at, *more)
             else:
                 beat_at = event["at"] if kind == "step-heartbeat" else beat_at
-                self.open[step] = ("step", over, announced or kind == "attempt-started", beat_at)
+                self.open[step] = (what, over, announced or kind == "attempt-started", beat_at, *more)
         elif kind in ("sleep-scheduled", "wait-started"):
             if not fresh:
                 return False

@@ -188,7 +188,7 @@ class _News:
         """Take a decision about an operation into its row, and return the row."""
         step_id, kind = fields["step_id"], KIND_OF.get(type)
         row = self._row(run, step_id, None if kind is None else kind.name)
-        row["attempts"] = max(row["attempts"], fields.get("attempt", 0))
+        row["attempts"] = max(row["attempts"], fields.get("attempt") or 0)
         row["lost"] += COUNTED.get(type) == "attempts_lost"
         operation = run.open.get(step_id)
         row["until"] = None if operation is None else operation.due_at
@@ -326,7 +326,7 @@ def _statement(table: sa.Table, dialect: str) -> sa.Insert:
 def _changes(new: Any) -> dict[str, Any]:
     old = steps.c
     return {
-        "kind": sa.case((new.kind == "", old.kind), else_=new.kind),
+        "kind": sa.case((old.kind == "", new.kind), else_=old.kind),
         "state": new.state,
         "attempts": sa.case((new.attempts > old.attempts, new.attempts), else_=old.attempts),
         "lost": old.lost + new.lost,

@@ -64,6 +64,9 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "callback-heartbeat": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT},
     "callback-timed-out": {**_STEP, "kind": _TEXT},
     "published": {**_DECISION, "key": _TEXT, "value": _ANY, "seq": _NUMBER},
+    "condition-started": {**_STEP, "timeout_at": _NUMBER_OR_NULL},
+    "condition-polled": {**_ATTEMPT, "poll": _NUMBER, "state": _ANY, "next_at": _NUMBER, "timeout_at": _NUMBER_OR_NULL},
+    "condition-timed-out": {**_STEP, "kind": _TEXT, "attempt": _NUMBER_OR_NULL, "poll": _NUMBER, "state": _ANY},
     "workflow-unknown": _DECISION,
     "input-completed": {**_DECISION, "input": _ANY},
     "code-suspected": _DECISION,
@@ -74,6 +77,7 @@ FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "failed": {**_DECISION, "error": _OBJECT},
     "cancelled": {**_DECISION, "reason?": _TEXT_OR_NULL},
 }
+_KINDS = {"callback-timed-out": ("timeout", "heartbeat"), "condition-timed-out": ("timeout", "attempts")}
 _MISSING = object()
 
 
@@ -120,7 +124,7 @@ def parse(value: bytes) -> Json | None:
         return None
     if kind in _WITH_ERROR and not _fits(event["error"], _ERROR_SHAPE):
         return None
-    if kind == "callback-timed-out" and event["kind"] not in ("timeout", "heartbeat"):
+    if event.get("kind") not in _KINDS.get(kind, (event.get("kind"),)):
         return None
     if value.count(b"[") + value.count(b"{") > MAX_DEPTH and _too_deep(event):
         return None
@@ -131,7 +135,7 @@ _RUN_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 
 
 class Open:
-    """A step, sleep, wait or callback that has begun and is not over."""
+    """A step, sleep, wait, callback or condition that has begun and is not over."""
 
     __slots__ = (
         "announced",
@@ -146,14 +150,16 @@ class Open:
         "lost",
         "next_at",
         "nonce",
+        "polls",
         "signal",
+        "state",
         "timeout_at",
         "wake_at",
     )
 
     def __init__(self, kind: str, *, wake_at: int = 0, signal: str = "", timeout_at: int | None = None) -> None:
         self.kind = kind
-        self.attempts = 0  # of a step: attempts that are over
+        self.attempts = 0  # of a step or condition: attempts that are over
         self.failures = 0
         self.lost = 0  # in a row
         self.announced = False
@@ -164,6 +170,8 @@ class Open:
         self.wake_at = wake_at
         self.signal = signal
         self.timeout_at = timeout_at
+        self.polls = 0  # of a condition: checks that gave a state
+        self.state: Any = None
         self.nonce = ""
         self.heartbeat_ms: int | None = None
         self.beat_at = 0  # of a callback: the run's time at its creation, or at the last heartbeat
@@ -409,7 +417,7 @@ def _next_attempt(run: Run, event: Json) -> Open | None:
     step = run.open.get(step_id)
     if step is None and _is_new(run, step_id):
         step = Open("step")
-    if step is None or step.kind != "step" or event["attempt"] != step.attempts + 1:
+    if step is None or step.kind not in ("step", "condition") or event["attempt"] != step.attempts + 1:
         return None
     run.open[step_id] = step
     return step
@@ -477,6 +485,48 @@ def _step_heartbeat(run: Run, event: Json) -> bool:
         return False
     step.heartbeat, step.heartbeat_at = event["details"], event["at"]
     step.next_at = None
+    return True
+
+
+def _condition_started(run: Run, event: Json) -> bool:
+    if not _is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = Open("condition", timeout_at=event["timeout_at"])
+    return True
+
+
+def _next_poll(run: Run, event: Json) -> Open | None:
+    """The condition, if this is about its next attempt and its next poll. The first may be the first record of it."""
+    step_id = event["step_id"]
+    op = run.open.get(step_id)
+    if op is None and _is_new(run, step_id):
+        op = Open("condition", timeout_at=event.get("timeout_at"))
+    if op is None or op.kind != "condition" or (event["attempt"], event["poll"]) != (op.attempts + 1, op.polls + 1):
+        return None
+    run.open[step_id] = op
+    return op
+
+
+def _condition_polled(run: Run, event: Json) -> bool:
+    op = _next_poll(run, event)
+    if op is None:
+        return False
+    run.due = op.next_at or 0
+    op.attempts, op.polls, op.state, op.next_at = event["attempt"], event["poll"], event["state"], event["next_at"]
+    op.failures, op.lost, op.announced, op.error, op.heartbeat = 0, 0, False, None, None
+    return True
+
+
+def _condition_timed_out(run: Run, event: Json) -> bool:
+    op = run.open.get(event["step_id"])
+    if event["kind"] == "attempts":
+        op = _next_poll(run, event)
+        if op is None:
+            return False
+        op.polls, op.state = event["poll"], event["state"]
+    elif op is None or op.kind != "condition" or op.timeout_at is None or event["at"] < op.timeout_at:
+        return False
+    _end_of_op(run, event["step_id"], "condition-timed-out", [event["kind"], op.polls, op.state])
     return True
 
 
@@ -666,6 +716,9 @@ _RULES: dict[str, Callable[[Run, Json], bool]] = {
     "callback-failed": _callback_answered,
     "callback-heartbeat": _callback_heartbeat,
     "callback-timed-out": _callback_timed_out,
+    "condition-started": _condition_started,
+    "condition-polled": _condition_polled,
+    "condition-timed-out": _condition_timed_out,
     "signal-received": _signal_received,
     "cancel-requested": _cancel_requested,
     "published": _published,

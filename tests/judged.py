@@ -103,8 +103,10 @@ _NAMES = {
     "quarantined": "error",
 }
 _ours, _theirs = attrgetter(*_NAMES), attrgetter(*_NAMES.values())
+_OF_ATTEMPTS = ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat", "heartbeat_at"]
 _OP_NAMES = {
-    "step": ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat", "heartbeat_at"],
+    "step": _OF_ATTEMPTS,
+    "condition": [*_OF_ATTEMPTS, "polls", "state", "timeout_at"],
     "sleep": ["wake_at"],
     "wait": ["signal", "timeout_at"],
     "callback": ["nonce", "timeout_at", "heartbeat_ms", "beat_at"],

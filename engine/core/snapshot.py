@@ -31,7 +31,7 @@ def pack(run: RunState) -> bytes:
             run.cancel_requested,
             [tuple(delivery) for delivery in run.journal],
             sorted(run.done - {delivery.step_id for delivery in run.journal}),
-            [[step_id, op.kind, op.since, *(getattr(op, name) for name in op.__slots__)] for step_id, op in run.open.items()],
+            [[step_id, op.kind, op.since, *(getattr(op, name) for name in op.kept)] for step_id, op in run.open.items()],
             [[name, waiting] for name, waiting in run.signals.items()],
             list(run.requests.items()),
             run.result,
@@ -67,7 +67,7 @@ def unpack(data: bytes) -> RunState:
         shape = OPEN[kind]
         op = run.open[step_id] = shape.__new__(shape)
         op.since = since
-        for name, value in zip(op.__slots__, values, strict=True):
+        for name, value in zip(op.kept, values, strict=True):
             setattr(op, name, value)
     run.done.difference_update(run.open)  # an open operation may have had a delivery
     run.signals = dict(fields[15])

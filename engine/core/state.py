@@ -24,7 +24,8 @@ class Delivery(NamedTuple):
 
 
 class Open:
-    """An operation that has begun and is not over. A subclass belongs to one kind; a snapshot keeps its slots and `since`.
+    """An operation that has begun and is not over. A subclass belongs to one kind. A snapshot has `since`, and the slots in
+    `kept`.
 
     `since`: the log's time of the record with which it began, ms since 1970.
     """
@@ -34,8 +35,15 @@ class Open:
     kind: ClassVar[str] = ""
     actions: ClassVar[frozenset[str]] = frozenset()
     """The requests that people may send to it, in words."""
-    when_due: ClassVar[str | None] = None
-    """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.kept = (*cls.kept, *cls.__dict__.get("__slots__", ()))
+
+    @property
+    def when_due(self) -> str | None:
+        """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
+        return None
 
     @property
     def due_at(self) -> int | None:

@@ -16,7 +16,7 @@ from .routing import Caller, Role
 _OF_EVENTS = frozenset(
     [
         "at", "at_line", "attempt", "began_at", "by", "claim", "from", "heartbeat_ms", "key", "kind",
-        "next_at", "offset", "owner", "queued_at", "reason", "request", "run_id", "seq", "signal", "step_id",
+        "next_at", "offset", "owner", "poll", "queued_at", "reason", "request", "run_id", "seq", "signal", "step_id",
         "timeout_at", "timestamp", "type", "v", "version", "wake_at", "why", "workflow",
     ]
 )

@@ -4,6 +4,7 @@
     sleep    a time
     signal   data that somebody sends to the run
     callback an answer that the code asks somebody outside for, by an id
+    condition a check that a worker runs again and again, until it holds
 
 What a workflow tells and never waits for (`told.py`) has modules of its own:
 
@@ -16,9 +17,9 @@ the core and values, and never another kind. All tables below are made from thes
 
 from __future__ import annotations
 
-from . import callback, publish, signal, sleep, step
+from . import callback, condition, publish, signal, sleep, step
 
-KINDS = (step.KIND, sleep.KIND, signal.KIND, callback.KIND)
+KINDS = (step.KIND, sleep.KIND, signal.KIND, callback.KIND, condition.KIND)
 TOLD = (publish.KIND,)
 
 RECORDS = {str(record.model_fields["type"].default): record for kind in (*KINDS, *TOLD) for record in kind.records}
@@ -30,7 +31,7 @@ REFUSALS = {name: record.when_refused for name, record in RECORDS.items() if rec
 RULES = {name: rule for kind in (*KINDS, *TOLD) for name, rule in kind.rules.items()}
 OPEN = {kind.open.kind: kind.open for kind in KINDS}
 CALLS = {kind.call.kind: kind.call for kind in KINDS}
-SETTLED_BY = {outcome: kind.call for kind in KINDS for outcome in (*kind.call.settles, *kind.call.progress)}
+SETTLED_BY = {outcome: kind.call for kind in reversed(KINDS) for outcome in (*kind.call.settles, *kind.call.progress)}
 GIVES_BACK = {outcome: rule for kind in KINDS for outcome, rule in kind.gives_back.items()}
 TELLS = {name: tell for kind in KINDS for name, tell in kind.tells.items()}
 ENDS = {outcome: tell for kind in KINDS for outcome, tell in kind.ends.items()}

@@ -57,12 +57,15 @@ class OpenWait(Open):
 
     __slots__ = ("signal", "timeout_at")
     kind = "wait"
-    when_due = "wait-timed-out"
 
     def __init__(self, signal: str, timeout_at: int | None, now: int) -> None:
         self.since = now
         self.signal = signal
         self.timeout_at = timeout_at
+
+    @property
+    def when_due(self) -> str:
+        return "wait-timed-out"
 
     @property
     def due_at(self) -> int | None:

@@ -39,11 +39,14 @@ class OpenSleep(Open):
 
     __slots__ = ("wake_at",)
     kind = "sleep"
-    when_due = "sleep-completed"
 
     def __init__(self, wake_at: int, now: int) -> None:
         self.since = now
         self.wake_at = wake_at
+
+    @property
+    def when_due(self) -> str:
+        return "sleep-completed"
 
     @property
     def due_at(self) -> int | None:

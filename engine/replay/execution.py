@@ -41,10 +41,11 @@ _OTHER_LOOP = "is bound to a different event loop"
 
 class Op:
     """An operation that the code waits for. `recorded`: the log may hold a record of it before its result. `elapsed`: if it lasts
-    for a duration, the owner's elapsed time at its end, in ms. `handed_out`: the code has it, and need not wait for its end.
+    for a duration, the owner's elapsed time at its end, or when something is due, in ms; `ends`: that of its time-out, if it has
+    one besides. `handed_out`: the code has it, and need not wait for its end.
     """
 
-    __slots__ = ("call", "elapsed", "future", "handed_out", "id", "recorded", "source", "timer")
+    __slots__ = ("call", "elapsed", "ends", "future", "handed_out", "id", "recorded", "source", "timer")
 
     def __init__(
         self, op_id: str, call: Call, source: Source | None, future: DeterministicFuture[Any] | None, timer: Timer | None
@@ -56,6 +57,7 @@ class Op:
         self.timer = timer
         self.recorded = False
         self.elapsed: int | None = None
+        self.ends: int | None = None
         self.handed_out = False
 
     @property

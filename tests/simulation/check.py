@@ -22,7 +22,7 @@ from stepfold.core.fold import PartitionState, fold
 from stepfold.core.runs import Runs
 from stepfold.core.snapshot import unpack
 from stepfold.core.state import RunState
-from stepfold.errors import CallbackFailed, CallbackTimedOut, StepFailed
+from stepfold.errors import CallbackFailed, CallbackTimedOut, ConditionTimedOut, StepFailed
 from stepfold.log import Record
 from stepfold.worker.checkpoint import Checkpoint, StoredState
 
@@ -210,6 +210,8 @@ class Checker:
                 self._broken(19, f"its function returned {outcomes}", partition, record)
             if event["attempt"] > 1 or step_id in seen.counted:
                 seen.counted[step_id] = place
+        elif kind.startswith("condition-"):
+            self._note_poll(partition, record, run, event, place)
         elif kind == "step-failed":
             seen.counted[step_id] = place
             self._within_policy(partition, record, run, event)
@@ -258,6 +260,25 @@ class Checker:
                     22, f"{last} values of {key!r} were published, of which the log has {run.published}", partition, record
                 )
 
+    def _note_poll(self, partition: int, record: Record, run: Run, event: Json, place: tuple[int, int]) -> None:
+        """The state is that which the check returned, and the next check comes in its time."""
+        seen, step_id = self._seen[id(run)], event["step_id"]
+        if event["type"] == "condition-started":
+            return
+        nap = seen.naps.pop(step_id, None)
+        if nap is not None and nap[0] == place[1] and self._now() > nap[1] + LATE_MS:
+            self._broken(7, f"it was due in {nap[1] - nap[2]} ms, and came after {self._now() - nap[2]}", partition, record)
+        if event["attempt"] is None:
+            if event["at"] > (latest := self._latest(self._parts[partition].writers[record.offset])):
+                self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
+            return
+        seen.counted[step_id] = place
+        if (outcomes := seen.outcomes.get(step_id)) is not None and event["state"] not in outcomes:
+            self._broken(19, f"its check returned {outcomes}", partition, record)
+        if event["type"] == "condition-polled" and self._healed:
+            due = min(at for at in (event["next_at"], event["timeout_at"]) if at is not None)
+            seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
+
     def _silence(self, record: Record, run: Run, step_id: str, claim: int) -> None:
         """A callback was created, or somebody works on its answer: it ends after this silence, or at its time-out."""
         seen = self._seen[id(run)]
@@ -301,7 +322,7 @@ class Checker:
         """The step gives up neither too late nor too early, and its pause is as long as was asked for."""
         step_id: str = event["step_id"]
         policies = self._policies(run, step_id)
-        if not policies:
+        if not policies or any("polls" in how for how in policies):
             return
         allowed = [how["max"] for how in policies]
         failures, attempt = run.failures[step_id], event["attempt"]
@@ -372,7 +393,11 @@ class Checker:
         known = op.heartbeat if op is not None else None
         if over is None and worker == part.claimed_by[-1] and heartbeat != known:
             raise Broken(4, f"{what}, and was told that it had come to {heartbeat}, the log says {known}")
-        if seen.args.setdefault(step_id, args) != args:
+        if isinstance(args, list):  # the state that a check got
+            expected = op.state if op is not None and op.polls else [0]
+            if over is None and worker == part.claimed_by[-1] and attempt == counted + 1 and args != expected:
+                raise Broken(19, f"{what} on the state {args}; the log says {expected}")
+        elif seen.args.setdefault(step_id, args) != args:
             raise Broken(11, f"{what} with {args!r}, and with {seen.args[step_id]!r} before")
         before = seen.started.setdefault((step_id, attempt), [])
         once = seen.once.get(step_id)
@@ -682,6 +707,8 @@ def _is_what(entry: Entry, value: Any) -> bool:
         ]
     if entry.kind == "callback-failed":
         return isinstance(value, CallbackFailed) and value.message == entry.value["message"]
+    if entry.kind == "condition-timed-out":
+        return isinstance(value, ConditionTimedOut) and [value.kind, value.polls] == entry.value[:2]
     if entry.kind == "callback-timed-out":
         return isinstance(value, CallbackTimedOut) and value.kind == entry.value
     return value == (entry.value[1] if entry.kind == "signal" else entry.value)
@@ -725,6 +752,8 @@ def _steps(node: Node, path: str) -> Iterator[tuple[str, Json]]:
     kind = node[0]
     if kind == "step":
         yield path + node[1], node[2]
+    elif kind == "poll":
+        yield path + node[1], {**node[2], "max": 3, "once": False}
     elif kind == "send":
         yield path + node[1], _SEND
     elif kind in ("gather", "group", "race"):

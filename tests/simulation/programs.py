@@ -7,6 +7,7 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["sleep", id, ms]
     ["wait", id, signal, timeout_ms or null]
     ["callback", id, timeout_ms or null, heartbeat_ms or null, answers]    see answering.py
+    ["poll", id, {polls, ...}]                          a condition, see polling.py
     ["seq" | "gather" | "group" | "race", [nodes]]      one after the other; all at once; in a TaskGroup; the first that ends
     ["map", [nodes], concurrency or null]               all, by step.map
     ["first", [nodes]]                                  the first that ends, by step.race
@@ -28,6 +29,7 @@ from random import Random
 from typing import Any, Protocol
 
 import hostile
+import polling
 
 from stepfold import CallbackFailed, CallbackTimedOut, Client, Context, Retry, Step, StepFailed, current_step
 from stepfold.authoring.step import RunningStep
@@ -96,6 +98,17 @@ def telling(random: Random, node: Node) -> Node:
         for _ in range(random.choice((0, 1, 1, 2))):
             inner.insert(random.randrange(len(inner) + 1), ["publish", random.choice("pq"), random.choice((1, 1, 3, 40, 600))])
     return [node[0], inner, *node[2:]]
+
+
+def polls(random: Random, node: Node) -> Node:
+    """The program with conditions in the place of some of its sleeps and steps."""
+    if node[0] in ("within", "shield"):
+        return [*node[:-1], polls(random, node[-1])]
+    if node[0] in _BRANCHED:
+        return [node[0], [polls(random, one) for one in node[1]], *node[2:]]
+    if random.random() < {"sleep": 0.6, "step": 0.15}.get(node[0], 0):
+        return polling.node(random, node[1])
+    return node
 
 
 _BRANCHED = ("seq", "gather", "group", "race", "map", "first")
@@ -203,6 +216,8 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         return good or (bad and (how["once"] or how["how"] == "hang"))
     if kind == "sleep":
         return value == ["slept", node[1]]
+    if kind == "poll":
+        return polling.allowed(node[2], node[1], value)
     if kind == "wait":
         if value == ["timeout", node[1]]:
             return node[3] is not None
@@ -283,6 +298,8 @@ class _Machine:
             return await self._wait(step, path, node)
         if kind == "callback":
             return await self._callback(step, path, node)
+        if kind == "poll":
+            return await polling.wait(step, node, self.functions.checks, partial(self._got, self._id(path, node[1])))
         if kind == "seq":
             return [await self.do(inner, step, path) for inner in node[1]]
         if kind == "gather":
@@ -453,6 +470,7 @@ class Functions:
 
         self.host = host
         self.hostile = hostile.Steps(host)
+        self.checks = polling.Checks(host)
         self.work = work
         self.plain = plain
 

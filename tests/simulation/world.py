@@ -71,7 +71,7 @@ KINDS = (
 MAX_TURNS = 3000  # what spins costs real time
 POLL_S = 1.0
 SETTLE_S = 4 * 3600.0
-ALWAYS_THE_SAME = 200  # worlds below stay as they are; of the others a quarter composes branches
+ALWAYS_THE_SAME = 200  # worlds below stay as they are; of the others a quarter composes branches, and one waits for conditions
 STILL = ("quarantined", "expected")  # phases of runs that wait for somebody outside
 _HERE = str(Path(__file__).parent).encode()
 _MESSAGE = re.compile(rb'"message":"(?:[^"\\]|\\.)*",?')
@@ -457,6 +457,7 @@ class World(LogObserver):
         hostility = 0 if "hostile" in self.plan.off else self.source("hostile").choice((0.0, 0.1, 0.4))
         foreign_allowed = self.log.kafka and "foreign" not in self.plan.off
         composes = self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 1
+        waits = self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 2
         for number, run_id in enumerate(ids):
             own = Random(f"{self.plan.seed}/program/{number}")
             program = programs.generate(own, others=ids)
@@ -464,6 +465,8 @@ class World(LogObserver):
                 program = programs.composed(Random(f"{self.plan.seed}/composed/{number}"), program)
             if self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 3:
                 program = programs.telling(Random(f"{self.plan.seed}/telling/{number}"), program)
+            if waits:
+                program = programs.polls(Random(f"{self.plan.seed}/polls/{number}"), program)
             spoils = Random(f"{self.plan.seed}/hostile/{number}")
             if spoils.random() < hostility:
                 program = programs.spoiled(spoils, program)

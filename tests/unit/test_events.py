@@ -52,6 +52,10 @@ WHOLE: dict[str, dict[str, Any]] = {
     "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n", "why": "a test"},
     "callback-timed-out": DECISION | {"step_id": "a", "kind": "heartbeat"},
     "published": DECISION | {"v": 2, "key": "progress", "value": {"done": 1}, "seq": 1},
+    "condition-started": DECISION | {"step_id": "a", "timeout_at": None, **LINE},
+    "condition-polled": DECISION
+    | {"step_id": "a", "attempt": 1, "poll": 1, "state": [], "next_at": START_MS, "timeout_at": None, **TIMES, **LINE},
+    "condition-timed-out": DECISION | {"step_id": "a", "kind": "timeout", "attempt": None, "poll": 0, "state": None, **LINE},
     "workflow-unknown": DECISION,
     "input-completed": DECISION | {"input": {"made": 1}},
     "code-suspected": DECISION,
@@ -98,7 +102,7 @@ def test_fields_of_tomorrow_are_kept(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in TYPES for field in WHOLE[kind]])
 def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, field: str) -> None:
     event = {"type": kind} | WHOLE[kind]
-    free = event.keys() & {"input", "data", "value", "result", "details", "heartbeat"}
+    free = event.keys() & {"input", "data", "value", "result", "state", "details", "heartbeat"}
     if (kind, field) in PASSED_OVER:
         wrong: list[Any] = [1.5, {}]
         for other in (event | {field: value} for value in wrong):

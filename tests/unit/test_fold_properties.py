@@ -24,10 +24,11 @@ from stepfold.core.state import EXPECTED, RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT, SHAPES, parse
 from stepfold.log import CLAIM_KEY, Record
+from stepfold.operations.attempted import OpenAttempts
 from stepfold.operations.callback import OpenCallback
+from stepfold.operations.condition import OpenCondition
 from stepfold.operations.signal import OpenWait
 from stepfold.operations.sleep import OpenSleep
-from stepfold.operations.step import OpenStep
 
 MEMORY_MS = 1_000
 RUNS = ("a", "b", "c/m", "d")
@@ -74,15 +75,15 @@ class Author:
         return open_runs[x % len(open_runs)] if open_runs else RUNS[x % len(RUNS)]
 
     def next_attempt(self, run_id: str, x: int) -> tuple[str, int]:
-        """The next attempt of a step that has none open as a sleep or a wait."""
+        """The next attempt of a step or condition that has none open as a sleep or a wait."""
         run = self.ledger.state.runs.get(run_id)
         step_id = STEPS[x % len(STEPS)]
         if run is None:
             return step_id, 1
-        free = [s for s in STEPS if s not in run.done and isinstance(run.open.get(s, None), OpenStep | None)]
+        free = [s for s in STEPS if s not in run.done and isinstance(run.open.get(s, None), OpenAttempts | None)]
         step_id = free[x % len(free)] if free else step_id
         step = run.open.get(step_id)
-        return step_id, step.attempts + 1 if isinstance(step, OpenStep) else 1
+        return step_id, step.attempts + 1 if isinstance(step, OpenAttempts) else 1
 
     def open_of(self, run_id: str, kind: type, x: int) -> str:
         run = self.ledger.state.runs.get(run_id)
@@ -168,6 +169,24 @@ class Author:
         key = f"key-{y % 3}"
         seq = keys[key][0] + 1 if key in keys else 1
         self.put("published", run_id, v=2, key=key, value=[x, {"y": y}], seq=seq + (y % 7 == 0))
+
+    def expect(self, x: int, y: int) -> None:
+        timeout_at = None if x % 3 else self.ledger.now_ms + y
+        self.put("condition-started", self.run(x), step_id=STEPS[(x + y) % len(STEPS)], timeout_at=timeout_at)
+
+    def poll(self, x: int, y: int) -> None:
+        """The next poll of a condition, which may end it, or the end of its time."""
+        run_id = self.run(x)
+        run = self.ledger.state.runs.get(run_id)
+        step_id = self.open_of(run_id, OpenCondition, y)
+        op = None if run is None else run.open.get(step_id)
+        attempt, poll = (op.attempts + 1, op.polls + 1) if isinstance(op, OpenCondition) and y % 8 else (1, 1)
+        times = {"next_at": self.ledger.now_ms + y, "timeout_at": None if x % 2 else self.ledger.now_ms + y}
+        kind, at = ("timeout", "attempts")[x % 2], self.ledger.now_ms + 4
+        if y % 3 or x % 4 > 1:
+            self.put("condition-polled", run_id, step_id=step_id, attempt=attempt, poll=poll, state=[x, y], **times)
+        else:
+            self.put("condition-timed-out", run_id, step_id=step_id, kind=kind, attempt=attempt, poll=poll, state=y, at=at)
 
     def early(self, x: int, y: int) -> None:
         self.put("signal-received", RUNS[x % len(RUNS)], signal=SIGNALS[y % 2], data=[x, y], request=f"early-{y}")
@@ -257,8 +276,9 @@ WORK = (
     "early",
     "answer",
     "publish",
+    "poll",
 )
-RARE = ("cancel", "stand", "suspect", "end", "claim", "time", "ask", "hear_nothing")
+RARE = ("cancel", "stand", "suspect", "end", "claim", "time", "ask", "hear_nothing", "expect")
 NOISE = ("repeat", "read_again", "stale", "stale_claim", "foreign", "newer", "newer_claim", "garbage", "spoil")
 ACTIONS: list[str] = [*WORK, *WORK, *WORK, *RARE, *NOISE]
 
@@ -297,7 +317,7 @@ def test_who_judges_by_the_description_alone_comes_to_the_same(choices: list[Cho
 def test_the_author_gets_far() -> None:
     """Otherwise the properties below would hold of nothing."""
     random = Random(18)
-    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(3_000)])
+    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(4_000)])
     assert author.accepted > author.known / 3
     state = PartitionState()
     accepted = {change.event["type"] for record in author.ledger.records if (change := fold(state, record)) is not None}
@@ -427,6 +447,7 @@ FIELDS = (
     "next_at",
     "wake_at",
     "nonce",
+    "poll",
     "timeout_at",
     "heartbeat_ms",
     "kind",
