@@ -391,7 +391,7 @@ class Execution:
         future, op.future = op.future, None  # an error refers to the frame that waited, and so to `op`: no cycle
         assert future is not None
         try:
-            settled = self._context.run(settle, op.call, step_id, value)
+            settled = self.loop.within(self._context, settle, op.call, step_id, value)
         except InputInvalid as error:
             future.set_exception(error)
         except Differs as error:

@@ -205,6 +205,18 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         """Called by the running code: let the owner work before the next callback. Changes nothing in the order of callbacks."""
         self.paused = not self._abandoned
 
+    def within(self, context: contextvars.Context, call: Callable[..., T], *args: Any) -> T:
+        """Call a function that may call users' classes: they find this loop, and no task of the worker that they could cancel."""
+        outer = _get_running_loop()
+        outer_task = _swap_current_task(outer, None) if outer is not None else None
+        self._outer = (outer, outer_task, *sys.get_asyncgen_hooks())
+        self._running = True
+        try:
+            _set_running_loop(self)
+            return context.run(call, *args)
+        finally:
+            self.leave()
+
     def leave(self) -> None:
         """Restore the outer loop, task and hooks. The owner calls this after an exception from outside has cut a turn short."""
         if self._running:

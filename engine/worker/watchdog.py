@@ -39,6 +39,9 @@ logger = logging.getLogger("stepfold.worker")
 
 T = TypeVar("T")
 
+_get_running_loop = asyncio.events._get_running_loop
+_set_running_loop = asyncio.events._set_running_loop
+
 LOOK_S = 0.25
 WARN_S = 2.0
 STOP_S = 10.0
@@ -138,8 +141,18 @@ class Watch:
             raise
 
     def ask(self, named: Callable[[], tuple[str, dict[str, Any]]], call: Callable[[], T]) -> T:
-        """Call users' classes, also from within users' code, then in its context. Raises Stuck as `run` does."""
-        return self.run(Asked(named), call if self.what is not None else partial(self.new_context().run, call))
+        """Call users' classes, also from within users' code, then in its context. Raises Stuck as `run` does.
+
+        Outside users' code they find no running loop, so that they cannot cancel a task of the worker.
+        """
+        if self.what is not None:
+            return self.run(Asked(named), call)
+        loop = _get_running_loop()
+        _set_running_loop(None)
+        try:
+            return self.run(Asked(named), partial(self.new_context().run, call))
+        finally:
+            _set_running_loop(loop)
 
     def free(self, what: Watched, objects: list[Any]) -> None:
         """Drop the last references to objects of users: a `__del__` of their classes is code, too."""
