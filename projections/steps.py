@@ -150,7 +150,7 @@ class _News:
         workflow = text_of(run.workflow, 200)
         counts = self.counts[run.now // MINUTE_MS * MINUTE_MS, workflow]
         error = key = None
-        if kind in HAVE_ERRORS:
+        if kind in HAVE_ERRORS and fields.get("error") is not None:
             error = ErrorInfo.from_json(fields["error"])
             key = fingerprint(workflow, fields.get("step_id"), error)
             self._take_error(run, workflow, fields.get("step_id"), error, key)

@@ -90,7 +90,7 @@ class Stage:
             self.advance()
 
     def _record(self, op: Op) -> None:
-        first = op.call.begin(max(self.run.now, self.ledger.now_ms), lambda: "nonce")
+        first = op.call.begin(op.id, max(self.run.now, self.ledger.now_ms), lambda: "nonce")
         if first is not None:
             op.recorded = True
             kind, fields = first

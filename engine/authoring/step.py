@@ -40,6 +40,7 @@ from ..values.taken import FIXED, Copies, by_value
 from ..values.times import ms_of
 from .branches import Branches
 from .callback import Callback
+from .children import Children
 from .condition import Conditions
 from .publishing import publication
 
@@ -82,7 +83,7 @@ class StepPorts:
         self.send_signal = send_signal
 
 
-class Step(Branches, Conditions, Generic[Ext]):
+class Step(Branches, Children, Conditions, Generic[Ext]):
     """The durable operations of one run.
 
     A step id is a name within the workflow. A later operation may use the id again; stepfold then numbers it (`charge`,

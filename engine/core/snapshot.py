@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from ..operations import OPEN
+from .messages import Parent
 from .state import EXPECTED, Delivery, RunState
 
 _delivery = Delivery._make  # costs half as much as the constructor
@@ -52,6 +53,8 @@ def pack(run: RunState) -> bytes:
 def _last(run: RunState) -> tuple[Any, ...]:
     """The fields that few runs have."""
     trace = None if run.trace is None else [*run.trace]
+    if run.parent is not None:
+        return trace, run.kept, [*run.parent]
     return (trace, run.kept) if run.kept else () if trace is None else (trace,)
 
 
@@ -83,6 +86,8 @@ def unpack(data: bytes) -> RunState:
         run.traced(*fields[27])
     if len(fields) > 28:
         run.kept = fields[28]
+    if len(fields) > 29:
+        run.parent = Parent(*fields[29])
     return run
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..values.trace import Trace
 from ..values.wait import Wait
+from .messages import Parent, derived, digest_of_start
 
 EXPECTED = "expected"
 """The phase of a run that has not started, but for which signals have come."""
@@ -67,6 +68,12 @@ class Open:
     def resumed(self) -> None:
         """Called when the run goes on after a quarantine."""
 
+    def dropped(self, run: RunState, step_id: str) -> None:
+        """Called when the code no longer waits for it."""
+
+    def run_cancelled(self, run: RunState, step_id: str) -> None:
+        """Called when the run is asked to end."""
+
     def words(self, step_id: str) -> str:
         """The thing that the run waits for, in words for people."""
         return f"{self.kind} {step_id!r}"
@@ -95,6 +102,8 @@ class RunState:
         "kept",
         "now",
         "open",
+        "owed",
+        "parent",
         "phase",
         "reason",
         "request",
@@ -121,6 +130,8 @@ class RunState:
         self.digest = 0  # of workflow and input, if `started` came from an inbox
         self.trigger: Any = None
         self.trace: Trace | None = None  # of the request that started it
+        self.parent: Parent | None = None  # the operation of another run that started it
+        self.owed: list[dict[str, Any]] | None = None  # messages that the record now being folded causes; not packed
         self.start = start  # offset of `started`
         self.started_at = now
         self.now = now
@@ -153,6 +164,19 @@ class RunState:
     @property
     def ended(self) -> bool:
         return self.ended_at is not None
+
+    @property
+    def start_digest(self) -> str:
+        """The digest of the request that started the run, as messages name it."""
+        return digest_of_start(self.request or "")
+
+    def derived(self, verb: str, step_id: str = "") -> str:
+        """The request id of a message of this run, or about one of its operations."""
+        return f"{verb}/{derived(self.id, self.request or '', step_id)}"
+
+    def owe(self, type: str, run_id: str, **fields: Any) -> None:
+        """A rule owes this request to another run, because of the record that it accepts."""
+        self.owed = [*(self.owed or ()), {"type": type, "run_id": run_id, **fields}]
 
     def remembers(self, request: str, memory_ms: int) -> bool:
         """Whether a request of this id was accepted and is still remembered."""

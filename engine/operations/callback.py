@@ -264,7 +264,7 @@ class CallbackCall(Call):
     def lasts_ms(self) -> int | None:
         return self.timeout_ms
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
         fields = {"v": FORMAT, "nonce": new_id(), "timeout_at": timeout_at, "heartbeat_ms": self.heartbeat_ms}
         return "callback-created", fields

@@ -18,6 +18,7 @@ class Line:
         "attempts",
         "became",
         "by",
+        "child",
         "error",
         "heartbeat",
         "heartbeat_at",
@@ -66,7 +67,8 @@ class Line:
         self.heartbeat: Any = None
         self.heartbeat_at: int | None = None
         self.heartbeat_by: int | None = None  # when the next heartbeat must have come, by the log's clock
-        self.until: int | None = None  # the end of a sleep, or the time-out of a wait, callback or condition
+        self.until: int | None = None  # the end of a sleep, or the time-out of a wait, callback, condition or child
+        self.child: str | None = None  # the run id of a child
         self.signal: str | None = None  # the name of the signal that a wait waits for
         self.at_line: str | None = None  # the line of the code that asked for it
         self.request: str | None = None  # the id of the request that ended it

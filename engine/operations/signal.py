@@ -152,7 +152,7 @@ class WaitCall(Call):
     def lasts_ms(self) -> int | None:
         return self.timeout_ms
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
         return "wait-started", {"signal": self.signal, "timeout_at": timeout_at}
 

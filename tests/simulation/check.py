@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import orjson
-from judge import ANSWERS, ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run
+from judge import Entry, Judge, Open, Partition, Run
 from judged import differences, row_differences
+from judged_events import ANSWERS, ENDS, REQUESTS, Json, parse
+from judged_messages import is_message, lost, misstep
 from rules import Broken
 
 from stepfold.core.fold import PartitionState, fold
@@ -122,6 +124,7 @@ class Checker:
         claim = judged.claim
         part.records[offset] = record
         part.writers[offset] = writer
+        self._check_message(judged, record, writer)
         void, event, run = self.judge.judge(partition, offset, timestamp, key, value)
         if event is None:
             return
@@ -130,6 +133,8 @@ class Checker:
             if void is None:
                 part.claims.setdefault(writer, []).append(offset)
                 part.claimed_by.append(writer)
+            return
+        if kind == "delivered":
             return
         if kind in REQUESTS:
             if void is None and writer == "stranger" and "nonce" in event:
@@ -160,6 +165,20 @@ class Checker:
         else:
             part.values.add((claim, value))
         self._accepted(partition, record, run, event, kind, (offset, claim))
+
+    def _check_message(self, judged: Partition, record: Record, writer: str) -> None:
+        """A message, or what an owner says of the messages that it has sent."""
+        if b'"cause"' not in record.value and b'"delivered"' not in record.value:
+            return
+        event, outboxes = parse(record.value), [one.outbox for one in self.judge.partitions]
+        wrong = ""
+        if event is not None and event["type"] == "delivered" and event["claim"] == judged.claim:
+            wrong = lost(judged.outbox, outboxes, event["through"])
+        elif event is not None and is_message(event) and writer != "stranger":
+            source: int = event["cause"]["partition"]
+            wrong = misstep(outboxes[source], judged.outbox, event)
+        if wrong:
+            self._broken(23, wrong, judged.number, record)
 
     @staticmethod
     def _asks_in_vain(void: str, event: Json, run: Run | None) -> bool:
@@ -223,7 +242,7 @@ class Checker:
             handed_back = any(how["once"] for how in self._policies(run, step_id))  # before it ran: only those are, and say so
             if run.open[step_id].lost > LOST_IN_A_ROW and not handed_back:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
-        elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out"):
+        elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out", "child-timed-out"):
             latest = self._latest(self._parts[partition].writers[record.offset])
             if event["at"] > latest and event.get("kind") != "heartbeat":
                 self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
@@ -235,7 +254,7 @@ class Checker:
                 due = math.inf if event["timeout_at"] is None else self._now() + event["timeout_at"] - event["at"]
                 seen.limits[step_id] = due, event["heartbeat_ms"]
                 self._silence(record, run, step_id, place[1])
-        elif kind in ("sleep-scheduled", "wait-started", "callback-created") and self._healed:
+        elif kind in ("sleep-scheduled", "wait-started", "callback-created", "child-scheduled") and self._healed:
             due = event["wake_at"] if kind == "sleep-scheduled" else event["timeout_at"]
             if due is not None:
                 seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
@@ -459,6 +478,7 @@ class Checker:
             and step_id != "cleanup"
             and not _contains(_program(run), "hostile")
             and not _contains(_program(run), "shield")
+            and not _contains(_program(run), "child")  # whose end a cancellation waits for
         ):
             cancelled_at = next(number for number, one in enumerate(run.journal) if one.kind == "cancel")
             if entry in run.journal[cancelled_at:]:
@@ -583,6 +603,8 @@ class Checker:
         for judged, part in zip(self.judge.partitions, self._parts, strict=True):
             if part.marked:
                 self._restored(judged.number, and_on=True)
+            if judged.outbox.targets:
+                raise Broken(23, f"partition {judged.number} still owes {judged.outbox.targets}")
             for run in judged.runs.values():
                 if run.end is None and run.quarantined is None:
                     raise Broken(10 if run.cancelled else 14, f"run {run.id} has not ended; open are {run.open}")

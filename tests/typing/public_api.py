@@ -93,6 +93,11 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type(await (await step.callback("g", timeout="1d", schema=Order)), Order)
     assert_type(await step.wait_for_callback("h", print, schema=Order), Order)
     assert_type(await step.wait_for_callback("i", print, heartbeat=5), Any)
+    assert_type(await step.invoke_workflow("j", bare), None)
+    assert_type(await step.invoke_workflow("k", explicit, Order(order_id="1"), timeout="1d", on_parent_close="abandon"), int)
+    assert_type(await step.invoke_workflow("l", "by-name", 1, run_id="r"), Any)
+    assert_type(await step.start_workflow("m", extended, 5), str)
+    await step.invoke_workflow("n", explicit, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
 
     assert_type(await step.wait_for_condition("j", polled, initial=0, every=Backoff("1s", max="1m"), timeout="1h"), bytes)
     assert_type(await step.wait_for_condition("k", counted, initial=Order(order_id="1"), every=5, max_attempts=3), int)

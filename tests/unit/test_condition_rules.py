@@ -232,7 +232,7 @@ def test_a_call_of_each_attempt_has_the_state_the_key_and_the_time_left() -> Non
     assert later.copies is not None and later.copies() == (check, (5,))
     assert (later.poll, later.key, later.timeout_ms) == (5, "#poll5", 10)
     assert (call.poll, call.lasts_ms) == (0, 3_600_000)
-    assert call.begin(0, str) is None and call.first(3) == ("condition-started", {"v": 2, "timeout_at": 3})
+    assert call.begin("s", 0, str) is None and call.first(3) == ("condition-started", {"v": 2, "timeout_at": 3})
 
 
 def test_a_poll_decides_when_the_next_one_is_due() -> None:

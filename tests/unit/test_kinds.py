@@ -6,6 +6,7 @@ from collections import Counter
 from typing import get_args
 
 import pytest
+from histories import begun
 
 from stepfold import events
 from stepfold.core import lifecycle
@@ -66,7 +67,7 @@ def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
     assert len(OPEN) == len(CALLS) == len(KINDS)
     assert len(RULES) == len(OF_KINDS)
     assert len(ENDS) == sum(len(kind.ends) for kind in KINDS)
-    assert len(SETTLED_BY) == len(ENDS) + sum(len(kind.call.progress) for kind in KINDS)
+    assert len(SETTLED_BY) == len(ENDS) + sum(len(kind.call.progress) + len(kind.call.begins) for kind in KINDS)
     assert SETTLED_BY["result"].kind == "step", "conditions end by the results of their checks, too"
     assert len(TELLS) == sum(len(kind.tells) for kind in KINDS)
 
@@ -89,9 +90,11 @@ def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_s
 
     opened, call = Bare(), Asked()
     opened.resumed()
+    opened.dropped(begun().run, "s")
+    opened.run_cancelled(begun().run, "s")
     call.check(opened)
     assert opened.due_at is opened.when_due is None and opened.told and opened.words("s") == "bare 's'"
     assert not opened.due_fields(by_log=False) and opened.due_by_log is None and not opened.actions
     with pytest.raises(NotImplementedError):
         opened.wait("r", "s")
-    assert call.lasts_ms is None and call.begin(0, str) is None
+    assert call.lasts_ms is None and not call.ends_first and call.begin("s", 0, str) is None

@@ -188,7 +188,7 @@ class Running:
             return
         call = op.call
         now = self._clock.now()
-        first = call.begin(now, self._worker.ids)
+        first = call.begin(op.id, now, self._worker.ids)
         if first is not None:
             op.recorded = True
             if call.lasts_ms is not None:
