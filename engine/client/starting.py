@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -77,13 +78,12 @@ async def start(gateway: Gateway, asked: Start) -> Run[Any]:
     data = untaken(asked.data)
     check_size(data, MAX_PAYLOAD_BYTES, f"the input of workflow {workflow_id!r}")
     request = gateway.ids()
-    entries = list(_entries(gateway, log, asked, workflow_id, version, data, request))
-    partition = partition_of(entries[0].key, log.partitions)
-    if asked.run_id is None:
-        watch = gateway.tail(request).expect(request)
-        acks = await log.append(partition, entries)
-        return Run(gateway, request, asked.codec, watch, max(acks[0].offset, 0), new=True)
-    return await _named(gateway, log, asked, workflow_id, data, request, entries)
+    entries = partial(_entries, gateway, log, asked, workflow_id, version, data, request)
+    if asked.run_id is not None:
+        return await _named(gateway, log, asked, workflow_id, data, request, entries)
+    watch = gateway.tail(request).expect(request)
+    acks = await log.append(partition_of(request, log.partitions), list(entries()))
+    return Run(gateway, request, asked.codec, watch, max(acks[0].offset, 0), new=True)
 
 
 def _entries(
@@ -99,11 +99,19 @@ def _entries(
 
 
 async def _named(
-    gateway: Gateway, log: Log, asked: Start, workflow_id: str, data: bytes, request: str, entries: list[Entry]
+    gateway: Gateway,
+    log: Log,
+    asked: Start,
+    workflow_id: str,
+    data: bytes,
+    request: str,
+    made: Callable[[], Iterator[Entry]],
 ) -> Run[Any]:
     """Start a run under an id of the caller's, or find the one that has it."""
-    run_id = checked_run_id(entries[0].key)
+    assert asked.run_id is not None
+    run_id = checked_run_id(asked.run_id)
     existing = (await gateway.views.read(run_id)).run
+    entries = list(made())
     appended = existing is None or existing.ended
     if appended:
         await log.append(partition_of(run_id, log.partitions), entries)

@@ -47,6 +47,20 @@ _swap_current_task: Callable[[Any, Any], Any] = (
 )
 
 
+def set_loop_aside() -> tuple[Any, Any]:
+    """Leave the thread without a running loop and a current task. `bring_loop_back` takes what this returns."""
+    outer = _get_running_loop()
+    outer_task = _swap_current_task(outer, None) if outer is not None else None
+    _set_running_loop(None)
+    return outer, outer_task
+
+
+def bring_loop_back(outer: Any, outer_task: Any) -> None:
+    _set_running_loop(outer)
+    if outer is not None:
+        _swap_current_task(outer, outer_task)
+
+
 _KEPT = 100
 """The limit for the violations, and for the unhandled errors, that a loop keeps. The first one matters most."""
 

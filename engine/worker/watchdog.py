@@ -33,14 +33,12 @@ from typing import Any, Protocol, TypeVar
 
 from ..replay.contexts import contexts
 from ..replay.frames import ENGINE, source_of
+from ..replay.loop import bring_loop_back, set_loop_aside
 from .forks import end_child, end_in_child
 
 logger = logging.getLogger("stepfold.worker")
 
 T = TypeVar("T")
-
-_get_running_loop = asyncio.events._get_running_loop
-_set_running_loop = asyncio.events._set_running_loop
 
 LOOK_S = 0.25
 WARN_S = 2.0
@@ -147,12 +145,11 @@ class Watch:
         """
         if self.what is not None:
             return self.run(Asked(named), call)
-        loop = _get_running_loop()
-        _set_running_loop(None)
+        aside = set_loop_aside()
         try:
             return self.run(Asked(named), partial(self.new_context().run, call))
         finally:
-            _set_running_loop(loop)
+            bring_loop_back(*aside)
 
     def free(self, what: Watched, objects: list[Any]) -> None:
         """Drop the last references to objects of users: a `__del__` of their classes is code, too."""
