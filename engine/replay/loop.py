@@ -236,9 +236,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         if self._running:
             outer, outer_task, first_iteration, finalizer = self._outer
             sys.set_asyncgen_hooks(first_iteration, finalizer)
-            _set_running_loop(outer)
-            if outer is not None:
-                _swap_current_task(outer, outer_task)
+            bring_loop_back(outer, outer_task)
             self._running = False
             self._outer = _NOTHING  # last, so that the owner can call this again if it is cut short, too
 
