@@ -43,7 +43,7 @@ from stepfold.log import CLAIM_KEY, Log, Record
 from stepfold.replay.execution import Execution, Outcome
 from stepfold.worker.interrupts import from_keyboard
 from stepfold.worker.owner.live import named, stuck
-from stepfold.worker.watchdog import Stuck, Watch, Watchdog
+from stepfold.worker.watchdog import Asked, Stuck, Watch, Watchdog
 
 FORMAT = 1
 _BEGINNING = "0" * 64
@@ -445,7 +445,8 @@ def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
     watch = Watchdog()
     watch.start()
     try:
-        return watch.ask(partial(named, run), partial(_replayed, history, run, workflow, execution))
+        replayed = partial(_replayed, history, run, workflow, execution)
+        return watch.run(Asked(partial(named, run)), partial(watch.new_context().run, replayed))
     except Stuck:
         execution.interrupted()
         return _diverging(stuck(run, watch), history, run, execution)
