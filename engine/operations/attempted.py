@@ -55,6 +55,8 @@ class OpenAttempts(Open):
 class Encoder(Protocol):
     """Writes results as JSON, and reads them, as `Codec` does."""
 
+    asks_types: bool
+
     def at_sight(self, value: Any) -> bytes | None: ...
     def prove(self, value: Any) -> bytes: ...
     def decode(self, value: object) -> Any: ...
@@ -75,6 +77,10 @@ class AttemptsCall(Call):
 
     __slots__ = ("args", "at_most_once", "codec", "copies", "fn", "pace", "record_input", "retry", "timeout_ms")
     settles: ClassVar[Mapping[str, Settle]] = {"result": _result, "error": _error}
+
+    @property
+    def asks_types(self) -> bool:
+        return self.codec.asks_types
 
     @property
     def key(self) -> str:

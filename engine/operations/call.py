@@ -49,6 +49,11 @@ class Call:
     """The deliveries that only say where in the journal it began; the code gets nothing."""
 
     @property
+    def asks_types(self) -> bool:
+        """Whether its deliveries may call the user's types."""
+        return True
+
+    @property
     def ends_first(self) -> bool:
         """Whether a cancelled run waits for its end, if it has begun, before the code learns of the cancellation."""
         return False

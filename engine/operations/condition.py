@@ -219,11 +219,12 @@ def _is_done(value: object) -> TypeGuard[Done[Any]]:
 class CheckCodec:
     """Writes what a check returns, a state or a `Done`, each by a codec of its own."""
 
-    __slots__ = ("state", "value")
+    __slots__ = ("asks_types", "state", "value")
 
     def __init__(self, state: Codec, value: Codec) -> None:
         self.state = state
         self.value = value
+        self.asks_types = state.asks_types or value.asks_types
 
     def at_sight(self, value: Any) -> bytes | None:
         """As `Codec.at_sight`."""

@@ -384,7 +384,10 @@ class Execution:
         future, op.future = op.future, None  # an error refers to the frame that waited, and so to `op`: no cycle
         assert future is not None
         try:
-            settled = self.loop.within(self._context, settle, op.call, step_id, value)
+            if op.call.asks_types:
+                settled = self.loop.within(self._context, settle, op.call, step_id, value)
+            else:
+                settled = settle(op.call, step_id, value)
         except InputInvalid as error:
             future.set_exception(error)
         except Differs as error:

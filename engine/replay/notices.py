@@ -14,7 +14,7 @@ class Notices:
         self._run = run
         self._loop = loop
         self._numbers: dict[str, dict[str, int]] = {}  # kind -> name -> how many the code has told
-        self._to_record: list[tuple[Notice, int]] = []
+        self.untaken: list[tuple[Notice, int]] = []
         self._until_pause = loop.host.max_told
 
     def add(self, notice: Notice) -> None:
@@ -25,7 +25,7 @@ class Notices:
             raise notice.too_many()
         numbers[notice.name] = number
         if number > self._in_log(notice.kind, notice.name):
-            self._to_record.append((notice, number))
+            self.untaken.append((notice, number))
         if self._until_pause is not None:
             self._until_pause -= 1
             if self._until_pause <= 0:
@@ -34,9 +34,9 @@ class Notices:
 
     def take(self) -> list[tuple[Notice, int]]:
         """The notices since the last call that the log did not hold then, each with its number."""
-        taken = self._to_record
+        taken = self.untaken
         if taken:
-            self._to_record = []
+            self.untaken = []
         return taken
 
     @property

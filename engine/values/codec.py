@@ -56,11 +56,12 @@ class Codec:
     `returned_by`: the name of the function that returns the values.
     """
 
-    __slots__ = ("_exact", "_look", "_returned_by", "adapter", "annotation", "makes_anew")
+    __slots__ = ("_exact", "_look", "_returned_by", "adapter", "annotation", "asks_types", "makes_anew")
 
     def __init__(self, annotation: Any, what: str, returned_by: str | None = None) -> None:
         self.annotation = annotation
         self._returned_by = returned_by
+        self.asks_types = False  # decoding may call code of the user's
         self.makes_anew = False  # decoding the same JSON twice may give different values
         self.adapter: TypeAdapter[Any] | None = None  # None for plain JSON
         self._exact: type | None = None
@@ -69,6 +70,7 @@ class Codec:
             if annotation in _PLAIN:
                 return
             self._exact = _EXACT.get(annotation)
+        self.asks_types = self._exact is None
         try:
             self.adapter = _adapter(annotation)
             self.adapter.rebuild()  # does nothing unless a name in it was not yet defined

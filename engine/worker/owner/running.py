@@ -128,10 +128,11 @@ class Running:
     def _advance(self, live: Live, crashed: bool) -> None:
         execution = live.execution
         self._watch.run(live, execution.advance)
-        for notice, number in execution.notices.take():
-            event_type, fields = notice.record(number)
-            self._emit(live.run, event_type, **fields)
-        if execution.paused:
+        if execution.notices.untaken:
+            for notice, number in execution.notices.take():
+                event_type, fields = notice.record(number)
+                self._emit(live.run, event_type, **fields)
+        if execution.loop.paused:
             self._pause(live, crashed)
             return
         if live.crashed:
