@@ -269,7 +269,7 @@ class Client:
                 return known.encode_input(data)
             return written(data, f"the input of workflow {workflow!r}")
 
-        trace, first = trace_now(self._provider is not None), FirstSignal.of(signal)
+        trace, first = trace_now(self._provider is not None), FirstSignal.of(signal, self.ids)
         asked = Start(workflow, known, version, taken(encode), run_id, if_exists, Sender(by, why), trace, first)
         return self._start_workflow(asked, timeout)
 

@@ -24,22 +24,22 @@ IF_EXISTS = ("return", "reject")
 
 
 class FirstSignal(NamedTuple):
-    """A signal that goes with the start. `request`: its id, which makes a repeat harmless; None: each call is one of its own."""
+    """A signal that goes with the start. `request`: its id, which makes a repeat harmless."""
 
     name: str
     data: Taken
-    request: str | None = None
+    request: str
 
     @classmethod
-    def of(cls, signal: tuple[str, Any] | FirstSignal | None, request: str | None = None) -> FirstSignal | None:
-        """The signal of an argument `signal=(name, data)`, with its data as they are now."""
+    def of(cls, signal: tuple[str, Any] | FirstSignal | None, new_id: Callable[[], str]) -> FirstSignal | None:
+        """The signal of an argument `signal=(name, data)`, with its data as they are now. `new_id` makes its id."""
         if signal is None or isinstance(signal, FirstSignal):
             return signal
         if not isinstance(signal, tuple) or len(signal) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without types
             error = TypeError(f"signal={shown(signal)}: give its name and its data: signal=('approve', data)")
-            return cls("", error)
+            return cls("", error, "")
         name, data = signal
-        return cls(name, taken(lambda: written(data, of_signal(name))), request)
+        return cls(name, taken(lambda: written(data, of_signal(name))), new_id())
 
 
 class Start(NamedTuple):
@@ -95,7 +95,7 @@ def _entries(
     if asked.signal is not None:
         name, sent = asked.signal.name, untaken(asked.signal.data)
         check_size(sent, MAX_PAYLOAD_BYTES, of_signal(name))
-        yield signal_received(run_id, name, sent, request=asked.signal.request or gateway.ids(), at=log.now(), asked=asked.asked)
+        yield signal_received(run_id, name, sent, request=asked.signal.request, at=log.now(), asked=asked.asked)
 
 
 async def _named(
@@ -126,8 +126,6 @@ async def _named(
         )
     if asked.if_exists == "reject":
         raise RunAlreadyExists(f"run {run_id!r} has existed since {said(existing.started_at)}")
-    if asked.signal is not None:
-        sent = orjson.loads(entries[1].value)["request"]
-        if not appended or existing.ended:
-            await ask(gateway, entries[1], sent)
+    if asked.signal is not None and (not appended or existing.ended):
+        await ask(gateway, entries[1], asked.signal.request)
     return Run(gateway, run_id, asked.codec, start=existing.start)

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from ..client import callbacks
 from ..client.callbacks import Answered
+from ..client.client import Client
 from ..client.requests import Sender, of_signal
 from ..client.starting import FirstSignal
 from ..client.tail import read_run
@@ -90,12 +91,13 @@ def check_startable(workflow: str) -> None:
         raise HttpRefusal(422, "workflow-built-in", "workflows whose ids begin with @ are stepfold's own: it starts them itself")
 
 
-def _first_signal(signal: StartSignal, run_id: str | None) -> FirstSignal | None:
+def _first_signal(client: Client, signal: StartSignal, run_id: str | None) -> FirstSignal | None:
     """The signal of a start: under a run id of the caller's, the same start again sends the same one."""
     data = raw(signal.data)
     said = orjson.dumps([run_id, signal.name]) + data
-    request = None if run_id is None else hashlib.sha256(said).hexdigest()[:32]
-    return FirstSignal.of((signal.name, Written(data)), request)
+    return FirstSignal.of(
+        (signal.name, Written(data)), client.ids if run_id is None else lambda: hashlib.sha256(said).hexdigest()[:32]
+    )
 
 
 async def _start(call: HttpCall, run_id: str | None) -> Answer:
@@ -105,7 +107,7 @@ async def _start(call: HttpCall, run_id: str | None) -> Answer:
     headers = call.request.headers
     token = named.set(Trace.of(headers.get("traceparent"), headers.get("tracestate")))
     try:
-        signal = None if body.signal is None else _first_signal(body.signal, run_id)
+        signal = None if body.signal is None else _first_signal(client, body.signal, run_id)
         starting = client.start_workflow(
             body.workflow,
             Written(raw(body.input)),
