@@ -24,9 +24,12 @@ async def test_a_poisonous_run_is_put_aside_alone(tmp_path: Path, poison: str, a
     assert [one.attempt for one in fleet.executions() if one.step_id == "poison"] == attempts
 
 
-async def test_a_run_whose_code_kills_its_worker_is_put_aside_alone(tmp_path: Path) -> None:
-    """Code leaves no trace of having run: it is announced after two deaths, at first beside others, then alone."""
-    deaths, reason, _ = await put_aside(tmp_path, "in the code", 20)
+@pytest.mark.parametrize("poison", ["in the code", "after many values"])
+async def test_a_run_whose_code_kills_its_worker_is_put_aside_alone(tmp_path: Path, poison: str) -> None:
+    """Code leaves no trace of having run: it is announced after two deaths, at first beside others, then alone. Code that
+    publishes many values pauses between them, and has not come back then.
+    """
+    deaths, reason, _ = await put_aside(tmp_path, poison, 20)
     assert CAREFUL_AFTER < deaths <= CAREFUL_AFTER + KILLS_LIMIT and f"{KILLS_LIMIT} times in a row" in reason
 
 

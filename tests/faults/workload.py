@@ -40,6 +40,7 @@ from stepfold import (
     WorkflowFailed,
     current_step,
 )
+from stepfold.worker.owner.running import MAX_TOLD
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Journey(BaseModel):
     signals: int = 0
     slow_s: float = 0.0
     gated: bool = False
-    poison: Literal["at once", "when tried again", "in the code"] | None = None
+    poison: Literal["at once", "when tried again", "in the code", "after many values"] | None = None
 
     @field_validator("signals")
     @classmethod
@@ -154,7 +155,11 @@ async def journey(ctx: Context[Journey], step: Step) -> Returned:
         await run("slow", effect, ctx.input.data.slow_s)
     if ctx.input.data.gated:
         await run("gated", gated)
-    if ctx.input.data.poison == "in the code":
+    if ctx.input.data.poison == "after many values":
+        for number in range(4 * MAX_TOLD):
+            await step.publish("number", number)
+        await run("published", effect)
+    if ctx.input.data.poison in ("in the code", "after many values"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif ctx.input.data.poison is not None:
         await run("poison", poisonous, ctx.input.data.poison == "when tried again", retry=Retry(3, backoff="500ms"))

@@ -36,6 +36,7 @@ FOUND = {
     926076726524: "a snapshot from a checkpoint that was never ended was taken for one of the log that had been put back",
     972269780526: "an announcement that came too late was taken for another owner's of the same attempt, which then ran twice",
     773550254995: "a stranger forged an answer with the nonce of the same callback, made again after the log had been put back",
+    1056866410635: "code that had paused between two of many published values was taken for code that came back",
 }
 NEEDED = ("orjson", "pydantic", "sqlalchemy", "typing-extensions")
 """What a world imports besides the engine."""

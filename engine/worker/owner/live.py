@@ -20,7 +20,7 @@ run_logger = logging.getLogger("stepfold.run")
 class Live:
     """A run whose code is in memory."""
 
-    __slots__ = ("attempts", "crashed", "execution", "finished", "run", "stop_s", "workflow")
+    __slots__ = ("attempts", "crashed", "execution", "finished", "run", "stop_s", "suspect", "workflow")
 
     def __init__(self, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> None:
         self.run = run
@@ -29,6 +29,7 @@ class Live:
         self.stop_s = watchdog.STOP_S
         self.finished = False
         self.crashed = False  # its code has paused in a recovery after a crash
+        self.suspect = False  # its code has paused in its turn as a suspect, and has decided nothing yet
         # by step id: waiting for a slot, running, or with a result that is not yet folded
         self.attempts: dict[str, Attempt] = {}
 

@@ -130,7 +130,9 @@ class Recovery:
         return run.phase == "quarantined" or (not run.decided and self._worker.find(run.workflow, run.version) is None)
 
     def run_suspect(self, run: RunState) -> None:
-        """The run's announcement is in the log: run its code. If that decides nothing, clear the run: this process survived."""
+        """The run's announcement is in the log: run its code. If that decides nothing, clear the run: this process survived.
+        Code that has paused has not come back yet.
+        """
         if not self.suspects.turn(run.id) or not self._ownership.active or self._ownership.leaving:
             return
         said = len(self._appending)
@@ -138,7 +140,12 @@ class Recovery:
             self._revive(run, its_turn=True)
         else:
             self._try_resume(run)
-        if len(self._appending) == said:
+        if len(self._appending) != said:
+            return
+        live = self._live.get(run.id)
+        if live is not None and live.execution.paused:
+            live.suspect = True
+        else:
             self._emit(run, "code-cleared", v=FORMAT)
 
     def _recover(self, state: PartitionState, run_id: str) -> None:

@@ -137,6 +137,9 @@ class Running:
             return
         if live.crashed:
             crashed, live.crashed = True, False
+        if live.suspect:
+            live.suspect = False
+            self._emit(live.run, "code-cleared", v=FORMAT)
         for op in execution.take_dropped():
             self.attempts.drop(live, op.id)
             if op.recorded and execution.outcome is None:
