@@ -32,6 +32,10 @@ from .errors import (
     CallbackFailed,
     CallbackIdInvalid,
     CallbackTimedOut,
+    ChildCancelled,
+    ChildFailed,
+    ChildTimedOut,
+    ConditionTimedOut,
     ConfigError,
     ErrorInfo,
     InputInvalid,
@@ -54,11 +58,14 @@ from .errors import (
 )
 from .events import Event
 from .logs import prepare_loggers
+from .operations.condition import Done
+from .values.backoff import Backoff
 from .values.retry import Retry
 from .values.wait import Wait
 from .worker.worker import Worker
 
 __all__ = [
+    "Backoff",
     "BatchFailed",
     "BatchItem",
     "BatchResult",
@@ -66,11 +73,16 @@ __all__ = [
     "CallbackFailed",
     "CallbackIdInvalid",
     "CallbackTimedOut",
+    "ChildCancelled",
+    "ChildFailed",
+    "ChildTimedOut",
     "Client",
     "Compensations",
     "Completion",
+    "ConditionTimedOut",
     "ConfigError",
     "Context",
+    "Done",
     "ErrorInfo",
     "Event",
     "Input",

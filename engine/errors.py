@@ -14,6 +14,9 @@ StepfoldError
 ├── CallbackFailed          somebody outside said that a callback has failed (.step_id, .type, .message)
 ├── CallbackTimedOut        nobody answered a callback in time, or its heartbeats stopped (.step_id, .kind)
 ├── CallbackIdInvalid       a text that is not the id of a callback
+├── ChildFailed             a child run failed, or its id was taken (.run_id, .error)
+├── ChildCancelled          a child run was cancelled (.run_id, .reason)
+├── ChildTimedOut           a child run did not end in time (.run_id)
 ├── ProjectionFailed        a projection could not apply an event (.projection, .partition, .offset)
 ├── NonDeterminism          the code asked for other operations than the history holds (.expected, .found)
 └── StepError               the errors of steps
@@ -293,6 +296,47 @@ class CallbackIdInvalid(StepfoldError):
 
     def __init__(self, found: object) -> None:
         super().__init__(f"{quoted(found)} is not the id of a callback: pass on what `callback.id` gave, unchanged")
+
+
+class ConditionTimedOut(StepfoldError, TimeoutError):
+    """A condition did not hold in its time (`kind` "timeout"), or in its last poll ("attempts").
+
+    `polls`: how many checks returned a state; `state`: the last one.
+    """
+
+    def __init__(self, step_id: str, kind: str, polls: int, state: Any) -> None:
+        why = f"after {polls} poll{'' if polls == 1 else 's'}" + ("" if kind == "attempts" else ", and its time is up")
+        super().__init__(f"condition {step_id!r} does not hold {why}")
+        self.step_id = step_id
+        self.kind = kind
+        self.polls = polls
+        self.state = state
+
+
+class ChildFailed(StepfoldError):
+    """A child run has failed; `error` says with what. RunAlreadyExists: another start has the run id, so no child began."""
+
+    def __init__(self, run_id: str, error: ErrorInfo) -> None:
+        super().__init__(f"child run {run_id!r} failed: {error}")
+        self.run_id = run_id
+        self.error = error
+
+
+class ChildCancelled(StepfoldError):
+    """A child run was cancelled, and not because its parent was."""
+
+    def __init__(self, run_id: str, reason: str | None) -> None:
+        super().__init__(f"child run {run_id!r} was cancelled{f': {reason}' if reason else ''}")
+        self.run_id = run_id
+        self.reason = reason
+
+
+class ChildTimedOut(StepfoldError, TimeoutError):
+    """A child run did not end before its time-out; it is cancelled, unless it was invoked with `on_parent_close="abandon"`."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"child run {run_id!r} did not end in time")
+        self.run_id = run_id
 
 
 class NonDeterminism(StepfoldError):

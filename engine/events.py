@@ -6,7 +6,7 @@ JSON object with a kebab-case `type`. Three families:
 - requests (`started`, `signal-received`, `cancel-requested`, `callback-completed`, …): from outside, under no claim, idempotent
   by `request`;
 - decisions: written by the owner, under its `claim`; each is valid alone, so no two records must be appended atomically;
-- `claim`: names the owner of the partition from its offset on.
+- `claim`: names the owner of the partition from its offset on; `delivered`: its owner has sent what its runs owed to others.
 
 Changes are additive. A record carries the lowest `v` whose readers can judge it. A claim's `v` is the newest format that its
 owner can judge; a record above it is void for every reader. Under a claim of 1 the fold judges as format 1 did: it remembers
@@ -34,6 +34,7 @@ from .core.lifecycle import (
     CodeCleared,
     CodeSuspected,
     Completed,
+    Delivered,
     Failed,
     InputCompleted,
     Quarantined,
@@ -42,8 +43,10 @@ from .core.lifecycle import (
     StepCancelled,
     WorkflowUnknown,
 )
-from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Decision, ErrorModel, OperationDecision, Place, Request
+from .core.records import FORMAT, PASSED_OVER, PLAIN, Base, Cause, Decision, ErrorModel, OperationDecision, Place, Request
 from .operations.callback import CallbackCompleted, CallbackCreated, CallbackFailed, CallbackHeartbeat, CallbackTimedOut
+from .operations.child import ChildEnded, ChildRefused, ChildScheduled, ChildTimedOut
+from .operations.condition import ConditionPolled, ConditionStarted, ConditionTimedOut
 from .operations.publish import Published
 from .operations.signal import SignalReceived, WaitStarted, WaitTimedOut
 from .operations.sleep import SleepCompleted, SleepScheduled
@@ -51,6 +54,7 @@ from .operations.step import AttemptLost, AttemptStarted, StepCompleted, StepFai
 from .values.nesting import MAX_DEPTH, is_deeper
 
 __all__ = [
+    "CAUSE",
     "FORMAT",
     "NEVER_ENDS",
     "PLACE",
@@ -67,11 +71,20 @@ __all__ = [
     "CallbackTimedOut",
     "CancelRequested",
     "Cancelled",
+    "Cause",
+    "ChildEnded",
+    "ChildRefused",
+    "ChildScheduled",
+    "ChildTimedOut",
     "Claim",
     "CodeCleared",
     "CodeSuspected",
     "Completed",
+    "ConditionPolled",
+    "ConditionStarted",
+    "ConditionTimedOut",
     "Decision",
+    "Delivered",
     "ErrorModel",
     "Event",
     "Failed",
@@ -124,6 +137,13 @@ RunEvent = (
     | CallbackHeartbeat
     | CallbackTimedOut
     | Published
+    | ConditionStarted
+    | ConditionPolled
+    | ConditionTimedOut
+    | ChildScheduled
+    | ChildEnded
+    | ChildRefused
+    | ChildTimedOut
     | WorkflowUnknown
     | InputCompleted
     | CodeSuspected
@@ -136,7 +156,7 @@ RunEvent = (
 )
 """One event of a run; `type` is the discriminator."""
 
-Event = RunEvent | Claim
+Event = RunEvent | Claim | Delivered
 """One event; `type` is the discriminator."""
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
@@ -204,11 +224,12 @@ class Shape:
     Raises TypeError for an annotation that it cannot check.
     """
 
-    __slots__ = ("_allowed", "_inner", "_least", "_optional", "_present", "_typed", "decision", "is_result")
+    __slots__ = ("_allowed", "_inner", "_least", "_optional", "_present", "_typed", "decision", "is_result", "passes_on")
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.decision = issubclass(model, Decision)
         self.is_result = issubclass(model, Decision) and model.is_result
+        self.passes_on = issubclass(model, Decision) and model.passes_on
         self._optional: list[tuple[str, frozenset[type]]] = []
         self._inner: list[tuple[str, Check]] = []
         typed: dict[str, frozenset[type]] = {}
@@ -254,6 +275,7 @@ class Shape:
 
 
 PLACE = Shape(Place)
+CAUSE = Shape(Cause)
 TYPES: dict[str, type[Base]] = {model.model_fields["type"].default: model for model in get_args(Event)}
 SHAPES: dict[str, Shape] = {model.model_fields["type"].default: Shape(model) for model in get_args(Event)}
 

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkab
 from .errors import PayloadTooLarge
 from .values.tuples import maker_of
 
+MAX_PAYLOAD_BYTES = 900_000
+"""The limit for one payload: an input, a result, the data of a signal or callback."""
 CLAIM_KEY = "@claim"
 """The key of claim records; run ids never begin with "@"."""
 

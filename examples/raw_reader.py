@@ -8,6 +8,7 @@ Prints for each run its state, how many steps it completed, and how often it end
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import math
 import re
@@ -17,17 +18,20 @@ import zlib
 from importlib import import_module
 from typing import Any, cast
 
-# The fields of a well-formed event: i integer, s string, o object, e error, * anything; ? or null; in brackets: may be absent.
-REQUEST, DECISION = "run_id:s request:s (from:*) (by:*) ", "run_id:s claim:i (version:s?) "
+# The fields of a well-formed event: i integer, s string, b boolean, o object, m object of integers, e error, p parent,
+# * anything; ? or null; in brackets: may be absent.
+REQUEST, DECISION = "run_id:s request:s (from:*) (cause:*) (by:*) ", "run_id:s claim:i (version:s?) "
 STEP = DECISION + "step_id:s "
 OPENS, TIMES = STEP + "(at_line:*) ", " (queued_at:*) (began_at:*)"
 ANSWER = REQUEST + "step_id:s nonce:s (why:*) "
 Event = dict[str, Any]
 FIELDS = {
     "claim": "prev:i owner:s? nonce:s (memory_ms:*)",
-    "started": REQUEST + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?) (why:*) (traceparent:*) (tracestate:*)",
+    "delivered": "claim:i through:m",
+    "started": REQUEST
+    + "workflow:s input:* (version:s?) (trigger:o?) (reply_to:s?) (parent:p?) (why:*) (traceparent:*) (tracestate:*)",
     "signal-received": REQUEST + "signal:s data:* (why:*)",
-    "cancel-requested": REQUEST + "(reason:s?)",
+    "cancel-requested": REQUEST + "(reason:s?) (parent:p?)",
     "step-completed": STEP + "attempt:i result:*" + TIMES,
     "step-failed": OPENS + "attempt:i error:e next_at:i?" + TIMES,
     "attempt-started": OPENS + "attempt:i (input:*) (input_note:*)",
@@ -44,6 +48,14 @@ FIELDS = {
     "callback-heartbeat": ANSWER,
     "callback-timed-out": STEP + "kind:s",
     "published": DECISION + "key:s value:* seq:i",
+    "condition-started": OPENS + "timeout_at:i?",
+    "condition-polled": OPENS + "attempt:i poll:i state:* next_at:i timeout_at:i?" + TIMES,
+    "condition-timed-out": OPENS + "kind:s attempt:i? poll:i state:*",
+    "child-scheduled": OPENS
+    + "child:s workflow:s child_version:s? input:* on_parent_close:s timeout_at:i? detached:b shielded:b",
+    "child-ended": REQUEST + "step_id:s child:s start:s state:s (error:e?) (reason:s?)",
+    "child-refused": REQUEST + "step_id:s child:s start:s",
+    "child-timed-out": STEP,
     "workflow-unknown": DECISION,
     "input-completed": DECISION + "input:*",
     "code-suspected": DECISION,
@@ -54,12 +66,18 @@ FIELDS = {
     "failed": DECISION + "error:e (at_line:*)",
     "cancelled": DECISION + "(reason:s?)",
 }
+WORDS = {
+    "callback-timed-out": ("kind", ("timeout", "heartbeat")),
+    "child-scheduled": ("on_parent_close", ("cancel", "abandon")),
+    "child-ended": ("state", ("completed", "failed", "cancelled")),
+}
 BECOMES = {
     "quarantined": ("open", "quarantined"),
     "resumed": ("quarantined", "open"),
     "completed": ("open", "completed"),
     "failed": ("open", "failed"),
 }
+INSIDE = {"e": "type:s message:s (traceback:s?) (step_id:s?)", "p": "run_id:s start:s step_id:s (detached:b)"}
 RUN_ID = re.compile("(?!@)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 DAY_MS = 24 * 3600 * 1000
 MAX_DEPTH = 210
@@ -73,9 +91,11 @@ def has(event: Event, field: str) -> bool:
     value = event[name]
     if kind[0] == "i" and type(value) is int:
         return -(2**63) <= value < 2**64
-    if kind[0] == "e" and isinstance(value, dict):
-        return all(has(cast(Event, value), text) for text in ("type:s", "message:s", "(traceback:s?)", "(step_id:s?)"))
-    return kind[0] == "*" or (kind[-1] == "?" and value is None) or type(value) is {"s": str, "o": dict}.get(kind[0])
+    if kind[0] in INSIDE and isinstance(value, dict):
+        return all(has(cast(Event, value), text) for text in INSIDE[kind[0]].split())
+    if kind[0] == "m" and isinstance(value, dict):
+        return all(has(cast(Event, value), f"{inner}:i") for inner in cast(Event, value) if ":" not in inner)
+    return kind[0] == "*" or (kind[-1] == "?" and value is None) or type(value) is {"s": str, "o": dict, "b": bool}.get(kind[0])
 
 
 def number(text: str) -> float:
@@ -104,16 +124,23 @@ def parse(value: bytes) -> Event | None:
     if not isinstance(event, dict) or not has(cast(Event, event), "type:s"):
         return None
     found = cast(Event, event)
+    word, words = WORDS.get(found["type"], ("type", (found["type"],)))
+    if found.get(word) not in words:
+        return None
     fields = f"v:i at:i {FIELDS.get(found['type'], 'nothing:s')}".split()
     return found if all(has(found, field) for field in fields) and depth(found) <= MAX_DEPTH else None
 
 
 class Run:
-    def __init__(self, request: str, now: int, signals: list[tuple[int, Event]]) -> None:
+    def __init__(self, start: Event, now: int, signals: list[tuple[int, Event]]) -> None:
+        request, self.parent = start["request"], parent_of(start)
+        self.digest = hashlib.blake2b(request.encode(), digest_size=8).hexdigest()
         self.state, self.now, self.steps, self.cancelling, self.unknown = "open", now, 0, False, False
         self.decided, self.suspected = False, -1  # the claim of the last `code-suspected` that counts yet
         # step id -> ("step", attempts over, announced, last heartbeat) | ("sleep", until) | ("wait", until, signal)
         #            | ("callback", nonce, until, heartbeat_ms, time of the last heartbeat)
+        #            | ("condition", attempts over, announced, last heartbeat, until, polls)
+        #            | ("child", until, run id)
         self.open: dict[str, Any] = {}
         self.request, self.requests, self.done = request, dict[str, int](), set[str]()
         self.signals: dict[str, int] = {}  # name -> how many were not taken
@@ -136,15 +163,41 @@ class Run:
             self.taken[step] = signal
             self.close(step)
 
+    def poll(self, event: Event, known: Any, fresh: bool) -> bool:
+        """`accept` for the records of conditions. `known`: the open operation of this step id, if there is one."""
+        kind, step = event["type"], event["step_id"]
+        if kind == "condition-started":
+            if fresh:
+                self.open[step] = ("condition", 0, False, 0, event["timeout_at"], 0)
+            return fresh
+        if not (fresh or (known and known[0] == "condition")):
+            return False
+        over, _, beat_at, until, polls = known[1:] if known else (0, False, 0, event.get("timeout_at"), 0)
+        if kind == "condition-timed-out" and event["kind"] != "attempts":
+            if not known or event["kind"] != "timeout" or until is None or event["at"] < until:
+                return False
+        elif (event["attempt"], event["poll"]) != (over + 1, polls + 1):
+            return False
+        if kind == "condition-timed-out":
+            self.close(step)
+        else:
+            self.open[step] = ("condition", over + 1, False, beat_at, until, polls + 1)
+        return True
+
     def accept(self, event: Event, now: int) -> bool:
         """Whether the precondition holds; if so, what follows. `now`: the run's time, with this record."""
         kind = event["type"]
         step = event["step_id"] if "step_id:s" in FIELDS[kind] else ""
         known = self.open.get(step)
         fresh = bool(step) and known is None and step not in self.done
-        if "attempt:i" in FIELDS[kind]:
-            over, announced, beat_at = known[1:] if known and known[0] == "step" else (0, False, 0)
-            if not (fresh or (known and known[0] == "step")) or event["attempt"] != over + 1:
+        if kind.startswith("condition-"):
+            if not self.poll(event, known, fresh):
+                return False
+        elif "attempt:i" in FIELDS[kind]:
+            if not fresh and (not known or known[0] not in ("step", "condition")):
+                return False
+            what, over, announced, beat_at, *more = known or ("step", 0, False, 0)
+            if event["attempt"] != over + 1:
                 return False
             if (kind == "attempt-started" and announced) or (kind == "step-heartbeat" and event["at"] <= beat_at):
                 return False
@@ -152,10 +205,10 @@ class Run:
                 self.close(step)
                 self.steps += kind == "step-completed"
             elif kind in ("step-failed", "attempt-lost"):
-                self.open[step] = ("step", over + 1, False, beat_at)
+                self.open[step] = (what, over + 1, False, beat_at, *more)
             else:
                 beat_at = event["at"] if kind == "step-heartbeat" else beat_at
-                self.open[step] = ("step", over, announced or kind == "attempt-started", beat_at)
+                self.open[step] = (what, over, announced or kind == "attempt-started", beat_at, *more)
         elif kind in ("sleep-scheduled", "wait-started"):
             if not fresh:
                 return False
@@ -164,7 +217,17 @@ class Run:
             else:
                 self.open[step] = ("wait", event["timeout_at"], event["signal"])
                 self.match(event["signal"])
-        elif kind in ("sleep-completed", "wait-timed-out"):
+        elif kind == "child-scheduled":
+            if not fresh or not RUN_ID.fullmatch(event["child"]):
+                return False
+            self.open[step] = ("child", event["timeout_at"], event["child"])
+            if event["detached"]:
+                self.close(step)
+        elif kind in ("child-ended", "child-refused"):
+            if not known or known[0] != "child" or known[2] != event["child"] or event["start"] != self.digest:
+                return False
+            self.close(step)
+        elif kind in ("sleep-completed", "wait-timed-out", "child-timed-out"):
             if not known or known[0] != kind.partition("-")[0] or known[1] is None or event["at"] < known[1]:
                 return False
             self.close(step)
@@ -180,7 +243,7 @@ class Run:
             else:
                 self.close(step)
         elif kind == "callback-timed-out":
-            if not known or known[0] != "callback" or event["kind"] not in ("timeout", "heartbeat"):
+            if not known or known[0] != "callback":
                 return False
             heartbeat_by = None if known[3] is None else known[4] + known[3]
             at = known[2] if event["kind"] == "timeout" else heartbeat_by
@@ -195,6 +258,8 @@ class Run:
                 self.match(self.taken.pop(step), 1)  # the signal it had been given goes back
         elif kind in ("signal-received", "cancel-requested"):
             if kind == "cancel-requested" and self.cancelling:
+                return False
+            if event.get("parent") is not None and (self.parent is None or parent_of(event) != self.parent):
                 return False
             if kind == "cancel-requested":
                 self.cancelling = True
@@ -234,16 +299,32 @@ class Run:
         return True
 
 
+def parent_of(event: Event) -> tuple[str, ...] | None:
+    """The operation that started a run; None for one that no run can have."""
+    told = event.get("parent") or {"run_id": ""}
+    if not RUN_ID.fullmatch(told["run_id"]) or len(told["start"]) > 16 or not 0 < len(told["step_id"]) <= 1_100:
+        return None
+    return told["run_id"], told["start"], told["step_id"], "detached" if told.get("detached") else ""
+
+
 class Partition:
     def __init__(self, number: int, count: int) -> None:
         self.number, self.count, self.claim, self.format, self.memory_ms = number, count, -1, 2, DAY_MS
         self.open, self.last = dict[str, Run](), dict[str, Run]()
         self.ended_at, self.ends = dict[str, int](), dict[str, int]()
         self.early = dict[str, list[tuple[int, Event]]]()  # signals for runs that have not begun, with their times
+        self.positions = dict[int, tuple[int, int]]()  # of each partition the highest position of a message from there
         self.places = dict[str, int]()  # of each partition of an inbox the highest place that was seen
 
     def was_seen(self, event: Event) -> bool:
-        """Whether a request was found at a place of an inbox that is not above all that were seen."""
+        """Whether a request was found at a place of an inbox, or is a message, that is not above all that were seen."""
+        cause, fields = event.get("cause"), ("partition:i", "offset:i", "n:i")
+        if isinstance(cause, dict) and all(has(cast(Event, cause), field) for field in fields):
+            position = cast(int, cause["offset"]), cast(int, cause["n"])
+            if cause["partition"] not in self.positions or position > self.positions[cause["partition"]]:
+                self.positions[cause["partition"]] = position
+                return False
+            return self.format > 1
         place, fields = event.get("from"), ("inbox:s", "partition:i", "offset:i")
         if not isinstance(place, dict) or not all(has(cast(Event, place), field) for field in fields):
             return False
@@ -265,7 +346,7 @@ class Partition:
         now = latest if early else now
         if event["type"] == "started":
             self.early.pop(key, None)
-            self.open[key] = self.last[key] = Run(event["request"], now, early)
+            self.open[key] = self.last[key] = Run(event, now, early)
             return True
         if event["type"] != "signal-received" or self.format < 2 or event["request"] in (x["request"] for _, x in early):
             return False
@@ -284,6 +365,8 @@ class Partition:
                 self.memory_ms = event["memory_ms"]
             self.claim, self.format = offset, event["v"]
             return True
+        if event["type"] == "delivered":  # what is owed decides nothing about a run
+            return key == "@outbox" and event["claim"] == self.claim and event["v"] <= self.format
         is_decision = "claim:i" in FIELDS[event["type"]]
         if event["claim"] != self.claim if is_decision else self.was_seen(event):
             return False

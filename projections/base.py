@@ -27,7 +27,7 @@ from stepfold.core.fold import PartitionState, fold
 from stepfold.core.state import EXPECTED, RunState
 from stepfold.errors import ErrorInfo
 from stepfold.events import RunEvent, parse
-from stepfold.log import Record
+from stepfold.log import CLAIM_KEY, Record
 from stepfold.values.times import utc
 
 from .panels import Panel
@@ -155,7 +155,7 @@ class Batch:
             if change.early is not None:
                 note(change.early.id)
             elif change.run is None:
-                self.claim = record
+                self.claim = record if record.key == CLAIM_KEY else self.claim
             else:
                 note(change.run.id)
                 self.last = RunChange(change.event, record, RunSoFar(change.run, state))

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from stepfold.core.ended import fingerprint
 from stepfold.core.fold import PartitionState
+from stepfold.core.messages import Outbox
 from stepfold.core.snapshot import unpack
 from stepfold.events import FORMAT
 from stepfold.worker.checkpoint import VERSION as PACKED
@@ -106,6 +107,7 @@ class Kept:
         chunks = sa.select(ENDED_RUNS.c.chunk, ENDED_RUNS.c.entries).where(*self.of(ENDED_RUNS))
         for number, entries in connection.execute(chunks.order_by(ENDED_RUNS.c.chunk)):
             state.ended.load(number, _whole(entries))
+        state.outbox = Outbox.unpack(orjson.dumps(summary.pop("outbox")))
         begin_at(state, summary)
         if summary_of(state) != summary or state.offset > row.position:
             raise ValueError("its pieces do not add up")
@@ -141,7 +143,7 @@ class Kept:
         connection.execute(sa.delete(ENDED_RUNS).where(*self.of(ENDED_RUNS), sa.or_(chunk < first, chunk.in_([*grown]))))
         if grown:
             connection.execute(sa.insert(ENDED_RUNS), [{**here, "chunk": n, "entries": chunk} for n, chunk in grown.items()])
-        body = orjson.dumps(summary_of(state))
+        body = orjson.dumps({**summary_of(state), "outbox": orjson.Fragment(state.outbox.pack())})
         kept = f"{VERSION} {zlib.crc32(body):08x} {body.decode()}"
         values = {"snapshot": state.offset, "claim": state.claim, "kept": kept}
         connection.execute(sa.update(POSITIONS).where(*self.of(POSITIONS)).values(values))

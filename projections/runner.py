@@ -20,7 +20,7 @@ from stepfold.client.client import Client
 from stepfold.errors import ConfigError, LogUnavailable, ProjectionFailed
 from stepfold.log import Log, Reader
 from stepfold.marks import Mark, moved
-from stepfold.values.backoff import Backoff
+from stepfold.values.backoff import Pauses
 from stepfold.values.duration import Duration, duration_ms
 
 from .base import Projection
@@ -265,7 +265,7 @@ class ProjectionRunner:
     async def _follow(self, follower: _Follower) -> None:
         """Feed the projection until it fails."""
         feed = follower.feed
-        backoff = Backoff(*RETRY_S)
+        backoff = Pauses(*RETRY_S)
         while True:
             position = feed.position
             try:

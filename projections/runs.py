@@ -133,7 +133,7 @@ class _News:
             self.inputs[run_id] = _json(change.fields["input"])
         elif COUNTED.get(kind) in self.counts:
             self.counts[COUNTED[kind]][run_id] += 1
-        if kind in HAVE_ERRORS:
+        if kind in HAVE_ERRORS and change.fields.get("error") is not None:
             self.errors[run_id] = text_of(str(ErrorInfo.from_json(change.fields["error"])))
 
     def write(self, connection: sa.Connection) -> None:

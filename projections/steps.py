@@ -150,7 +150,7 @@ class _News:
         workflow = text_of(run.workflow, 200)
         counts = self.counts[run.now // MINUTE_MS * MINUTE_MS, workflow]
         error = key = None
-        if kind in HAVE_ERRORS:
+        if kind in HAVE_ERRORS and fields.get("error") is not None:
             error = ErrorInfo.from_json(fields["error"])
             key = fingerprint(workflow, fields.get("step_id"), error)
             self._take_error(run, workflow, fields.get("step_id"), error, key)
@@ -188,7 +188,7 @@ class _News:
         """Take a decision about an operation into its row, and return the row."""
         step_id, kind = fields["step_id"], KIND_OF.get(type)
         row = self._row(run, step_id, None if kind is None else kind.name)
-        row["attempts"] = max(row["attempts"], fields.get("attempt", 0))
+        row["attempts"] = max(row["attempts"], fields.get("attempt") or 0)
         row["lost"] += COUNTED.get(type) == "attempts_lost"
         operation = run.open.get(step_id)
         row["until"] = None if operation is None else operation.due_at
@@ -326,7 +326,7 @@ def _statement(table: sa.Table, dialect: str) -> sa.Insert:
 def _changes(new: Any) -> dict[str, Any]:
     old = steps.c
     return {
-        "kind": sa.case((new.kind == "", old.kind), else_=new.kind),
+        "kind": sa.case((old.kind == "", new.kind), else_=old.kind),
         "state": new.state,
         "attempts": sa.case((new.attempts > old.attempts, new.attempts), else_=old.attempts),
         "lost": old.lost + new.lost,

@@ -21,7 +21,16 @@ from stepfold.worker.checkpoint import Checkpoint
 
 START_MS = 1_900_000_000_000
 RUN = "order-42"
-REQUESTS = {"started", "signal-received", "cancel-requested", "callback-completed", "callback-failed", "callback-heartbeat"}
+REQUESTS = {
+    "started",
+    "signal-received",
+    "cancel-requested",
+    "callback-completed",
+    "callback-failed",
+    "callback-heartbeat",
+    "child-ended",
+    "child-refused",
+}
 
 
 def record(offset: int, key: str, event: Any, timestamp: int = START_MS) -> Record:

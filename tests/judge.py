@@ -13,130 +13,24 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import orjson
+from judged_events import ENDS, PLACE_SHAPE, REQUESTS, Json, fits, parse
+from judged_messages import Outbox, is_message, parent_of, refusal, start_of
+from judged_messages import digest as derived
 
-ENDS = ("completed", "failed", "cancelled")
-ANSWERS = ("callback-completed", "callback-failed")
-REQUESTS = ("started", "signal-received", "cancel-requested", *ANSWERS, "callback-heartbeat")
 FORMAT = 2
 DAY_MS = 24 * 3600 * 1000
-MAX_DEPTH = 210
 MAX_KEYS = 100
-
-Json = dict[str, Any]
-
-# The published fields of each type of event, with the types that JSON may give them; "?": may be missing.
-
-_TEXT, _NUMBER, _OBJECT, _ANY = (str,), (int,), (dict,), ()
-_TEXT_OR_NULL, _NUMBER_OR_NULL, _OBJECT_OR_NULL = (str, type(None)), (int, type(None)), (dict, type(None))
-_RUN = {"v": _NUMBER, "at": _NUMBER, "run_id": _TEXT}
-_REQUEST = {**_RUN, "request": _TEXT}
-_DECISION = {**_RUN, "claim": _NUMBER, "version?": _TEXT_OR_NULL}
-_STEP = {**_DECISION, "step_id": _TEXT}
-_ATTEMPT = {**_STEP, "attempt": _NUMBER}
-_ERROR = {"type": _TEXT, "message": _TEXT, "traceback?": _TEXT_OR_NULL, "step_id?": _TEXT_OR_NULL}
-
-FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
-    "claim": {"v": _NUMBER, "at": _NUMBER, "prev": _NUMBER, "owner": _TEXT_OR_NULL, "nonce": _TEXT},
-    "started": {
-        **_REQUEST,
-        "workflow": _TEXT,
-        "version?": _TEXT_OR_NULL,
-        "input": _ANY,
-        "trigger?": _OBJECT_OR_NULL,
-        "reply_to?": _TEXT_OR_NULL,
-    },
-    "signal-received": {**_REQUEST, "signal": _TEXT, "data": _ANY},
-    "cancel-requested": {**_REQUEST, "reason?": _TEXT_OR_NULL},
-    "step-completed": {**_ATTEMPT, "result": _ANY},
-    "step-failed": {**_ATTEMPT, "error": _OBJECT, "next_at": _NUMBER_OR_NULL, "heartbeat?": _ANY},
-    "attempt-started": _ATTEMPT,
-    "attempt-lost": _ATTEMPT,
-    "step-heartbeat": {**_ATTEMPT, "details": _ANY},
-    "step-cancelled": _STEP,
-    "sleep-scheduled": {**_STEP, "wake_at": _NUMBER},
-    "sleep-completed": _STEP,
-    "wait-started": {**_STEP, "signal": _TEXT, "timeout_at": _NUMBER_OR_NULL},
-    "wait-timed-out": _STEP,
-    "callback-created": {**_STEP, "nonce": _TEXT, "timeout_at": _NUMBER_OR_NULL, "heartbeat_ms": _NUMBER_OR_NULL},
-    "callback-completed": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT, "data": _ANY},
-    "callback-failed": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT, "error": _OBJECT},
-    "callback-heartbeat": {**_REQUEST, "step_id": _TEXT, "nonce": _TEXT},
-    "callback-timed-out": {**_STEP, "kind": _TEXT},
-    "published": {**_DECISION, "key": _TEXT, "value": _ANY, "seq": _NUMBER},
-    "workflow-unknown": _DECISION,
-    "input-completed": {**_DECISION, "input": _ANY},
-    "code-suspected": _DECISION,
-    "code-cleared": _DECISION,
-    "quarantined": {**_DECISION, "error": _OBJECT},
-    "resumed": _DECISION,
-    "completed": {**_DECISION, "result": _ANY},
-    "failed": {**_DECISION, "error": _OBJECT},
-    "cancelled": {**_DECISION, "reason?": _TEXT_OR_NULL},
-}
-_MISSING = object()
-
-
-Shape = list[tuple[str, bool, tuple[type, ...]]]
-
-
-def _shape(fields: dict[str, tuple[type, ...]]) -> Shape:
-    return [(name.removesuffix("?"), name[-1] != "?", kinds) for name, kinds in fields.items()]
-
-
-_SHAPES = {kind: _shape(fields) for kind, fields in FIELDS.items()}
-_ERROR_SHAPE = _shape(_ERROR)
-_PLACE_SHAPE = _shape({"inbox": _TEXT, "partition": _NUMBER, "offset": _NUMBER})
-_WITH_ERROR = {kind for kind, fields in FIELDS.items() if "error" in fields}
-
-
-def _fits(event: Json, shape: Shape) -> bool:
-    for name, required, kinds in shape:
-        value = event.get(name, _MISSING)
-        if value is _MISSING:
-            if required:
-                return False
-        elif kinds and type(value) not in kinds:
-            return False
-    return True
-
-
-def _too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
-    if isinstance(value, dict):
-        return left == 0 or any(_too_deep(inner, left - 1) for inner in cast(Json, value).values())
-    return isinstance(value, list) and (left == 0 or any(_too_deep(inner, left - 1) for inner in cast(list[Any], value)))
-
-
-def parse(value: bytes) -> Json | None:
-    """The event that a record's value holds; None where it holds none."""
-    try:
-        event: Json = orjson.loads(value)
-    except ValueError:
-        return None
-    if type(event) is not dict:
-        return None
-    kind = event.get("type")
-    if type(kind) is not str or kind not in _SHAPES or not _fits(event, _SHAPES[kind]):
-        return None
-    if kind in _WITH_ERROR and not _fits(event["error"], _ERROR_SHAPE):
-        return None
-    if kind == "callback-timed-out" and event["kind"] not in ("timeout", "heartbeat"):
-        return None
-    if value.count(b"[") + value.count(b"{") > MAX_DEPTH and _too_deep(event):
-        return None
-    return event
-
-
 _RUN_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,200}")
 
 
 class Open:
-    """A step, sleep, wait or callback that has begun and is not over."""
+    """A step, sleep, wait, callback or condition that has begun and is not over."""
 
     __slots__ = (
         "announced",
         "attempts",
         "beat_at",
+        "child",
         "error",
         "failures",
         "heartbeat",
@@ -146,14 +40,20 @@ class Open:
         "lost",
         "next_at",
         "nonce",
+        "on_parent_close",
+        "polls",
+        "shielded",
         "signal",
+        "state",
+        "stopped",
         "timeout_at",
         "wake_at",
+        "workflow",
     )
 
     def __init__(self, kind: str, *, wake_at: int = 0, signal: str = "", timeout_at: int | None = None) -> None:
         self.kind = kind
-        self.attempts = 0  # of a step: attempts that are over
+        self.attempts = 0  # of a step or condition: attempts that are over
         self.failures = 0
         self.lost = 0  # in a row
         self.announced = False
@@ -164,6 +64,11 @@ class Open:
         self.wake_at = wake_at
         self.signal = signal
         self.timeout_at = timeout_at
+        self.polls = 0  # of a condition: checks that gave a state
+        self.state: Any = None
+        self.child = self.workflow = self.on_parent_close = ""
+        self.shielded = False
+        self.stopped = False  # of a child: it was told to end
         self.nonce = ""
         self.heartbeat_ms: int | None = None
         self.beat_at = 0  # of a callback: the run's time at its creation, or at the last heartbeat
@@ -200,6 +105,8 @@ class Run:
         self.version: str | None = event.get("version")
         self.input: Any = event["input"]
         self.request: str = event["request"]
+        self.parent = parent_of(event)
+        self.owes: list[Json] = []  # because of the record that is being judged
         self.requests: dict[str, int] = {}  # of the others: the run's time when each was accepted, while it is remembered
         self.journal: list[Entry] = []
         self.by_step: dict[str, Entry] = {}
@@ -251,8 +158,9 @@ class Ownership(NamedTuple):
 class Partition:
     """What the accepted records say of one partition."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, partitions: int = 1) -> None:
         self.number = number
+        self.outbox = Outbox(number, partitions)
         self.next_offset = 0
         self.claims: list[Ownership] = []
         self.claim = -1
@@ -279,7 +187,7 @@ class Judge:
     """Judges the records of a history as they come, in the order of each partition."""
 
     def __init__(self, partitions: int) -> None:
-        self.partitions = [Partition(number) for number in range(partitions)]
+        self.partitions = [Partition(number, partitions) for number in range(partitions)]
 
     def judge(self, number: int, offset: int, timestamp: int, key: str, value: bytes) -> Judged:
         """Judge the next record of a partition. `timestamp`: the log's, in ms."""
@@ -292,6 +200,8 @@ class Judge:
         kind: str = event["type"]
         if kind == "claim":
             return self._claim(partition, offset, timestamp, key, event)
+        if kind == "delivered":
+            return self._delivered(partition, key, event)
         request = kind in REQUESTS
         seen = request and self._was_seen(partition, event)
         if event["v"] > partition.format:
@@ -334,7 +244,18 @@ class Judge:
             run.end = event
             run.ended_at = run.now
             run.last_error = event.get("error", run.last_error)
+            _ended(run)
+        if run.owes:
+            partition.outbox.owe(offset, event["at"], run.owes)
+            run.owes = []
         return Judged(None, event, run)
+
+    @staticmethod
+    def _delivered(partition: Partition, key: str, event: Json) -> Judged:
+        if key != "@outbox" or event["claim"] != partition.claim or event["v"] > partition.format:
+            return Judged("stale claim", event)
+        partition.outbox.deliver(event["through"])
+        return Judged(None, event)
 
     @staticmethod
     def _claim(partition: Partition, offset: int, timestamp: int, key: str, event: Json) -> Judged:
@@ -350,6 +271,10 @@ class Judge:
 
     def _start(self, partition: Partition, known: Run | None, offset: int, timestamp: int, run_id: str, event: Json) -> Judged:
         if known is not None and (known.end is None or timestamp < known.ended_at + partition.memory_ms):
+            parent = parent_of(event)
+            again = known.end is None and known.request == event["request"]
+            if parent is not None and not parent.detached and is_message(event) and not again:
+                partition.outbox.owe(offset, event["at"], [refusal(parent, run_id)])
             return Judged("known run", event, known)
         if why := self._is_no_place_for(partition, run_id):
             return Judged(why, event)
@@ -386,7 +311,9 @@ class Judge:
     def _was_seen(partition: Partition, event: Json) -> bool:
         """Whether a request gives a place of an inbox that is not above all those that were given before."""
         place: Any = event.get("from")
-        if type(place) is not dict or not _fits(cast(Json, place), _PLACE_SHAPE):
+        if is_message(event):  # a request has one of the two
+            return partition.outbox.has_come(event) and partition.format > 1
+        if type(place) is not dict or not fits(cast(Json, place), PLACE_SHAPE):
             return False
         source, offset = f"{place['inbox']}/{place['partition']}", cast(int, place["offset"])
         highest = partition.sources.get(source)
@@ -409,7 +336,7 @@ def _next_attempt(run: Run, event: Json) -> Open | None:
     step = run.open.get(step_id)
     if step is None and _is_new(run, step_id):
         step = Open("step")
-    if step is None or step.kind != "step" or event["attempt"] != step.attempts + 1:
+    if step is None or step.kind not in ("step", "condition") or event["attempt"] != step.attempts + 1:
         return None
     run.open[step_id] = step
     return step
@@ -480,10 +407,52 @@ def _step_heartbeat(run: Run, event: Json) -> bool:
     return True
 
 
+def _condition_started(run: Run, event: Json) -> bool:
+    if not _is_new(run, event["step_id"]):
+        return False
+    run.open[event["step_id"]] = Open("condition", timeout_at=event["timeout_at"])
+    return True
+
+
+def _next_poll(run: Run, event: Json) -> Open | None:
+    """The condition, if this is about its next attempt and its next poll. The first may be the first record of it."""
+    step_id = event["step_id"]
+    op = run.open.get(step_id)
+    if op is None and _is_new(run, step_id):
+        op = Open("condition", timeout_at=event.get("timeout_at"))
+    if op is None or op.kind != "condition" or (event["attempt"], event["poll"]) != (op.attempts + 1, op.polls + 1):
+        return None
+    run.open[step_id] = op
+    return op
+
+
+def _condition_polled(run: Run, event: Json) -> bool:
+    op = _next_poll(run, event)
+    if op is None:
+        return False
+    run.due = op.next_at or 0
+    op.attempts, op.polls, op.state, op.next_at = event["attempt"], event["poll"], event["state"], event["next_at"]
+    op.failures, op.lost, op.announced, op.error, op.heartbeat = 0, 0, False, None, None
+    return True
+
+
+def _condition_timed_out(run: Run, event: Json) -> bool:
+    op = run.open.get(event["step_id"])
+    if event["kind"] == "attempts":
+        op = _next_poll(run, event)
+        if op is None:
+            return False
+        op.polls, op.state = event["poll"], event["state"]
+    elif op is None or op.kind != "condition" or op.timeout_at is None or event["at"] < op.timeout_at:
+        return False
+    _end_of_op(run, event["step_id"], "condition-timed-out", [event["kind"], op.polls, op.state])
+    return True
+
+
 def _step_cancelled(run: Run, event: Json) -> bool:
     step_id = event["step_id"]
     if step_id in run.open:
-        del run.open[step_id]
+        _stop(run, step_id, run.open.pop(step_id), "its parent no longer waits for it")
         run.over.add(step_id)
         return True
     if step_id not in run.given:
@@ -591,11 +560,14 @@ def _give(run: Run, name: str) -> None:
 
 
 def _cancel_requested(run: Run, event: Json) -> bool:
-    if run.cancelled:
+    if run.cancelled or (event.get("parent") is not None and (run.parent is None or parent_of(event) != run.parent)):
         return False
     run.cancelled = True
     run.reason = event.get("reason")
     run.journal.append(Entry("", "cancel", run.now, run.reason))
+    for step_id, op in run.open.items():
+        if not op.shielded:
+            _stop(run, step_id, op, "its parent is being cancelled")
     return True
 
 
@@ -605,6 +577,79 @@ def _published(run: Run, event: Json) -> bool:
         return False
     run.published[event["key"]] = [event["seq"], event["value"], run.now]
     return True
+
+
+def _child_scheduled(run: Run, event: Json) -> bool:
+    step_id, child = event["step_id"], event["child"]
+    if not _is_new(run, step_id) or not _RUN_ID.fullmatch(child) or child[0] == "@":
+        return False
+    parent: Json = {"run_id": run.id, "start": start_of(run.request), "step_id": step_id}
+    if event["detached"]:
+        parent["detached"] = True
+        run.over.add(step_id)
+        entry = run.by_step[step_id] = Entry(step_id, "child-started", run.now, child)
+        run.journal.append(entry)
+    else:
+        op = run.open[step_id] = Open("child", timeout_at=event["timeout_at"])
+        op.child, op.workflow, op.on_parent_close = child, event["workflow"], event["on_parent_close"]
+        op.shielded = event["shielded"]
+        run.journal.append(Entry(step_id, "child-scheduled", run.now, child))
+    start: Json = {"type": "started", "run_id": child, "request": f"start/{derived(run.id, run.request, step_id)}"}
+    start |= {"workflow": event["workflow"], "version": event["child_version"], "input": event["input"], "parent": parent}
+    run.owes.append(start)
+    return True
+
+
+def _from_child(run: Run, event: Json) -> bool:
+    """A child tells its parent that it has ended, or another run that it has the child's id."""
+    op = run.open.get(event["step_id"])
+    if op is None or op.kind != "child" or (op.child, start_of(run.request)) != (event["child"], event["start"]):
+        return False
+    told: Any = None
+    if event["type"] == "child-ended":
+        told = [event["state"], event.get({"completed": "result", "failed": "error"}.get(event["state"], "reason"))]
+        if event.get("error") is not None:
+            run.last_error = event["error"]
+    _end_of_op(run, event["step_id"], event["type"], [op.child, told])
+    return True
+
+
+def _child_timed_out(run: Run, event: Json) -> bool:
+    op = run.open.get(event["step_id"])
+    if op is None or op.kind != "child" or op.timeout_at is None or event["at"] < op.timeout_at:
+        return False
+    run.due = op.timeout_at
+    _stop(run, event["step_id"], op, "it did not end in time")
+    _end_of_op(run, event["step_id"], "child-timed-out", [op.child, None])
+    return True
+
+
+def _stop(run: Run, step_id: str, op: Open, reason: str) -> None:
+    """The run owes a cancellation to a child that shall not outlive the operation; once."""
+    if op.kind != "child" or op.stopped or op.on_parent_close != "cancel":
+        return
+    op.stopped = True
+    parent = {"run_id": run.id, "start": start_of(run.request), "step_id": step_id}
+    request = f"cancel/{derived(run.id, run.request, step_id)}"
+    run.owes.append({"type": "cancel-requested", "run_id": op.child, "request": request, "reason": reason, "parent": parent})
+
+
+def _ended(run: Run) -> None:
+    assert run.end is not None
+    state = run.end["type"]
+    for step_id, op in run.open.items():
+        _stop(run, step_id, op, f"its parent has {'been ' * (state == 'cancelled')}{state}")
+    parent = run.parent
+    if parent is None or parent.detached:
+        return
+    told: Json = {"reason": run.reason} if state == "cancelled" else {}
+    told |= {name: run.end[name] for name in ("result", "error") if (state, name) in _TELLS}
+    address: Json = {"type": "child-ended", "run_id": parent.run_id, "step_id": parent.step_id, "child": run.id}
+    request = f"end/{derived(run.id, run.request, '')}"
+    run.owes.append({**address, "start": parent.start, "request": request, "state": state, **told})
+
+
+_TELLS = (("completed", "result"), ("failed", "error"))
 
 
 def _workflow_unknown(run: Run, event: Json) -> bool:
@@ -666,6 +711,13 @@ _RULES: dict[str, Callable[[Run, Json], bool]] = {
     "callback-failed": _callback_answered,
     "callback-heartbeat": _callback_heartbeat,
     "callback-timed-out": _callback_timed_out,
+    "condition-started": _condition_started,
+    "condition-polled": _condition_polled,
+    "condition-timed-out": _condition_timed_out,
+    "child-scheduled": _child_scheduled,
+    "child-ended": _from_child,
+    "child-refused": _from_child,
+    "child-timed-out": _child_timed_out,
     "signal-received": _signal_received,
     "cancel-requested": _cancel_requested,
     "published": _published,

@@ -10,7 +10,8 @@ from operator import attrgetter
 from typing import Any, cast
 
 import orjson
-from judge import Json, Ownership, Partition, Run
+from judge import Ownership, Partition, Run
+from judged_events import Json
 
 
 def _ownership(partition: Partition, offset: int) -> Ownership:
@@ -71,6 +72,9 @@ def _early_differences(partition: Partition, state: Any) -> str:
         return ""
     if state.sources != partition.sources:
         return f"the places of the inbox are {state.sources}, by the records {partition.sources}"
+    if (state.senders, state.outbox.targets) != (partition.outbox.seen, partition.outbox.targets):
+        owed = f"{state.senders}, {state.outbox.targets}"
+        return f"messages are {owed}, by the records {partition.outbox.seen}, {partition.outbox.targets}"
     for run_id, early in partition.early.items():
         found: Any = state.runs.peek(run_id) if run_id in state.runs else None
         if found is None or found.phase != "expected":
@@ -92,6 +96,7 @@ _NAMES = {
     "version": "version",
     "input": "input",
     "request": "request",
+    "parent": "parent",
     "requests": "requests",
     "journal": "journal",
     "waiting": "signals",
@@ -103,11 +108,14 @@ _NAMES = {
     "quarantined": "error",
 }
 _ours, _theirs = attrgetter(*_NAMES), attrgetter(*_NAMES.values())
+_OF_ATTEMPTS = ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat", "heartbeat_at"]
 _OP_NAMES = {
-    "step": ["attempts", "failures", "lost", "announced", "next_at", "error", "heartbeat", "heartbeat_at"],
+    "step": _OF_ATTEMPTS,
+    "condition": [*_OF_ATTEMPTS, "polls", "state", "timeout_at"],
     "sleep": ["wake_at"],
     "wait": ["signal", "timeout_at"],
     "callback": ["nonce", "timeout_at", "heartbeat_ms", "beat_at"],
+    "child": ["child", "workflow", "on_parent_close", "shielded", "timeout_at", "stopped"],
 }
 
 

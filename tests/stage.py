@@ -21,6 +21,7 @@ from stepfold.operations.signal import WaitCall
 from stepfold.operations.sleep import SleepCall
 from stepfold.operations.step import StepCall
 from stepfold.replay.execution import Execution, Op, Outcome
+from stepfold.values.codec import Codec
 
 Note = Callable[[Any], None]
 Program = Callable[[Step, Note], Coroutine[Any, Any, Any]]
@@ -89,7 +90,7 @@ class Stage:
             self.advance()
 
     def _record(self, op: Op) -> None:
-        first = op.call.begin(max(self.run.now, self.ledger.now_ms), lambda: "nonce")
+        first = op.call.begin(op.id, max(self.run.now, self.ledger.now_ms), lambda: "nonce")
         if first is not None:
             op.recorded = True
             kind, fields = first
@@ -132,7 +133,9 @@ class Stage:
             if random.random() < 0.3:
                 self.step_fails(op.id)
             else:
-                encoded = op.call.codec.encode(op.call.fn(*op.call.args))
+                codec = op.call.codec
+                assert isinstance(codec, Codec)
+                encoded = codec.encode(op.call.fn(*op.call.args))
                 self.step_gives(op.id, orjson.loads(encoded))
         elif isinstance(op.call, SleepCall):
             self.wakes(op.id)

@@ -46,7 +46,7 @@ from aiokafka.protocol.admin import ApiVersionRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
 from stepfold.errors import ConfigError, LogUnavailable
-from stepfold.values.backoff import Backoff
+from stepfold.values.backoff import Pauses
 
 from .records import Damaged, Raw
 from .requests import request_of
@@ -391,8 +391,8 @@ def in_words(error: KafkaError) -> str:
     return f"{error!r}{missing.get(type(error), '')}"
 
 
-def new_backoff() -> Backoff:
-    return Backoff(BACKOFF_S, _MAX_BACKOFF_S)
+def new_backoff() -> Pauses:
+    return Pauses(BACKOFF_S, _MAX_BACKOFF_S)
 
 
 async def patiently(

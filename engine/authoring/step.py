@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -27,7 +26,7 @@ from ..operations.signal import WaitCall
 from ..operations.sleep import SleepCall
 from ..operations.step import StepCall
 from ..replay.execution import Execution
-from ..replay.frames import Source
+from ..replay.frames import Source, source_of_caller
 from ..replay.futures import DeterministicTask
 from ..values.annotations import by_function
 from ..values.codec import ANY, Codec, codec_for, describe, own, result_codec, written
@@ -41,6 +40,8 @@ from ..values.taken import FIXED, Copies, by_value
 from ..values.times import ms_of
 from .branches import Branches
 from .callback import Callback
+from .children import Children
+from .condition import Conditions
 from .publishing import publication
 
 logger = logging.getLogger("stepfold.run")
@@ -82,7 +83,7 @@ class StepPorts:
         self.send_signal = send_signal
 
 
-class Step(Branches, Generic[Ext]):
+class Step(Branches, Children, Conditions, Generic[Ext]):
     """The durable operations of one run.
 
     A step id is a name within the workflow. A later operation may use the id again; stepfold then numbers it (`charge`,
@@ -183,7 +184,7 @@ class Step(Branches, Generic[Ext]):
         copies = None if FIXED.issuperset(map(type, args)) and type(fn) is not partial else self._copies(step_id, fn, args)
         timeout_ms = None if timeout is None else duration_ms(timeout)
         call = StepCall(fn, args, retry, timeout_ms, at_most_once, codec, copies, record_input, pace)
-        return self._wait(self._path(step_id), call, _source())
+        return self._wait(self._path(step_id), call, source_of_caller())
 
     def _copies(self, step_id: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> Copies | None:
         """A maker of arguments for each attempt; None if nothing needs a copy, as on a replay that has the result."""
@@ -198,14 +199,14 @@ class Step(Branches, Generic[Ext]):
 
     def sleep(self, step_id: str, duration: Duration) -> Coroutine[Any, Any, None]:
         """Sleep, durably, for up to 1000 years. Raises ValueError for a bad id or duration."""
-        return self._ask(step_id, SleepCall(duration_ms(duration), None), _source())
+        return self._ask(step_id, SleepCall(duration_ms(duration), None), source_of_caller())
 
     def sleep_until(self, step_id: str, when: datetime) -> Coroutine[Any, Any, None]:
         """Sleep until an aware datetime, by the log's time; from the last day of the year 9999 on (`datetime.max`), for ever.
 
         Raises ValueError for a datetime without a time zone.
         """
-        return self._ask(step_id, SleepCall(None, ms_of(when)), _source())
+        return self._ask(step_id, SleepCall(None, ms_of(when)), source_of_caller())
 
     @overload
     def wait_for_signal(
@@ -241,7 +242,7 @@ class Step(Branches, Generic[Ext]):
             return Signal(_made(codec, f"signal {name!r}", data), name)
 
         timeout_ms = None if timeout is None else duration_ms(timeout)
-        return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), _source())
+        return self._ask(step_id, WaitCall(_named(signal, "a signal"), timeout_ms, make), source_of_caller())
 
     @overload
     def callback(
@@ -263,7 +264,7 @@ class Step(Branches, Generic[Ext]):
         `await callback` raises CallbackTimedOut. `schema`: a type that pydantic validates, as for `wait_for_signal`.
         Raises ValueError for a bad id or duration.
         """
-        return self._open(self._path(step_id), self._callback_call(timeout, heartbeat, schema), _source())
+        return self._open(self._path(step_id), self._callback_call(timeout, heartbeat, schema), source_of_caller())
 
     @overload
     def wait_for_callback(
@@ -307,7 +308,7 @@ class Step(Branches, Generic[Ext]):
         """
         _check_function(step_id, submit, retry)
         call = self._callback_call(timeout, heartbeat, schema)
-        return self._submit(self._path(step_id), call, submit, retry or _DEFAULT_RETRY, _source())
+        return self._submit(self._path(step_id), call, submit, retry or _DEFAULT_RETRY, source_of_caller())
 
     def _callback_call(self, timeout: Duration | None, heartbeat: Duration | None, schema: Any) -> CallbackCall:
         codec = ANY if schema is None else codec_for(schema)
@@ -336,7 +337,7 @@ class Step(Branches, Generic[Ext]):
         async def deliver() -> None:
             await send(run_id, signal, json, current_step().idempotency_key)
 
-        return self._ask(step_id, StepCall(deliver, (), _DEFAULT_RETRY, None, False, ANY), _source())
+        return self._ask(step_id, StepCall(deliver, (), _DEFAULT_RETRY, None, False, ANY), source_of_caller())
 
     def publish(self, key: str, value: Any) -> Coroutine[Any, Any, None]:
         """Publish a value under a key: `run.published(key)` reads the last one, whoever asks, and `run.watch()` all as they come.
@@ -486,11 +487,6 @@ def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:
         f"step.run({step_id!r}) was given {shown(fn)} ({type(fn).__name__}), which is not a function. If a call returned it, "
         f"pass the function, not its call: step.run({step_id!r}, f, …)"
     )
-
-
-def _source() -> Source:
-    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # the documented way costs 50 times as much
-    return frame.f_code, frame.f_lineno
 
 
 def _no_id(step_id: object) -> ValueError:

@@ -234,8 +234,9 @@ def _request_schemas() -> dict[str, dict[str, Any]]:
     """Sort of request -> the fields of the records that it may become, without those of every request."""
     models: dict[str, list[type[Request]]] = {}
     for model in get_args(RunEvent):
-        if issubclass(model, Request):
-            models.setdefault(inbox.ASKED_AS[str(model.model_fields["type"].default)], []).append(model)
+        asked_as = inbox.ASKED_AS.get(str(model.model_fields["type"].default))  # None: a message, which nobody outside sends
+        if issubclass(model, Request) and asked_as is not None:
+            models.setdefault(asked_as, []).append(model)
     return {type_: _request_schema(type_, of_type) for type_, of_type in models.items()}
 
 

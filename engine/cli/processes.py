@@ -18,7 +18,7 @@ from asyncio.subprocess import Process
 from collections.abc import Sequence
 from random import Random
 
-from ..values.backoff import Backoff
+from ..values.backoff import Pauses
 from ..worker.stopping import told_by_signals
 from .problems import Exit
 
@@ -84,7 +84,7 @@ class _Processes:
     async def _keep(self, number: int) -> None:
         """Run one process, and restart it whenever it ends by itself."""
         loop = asyncio.get_running_loop()
-        backoff = Backoff(*RESTART_S, Random())
+        backoff = Pauses(*RESTART_S, Random())
         while not self._over.is_set():
             began = loop.time()
             try:

@@ -6,10 +6,9 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 from ..events import decode
-from ..log import Ack, Entry, Log, partition_of
+from ..log import MAX_PAYLOAD_BYTES, Ack, Entry, Log, partition_of
 from ..operations.callback import CallbackId
 from ..values.duration import Duration
-from ..worker.host import MAX_PAYLOAD_BYTES
 from .requests import Sender, Taken, callback_completed, callback_failed, callback_heartbeat, check_size, untaken
 from .run import Gateway
 

@@ -24,13 +24,13 @@ from ..authoring.step import Step
 from ..authoring.workflow import DEFAULT_VERSION, Registry, Workflow
 from ..core.state import RunState
 from ..errors import ConfigError
-from ..log import Ack, Log, partition_of
+from ..log import MAX_PAYLOAD_BYTES, Ack, Log, partition_of
 from ..replay.loop import DeterministicLoop
 from ..values.codec import ANY, Codec, written
 from ..values.duration import Duration, duration_ms
 from ..values.options import whole
 from ..values.same import shown
-from ..worker.host import MAX_PAYLOAD_BYTES, Settings
+from ..worker.host import Settings
 from ..worker.serving import LoopEnded, serve
 from ..worker.stopping import end_process
 from ..worker.threads import Report, Threads

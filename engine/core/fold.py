@@ -17,6 +17,11 @@ inbox by its place there, for ever: the state keeps the highest place seen of ea
 below that place is void. Routers append requests in the order of the inbox and leave no gaps. So if the place of a request
 was seen before, the request itself was appended before, to the same run, and a reader of that run alone finds it there.
 
+A record may owe messages to other runs (`messages`). The state keeps them until a `delivered` under the current claim forgets
+them. A message carries its position, the offset of the record that caused it and a number, and the fold treats positions as it
+treats places of an inbox: it keeps the highest position seen of each source partition, and a message at or below it is void.
+Owners send the messages for one partition in the order of their positions and leave no gaps.
+
 A signal may come before its run. The fold keeps such signals in a run of the phase EXPECTED, for as long as a request is
 remembered or until `started` makes it an open run. `Change.run` is None for these signals, so most readers never see them.
 
@@ -36,9 +41,9 @@ from typing import Any, NamedTuple, cast
 
 import orjson
 
-from ..events import PLACE, SHAPES, decode
+from ..events import CAUSE, PLACE, SHAPES, decode
 from ..log import CLAIM_KEY, Record, partition_of
-from ..operations import EARLY, REFUSALS
+from ..operations import AT_END, EARLY, REFUSALS, START_REFUSED
 from ..operations import RULES as OF_OPERATIONS
 from ..values.names import valid_run_id
 from ..values.same import same_json
@@ -47,6 +52,7 @@ from ..values.tuples import maker_of
 from .ended import MARGIN_MS, REMEMBER_MS, Ended, fingerprint
 from .lifecycle import ENDS, OF_THE_OWNER
 from .lifecycle import RULES as OF_RUNS
+from .messages import OUTBOX_KEY, Outbox, Owed, Position, parent_of, record_of_message
 from .records import FORMAT
 from .runs import Runs
 from .state import EXPECTED, RunState
@@ -75,11 +81,13 @@ class PartitionState:
         "needs_format",
         "offset",
         "open_mark",
+        "outbox",
         "owner",
         "partition",
         "partitions",
         "refused",
         "runs",
+        "senders",
         "sources",
     )
 
@@ -98,17 +106,28 @@ class PartitionState:
         self.ended = Ended()
         self.open_mark = 0  # exclusive or of the fingerprints of the ids in `runs`
         self.sources: dict[str, int] = {}  # inbox partition -> the highest place of a request seen here
+        self.senders: dict[str, Position] = {}  # source partition -> the highest position of a message seen here
+        self.outbox = Outbox()
         self.refused: list[Refusal] = []  # refusals that the last request caused; `pack` leaves them out
 
     def without_runs(self) -> PartitionState:
         """An equal state but for its runs and refusals; it does not change with this one."""
         twin = copy(self)
         twin.runs, twin.refused = Runs(), []
-        twin.ended, twin.sources = self.ended.copied(), dict(self.sources)
+        twin.ended, twin.sources, twin.senders = self.ended.copied(), dict(self.sources), dict(self.senders)
+        twin.outbox = self.outbox.copied()
         return twin
 
     def refuse(self, event: dict[str, Any], reason: str) -> None:
-        self.refused.append(Refusal(event, reason))
+        """Note a refusal for the sender. Messages have none to tell: the record that refuses one owes the answer itself."""
+        if not _is_message(event):
+            self.refused.append(Refusal(event, reason))
+
+    def owe(self, offset: int, at: int, drafts: list[dict[str, Any]]) -> None:
+        """Put the messages that the record at `offset` causes into the outbox. `at`: the time in that record, ms."""
+        for n, draft in enumerate(drafts):
+            event = record_of_message(draft, FORMAT, at, self.partition, (offset, n))
+            self.outbox.add(partition_of(draft["run_id"], self.partitions), Owed(offset, n, event))
 
     def kept_for(self, run_id: str, now: int) -> int:
         """The number of signals kept at `now` for a run that has not started."""
@@ -138,6 +157,8 @@ class PartitionState:
                 self.format,
                 self.memory_ms,
                 sorted(self.sources.items()),
+                sorted(self.senders.items()),
+                self.outbox.pack().decode(),
                 [self.runs.snapshot(run_id).decode() for run_id in sorted(self.runs.ids())],
                 [[number, chunk.hex()] for number, chunk in self.ended.chunks.items()],
             ]
@@ -152,8 +173,8 @@ class Refusal(NamedTuple):
 
 
 class Change(NamedTuple):
-    """An accepted record: its event and the run after it. `run` is None for a claim, and for a signal that came before its run;
-    `early` is then the expected run that keeps the signal."""
+    """An accepted record: its event and the run after it. `run` is None for a claim, for `delivered`, and for a signal that came
+    before its run; `early` is then the expected run that keeps the signal."""
 
     event: dict[str, Any]
     run: RunState | None
@@ -166,7 +187,8 @@ _change = maker_of(Change)
 def fold(state: PartitionState, record: Record) -> Change | None:
     """Fold one record into `state`. Returns the change, or None if the record is not accepted.
 
-    Skips records below `state.offset`, which are folded already.
+    Skips records below `state.offset`, which are folded already. A record that is not accepted changes nothing but what was seen
+    of inboxes and of other partitions; a message that starts a run under a taken id owes the answer.
     """
     offset = record.offset
     if offset < state.offset:
@@ -178,7 +200,9 @@ def fold(state: PartitionState, record: Record) -> Change | None:
     event_type = event["type"]
     rule = _OF_DECISIONS.get(event_type)
     if rule is None:
-        return _claim(state, record, event) if event_type == "claim" else _request(state, record, event)
+        if event_type == "claim":
+            return _claim(state, record, event)
+        return _request(state, record, event) if event_type != "delivered" else _delivered(state, record, event)
     if event["claim"] != state.claim or event["v"] > state.format or event["run_id"] != record.key:
         return None
     run = state.runs.unpacked.get(record.key) or state.runs.get(record.key)
@@ -205,7 +229,23 @@ def fold(state: PartitionState, record: Record) -> Change | None:
             state.runs.notes.pop(run.id, None)
         state.open_mark ^= fingerprint(run.id)
         state.ended.add(run.id, run.now, run.digest)
+        for tell in AT_END:
+            tell(run)
+    if run.owed is not None:
+        _owe(state, record, event, run)
     return _change((event, run, None))
+
+
+def _owe(state: PartitionState, record: Record, event: dict[str, Any], run: RunState) -> None:
+    drafts, run.owed = run.owed or [], None
+    state.owe(record.offset, event["at"], drafts)
+
+
+def _delivered(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:
+    if record.key != OUTBOX_KEY or event["claim"] != state.claim or event["v"] > state.format:
+        return None
+    state.outbox.deliver(event["through"])
+    return Change(event, None)
 
 
 def _claim(state: PartitionState, record: Record, event: dict[str, Any]) -> Change | None:
@@ -240,6 +280,8 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
     if event_type == "started":
         if "from" in event and not _is_of(run, event):
             state.refuse(event, f"run {run.id!r} exists, of workflow {run.workflow!r}, with another input")
+        if event["request"] != run.request:
+            _refuse_start(state, record, event)
         return None
     memory_ms = state.memory_ms if state.format > 1 else _FOR_EVER_MS
     before = run.now
@@ -252,11 +294,27 @@ def _request(state: PartitionState, record: Record, event: dict[str, Any]) -> Ch
         return None
     run.forget(memory_ms)
     run.requests[event["request"]] = run.now
+    if run.owed is not None:
+        _owe(state, record, event, run)
     return Change(event, run)
 
 
+def _refuse_start(state: PartitionState, record: Record, event: dict[str, Any]) -> None:
+    """A start is void because another one has its id: if it is a message, tell the operation that sent it."""
+    parent = parent_of(event)
+    if parent is not None and not parent.detached and _is_message(event):
+        state.owe(record.offset, event["at"], [tell(parent, record.key) for tell in START_REFUSED])
+
+
+def _is_message(event: dict[str, Any]) -> bool:
+    position = event.get("cause")
+    return type(position) is dict and CAUSE.fits(cast(dict[str, Any], position))
+
+
 def _was_seen(state: PartitionState, event: dict[str, Any]) -> bool:
-    """Whether the request's inbox place, or a later one of that inbox partition, was seen before. Notes the place."""
+    """Whether a request's place in an inbox, or the position of a message, or a later one, was seen before. Notes it."""
+    if "cause" in event and _is_message(event):
+        return _has_come(state, event["cause"])
     place = event.get("from")
     if type(place) is not dict or not PLACE.fits(cast(dict[str, Any], place)):
         return False
@@ -264,6 +322,15 @@ def _was_seen(state: PartitionState, event: dict[str, Any]) -> bool:
     if offset <= state.sources.get(source, offset - 1):
         return state.format > 1
     state.sources[source] = offset
+    return False
+
+
+def _has_come(state: PartitionState, cause: dict[str, Any]) -> bool:
+    source, position = f"{cause['partition']}", (cause["offset"], cause["n"])
+    last = state.senders.get(source)
+    if last is not None and position <= last:
+        return state.format > 1
+    state.senders[source] = position
     return False
 
 
@@ -276,6 +343,7 @@ def _begin(state: PartitionState, record: Record, event: dict[str, Any], early: 
     if ended is not None:
         if digest not in (0, ended):
             state.refuse(event, f"a run {run_id!r} has ended, of another workflow or input")
+        _refuse_start(state, record, event)
         return None
     signals: list[tuple[int, dict[str, Any]]] = []
     if early is not None:
@@ -287,6 +355,7 @@ def _begin(state: PartitionState, record: Record, event: dict[str, Any], early: 
     if "traceparent" in event:
         run.traced(event["traceparent"], event.get("tracestate"))
     run.request = event["request"]
+    run.parent = parent_of(event)
     run.digest = digest
     for at, signal in signals:
         run.requests[signal["request"]] = at

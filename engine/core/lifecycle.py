@@ -9,7 +9,8 @@ from pydantic import Field
 
 from ..operations import GIVES_BACK
 from ..values.words import Beside, short
-from .records import PASSED_OVER, Base, Decision, ErrorModel, OperationDecision, Request, Words
+from .messages import Parent, parent_of
+from .records import PASSED_OVER, Base, Decision, ErrorModel, OperationDecision, ParentModel, Request, Words
 from .state import RunState, deliver
 
 MAX_REASON_CHARS = 10_000
@@ -40,8 +41,20 @@ class Claim(Base):
         return self.owner or ""
 
 
+class Delivered(Base):
+    """The owner has appended the messages that were caused at or below `through`, an offset for each target partition."""
+
+    counts_if = "its key is `@outbox`, and its `claim` is the current one"
+
+    type: Literal["delivered"] = "delivered"
+    claim: int
+    through: dict[str, int]
+
+
 class Started(Request):
-    """Starts a run, unless its id is known. `traceparent`, `tracestate`: the trace of the asker, as in the headers of the W3C."""
+    """Starts a run, unless its id is known. `parent`: the operation of another run that asks for it, if one does.
+    `traceparent`, `tracestate`: the trace of the asker, as in the headers of the W3C.
+    """
 
     counts_if = "no run with this id is open, and none has ended within the memory, by the log's time"
 
@@ -51,6 +64,7 @@ class Started(Request):
     input: Any
     trigger: dict[str, Any] | None = None
     reply_to: str | None = None
+    parent: ParentModel | None = None
     why: Words = None
     traceparent: Words = None
     tracestate: Words = None
@@ -60,13 +74,14 @@ class Started(Request):
 
 
 class CancelRequested(Request):
-    """Asks the run to end; its code gets CancelledError."""
+    """Asks the run to end; its code gets CancelledError. `parent`: the operation that started the run lets it go."""
 
     tone = "trouble"
-    counts_if = "the run is open, and no other request to cancel it has counted"
+    counts_if = "the run is open, no other request to cancel it has counted, and a `parent` is the run's own"
 
     type: Literal["cancel-requested"] = "cancel-requested"
     reason: str | None = None
+    parent: ParentModel | None = None
 
     def detail(self, beside: Beside) -> str:
         return self.reason or ""
@@ -182,18 +197,30 @@ class Cancelled(Decision):
 
 
 def _cancel_requested(run: RunState, event: dict[str, Any]) -> bool:
-    if run.cancel_requested:
+    if run.cancel_requested or not _may_cancel(run, event):
         return False
     run.cancel_requested = True
     run.reason = event.get("reason")
     deliver(run, "", "cancel", run.reason)
+    for step_id, op in run.open.items():
+        op.run_cancelled(run, step_id)
     return True
+
+
+def _may_cancel(run: RunState, event: dict[str, Any]) -> bool:
+    """Whether a cancellation that names a parent comes from the run's own."""
+    if event.get("parent") is None:
+        return True
+    told: Parent | None = parent_of(event)
+    return told is not None and told == run.parent
 
 
 def _step_cancelled(run: RunState, event: dict[str, Any]) -> bool:
     step_id = event["step_id"]
-    if run.open.pop(step_id, None) is not None:
+    op = run.open.pop(step_id, None)
+    if op is not None:
         run.done.add(step_id)
+        op.dropped(run, step_id)
         return True
     delivery = next((one for one in reversed(run.journal) if one.step_id == step_id and one.outcome in GIVES_BACK), None)
     if delivery is None or step_id in run.returned:

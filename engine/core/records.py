@@ -107,14 +107,37 @@ class Place(BaseModel):
     offset: int
 
 
+class Cause(BaseModel):
+    """The position of a message at its source: the record that caused it, and its number among those that this record caused."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    partition: int
+    offset: int
+    n: int
+
+
+class ParentModel(BaseModel):
+    """The operation that started a run. `start`: the digest of the request that started the parent, 16 hexadecimal digits."""
+
+    model_config = ConfigDict(extra="allow")
+
+    run_id: str
+    start: str
+    step_id: str
+    detached: bool = False
+
+
 class Request(Base):
-    """A record from outside, under no claim. `request` makes a repeat harmless for as long as the partition remembers it; `from`,
-    the place of a request that came through an inbox, makes it harmless for ever. `by`: who asked, as the asker says it.
+    """A record from outside, under no claim. `request` makes a repeat harmless for as long as the partition remembers it. These
+    make it harmless for ever: `from`, the place of a request that came through an inbox; `cause`, the position of a message of
+    another run. `by`: who asked, as the asker says it.
     """
 
     run_id: str
     request: str
     from_: Annotated[Place | None, Field(alias="from"), PASSED_OVER] = None
+    cause: Annotated[Cause | None, PASSED_OVER] = None
     by: Words = None
 
     def sender(self) -> str:
@@ -133,6 +156,9 @@ class Decision(Base):
 
     is_result: ClassVar[bool] = False
     """Whether the record carries a value of the user's code: if the log refuses it as too large, the attempt or the run fails."""
+
+    passes_on: ClassVar[bool] = False
+    """Whether the value goes to another run in a message, which must fit into the log, too."""
 
     run_id: str
     claim: int

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from ..operations import OPEN
+from .messages import Parent
 from .state import EXPECTED, Delivery, RunState
 
 _delivery = Delivery._make  # costs half as much as the constructor
@@ -31,7 +32,7 @@ def pack(run: RunState) -> bytes:
             run.cancel_requested,
             [tuple(delivery) for delivery in run.journal],
             sorted(run.done - {delivery.step_id for delivery in run.journal}),
-            [[step_id, op.kind, op.since, *(getattr(op, name) for name in op.__slots__)] for step_id, op in run.open.items()],
+            [[step_id, op.kind, op.since, *(getattr(op, name) for name in op.kept)] for step_id, op in run.open.items()],
             [[name, waiting] for name, waiting in run.signals.items()],
             list(run.requests.items()),
             run.result,
@@ -52,6 +53,8 @@ def pack(run: RunState) -> bytes:
 def _last(run: RunState) -> tuple[Any, ...]:
     """The fields that few runs have."""
     trace = None if run.trace is None else [*run.trace]
+    if run.parent is not None:
+        return trace, run.kept, [*run.parent]
     return (trace, run.kept) if run.kept else () if trace is None else (trace,)
 
 
@@ -67,7 +70,7 @@ def unpack(data: bytes) -> RunState:
         shape = OPEN[kind]
         op = run.open[step_id] = shape.__new__(shape)
         op.since = since
-        for name, value in zip(op.__slots__, values, strict=True):
+        for name, value in zip(op.kept, values, strict=True):
             setattr(op, name, value)
     run.done.difference_update(run.open)  # an open operation may have had a delivery
     run.signals = dict(fields[15])
@@ -83,6 +86,8 @@ def unpack(data: bytes) -> RunState:
         run.traced(*fields[27])
     if len(fields) > 28:
         run.kept = fields[28]
+    if len(fields) > 29:
+        run.parent = Parent(*fields[29])
     return run
 
 

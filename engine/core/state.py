@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..values.trace import Trace
 from ..values.wait import Wait
+from .messages import Parent, derived, digest_of_start
 
 EXPECTED = "expected"
 """The phase of a run that has not started, but for which signals have come."""
@@ -24,7 +25,8 @@ class Delivery(NamedTuple):
 
 
 class Open:
-    """An operation that has begun and is not over. A subclass belongs to one kind; a snapshot keeps its slots and `since`.
+    """An operation that has begun and is not over. A subclass belongs to one kind. A snapshot has `since`, and the slots in
+    `kept`.
 
     `since`: the log's time of the record with which it began, ms since 1970.
     """
@@ -34,8 +36,15 @@ class Open:
     kind: ClassVar[str] = ""
     actions: ClassVar[frozenset[str]] = frozenset()
     """The requests that people may send to it, in words."""
-    when_due: ClassVar[str | None] = None
-    """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls.kept = (*cls.kept, *cls.__dict__.get("__slots__", ()))
+
+    @property
+    def when_due(self) -> str | None:
+        """The decision that the owner records when the operation is due; None: the owner dispatches it again."""
+        return None
 
     @property
     def due_at(self) -> int | None:
@@ -58,6 +67,12 @@ class Open:
 
     def resumed(self) -> None:
         """Called when the run goes on after a quarantine."""
+
+    def dropped(self, run: RunState, step_id: str) -> None:
+        """Called when the code no longer waits for it."""
+
+    def run_cancelled(self, run: RunState, step_id: str) -> None:
+        """Called when the run is asked to end."""
 
     def words(self, step_id: str) -> str:
         """The thing that the run waits for, in words for people."""
@@ -87,6 +102,8 @@ class RunState:
         "kept",
         "now",
         "open",
+        "owed",
+        "parent",
         "phase",
         "reason",
         "request",
@@ -113,6 +130,8 @@ class RunState:
         self.digest = 0  # of workflow and input, if `started` came from an inbox
         self.trigger: Any = None
         self.trace: Trace | None = None  # of the request that started it
+        self.parent: Parent | None = None  # the operation of another run that started it
+        self.owed: list[dict[str, Any]] | None = None  # messages that the record now being folded causes; not packed
         self.start = start  # offset of `started`
         self.started_at = now
         self.now = now
@@ -145,6 +164,19 @@ class RunState:
     @property
     def ended(self) -> bool:
         return self.ended_at is not None
+
+    @property
+    def start_digest(self) -> str:
+        """The digest of the request that started the run, as messages name it."""
+        return digest_of_start(self.request or "")
+
+    def derived(self, verb: str, step_id: str = "") -> str:
+        """The request id of a message of this run, or about one of its operations."""
+        return f"{verb}/{derived(self.id, self.request or '', step_id)}"
+
+    def owe(self, type: str, run_id: str, **fields: Any) -> None:
+        """A rule owes this request to another run, because of the record that it accepts."""
+        self.owed = [*(self.owed or ()), {"type": type, "run_id": run_id, **fields}]
 
     def remembers(self, request: str, memory_ms: int) -> bool:
         """Whether a request of this id was accepted and is still remembered."""

@@ -15,9 +15,10 @@ from .routing import Caller, Role
 # fmt: off
 _OF_EVENTS = frozenset(
     [
-        "at", "at_line", "attempt", "began_at", "by", "claim", "from", "heartbeat_ms", "key", "kind",
-        "next_at", "offset", "owner", "queued_at", "reason", "request", "run_id", "seq", "signal", "step_id",
-        "timeout_at", "timestamp", "type", "v", "version", "wake_at", "why", "workflow",
+        "at", "at_line", "attempt", "began_at", "by", "cause", "child", "child_version", "claim", "detached", "from",
+        "heartbeat_ms", "key", "kind", "next_at", "offset", "on_parent_close", "owner", "parent", "poll", "queued_at", "reason",
+        "request", "run_id", "seq", "shielded", "signal", "start", "state", "step_id", "timeout_at", "timestamp", "type",
+        "v", "version", "wake_at", "why", "workflow",
     ]
 )
 # fmt: on

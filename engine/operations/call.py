@@ -45,17 +45,25 @@ class Call:
     """By outcome: the deliveries that do not end it. The code that asked for it then goes on with the value of the first
     one, and may await the end later, or never."""
 
+    begins: ClassVar[frozenset[str]] = frozenset()
+    """The deliveries that only say where in the journal it began; the code gets nothing."""
+
     @property
     def asks_types(self) -> bool:
         """Whether its deliveries may call the user's types."""
         return True
 
     @property
+    def ends_first(self) -> bool:
+        """Whether a cancelled run waits for its end, if it has begun, before the code learns of the cancellation."""
+        return False
+
+    @property
     def lasts_ms(self) -> int | None:
         """How long it lasts from its first record on; None: for ever, until a named time, or unknown."""
         return None
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]] | None:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]] | None:
         """Type and fields of its first record; None: a worker executes it, and it needs no record to begin.
 
         `now`: ms since 1970; `new_id` makes a text that nobody can guess."""

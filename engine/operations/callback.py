@@ -131,7 +131,6 @@ class OpenCallback(Open):
 
     __slots__ = ("beat_at", "heartbeat_ms", "nonce", "timeout_at")
     kind = "callback"
-    when_due = "callback-timed-out"
     actions = frozenset({"complete", "fail", "heartbeat"})
 
     def __init__(self, nonce: str, timeout_at: int | None, heartbeat_ms: int | None, now: int) -> None:
@@ -145,6 +144,10 @@ class OpenCallback(Open):
     def heartbeat_by(self) -> int | None:
         """When it times out for want of a heartbeat, ms since 1970."""
         return None if self.heartbeat_ms is None else self.beat_at + self.heartbeat_ms
+
+    @property
+    def when_due(self) -> str:
+        return "callback-timed-out"
 
     @property
     def due_at(self) -> int | None:
@@ -261,7 +264,7 @@ class CallbackCall(Call):
     def lasts_ms(self) -> int | None:
         return self.timeout_ms
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
         fields = {"v": FORMAT, "nonce": new_id(), "timeout_at": timeout_at, "heartbeat_ms": self.heartbeat_ms}
         return "callback-created", fields

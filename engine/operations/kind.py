@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ..core.messages import Parent
 from ..core.records import Base
 from ..core.state import Open, RunState
 from ..values.words import Beside
@@ -34,5 +35,9 @@ class Kind(NamedTuple):
     note: Note
     gives_back: Mapping[str, Callable[[RunState, Any], None]] = {}
     """Takes back a value that was delivered after the code had dropped the operation; without an entry the value is lost."""
+    at_end: Callable[[RunState], None] | None = None
+    """Called when a run has ended, for the messages that it then owes."""
+    start_refused: Callable[[Parent, str], dict[str, Any]] | None = None
+    """Takes the operation that wanted to start a run, and the run's id, which another start has; returns the message to it."""
     attempts: bool = False
     """Whether it runs in attempts, which people count."""

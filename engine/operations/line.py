@@ -18,6 +18,7 @@ class Line:
         "attempts",
         "became",
         "by",
+        "child",
         "error",
         "heartbeat",
         "heartbeat_at",
@@ -29,6 +30,7 @@ class Line:
         "lost",
         "next_at",
         "points",
+        "polls",
         "queued_ms",
         "ran_ms",
         "request",
@@ -47,9 +49,12 @@ class Line:
         self.kind = kind
         self.became: Became = "open"
         self.points: list[tuple[int, Mark]] = []
-        self.result: Any = None  # of a step; the data of a signal or answer; which limit a callback has passed
+        self.result: Any = (
+            None  # of a step; the data of a signal or answer; the last state of a condition; which limit a callback has passed
+        )
         self.error: ErrorInfo | None = None  # of the last attempt that failed
         self.attempts = 0  # attempts that are over
+        self.polls = 0  # of a condition: the checks that returned a state
         self.queued_ms: int | None = None  # how long the last attempt that is over waited for a slot, by the worker's clock
         self.ran_ms: int | None = None  # how long it ran
         self.lost = 0  # lost attempts, which are among `attempts`
@@ -62,7 +67,8 @@ class Line:
         self.heartbeat: Any = None
         self.heartbeat_at: int | None = None
         self.heartbeat_by: int | None = None  # when the next heartbeat must have come, by the log's clock
-        self.until: int | None = None  # the end of a sleep, or the time-out of a wait or callback
+        self.until: int | None = None  # the end of a sleep, or the time-out of a wait, callback, condition or child
+        self.child: str | None = None  # the run id of a child
         self.signal: str | None = None  # the name of the signal that a wait waits for
         self.at_line: str | None = None  # the line of the code that asked for it
         self.request: str | None = None  # the id of the request that ended it

@@ -57,12 +57,15 @@ class OpenWait(Open):
 
     __slots__ = ("signal", "timeout_at")
     kind = "wait"
-    when_due = "wait-timed-out"
 
     def __init__(self, signal: str, timeout_at: int | None, now: int) -> None:
         self.since = now
         self.signal = signal
         self.timeout_at = timeout_at
+
+    @property
+    def when_due(self) -> str:
+        return "wait-timed-out"
 
     @property
     def due_at(self) -> int | None:
@@ -149,7 +152,7 @@ class WaitCall(Call):
     def lasts_ms(self) -> int | None:
         return self.timeout_ms
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         timeout_at = None if self.timeout_ms is None else within(now + self.timeout_ms)
         return "wait-started", {"signal": self.signal, "timeout_at": timeout_at}
 

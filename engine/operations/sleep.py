@@ -39,11 +39,14 @@ class OpenSleep(Open):
 
     __slots__ = ("wake_at",)
     kind = "sleep"
-    when_due = "sleep-completed"
 
     def __init__(self, wake_at: int, now: int) -> None:
         self.since = now
         self.wake_at = wake_at
+
+    @property
+    def when_due(self) -> str:
+        return "sleep-completed"
 
     @property
     def due_at(self) -> int | None:
@@ -92,7 +95,7 @@ class SleepCall(Call):
     def lasts_ms(self) -> int | None:
         return self.delay_ms
 
-    def begin(self, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
+    def begin(self, step_id: str, now: int, new_id: Callable[[], str]) -> tuple[str, dict[str, Any]]:
         return "sleep-scheduled", {"wake_at": self.wake_at or 0 if self.delay_ms is None else within(now + self.delay_ms)}
 
 

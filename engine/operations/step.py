@@ -5,22 +5,16 @@ The records of a step tell of attempts. A step that succeeds at once has one rec
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from .. import errors
 from ..core.records import PASSED_OVER, Clock, ErrorModel, FromCode, OperationDecision
-from ..core.state import Delivery, Open, RunState, deliver
+from ..core.state import Delivery, RunState, deliver
 from ..errors import ErrorInfo
-from ..values.codec import Codec
-from ..values.pace import ON_LOOP, Pace
-from ..values.retry import Retry
-from ..values.taken import Copies
-from ..values.times import FIRST_MS, due, said, utc
+from ..values.times import said, utc
 from ..values.tuples import maker_of
 from ..values.wait import Wait, ending
 from ..values.words import Beside, joined, short, span
-from .call import Call, Raise
+from .attempted import AttemptsCall, OpenAttempts, tell_times
 from .kind import Kind
 from .line import Line
 
@@ -117,37 +111,11 @@ class StepHeartbeat(FromCode):
         return f"attempt {self.attempt} {short(self.details)}"
 
 
-class OpenStep(Open):
-    """A step without a result, of which an attempt was announced, sent a heartbeat, failed or was lost.
+class OpenStep(OpenAttempts):
+    """A step without a result."""
 
-    `since`: the log's time of the first record of the attempt that runs, or of the end of the last one.
-    """
-
-    __slots__ = ("attempts", "error", "failures", "heartbeat", "heartbeat_at", "last_at", "lost", "next_at", "started")
+    __slots__ = ()
     kind = "step"
-
-    def __init__(self, now: int) -> None:
-        self.since = now
-        self.last_at = now  # the log's time of its last record
-        self.attempts = 0  # attempts that are over
-        self.failures = 0  # failed attempts, which count against max_attempts
-        self.lost = 0  # attempts lost in a row, up to now
-        self.started = False  # the next attempt was announced
-        self.next_at: int | None = None
-        self.error: Any = None
-        self.heartbeat: Any = None
-        self.heartbeat_at = 0  # `at` of the last heartbeat: a repeated or late one must not replace it
-
-    @property
-    def due_at(self) -> int | None:
-        return due(self.next_at)
-
-    @property
-    def told(self) -> bool:
-        return self.next_at is not None
-
-    def resumed(self) -> None:
-        self.lost = 0
 
     def wait(self, run_id: str, step_id: str) -> Wait:
         attempt = f"attempt {self.attempts + 1}"
@@ -171,8 +139,8 @@ class OpenStep(Open):
         return f"step {step_id!r}: attempt {number} at {said(self.next_at)}, after {ErrorInfo.from_json(self.error)}"
 
 
-def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
-    """The open step, if the event is about its next attempt; else None. Opens a step that has no record yet."""
+def _attempt(run: RunState, event: dict[str, Any]) -> OpenAttempts | None:
+    """The open operation, if the event is about its next attempt; else None. Opens a step that has no record yet."""
     step_id = event["step_id"]
     op = run.open.get(step_id)
     if op is None:
@@ -180,7 +148,7 @@ def _attempt(run: RunState, event: dict[str, Any]) -> OpenStep | None:
             return None
         op = run.open[step_id] = OpenStep(run.now)
         return op
-    if not isinstance(op, OpenStep) or event["attempt"] != op.attempts + 1:
+    if not isinstance(op, OpenAttempts) or event["attempt"] != op.attempts + 1:
         return None
     return op
 
@@ -253,74 +221,22 @@ def _heartbeat(run: RunState, event: dict[str, Any]) -> bool:
     return True
 
 
-def _result(call: StepCall, step_id: str, value: Any) -> Any:
-    return call.codec.decode(value)
+class StepCall(AttemptsCall):
+    """Run a function, and give its result to the code."""
 
-
-def _error(call: StepCall, step_id: str, value: Any) -> Raise:
-    attempts, error = value
-    info = ErrorInfo.from_json(error)
-    return Raise(errors.StepFailed(step_id, attempts, ErrorInfo(info.type, info.message, info.traceback, step_id)))
-
-
-class StepCall(Call):
-    """Run `fn(*args)` on a worker."""
-
-    __slots__ = ("args", "at_most_once", "codec", "copies", "fn", "pace", "record_input", "retry", "timeout_ms")
+    __slots__ = ()
     kind = "step"
     words = "step.run"
-    settles: ClassVar = {"result": _result, "error": _error}
-
-    @property
-    def asks_types(self) -> bool:
-        return self.codec.asks_types
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        retry: Retry,
-        timeout_ms: int | None,
-        at_most_once: bool,
-        codec: Codec,
-        copies: Copies | None = None,
-        record_input: bool = False,
-        pace: Pace = ON_LOOP,
-    ) -> None:
-        self.fn = fn
-        self.args = args
-        self.retry = retry
-        self.pace = pace
-        self.timeout_ms = timeout_ms
-        self.at_most_once = at_most_once
-        self.codec = codec
-        self.copies = copies  # makes `fn` and `args` anew for each attempt, if they are data
-        self.record_input = record_input
-
-
-def _tell_times(line: Line, event: StepCompleted | StepFailed, at: int) -> None:
-    """When the attempt was queued and when it began, counted back from the log's time of its end, `at`: clocks may differ."""
-    line.queued_ms = line.ran_ms = None
-    if event.began_at is None:
-        return
-    line.ran_ms = max(event.at - event.began_at, 0)
-    began = at - line.ran_ms
-    line.queued_ms = 0 if event.queued_at is None else max(event.began_at - event.queued_at, 0)
-    if line.running_since is None:
-        first = line.points[-1][0] if line.points else FIRST_MS
-        if line.queued_ms:
-            line.points.append((max(began - line.queued_ms, first), "queued"))
-        line.points.append((max(began, first), "began"))
 
 
 def _tell_completed(line: Line, event: StepCompleted, at: int) -> None:
-    _tell_times(line, event, at)
+    tell_times(line, event, at)
     line.points.append((at, "ended"))
     line.attempts = event.attempt
 
 
 def _tell_failed(line: Line, event: StepFailed, at: int) -> None:
-    _tell_times(line, event, at)
+    tell_times(line, event, at)
     line.points.append((at, "failed"))
     line.attempts, line.error = event.attempt, ErrorInfo.from_json(event.error.model_dump(exclude_none=True))
     line.next_at, line.running_since = event.next_at, None

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core.state import Delivery, RunState
 from ..errors import ErrorInfo, InputInvalid, NonDeterminism, roots
 from ..operations import CALLS, GIVES_BACK, SETTLED_BY
-from ..operations.call import Call, Differs, MadeAnew, Raise, Settle
+from ..operations.call import Call, Differs, MadeAnew, Raise
 from ..operations.sleep import sleep_of_timer
 from ..operations.told import Notice
 from ..values.codec import describe
@@ -41,10 +41,11 @@ _OTHER_LOOP = "is bound to a different event loop"
 
 class Op:
     """An operation that the code waits for. `recorded`: the log may hold a record of it before its result. `elapsed`: if it lasts
-    for a duration, the owner's elapsed time at its end, in ms. `handed_out`: the code has it, and need not wait for its end.
+    for a duration, the owner's elapsed time at its end, or when something is due, in ms; `ends`: that of its time-out, if it has
+    one besides. `begun`: the journal says where it began. `handed_out`: the code has it, and need not wait for its end.
     """
 
-    __slots__ = ("call", "elapsed", "future", "handed_out", "id", "recorded", "source", "timer")
+    __slots__ = ("begun", "call", "elapsed", "ends", "future", "handed_out", "id", "recorded", "source", "timer")
 
     def __init__(
         self, op_id: str, call: Call, source: Source | None, future: DeterministicFuture[Any] | None, timer: Timer | None
@@ -56,6 +57,8 @@ class Op:
         self.timer = timer
         self.recorded = False
         self.elapsed: int | None = None
+        self.ends: int | None = None
+        self.begun = False
         self.handed_out = False
 
     @property
@@ -113,6 +116,7 @@ class Execution:
         # Task -> the future that it waited for right after its cancellation.
         self._cancelled_while_waiting: dict[DeterministicTask[Any], Any] = {}
         self._checked = False
+        self._leaves: set[str] = set()  # operations whose end a cancellation waits for
         self.cancelling = False
 
     # -- driven by the owner
@@ -271,7 +275,7 @@ class Execution:
         task = asyncio.current_task()
         if isinstance(task, DeterministicTask) and task.shielded:
             return True
-        if task is not self._main:
+        if task is not self._main or self._leaves:
             # `_settle` cancels the oldest task first. A task group ends without an error when only its members are
             # cancelled: the code would go on, and might complete, as if the members had done their work.
             return False
@@ -291,16 +295,18 @@ class Execution:
     def _let_go(self, op: Op | None) -> None:
         if op is not None and self.ops.get(op.id) is op:
             del self.ops[op.id]
+            self._leaves.discard(op.id)
             self._gone[op.id] = op
             self._dropped.append(op)
 
     def _settle(self) -> None:
-        """Run the code until it is idle. While the run is being cancelled, cancel each task that waits outside a shield."""
+        """Run the code until it is idle. While the run is being cancelled, cancel each task that waits outside a shield, once the
+        leaves have ended."""
         loop = self.loop
         loop.run_until_idle()
         if self._pressed is not None and not loop.paused:
             self._was_pressed(self._pressed)
-        while self.cancelling and self.outcome is None and not loop.paused:
+        while self.cancelling and self.outcome is None and not loop.paused and not self._leaves:
             main = self._main
             if main is None or main.done():
                 break
@@ -318,7 +324,7 @@ class Execution:
             loop.check()
         main = self._main
         if self.outcome is None and main is not None and main.done() and not self._cleaning():
-            self._end(self._outcome(main))
+            self._end(_outcome(main, loop, self.cancelling))
 
     def _end(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -353,25 +359,11 @@ class Execution:
         self._pressed = None
         self._cancelled_while_waiting[task] = task.waits_for
 
-    def _outcome(self, main: DeterministicTask[Any]) -> Outcome:
-        if main.cancelled():
-            if self.cancelling:
-                return Outcome("cancelled")
-            return Outcome("failed", error=asyncio.CancelledError("the workflow cancelled itself"))
-        error = main.exception()
-        if error is None:
-            return Outcome("completed", main.result())
-        for root in roots(error):
-            if issubclass(type(root), NonDeterminism):
-                raise root
-            if type(root) is RuntimeError and any(type(arg) is str and _OTHER_LOOP in arg for arg in root.args):
-                raise self.loop.shared(frames_of_traceback(root)) from root
-        return Outcome("failed", error=error)
-
     def _deliver(self, delivery: Delivery) -> None:
         step_id, outcome, _, value = delivery
         if outcome == "cancel":
             self.cancelling = True
+            self._leaves = {op.id for op in self.ops.values() if op.begun and op.call.ends_first}
             return
         op = self.ops.pop(step_id, None)
         if op is None:
@@ -386,10 +378,16 @@ class Execution:
         if op.timer is not None:
             self.loop.fire(op.timer)
             return
+        if step_id in self._leaves:  # its result has no meaning: `_settle` cancels the task that waits for it
+            self._leaves.discard(step_id)
+            return
         future, op.future = op.future, None  # an error refers to the frame that waited, and so to `op`: no cycle
         assert future is not None
         try:
-            settled = (self.loop.within if op.call.asks_types else _plainly)(self._context, settle, op.call, step_id, value)
+            if op.call.asks_types:
+                settled = self.loop.within(self._context, settle, op.call, step_id, value)
+            else:
+                settled = settle(op.call, step_id, value)
         except InputInvalid as error:
             future.set_exception(error)
         except Differs as error:
@@ -421,8 +419,12 @@ class Execution:
 
     def _hand_out(self, op: Op, delivery: Delivery) -> None:
         """Deliver the progress of an operation that is not over: the code gets its value and the `Op`, whose future then is the
-        end."""
+        end. The delivery of its beginning gives the code nothing."""
         step_id, outcome, _, value = delivery
+        if outcome in op.call.begins:
+            op.begun = True
+            self.ops[step_id] = op
+            return
         settle = op.call.progress.get(outcome)
         if settle is None or op.handed_out:
             raise self._differs(f"{SETTLED_BY[outcome].words} {step_id!r}", (op,))
@@ -477,9 +479,20 @@ class Execution:
         )
 
 
-def _plainly(_: contextvars.Context, settle: Settle, *args: Any) -> Any:
-    """As `DeterministicLoop.within`, for deliveries that call no type of users."""
-    return settle(*args)
+def _outcome(main: DeterministicTask[Any], loop: DeterministicLoop, cancelling: bool) -> Outcome:
+    if main.cancelled():
+        if cancelling:
+            return Outcome("cancelled")
+        return Outcome("failed", error=asyncio.CancelledError("the workflow cancelled itself"))
+    error = main.exception()
+    if error is None:
+        return Outcome("completed", main.result())
+    for root in roots(error):
+        if issubclass(type(root), NonDeterminism):
+            raise root
+        if type(root) is RuntimeError and any(type(arg) is str and _OTHER_LOOP in arg for arg in root.args):
+            raise loop.shared(frames_of_traceback(root)) from root
+    return Outcome("failed", error=error)
 
 
 def _cause(error: BaseException) -> str:

@@ -37,6 +37,11 @@ def ending(ms: int | None) -> datetime | None:
     return None if at is None else utc(at)
 
 
+def showing(run_id: str) -> str:
+    """The command that shows a run, quoted for a shell."""
+    return f"stepfold run show {'-- ' * run_id.startswith('-')}{shlex.quote(run_id)}"
+
+
 def sending(verb: str, *arguments: str) -> str:
     """The command that sends data, quoted for a shell."""
     words = shlex.join(arguments)

@@ -15,7 +15,7 @@ import orjson
 
 from ..core.state import RunState
 from ..errors import ErrorInfo, PayloadTooLarge, ValueInvalid
-from ..operations.step import OpenStep, StepCall
+from ..operations.attempted import AttemptsCall, OpenAttempts
 from ..replay.execution import Op
 from ..values.codec import dumps
 
@@ -64,7 +64,7 @@ class Attempt:
         "timer",
     )
 
-    def __init__(self, owner: Reports, run: RunState, op: Op, call: StepCall, known: OpenStep | None) -> None:
+    def __init__(self, owner: Reports, run: RunState, op: Op, call: AttemptsCall, known: OpenAttempts | None) -> None:
         self.owner = owner
         self.run = run
         self.op = op
@@ -139,9 +139,12 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """The idempotency key: names this step of this run for ever. Run ids can be used again; request ids of starts cannot."""
+        """The idempotency key: names this step of this run, or this poll of a condition, for ever.
+
+        Run ids can be used again; request ids of starts cannot.
+        """
         start = hashlib.blake2b((self.run.request or "").encode("utf-8", "surrogatepass"), digest_size=4).hexdigest()
-        return f"{self.run.id}.{start}/{self.op.id}"
+        return f"{self.run.id}.{start}/{self.op.id}{self.call.key}"
 
     def announce(self) -> None:
         """Announce the attempt: its turn to run isolated has come."""

@@ -3,14 +3,16 @@
 The log stores these items beside each partition. Each key begins with the claim of the owner that wrote the item:
 - `<claim>/r/<run id>`: the snapshot of an open run;
 - `<claim>/e/<number>`: a chunk of the remembered ids of ended runs;
+- `<claim>/o/<offset>/<number>`: a piece of the outbox as it was at this offset, which is that of a marker and of snapshots;
 - `<claim>/m`: the marker. The owner writes it when everything that changed before its offset is durable.
 
-A zombie may write at any time. Its items are true of an earlier offset, but it may overwrite or delete items that a newer
-owner relies on, or bring back the snapshot of a run that has ended. So the reader takes the marker of the highest claim and the
-snapshot of the highest offset of each run. Then it compares the runs with the marker: their number, and the exclusive or of their
-fingerprints. Marker and snapshots also hold marks of the log (see `marks`). A snapshot may have a higher offset than the marker:
-it comes from a checkpoint that was never finished. If the log or the runs differ, or if an item cannot be read, the reader folds
-from the start of the log, which is always right.
+A zombie may write at any time. Its items are true of an earlier offset, but it may overwrite or delete items that a newer owner
+relies on, or bring back the snapshot of a run that has ended. So the reader takes the marker of the highest claim and the
+snapshot of the highest offset of each run. Then it compares the runs with the marker: their number, and the exclusive or of
+their fingerprints. Marker and snapshots also hold marks of the log (see `marks`). A snapshot may have a higher offset than the
+marker: it comes from a checkpoint that was never finished. The fold then skips records of the run behind the marker; the
+messages that they owed are in the outbox of that checkpoint, which was stored before the snapshot. If the log or the runs
+differ, or if an item cannot be read, the reader folds from the start of the log, which is always right.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import orjson
 
 from ..core.ended import fingerprint
 from ..core.fold import PartitionState
+from ..core.messages import Outbox
 from ..core.runs import Runs
 from ..core.snapshot import unpack
 from ..errors import ConfigError, PayloadTooLarge, StepfoldError
@@ -36,11 +39,15 @@ from ..marks import Mark, marks_from, marks_of, moved
 
 logger = logging.getLogger("stepfold.worker")
 
-VERSION = 8
+VERSION = 9
 """The format of the stored items. A reader does not use items of another format."""
 PIECE_BYTES = 500_000
 SUM_BYTES = 4
 PACK_RUNS = 200
+
+Pieces = tuple[int, int]
+"""How many pieces a stored outbox has, and their checksum."""
+_NO_PIECES: Pieces = (0, 0)
 
 
 class Checkpoint:
@@ -75,6 +82,7 @@ class Checkpoint:
         self._prefix = ""
         self._offset = 0
         self._chunks: dict[int, int] = {}  # number -> stored length, under any claim
+        self._outbox = _NO_PIECES  # of the checkpoint under way
         self.last: Record | Mark | None = None  # the last folded record; the owner sets it
         self.claimed: Mark | None = None  # the claim in force; the owner sets it
         self.written_bytes = 0  # of the last commit: the runs that had changed, and the marker
@@ -217,7 +225,9 @@ class Checkpoint:
         value = state.runs.snapshot(run_id)
         state.runs.note_stored(run_id, self._claim)
         pieces = [value[i : i + PIECE_BYTES] for i in range(0, len(value), PIECE_BYTES)]
-        head = orjson.dumps([VERSION, self._offset, self._is_idle(run_id), len(pieces), zlib.crc32(value), self._stood])
+        head = orjson.dumps(
+            [VERSION, self._offset, self._is_idle(run_id), len(pieces), zlib.crc32(value), self._stood, self._outbox]
+        )
         key = f"{self._prefix}r/{run_id}"
         self._superseded.pop(key, None)
         self._items[key] = head + b"\n" + pieces[0]
@@ -254,16 +264,31 @@ class Checkpoint:
                 self._items[f"{self._prefix}e/{number}"] = zlib.crc32(chunk).to_bytes(SUM_BYTES) + chunk
                 self._chunks[number] = len(chunk)
         self._kept = {f"e/{number}" for number in state.ended.chunks}
+        self._outbox = self._pack_outbox(state)
         marks = marks_of(self.claimed, self.last)
         self._stood = tuple(marks[-1]) if marks else None
         marker = {
             "version": VERSION,
             "log": self._log.id,
             **summary_of(state),
+            "outbox": self._outbox,
             "stood": [tuple(mark) for mark in marks],
             "written_at": self._log.now(),
         }
         self._marker = orjson.dumps({**marker, "sum": _sum_of(marker)})
+
+    def _pack_outbox(self, state: PartitionState) -> Pieces:
+        """Add the pieces of the outbox to the items, before the snapshots that rely on them."""
+        if not state.outbox.targets:
+            return _NO_PIECES
+        packed = state.outbox.pack()
+        pieces = [packed[i : i + PIECE_BYTES] for i in range(0, len(packed), PIECE_BYTES)]
+        for number, piece in enumerate(pieces):
+            name = _outbox_piece(state.offset, number)
+            self._items[f"{self._prefix}{name}"] = piece
+            self._others[f"{self._prefix}{name}"] = None
+            self._kept.add(name)
+        return len(pieces), zlib.crc32(packed)
 
     def pack_some(self, state: PartitionState) -> bool:
         """Pack up to `PACK_RUNS` runs. Returns whether more are left."""
@@ -315,7 +340,7 @@ class Checkpoint:
         self._incomplete = False
 
 
-_KEY = re.compile(r"([0-9]{1,18})/(m|e/[0-9]{1,9}|r/.+)", re.DOTALL)
+_KEY = re.compile(r"([0-9]{1,18})/(m|e/[0-9]{1,9}|o/[0-9]{1,18}/[0-9]{1,9}|r/.+)", re.DOTALL)
 
 
 def _parts(key: str) -> tuple[int, str]:
@@ -329,8 +354,12 @@ def _rest(key: str) -> str:
     return key.partition("/")[2]
 
 
+def _outbox_piece(offset: int, number: int) -> str:
+    return f"o/{offset}/{number}"
+
+
 def summary_of(state: PartitionState) -> dict[str, Any]:
-    """The fields of a marker: the state without its runs and remembered ids, for which only count, sum and lengths stand."""
+    """The fields of a marker: the state without outbox, runs and remembered ids. Count, sum and lengths stand for those two."""
     return {
         "offset": state.offset,
         "claim": state.claim,
@@ -339,6 +368,7 @@ def summary_of(state: PartitionState) -> dict[str, Any]:
         "memory_ms": state.memory_ms,
         "deaths": [state.deaths, state.claimed_at],
         "sources": state.sources,
+        "senders": {source: list(position) for source, position in state.senders.items()},
         "runs": len(state.runs),
         "mark": f"{state.open_mark:032x}",
         "ended": [[number, len(chunk)] for number, chunk in state.ended.chunks.items()],
@@ -355,6 +385,7 @@ def begin_at(state: PartitionState, summary: Mapping[str, Any]) -> None:
     state.memory_ms = summary["memory_ms"]
     state.deaths, state.claimed_at = summary["deaths"]
     state.sources = dict(summary["sources"])
+    state.senders = {source: (offset, n) for source, (offset, n) in summary["senders"].items()}
 
 
 def _sum_of(marker: dict[str, Any]) -> int:
@@ -373,6 +404,8 @@ class StoredState:
         self._state = PartitionState(partition, log.partitions)
         self._markers: dict[int, bytes] = {}
         self._chunks: dict[str, bytes] = {}
+        self._outbox: dict[str, bytes] = {}  # pieces of outboxes by their keys
+        self._outboxes: dict[tuple[int, int], Pieces] = {}  # by claim and offset of the snapshots beside them
         self._large: dict[str, bytes] = {}  # snapshots in several pieces: key -> piece
         self._last_start = -1
         self.others: dict[str, None] = {}
@@ -393,12 +426,15 @@ class StoredState:
                 self.others.pop(key, None)
                 self._markers.pop(claim, None)
                 self._chunks.pop(key, None)
+                self._outbox.pop(key, None)
             else:
                 self.others[key] = None
                 if rest == "m":
                     self._markers[claim] = value
                 elif rest.startswith("e/"):
                     self._chunks[key] = value
+                elif rest.startswith("o/"):
+                    self._outbox[key] = value
 
     def _snapshot(self, claim: int, run_id: str, key: str, value: bytes | None) -> None:
         if value is None:
@@ -421,11 +457,13 @@ class StoredState:
         """Keep a snapshot unless one of a higher offset is known. Raises ValueError for another version or a wrong checksum."""
         if fields[0] != VERSION:
             raise ValueError(f"snapshot of run {run_id!r} is of version {fields[0]}")
-        _, offset, is_idle, _, checksum, stood = fields
+        _, offset, is_idle, _, checksum, stood, outbox = fields
         if zlib.crc32(value) != checksum:
             raise ValueError(f"snapshot of run {run_id!r} is damaged")
         if stood is not None:
             self._stood[Mark(*stood)] = offset
+        if outbox[0]:
+            self._outboxes[claim, offset] = outbox
         runs = self._state.runs
         if run_id in runs:
             stored = runs.stored(run_id)
@@ -471,6 +509,12 @@ class StoredState:
         self.marks = marks_from(marker["stood"])
         begin_at(state, marker)
         self._load_ended(marker["ended"])
+        state.outbox = self._load_outbox(max(self._markers), state.offset, marker["outbox"])
+        for (claim, offset), outbox in self._outboxes.items():
+            if offset > state.offset:
+                for target, message in self._load_outbox(claim, offset, outbox):
+                    if message.offset >= state.offset:
+                        state.outbox.add(target, message)
         self._join_pieces()
         wanted = (marker["runs"], marker["mark"])
         if self._last_start >= state.offset or (len(state.runs), f"{state.open_mark:032x}") != wanted:
@@ -497,6 +541,13 @@ class StoredState:
             self._state.ended.load(number, chunks[number][:length])
             if len(chunks[number]) == length:
                 self.lengths[number] = length
+
+    def _load_outbox(self, claim: int, offset: int, outbox: Pieces) -> Outbox:
+        pieces, checksum = outbox
+        packed = b"".join(self._outbox[f"{claim}/{_outbox_piece(offset, number)}"] for number in range(pieces))
+        if zlib.crc32(packed) != checksum:
+            raise ValueError("the outbox is damaged")
+        return Outbox.unpack(packed) if packed else Outbox()
 
     def _join_pieces(self) -> None:
         """Join the pieces of large snapshots."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..authoring.step import StepPorts
 from ..authoring.workflow import Workflow
 from ..core.state import RunState
+from ..log import MAX_PAYLOAD_BYTES
 from .attempt import Attempt
 from .observer import Observer
 from .turns import Turns
@@ -17,7 +18,6 @@ from .watchdog import Watch
 
 HAND_OVER_S = 5.0
 """How long an owner may take, beyond the grace, to flush, write a checkpoint and release its partition."""
-MAX_PAYLOAD_BYTES = 900_000
 
 
 @dataclass(frozen=True, slots=True)

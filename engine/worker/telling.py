@@ -14,7 +14,7 @@ from typing import Any
 from ..core.fold import PartitionState
 from ..errors import LogUnavailable
 from ..log import Log
-from ..values.backoff import Backoff
+from ..values.backoff import Pauses
 from .inbox import as_found
 from .observer import Observer
 
@@ -51,7 +51,7 @@ class Telling:
 
     async def run(self) -> None:
         """Report refusals until cancelled."""
-        pause = Backoff(*RETRY_S)
+        pause = Pauses(*RETRY_S)
         while True:
             await self._news.wait()
             self._news.clear()

@@ -22,7 +22,7 @@ from ..authoring.workflow import Registry, Workflow
 from ..core.state import RunState
 from ..errors import ConfigError, LogUnavailable, StepfoldError
 from ..log import InboxMembership, Log, Membership
-from ..values.backoff import Backoff
+from ..values.backoff import Pauses
 from ..values.duration import words
 from ..values.names import BUILT_IN
 from .ends import Canary
@@ -227,7 +227,7 @@ class Worker:
                 self._serving[partition] = asyncio.create_task(serving, name=f"stepfold-owner-{partition}")
 
     async def _join_again(self, membership: Membership) -> Membership:
-        backoff = Backoff(*RETRY_S, self.random)
+        backoff = Pauses(*RETRY_S, self.random)
         while True:
             await asyncio.sleep(backoff.next_s())
             try:
@@ -262,7 +262,7 @@ class Worker:
     async def _leave_partition(self, partition: int, grace_s: float) -> None:
         loop = asyncio.get_running_loop()
         until = loop.time() + grace_s + HAND_OVER_S  # after that, the next owner claims it anyway
-        backoff = Backoff(*RETRY_S, self.random)
+        backoff = Pauses(*RETRY_S, self.random)
         while True:
             pause_s = backoff.next_s()
             try:
@@ -306,7 +306,7 @@ class Worker:
         """Own one partition, and claim it again after every loss, until the owner shall leave."""
         if handing_over is not None:  # the partition came back before its release was finished
             await asyncio.wait([handing_over])
-        backoff = Backoff(*RETRY_S, self.random)
+        backoff = Pauses(*RETRY_S, self.random)
         owner.leaving = False
         while not owner.leaving:
             pause_s = backoff.next_s()

@@ -18,7 +18,19 @@ from local_logs import NewLog
 from one_run import LIMIT_S, Body, history, outcome, virtual_outcome
 from virtually import virtually
 
-from stepfold import Client, Context, Retry, RetryAfter, Run, Step, StepFailed, WorkflowCancelled, current_step
+from stepfold import (
+    Client,
+    ConditionTimedOut,
+    Context,
+    Done,
+    Retry,
+    RetryAfter,
+    Run,
+    Step,
+    StepFailed,
+    WorkflowCancelled,
+    current_step,
+)
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.events import encode
 from stepfold.log import Entry, partition_of
@@ -321,6 +333,19 @@ async def _fails_once(ctx: Context, step: Step, retry: Retry, error: Exception) 
     await step.run("s", fail, retry=retry)
 
 
+async def _second_poll(state: int) -> int | Done[None]:
+    return state + 1 if state == 0 else Done(None)
+
+
+async def _never_holds(state: int) -> int | Done[None]:
+    return state + 1
+
+
+async def _gives_up(step: Step) -> None:
+    with contextlib.suppress(ConditionTimedOut):
+        await step.wait_for_condition("c", _never_holds, initial=0, every=20, timeout=30)
+
+
 HALF_A_MINUTE: dict[str, Callable[[Context, Step], Coroutine[Any, Any, Any]]] = {
     "step.sleep": lambda ctx, step: step.sleep("s", 30),
     "asyncio.sleep": lambda ctx, step: asyncio.sleep(30),
@@ -328,16 +353,28 @@ HALF_A_MINUTE: dict[str, Callable[[Context, Step], Coroutine[Any, Any, Any]]] = 
     "asyncio.timeout": _times_out,
     "a retry": lambda ctx, step: _fails_once(ctx, step, Retry(2, backoff=30, jitter=False), ValueError()),
     "RetryAfter": lambda ctx, step: _fails_once(ctx, step, Retry(2), RetryAfter(30)),
+    "the next poll of a condition": lambda ctx, step: step.wait_for_condition("c", _second_poll, initial=0, every=30),
+    "a condition's time-out": lambda ctx, step: _gives_up(step),
 }
+
+
+class OnePartition(MemoryDriver):
+    partitions = 1
+
+
 A_YEAR_MS = 365 * 86_400_000
 
 
 @pytest.mark.parametrize("jumps", [(0, -3_600_000), (0, 3_600_000), (A_YEAR_MS, 0), (-A_YEAR_MS, 0)], ids=str)
 @pytest.mark.parametrize("wait", HALF_A_MINUTE.values(), ids=HALF_A_MINUTE)
-def test_what_shall_last_half_a_minute_does_whatever_the_clock_does(wait: Body, jumps: tuple[int, int]) -> None:
+@pytest.mark.parametrize("live_runs", [0, 1000])
+def test_what_shall_last_half_a_minute_does_whatever_the_clock_does(live_runs: int, wait: Body, jumps: tuple[int, int]) -> None:
+    """With room for no run, each that begins drives the code of those that wait out of memory."""
+
     async def main() -> list[float]:
         off_ms = jumps[0]
-        client = Client(driver=MemoryDriver(clock=lambda: virtual_clock() + off_ms))
+        client = Client(driver=OnePartition(clock=lambda: virtual_clock() + off_ms))
+        nothing = client.workflow(id="nothing")(_nothing)
         loop = asyncio.get_running_loop()
 
         @client.workflow(id="w")
@@ -349,11 +386,13 @@ def test_what_shall_last_half_a_minute_does_whatever_the_clock_does(wait: Body, 
             await run.result("2d")
             return round(loop.time() - started, 3)
 
-        async with client.worker():
+        async with client.worker(live_runs=live_runs):
             during = took(loop.time(), await client.start_workflow(w))
             await asyncio.sleep(5)
             off_ms = jumps[1]
             after = took(loop.time(), await client.start_workflow(w))
+            await asyncio.sleep(1)
+            await client.start_workflow(nothing)
             return list(await asyncio.gather(during, after))
 
     assert run_virtual(main()) == [30, 30]

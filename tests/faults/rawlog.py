@@ -16,7 +16,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from judge import ENDS, Json, Judge, Partition, Run
+from judge import Judge, Partition, Run
+from judged_events import ENDS, Json
 
 MAX_FAILURES = 3
 """How often a step may fail, unless the test says otherwise: the default policy of three attempts."""

@@ -14,15 +14,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, cast
 
 import orjson
-from judge import ANSWERS, ENDS, REQUESTS, Entry, Json, Judge, Open, Partition, Run
+from judge import Entry, Judge, Open, Partition, Run
 from judged import differences, row_differences
+from judged_events import ANSWERS, ENDS, REQUESTS, Json, parse
+from judged_messages import is_message, lost, misstep
 from rules import Broken
 
 from stepfold.core.fold import PartitionState, fold
 from stepfold.core.runs import Runs
 from stepfold.core.snapshot import unpack
 from stepfold.core.state import RunState
-from stepfold.errors import CallbackFailed, CallbackTimedOut, StepFailed
+from stepfold.errors import CallbackFailed, CallbackTimedOut, ConditionTimedOut, StepFailed
 from stepfold.log import Record
 from stepfold.worker.checkpoint import Checkpoint, StoredState
 
@@ -122,6 +124,7 @@ class Checker:
         claim = judged.claim
         part.records[offset] = record
         part.writers[offset] = writer
+        self._check_message(judged, record, writer)
         void, event, run = self.judge.judge(partition, offset, timestamp, key, value)
         if event is None:
             return
@@ -130,6 +133,8 @@ class Checker:
             if void is None:
                 part.claims.setdefault(writer, []).append(offset)
                 part.claimed_by.append(writer)
+            return
+        if kind == "delivered":
             return
         if kind in REQUESTS:
             if void is None and writer == "stranger" and "nonce" in event:
@@ -160,6 +165,20 @@ class Checker:
         else:
             part.values.add((claim, value))
         self._accepted(partition, record, run, event, kind, (offset, claim))
+
+    def _check_message(self, judged: Partition, record: Record, writer: str) -> None:
+        """A message, or what an owner says of the messages that it has sent."""
+        if b'"cause"' not in record.value and b'"delivered"' not in record.value:
+            return
+        event, outboxes = parse(record.value), [one.outbox for one in self.judge.partitions]
+        wrong = ""
+        if event is not None and event["type"] == "delivered" and event["claim"] == judged.claim:
+            wrong = lost(judged.outbox, outboxes, event["through"])
+        elif event is not None and is_message(event) and writer != "stranger":
+            source: int = event["cause"]["partition"]
+            wrong = misstep(outboxes[source], judged.outbox, event)
+        if wrong:
+            self._broken(23, wrong, judged.number, record)
 
     @staticmethod
     def _asks_in_vain(void: str, event: Json, run: Run | None) -> bool:
@@ -210,6 +229,8 @@ class Checker:
                 self._broken(19, f"its function returned {outcomes}", partition, record)
             if event["attempt"] > 1 or step_id in seen.counted:
                 seen.counted[step_id] = place
+        elif kind.startswith("condition-"):
+            self._note_poll(partition, record, run, event, place)
         elif kind == "step-failed":
             seen.counted[step_id] = place
             self._within_policy(partition, record, run, event)
@@ -221,7 +242,7 @@ class Checker:
             handed_back = any(how["once"] for how in self._policies(run, step_id))  # before it ran: only those are, and say so
             if run.open[step_id].lost > LOST_IN_A_ROW and not handed_back:
                 self._broken(4, f"the step was lost {run.open[step_id].lost} times in a row", partition, record)
-        elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out"):
+        elif kind in ("sleep-completed", "wait-timed-out", "callback-timed-out", "child-timed-out"):
             latest = self._latest(self._parts[partition].writers[record.offset])
             if event["at"] > latest and event.get("kind") != "heartbeat":
                 self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
@@ -233,7 +254,7 @@ class Checker:
                 due = math.inf if event["timeout_at"] is None else self._now() + event["timeout_at"] - event["at"]
                 seen.limits[step_id] = due, event["heartbeat_ms"]
                 self._silence(record, run, step_id, place[1])
-        elif kind in ("sleep-scheduled", "wait-started", "callback-created") and self._healed:
+        elif kind in ("sleep-scheduled", "wait-started", "callback-created", "child-scheduled") and self._healed:
             due = event["wake_at"] if kind == "sleep-scheduled" else event["timeout_at"]
             if due is not None:
                 seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
@@ -257,6 +278,26 @@ class Checker:
                 self._broken(
                     22, f"{last} values of {key!r} were published, of which the log has {run.published}", partition, record
                 )
+
+    def _note_poll(self, partition: int, record: Record, run: Run, event: Json, place: tuple[int, int]) -> None:
+        """The state is that which the check returned, and the next check comes in its time, unless it has to wait for a slot."""
+        seen, step_id = self._seen[id(run)], event["step_id"]
+        if event["type"] == "condition-started":
+            return
+        nap = seen.naps.pop(step_id, None)
+        waited = event.get("queued_at") is not None
+        if nap is not None and nap[0] == place[1] and not waited and self._now() > nap[1] + LATE_MS:
+            self._broken(7, f"it was due in {nap[1] - nap[2]} ms, and came after {self._now() - nap[2]}", partition, record)
+        if event["attempt"] is None:
+            if event["at"] > (latest := self._latest(self._parts[partition].writers[record.offset])):
+                self._broken(7, f"its writer's clock cannot have said more than {latest}", partition, record)
+            return
+        seen.counted[step_id] = place
+        if (outcomes := seen.outcomes.get(step_id)) is not None and event["state"] not in outcomes:
+            self._broken(19, f"its check returned {outcomes}", partition, record)
+        if event["type"] == "condition-polled" and self._healed:
+            due = min(at for at in (event["next_at"], event["timeout_at"]) if at is not None)
+            seen.naps[step_id] = place[1], self._now() + max(due - event["at"], 0), self._now()
 
     def _silence(self, record: Record, run: Run, step_id: str, claim: int) -> None:
         """A callback was created, or somebody works on its answer: it ends after this silence, or at its time-out."""
@@ -301,7 +342,7 @@ class Checker:
         """The step gives up neither too late nor too early, and its pause is as long as was asked for."""
         step_id: str = event["step_id"]
         policies = self._policies(run, step_id)
-        if not policies:
+        if not policies or any("polls" in how for how in policies):
             return
         allowed = [how["max"] for how in policies]
         failures, attempt = run.failures[step_id], event["attempt"]
@@ -372,7 +413,11 @@ class Checker:
         known = op.heartbeat if op is not None else None
         if over is None and worker == part.claimed_by[-1] and heartbeat != known:
             raise Broken(4, f"{what}, and was told that it had come to {heartbeat}, the log says {known}")
-        if seen.args.setdefault(step_id, args) != args:
+        if isinstance(args, list):  # the state that a check got
+            expected = op.state if op is not None and op.polls else [0]
+            if over is None and worker == part.claimed_by[-1] and attempt == counted + 1 and args != expected:
+                raise Broken(19, f"{what} on the state {args}; the log says {expected}")
+        elif seen.args.setdefault(step_id, args) != args:
             raise Broken(11, f"{what} with {args!r}, and with {seen.args[step_id]!r} before")
         before = seen.started.setdefault((step_id, attempt), [])
         once = seen.once.get(step_id)
@@ -434,6 +479,7 @@ class Checker:
             and step_id != "cleanup"
             and not _contains(_program(run), "hostile")
             and not _contains(_program(run), "shield")
+            and not _contains(_program(run), "child")  # whose end a cancellation waits for
         ):
             cancelled_at = next(number for number, one in enumerate(run.journal) if one.kind == "cancel")
             if entry in run.journal[cancelled_at:]:
@@ -558,6 +604,8 @@ class Checker:
         for judged, part in zip(self.judge.partitions, self._parts, strict=True):
             if part.marked:
                 self._restored(judged.number, and_on=True)
+            if judged.outbox.targets:
+                raise Broken(23, f"partition {judged.number} still owes {judged.outbox.targets}")
             for run in judged.runs.values():
                 if run.end is None and run.quarantined is None:
                     raise Broken(10 if run.cancelled else 14, f"run {run.id} has not ended; open are {run.open}")
@@ -682,6 +730,8 @@ def _is_what(entry: Entry, value: Any) -> bool:
         ]
     if entry.kind == "callback-failed":
         return isinstance(value, CallbackFailed) and value.message == entry.value["message"]
+    if entry.kind == "condition-timed-out":
+        return isinstance(value, ConditionTimedOut) and [value.kind, value.polls] == entry.value[:2]
     if entry.kind == "callback-timed-out":
         return isinstance(value, CallbackTimedOut) and value.kind == entry.value
     return value == (entry.value[1] if entry.kind == "signal" else entry.value)
@@ -725,6 +775,8 @@ def _steps(node: Node, path: str) -> Iterator[tuple[str, Json]]:
     kind = node[0]
     if kind == "step":
         yield path + node[1], node[2]
+    elif kind == "poll":
+        yield path + node[1], {**node[2], "max": 3, "once": False}
     elif kind == "send":
         yield path + node[1], _SEND
     elif kind in ("gather", "group", "race"):

@@ -7,12 +7,15 @@ A program is JSON: the input of the one workflow `program`, which interprets it.
     ["sleep", id, ms]
     ["wait", id, signal, timeout_ms or null]
     ["callback", id, timeout_ms or null, heartbeat_ms or null, answers]    see answering.py
+    ["poll", id, {polls, ...}]                          a condition, see polling.py
     ["seq" | "gather" | "group" | "race", [nodes]]      one after the other; all at once; in a TaskGroup; the first that ends
     ["map", [nodes], concurrency or null]               all, by step.map
     ["first", [nodes]]                                  the first that ends, by step.race
     ["within", ms, node]                                asyncio.timeout
     ["shield", node]                                    out of reach of a cancellation
     ["send", id, run_id, signal]                        to another run
+    ["child", id, program, timeout_ms, policy]          another run, by step.invoke_workflow
+    ["detached", id, program]                           another run, by step.start_workflow
     ["drift", id]                                       another step in every process: nondeterministic
     ["publish", key, count]                             as many values under a key, see `telling`
     ["fail", message]                                   ends the run
@@ -28,8 +31,20 @@ from random import Random
 from typing import Any, Protocol
 
 import hostile
+import polling
 
-from stepfold import CallbackFailed, CallbackTimedOut, Client, Context, Retry, Step, StepFailed, current_step
+from stepfold import (
+    CallbackFailed,
+    CallbackTimedOut,
+    ChildFailed,
+    ChildTimedOut,
+    Client,
+    Context,
+    Retry,
+    Step,
+    StepFailed,
+    current_step,
+)
 from stepfold.authoring.step import RunningStep
 from stepfold.errors import NonRetryable
 
@@ -98,7 +113,59 @@ def telling(random: Random, node: Node) -> Node:
     return [node[0], inner, *node[2:]]
 
 
+def polls(random: Random, node: Node) -> Node:
+    """The program with conditions in the place of some of its sleeps and steps."""
+    if node[0] in ("within", "shield"):
+        return [*node[:-1], polls(random, node[-1])]
+    if node[0] in _BRANCHED:
+        return [node[0], [polls(random, one) for one in node[1]], *node[2:]]
+    if random.random() < {"sleep": 0.6, "step": 0.15}.get(node[0], 0):
+        return polling.node(random, node[1])
+    return node
+
+
 _BRANCHED = ("seq", "gather", "group", "race", "map", "first")
+
+
+def parental(random: Random, program: Node) -> Node:
+    """The program with children in it, somewhere."""
+    nodes: list[Node] = list(program[1])
+    for _ in range(random.choice((0, 1, 1, 2, 5))):
+        at = random.randrange(len(nodes) + 1)
+        node = _child(random, 2)
+        how = random.random()
+        if how < 0.3:
+            node = ["gather", [node, *nodes[at : at + 1], _child(random, 0)]]
+            del nodes[at : at + 1]
+        elif how < 0.45:
+            node = ["within", random.choice((1, 50, 1_000)), node]
+        elif how < 0.55:
+            node = ["shield", node]
+        nodes.insert(at, node)
+    return ["seq", nodes]
+
+
+def _child(random: Random, depth: int) -> Node:
+    """Time ends it, if nothing else does: a child may be quarantined."""
+    nodes: list[Node] = []
+    for _ in range(random.choice((0, 1, 1, 2, 3))):
+        kind = random.choice(("step", "sleep", "wait", "burst"))
+        if kind == "step":
+            nodes.append(["step", random.choice("abcd"), {**_QUICK, "ms": random.choice((0, 0, 1, 30, 1_000))}])
+        elif kind == "sleep":
+            nodes.append(["sleep", random.choice("abcd"), random.choice((0, 1, 300, 15_000))])
+        elif kind == "wait":
+            nodes.append(["wait", random.choice("abcd"), "x", random.choice((5, 1_000, 30_000))])
+        else:
+            nodes.append(["gather", [["step", "a", _QUICK]] * random.choice((2, 5))])
+    if depth and random.random() < 0.4:
+        nodes.append(_child(random, depth - 1))
+    if random.random() < 0.15:
+        nodes.append(["fail", "meant to fail"])
+    name = random.choice("kl")
+    if random.random() < 0.2:
+        return ["detached", name, ["seq", nodes]]
+    return ["child", name, ["seq", nodes], random.choice((5, 1_000, 3_600_000, 3_600_000)), random.choice(("cancel", "abandon"))]
 
 
 def _node(random: Random, depth: int, others: list[str]) -> Node:
@@ -203,6 +270,8 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         return good or (bad and (how["once"] or how["how"] == "hang"))
     if kind == "sleep":
         return value == ["slept", node[1]]
+    if kind == "poll":
+        return polling.allowed(node[2], node[1], value)
     if kind == "wait":
         if value == ["timeout", node[1]]:
             return node[3] is not None
@@ -228,9 +297,32 @@ def allowed(node: Node, value: Any, run_id: str, signals: set[tuple[str, Any]]) 
         return value in (["sent", node[1]], ["failed", node[1]])
     if kind == "publish":
         return value[:2] == ["published", node[1]] and value[2] >= node[2]
+    if kind == "child":
+        fails = contains(node[2], "fail")
+        if value == ["child too late", node[1]]:
+            return True
+        if value == ["child failed", node[1]]:
+            return fails
+        return not fails and value[:2] == ["child", node[1]] and allowed(node[2], value[2], _Below(run_id), signals)
+    if kind == "detached":
+        return value[:2] == ["detached", node[1]] and value[2] == _Below(run_id)
     if kind == "hostile":
         return hostile.allowed(node, value)
     return kind == "drift" and value[0] == "ok"
+
+
+class _Below(str):
+    """Equal to the id of any child of a run, and of its children."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and other.startswith(f"{str.__str__(self)}/")
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 # -- running them
@@ -283,6 +375,8 @@ class _Machine:
             return await self._wait(step, path, node)
         if kind == "callback":
             return await self._callback(step, path, node)
+        if kind == "poll":
+            return await polling.wait(step, node, self.functions.checks, partial(self._got, self._id(path, node[1])))
         if kind == "seq":
             return [await self.do(inner, step, path) for inner in node[1]]
         if kind == "gather":
@@ -312,6 +406,11 @@ class _Machine:
             return await self._send(step, path, node)
         if kind == "publish":
             return await self._publish(step, node)
+        if kind == "child":
+            return await self._child(step, path, node)
+        if kind == "detached":
+            self._id(path, node[1])
+            return ["detached", node[1], await step.start_workflow(node[1], "program", node[2])]
         if kind == "drift":
             return await self.step(step, path, ["step", f"drift-{self.host.name}", _QUICK])
         if kind == "hostile":
@@ -387,6 +486,17 @@ class _Machine:
             await step.publish(key, number)
         return ["published", key, self._published[key]]
 
+    async def _child(self, step: Step, path: str, node: Node) -> Any:
+        _, name, program, timeout_ms, policy = node
+        self._id(path, name)
+        try:
+            result = await step.invoke_workflow(name, "program", program, timeout=timeout_ms / 1000, on_parent_close=policy)
+        except ChildFailed:
+            return ["child failed", name]
+        except ChildTimedOut:
+            return ["child too late", name]
+        return ["child", name, result]
+
     async def _branch(self, node: Node, step: Step, path: str, number: int) -> Any:
         async with step.scope(f"{number}") as inner:
             return await self.do(node, inner, f"{path}{number}/")
@@ -453,6 +563,7 @@ class Functions:
 
         self.host = host
         self.hostile = hostile.Steps(host)
+        self.checks = polling.Checks(host)
         self.work = work
         self.plain = plain
 

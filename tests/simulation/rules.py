@@ -23,6 +23,7 @@ RULES = {
     20: "what its producer has taken back has no effect",
     21: "the first answer or time-out ends a callback, and nobody answers without its id",
     22: "what code publishes is in the log once, in the order of its calls",
+    23: "a message is sent after its cause, in order, without gaps, and until it has come",
 }
 """Those of the promises that can be told from what happens; old histories (15) and what is left behind (16) have tests of their
 own."""

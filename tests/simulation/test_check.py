@@ -14,6 +14,7 @@ from histories import START_MS, Keeper, Ledger
 from rules import RULES, Broken
 
 from stepfold.core.fold import PartitionState, fold
+from stepfold.core.messages import OUTBOX_KEY
 from stepfold.drivers import MemoryDriver
 from stepfold.errors import ErrorInfo, StepFailed, WorkflowFailed
 from stepfold.log import CLAIM_KEY, Record
@@ -100,6 +101,34 @@ class Story:
 
 def begun(program: Any = PROGRAM) -> Story:
     return Story().owned().start(program)
+
+
+def owing() -> Story:
+    """A run has asked for a child, and the message to it has not come."""
+    story = Story()
+    story.claim = story.put({"type": "claim", "v": 2, "prev": -1, "owner": "w1", "nonce": "n"}, key=CLAIM_KEY).offset
+    story.start()
+    child: dict[str, Any] = {
+        "child": "kid",
+        "workflow": "program",
+        "child_version": None,
+        "input": PROGRAM,
+        "on_parent_close": "cancel",
+    }
+    story.decide("child-scheduled", "c", v=2, **child, timeout_at=None, detached=False, shielded=False)
+    return story
+
+
+def put_message(story: Story, offset: int) -> Story:
+    start = {"type": "started", "v": 2, "run_id": "kid", "request": "k", "workflow": "w", "input": 1}
+    story.put({**start, "cause": {"partition": 0, "offset": offset, "n": 0}}, key="kid")
+    return story
+
+
+def put_delivered(story: Story) -> Story:
+    through = {"0": story.records[-1].offset}
+    story.put({"type": "delivered", "v": 2, "claim": story.claim, "through": through}, key=OUTBOX_KEY)
+    return story
 
 
 def failed(attempts: int, message: str = "no") -> StepFailed:
@@ -401,6 +430,9 @@ BROKEN: list[tuple[int, str, Callable[[], Any]]] = [
     (7, "the callback ends at 2000", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout")),
     (7, "cannot have said more", lambda: asking(begun()).decide("callback-timed-out", "c", kind="timeout", at=2000)),
     (19, "is tried again", lambda: begun().decide("step-failed", "h-unwritable", attempt=1, error=ERROR, next_at=1100)),
+    (23, "still owes", lambda: owing().quiet()),
+    (23, "nothing in the log of partition 0 owes it", lambda: put_message(begun(), 5)),
+    (23, "have not come to partition 0", lambda: put_delivered(owing())),
 ]
 
 

@@ -71,7 +71,7 @@ KINDS = (
 MAX_TURNS = 3000  # what spins costs real time
 POLL_S = 1.0
 SETTLE_S = 4 * 3600.0
-ALWAYS_THE_SAME = 200  # worlds below stay as they are; of the others a quarter composes branches
+ALWAYS_THE_SAME = 200  # worlds below stay as they are; the others compose branches, publish, wait for conditions or have children
 STILL = ("quarantined", "expected")  # phases of runs that wait for somebody outside
 _HERE = str(Path(__file__).parent).encode()
 _MESSAGE = re.compile(rb'"message":"(?:[^"\\]|\\.)*",?')
@@ -189,10 +189,13 @@ class World(LogObserver):
         self._ahead_ms: dict[str, int] = {}  # by process: the most that its clock was ever ahead
         self._hash = hashlib.blake2b(digest_size=16)
         self._by_id: dict[str, Planned] = {}
+        self._has_children = plan.seed >= ALWAYS_THE_SAME and plan.seed % 4 == 0
         self._plan_runs()
         self._hostile = {run.id for run in self.runs if programs.contains(run.program, "hostile")}
         self.deaths: Counter[str] = Counter()  # by run: how often it has ended its process
         self.restoring = Restoring(self)
+        self.restoring.happens &= not self._has_children  # a target that is put back has lost messages that were delivered
+        self.restoring.projects &= self.restoring.happens
         self.answering = answering.Answering(self)
         self._kills = self.source("kill")
         self._pauses = self.source("pause")
@@ -457,6 +460,7 @@ class World(LogObserver):
         hostility = 0 if "hostile" in self.plan.off else self.source("hostile").choice((0.0, 0.1, 0.4))
         foreign_allowed = self.log.kafka and "foreign" not in self.plan.off
         composes = self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 1
+        waits = self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 2
         for number, run_id in enumerate(ids):
             own = Random(f"{self.plan.seed}/program/{number}")
             program = programs.generate(own, others=ids)
@@ -464,6 +468,10 @@ class World(LogObserver):
                 program = programs.composed(Random(f"{self.plan.seed}/composed/{number}"), program)
             if self.plan.seed >= ALWAYS_THE_SAME and self.plan.seed % 4 == 3:
                 program = programs.telling(Random(f"{self.plan.seed}/telling/{number}"), program)
+            if waits:
+                program = programs.polls(Random(f"{self.plan.seed}/polls/{number}"), program)
+            if self._has_children:
+                program = programs.parental(Random(f"{self.plan.seed}/children/{number}"), program)
             spoils = Random(f"{self.plan.seed}/hostile/{number}")
             if spoils.random() < hostility:
                 program = programs.spoiled(spoils, program)
@@ -704,7 +712,7 @@ class World(LogObserver):
             state = active[0].state
             if active[0]._told._waiting:  # pyright: ignore[reportPrivateUsage]  # there is nothing else to see
                 return False
-            if part.records and state.offset <= part.records[-1].offset:
+            if state.outbox.targets or (part.records and state.offset <= part.records[-1].offset):
                 return False
             if any(run_id not in but and state.runs.peek(run_id).phase not in STILL for run_id in state.runs.ids()):
                 return False

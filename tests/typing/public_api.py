@@ -13,11 +13,13 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from stepfold import (
+    Backoff,
     BatchResult,
     Callback,
     Client,
     Completion,
     Context,
+    Done,
     Published,
     RaceResult,
     Run,
@@ -36,6 +38,14 @@ class Order(BaseModel):
 
 class Receipt(BaseModel):
     total: int
+
+
+async def polled(state: int) -> int | Done[bytes]:
+    return Done(b"") if state else 1
+
+
+def counted(state: Order) -> Order | Done[int]:
+    return Done(1)
 
 
 class Extras:
@@ -83,6 +93,15 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     assert_type(await (await step.callback("g", timeout="1d", schema=Order)), Order)
     assert_type(await step.wait_for_callback("h", print, schema=Order), Order)
     assert_type(await step.wait_for_callback("i", print, heartbeat=5), Any)
+    assert_type(await step.invoke_workflow("j", bare), None)
+    assert_type(await step.invoke_workflow("k", explicit, Order(order_id="1"), timeout="1d", on_parent_close="abandon"), int)
+    assert_type(await step.invoke_workflow("l", "by-name", 1, run_id="r"), Any)
+    assert_type(await step.start_workflow("m", extended, 5), str)
+    await step.invoke_workflow("n", explicit, 5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
+
+    assert_type(await step.wait_for_condition("j", polled, initial=0, every=Backoff("1s", max="1m"), timeout="1h"), bytes)
+    assert_type(await step.wait_for_condition("k", counted, initial=Order(order_id="1"), every=5, max_attempts=3), int)
+    await step.wait_for_condition("wrong", polled, initial="none", every=5)  # pyright: ignore[reportArgumentType, reportCallIssue]  # must be an error
 
     first, second = await asyncio.gather(step.run("x", total, [1]), step.run("y", fetch, "u", 1))
     assert_type(first, int)

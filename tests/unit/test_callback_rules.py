@@ -63,6 +63,7 @@ def test_an_open_callback_comes_back_from_a_snapshot() -> None:
     assert "c" not in again.done
     found = again.open["c"]
     assert isinstance(found, OpenCallback) and found.heartbeat_by == START_MS + 3
+    assert found.when_due == "callback-timed-out"
 
 
 def test_an_answer_ends_the_callback() -> None:

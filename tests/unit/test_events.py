@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-import judge
+import judged_events
 import orjson
 import pytest
 from histories import START_MS
@@ -30,12 +30,14 @@ WHOLE: dict[str, dict[str, Any]] = {
         "input": [1],
         "trigger": {"type": "cron"},
         "reply_to": "answers",
+        "parent": {"run_id": "p", "start": "0" * 16, "step_id": "s", "detached": False},
         "why": "a test",
         "traceparent": "00-0-0-00",
         "tracestate": "a=b",
     },
     "signal-received": REQUEST | {"signal": "s", "data": None, "why": "a test"},
-    "cancel-requested": REQUEST | {"reason": None},
+    "delivered": {"v": 2, "at": START_MS, "claim": 0, "through": {"7": 1287}},
+    "cancel-requested": REQUEST | {"reason": None, "parent": None},
     "step-completed": DECISION | {"version": "1", "step_id": "a", "attempt": 1, "result": None, **TIMES},
     "step-failed": DECISION | {"step_id": "a", "attempt": 1, "error": ERROR, "next_at": None, "heartbeat": [3], **TIMES, **LINE},
     "attempt-started": DECISION | {"step_id": "a", "attempt": 1, "input": [1], "input_note": "cut", **LINE},
@@ -52,6 +54,17 @@ WHOLE: dict[str, dict[str, Any]] = {
     "callback-heartbeat": REQUEST | {"step_id": "a", "nonce": "n", "why": "a test"},
     "callback-timed-out": DECISION | {"step_id": "a", "kind": "heartbeat"},
     "published": DECISION | {"v": 2, "key": "progress", "value": {"done": 1}, "seq": 1},
+    "condition-started": DECISION | {"step_id": "a", "timeout_at": None, **LINE},
+    "condition-polled": DECISION
+    | {"step_id": "a", "attempt": 1, "poll": 1, "state": [], "next_at": START_MS, "timeout_at": None, **TIMES, **LINE},
+    "condition-timed-out": DECISION | {"step_id": "a", "kind": "timeout", "attempt": None, "poll": 0, "state": None, **LINE},
+    "child-scheduled": DECISION
+    | {"step_id": "a", "child": "r/a~1", "workflow": "w", "child_version": None, "input": [1], **LINE}
+    | {"on_parent_close": "cancel", "timeout_at": None, "detached": False, "shielded": True},
+    "child-ended": REQUEST
+    | {"step_id": "a", "child": "c", "start": "0" * 16, "state": "failed", "result": 1, "error": ERROR, "reason": None},
+    "child-refused": REQUEST | {"step_id": "a", "child": "c", "start": "0" * 16},
+    "child-timed-out": DECISION | {"step_id": "a"},
     "workflow-unknown": DECISION,
     "input-completed": DECISION | {"input": {"made": 1}},
     "code-suspected": DECISION,
@@ -66,7 +79,8 @@ DECIDE_NOTHING = {"by", "why", "at_line", "queued_at", "began_at", "traceparent"
 PASSED_OVER = {("claim", "memory_ms"), ("attempt-started", "input"), ("attempt-started", "input_note")} | {
     (kind, field) for kind, event in WHOLE.items() for field in event.keys() & DECIDE_NOTHING
 }
-OPTIONAL = {"version", "trigger", "reply_to", "reason", "heartbeat"}
+OPTIONAL = {"version", "trigger", "reply_to", "parent", "reason", "heartbeat"}
+OPTIONAL_HERE = {("child-ended", "result"), ("child-ended", "error")}
 TYPES = sorted(WHOLE)
 
 
@@ -74,12 +88,15 @@ def test_every_type_has_an_example_here() -> None:
     assert set(TYPES) == set(SHAPES)
     assert {kind for kind, shape in SHAPES.items() if not shape.decision} == {
         "claim",
+        "delivered",
         "started",
         "signal-received",
         "cancel-requested",
         "callback-completed",
         "callback-failed",
         "callback-heartbeat",
+        "child-ended",
+        "child-refused",
     }
 
 
@@ -98,20 +115,20 @@ def test_fields_of_tomorrow_are_kept(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "field"), [(kind, field) for kind in TYPES for field in WHOLE[kind]])
 def test_a_missing_field_or_one_of_another_type_makes_it_no_event(kind: str, field: str) -> None:
     event = {"type": kind} | WHOLE[kind]
-    free = event.keys() & {"input", "data", "value", "result", "details", "heartbeat"}
+    free = event.keys() & {"input", "data", "value", "result", "state", "details", "heartbeat"}
     if (kind, field) in PASSED_OVER:
         wrong: list[Any] = [1.5, {}]
         for other in (event | {field: value} for value in wrong):
-            assert decode(encode(other)) == judge.parse(encode(other)) == other, "who does not know the field would take it"
+            assert decode(encode(other)) == judged_events.parse(encode(other)) == other, "who does not know it would take it"
             assert getattr(parse(other), field) is None
     elif field not in free:
         assert decode(encode(event | {field: 1.5})) is None
-        assert decode(encode(event | {field: True})) is None
+        assert field in ("detached", "shielded") or decode(encode(event | {field: True})) is None
     without = {name: value for name, value in event.items() if name != field}
     assert (
         decode(encode(without))
-        == judge.parse(encode(without))
-        == (without if field in OPTIONAL or (kind, field) in PASSED_OVER else None)
+        == judged_events.parse(encode(without))
+        == (without if field in OPTIONAL or (kind, field) in PASSED_OVER | OPTIONAL_HERE else None)
     )
 
 
@@ -197,14 +214,14 @@ def test_what_decode_takes_the_models_take(event: dict[str, Any]) -> None:
     found = decode(orjson.dumps(event))
     if found is not None:
         assert parse(found, 1, 2).offset == 1
-    assert judge.parse(orjson.dumps(event)) == found, "the judge of the simulator and of the fault tests sees the same"
+    assert judged_events.parse(orjson.dumps(event)) == found, "the judge of the simulator and of the fault tests sees the same"
 
 
 @given(st.binary() | JSON_VALUES.map(orjson.dumps))
 def test_any_bytes_are_an_event_or_none(value: bytes) -> None:
     found = decode(value)
     assert found is None or found["type"] in SHAPES
-    assert judge.parse(value) == found
+    assert judged_events.parse(value) == found
 
 
 # What a shape checks, or refuses to be made of.

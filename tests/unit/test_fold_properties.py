@@ -19,15 +19,18 @@ from judged import differences
 
 from stepfold.core.ended import fingerprint
 from stepfold.core.fold import PartitionState, fold
+from stepfold.core.messages import OUTBOX_KEY, Outbox
 from stepfold.core.snapshot import pack, unpack
 from stepfold.core.state import EXPECTED, RunState
 from stepfold.drivers import MemoryDriver
 from stepfold.events import FORMAT, SHAPES, parse
 from stepfold.log import CLAIM_KEY, Record
+from stepfold.operations.attempted import OpenAttempts
 from stepfold.operations.callback import OpenCallback
+from stepfold.operations.child import OpenChild
+from stepfold.operations.condition import OpenCondition
 from stepfold.operations.signal import OpenWait
 from stepfold.operations.sleep import OpenSleep
-from stepfold.operations.step import OpenStep
 
 MEMORY_MS = 1_000
 RUNS = ("a", "b", "c/m", "d")
@@ -46,6 +49,7 @@ class Author:
         self.known = 0
         self.accepted = 0
         self.inbox = [0, 0]
+        self.sent = 0
         self.found: list[dict[str, Any]] = []
 
     def write(self, choices: list[Choice]) -> list[Record]:
@@ -55,9 +59,9 @@ class Author:
 
     def put(self, type: str, run_id: str, **fields: Any) -> None:
         if type in REQUESTS and len(self.ledger.records) % 3 == 0:
-            fields = self.placed(run_id) | fields
+            fields = self.placed(run_id) | fields if "parent" not in fields else fields
         event = self.ledger.event(type, run_id, **fields)
-        if "from" in event:
+        if "from" in event or "cause" in event:
             self.found.append(event)
         change = self.ledger.write(event, key=run_id)
         self.known += 1
@@ -74,15 +78,15 @@ class Author:
         return open_runs[x % len(open_runs)] if open_runs else RUNS[x % len(RUNS)]
 
     def next_attempt(self, run_id: str, x: int) -> tuple[str, int]:
-        """The next attempt of a step that has none open as a sleep or a wait."""
+        """The next attempt of a step or condition that has none open as a sleep or a wait."""
         run = self.ledger.state.runs.get(run_id)
         step_id = STEPS[x % len(STEPS)]
         if run is None:
             return step_id, 1
-        free = [s for s in STEPS if s not in run.done and isinstance(run.open.get(s, None), OpenStep | None)]
+        free = [s for s in STEPS if s not in run.done and isinstance(run.open.get(s, None), OpenAttempts | None)]
         step_id = free[x % len(free)] if free else step_id
         step = run.open.get(step_id)
-        return step_id, step.attempts + 1 if isinstance(step, OpenStep) else 1
+        return step_id, step.attempts + 1 if isinstance(step, OpenAttempts) else 1
 
     def open_of(self, run_id: str, kind: type, x: int) -> str:
         run = self.ledger.state.runs.get(run_id)
@@ -169,8 +173,65 @@ class Author:
         seq = keys[key][0] + 1 if key in keys else 1
         self.put("published", run_id, v=2, key=key, value=[x, {"y": y}], seq=seq + (y % 7 == 0))
 
+    def expect(self, x: int, y: int) -> None:
+        timeout_at = None if x % 3 else self.ledger.now_ms + y
+        self.put("condition-started", self.run(x), step_id=STEPS[(x + y) % len(STEPS)], timeout_at=timeout_at)
+
+    def poll(self, x: int, y: int) -> None:
+        """The next poll of a condition, which may end it, or the end of its time."""
+        run_id = self.run(x)
+        run = self.ledger.state.runs.get(run_id)
+        step_id = self.open_of(run_id, OpenCondition, y)
+        op = None if run is None else run.open.get(step_id)
+        attempt, poll = (op.attempts + 1, op.polls + 1) if isinstance(op, OpenCondition) and y % 8 else (1, 1)
+        times = {"next_at": self.ledger.now_ms + y, "timeout_at": None if x % 2 else self.ledger.now_ms + y}
+        kind, at = ("timeout", "attempts")[x % 2], self.ledger.now_ms + 4
+        if y % 3 or x % 4 > 1:
+            self.put("condition-polled", run_id, step_id=step_id, attempt=attempt, poll=poll, state=[x, y], **times)
+        else:
+            self.put("condition-timed-out", run_id, step_id=step_id, kind=kind, attempt=attempt, poll=poll, state=y, at=at)
+
     def early(self, x: int, y: int) -> None:
         self.put("signal-received", RUNS[x % len(RUNS)], signal=SIGNALS[y % 2], data=[x, y], request=f"early-{y}")
+
+    def child(self, x: int, y: int) -> None:
+        fields: dict[str, Any] = {"workflow": "w", "child_version": ("1", None)[y % 2], "input": {"n": y}, "detached": y % 4 == 0}
+        timeout_at = None if x % 3 else self.ledger.now_ms + y
+        policy = ("cancel", "abandon")[x % 2]
+        step_id = STEPS[(x + y) % len(STEPS)]
+        fields |= {"child": RUNS[y % len(RUNS)] if y % 5 else f"kid-{x}", "on_parent_close": policy, "timeout_at": timeout_at}
+        fields["shielded"] = x % 5 == 0
+        self.put("child-scheduled", self.run(x), v=2, step_id=step_id, **fields)
+
+    def child_over(self, x: int, y: int) -> None:
+        run_id = self.run(x)
+        step_id = self.open_of(run_id, OpenChild, y)
+        run = self.ledger.state.runs.get(run_id)
+        op = None if run is None else run.open.get(step_id)
+        if run is None or not isinstance(op, OpenChild):
+            self.child(x, y)
+            return
+        fields: dict[str, Any] = {"child": op.child if y % 7 else "forged", "start": run.start_digest if x % 7 else "forged"}
+        kind = ("child-ended", "child-refused", "child-ended", "child-timed-out")[(x + y) % 4]
+        state = ("completed", "failed", "cancelled")[y % 3]
+        self.put(kind, run_id, step_id=step_id, **fields, state=state, result=[x, y], error=ERROR, at=self.ledger.now_ms + 4)
+
+    def message(self, x: int, y: int) -> None:
+        """Another partition starts a child here, or cancels it."""
+        self.sent += 1
+        position = {"cause": {"partition": x % 3, "offset": self.sent // 2, "n": self.sent % 2}}
+        parent = {"run_id": f"parent-{y % 2}", "start": "0" * 16, "step_id": "s", "detached": y % 3 == 0}
+        run_id = RUNS[x % len(RUNS)]
+        if y % 4:
+            self.put("started", run_id, v=2, workflow="w", version=None, input=y, parent=parent, **position)
+        else:
+            self.put("cancel-requested", run_id, v=2, reason=None, parent=parent, **position)
+
+    def deliver(self, x: int, y: int) -> None:
+        through = {"0": len(self.ledger.records) - y, "1": 2**62 if y % 2 else 1, "-1": 1, "x": 1}
+        event = {"type": "delivered", "v": 2, "at": 1, "claim": self.ledger.state.claim - (x % 5 == 0), "through": through}
+        self.accepted += self.ledger.write(event, key=OUTBOX_KEY if x % 6 else CLAIM_KEY) is not None
+        self.known += 1
 
     def read_again(self, x: int, y: int) -> None:
         """A router that lost its position appends what it finds behind some place again, under the same ids or others."""
@@ -257,8 +318,23 @@ WORK = (
     "early",
     "answer",
     "publish",
+    "poll",
 )
-RARE = ("cancel", "stand", "suspect", "end", "claim", "time", "ask", "hear_nothing")
+RARE = (
+    "cancel",
+    "stand",
+    "suspect",
+    "end",
+    "claim",
+    "time",
+    "ask",
+    "hear_nothing",
+    "expect",
+    "child",
+    "child_over",
+    "message",
+    "deliver",
+)
 NOISE = ("repeat", "read_again", "stale", "stale_claim", "foreign", "newer", "newer_claim", "garbage", "spoil")
 ACTIONS: list[str] = [*WORK, *WORK, *WORK, *RARE, *NOISE]
 
@@ -296,8 +372,8 @@ def test_who_judges_by_the_description_alone_comes_to_the_same(choices: list[Cho
 
 def test_the_author_gets_far() -> None:
     """Otherwise the properties below would hold of nothing."""
-    random = Random(18)
-    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(3_000)])
+    random = Random(19)
+    author = author_of([(random.choice((*WORK, *WORK, *RARE)), random.randrange(12), random.randrange(12)) for _ in range(4_000)])
     assert author.accepted > author.known / 3
     state = PartitionState()
     accepted = {change.event["type"] for record in author.ledger.records if (change := fold(state, record)) is not None}
@@ -321,7 +397,8 @@ def test_from_any_snapshot_as_from_the_beginning(choices: list[Choice], cut: int
     second = PartitionState()
     for name in ("offset", "claim", "claimed_at", "deaths", "owner", "format", "needs_format", "memory_ms"):
         setattr(second, name, getattr(first, name))
-    second.sources = dict(first.sources)
+    second.sources, second.senders = dict(first.sources), dict(first.senders)
+    second.outbox = Outbox.unpack(first.outbox.pack())
     for run_id in first.runs.ids():
         second.runs.add(unpack(pack(first.runs.peek(run_id))))
         second.open_mark ^= fingerprint(run_id)
@@ -378,10 +455,12 @@ def test_a_run_depends_on_the_claims_and_its_own_records_only(choices: list[Choi
 
 
 def but_for_places(state: PartitionState) -> Any:
-    """What a state says, but for the places of an inbox that it has seen: those of void requests count, too."""
-    places, state.sources = state.sources, {}
+    """What a state says, but for the places of an inbox and the positions of messages that it has seen: those of void requests
+    count, too, and a start that is refused is answered."""
+    kept = state.sources, state.senders, state.outbox
+    state.sources, state.senders, state.outbox = {}, {}, Outbox()
     found = facts(state)
-    state.sources = places
+    state.sources, state.senders, state.outbox = kept
     return found
 
 
@@ -427,12 +506,19 @@ FIELDS = (
     "next_at",
     "wake_at",
     "nonce",
+    "poll",
     "timeout_at",
     "heartbeat_ms",
     "kind",
+    "child",
+    "start",
+    "parent",
+    "through",
+    "on_parent_close",
     "prev",
     "owner",
     "from",
+    "cause",
 )
 
 

@@ -6,16 +6,20 @@ from collections import Counter
 from typing import get_args
 
 import pytest
+from histories import begun
 
 from stepfold import events
 from stepfold.core import lifecycle
 from stepfold.core.records import Base, Decision, OperationDecision, OperationRequest
 from stepfold.core.state import Open
 from stepfold.operations import CALLS, ENDS, KINDS, OPEN, RULES, SETTLED_BY, TELLS, TOLD
+from stepfold.operations.attempted import AttemptsCall
 from stepfold.operations.call import Call
 from stepfold.operations.kind import Kind
-from stepfold.operations.step import OpenStep
+from stepfold.operations.step import OpenStep, StepCall
 from stepfold.operations.told import Notice, Told
+from stepfold.values.codec import ANY
+from stepfold.values.retry import Retry
 
 OF_KINDS = [record for kind in (*KINDS, *TOLD) for record in kind.records]
 OF_RUNS = [found for found in vars(lifecycle).values() if isinstance(found, type) and issubclass(found, Base)]
@@ -41,8 +45,8 @@ def test_a_kind_is_whole(kind: Kind) -> None:
     assert kind.rules.keys() == types(list(kind.records))
     decisions = types([record for record in kind.records if issubclass(record, OperationDecision)])
     assert decisions <= kind.tells.keys() <= decisions | types([one for one in kind.records if issubclass(one, OperationRequest)])
-    assert kind.ends.keys() == kind.call.settles.keys() >= kind.gives_back.keys()
-    assert kind.open.when_due is None or kind.open.when_due in kind.rules
+    shared = AttemptsCall.settles.keys() if kind.attempts and kind.name != "step" else frozenset[str]()
+    assert kind.ends.keys() == kind.call.settles.keys() - shared >= kind.gives_back.keys()
     assert kind.call.words
     assert kind.open.wait is not Open.wait
 
@@ -62,14 +66,17 @@ def test_a_kind_of_things_that_are_told_is_whole(kind: Told) -> None:
 def test_no_two_kinds_have_a_name_a_record_or_a_delivery_in_common() -> None:
     assert len(OPEN) == len(CALLS) == len(KINDS)
     assert len(RULES) == len(OF_KINDS)
-    assert len(ENDS) == sum(len(kind.call.settles) for kind in KINDS)
-    assert len(SETTLED_BY) == len(ENDS) + sum(len(kind.call.progress) for kind in KINDS)
+    assert len(ENDS) == sum(len(kind.ends) for kind in KINDS)
+    assert len(SETTLED_BY) == len(ENDS) + sum(len(kind.call.progress) + len(kind.call.begins) for kind in KINDS)
+    assert SETTLED_BY["result"].kind == "step", "conditions end by the results of their checks, too"
     assert len(TELLS) == sum(len(kind.tells) for kind in KINDS)
 
 
 def test_an_open_step_says_which_attempt_is_awaited() -> None:
     step = OpenStep(0)
     assert step.words("s") == "step 's': the result of attempt 1" and not step.told
+    assert step.ends_at is None
+    assert StepCall(len, (), Retry(), None, False, ANY).key == ""
     step.attempts, step.next_at, step.error = 1, 1_000, {"type": "E", "message": "no"}
     assert step.words("s") == "step 's': attempt 2 at 1970-01-01 00:00:01 UTC, after E: no" and step.told
 
@@ -83,9 +90,11 @@ def test_a_kind_has_a_time_a_first_record_and_words_of_its_own_only_if_it_says_s
 
     opened, call = Bare(), Asked()
     opened.resumed()
+    opened.dropped(begun().run, "s")
+    opened.run_cancelled(begun().run, "s")
     call.check(opened)
-    assert opened.due_at is None and opened.told and opened.words("s") == "bare 's'"
+    assert opened.due_at is opened.when_due is None and opened.told and opened.words("s") == "bare 's'"
     assert not opened.due_fields(by_log=False) and opened.due_by_log is None and not opened.actions
     with pytest.raises(NotImplementedError):
         opened.wait("r", "s")
-    assert call.lasts_ms is None and call.begin(0, str) is None
+    assert call.lasts_ms is None and not call.ends_first and call.begin("s", 0, str) is None

@@ -83,7 +83,7 @@ def _parts(line: Line, end: int) -> Iterable[tuple[str, int, int]]:
     for (a, mark), (b, then) in pairwise(line.points):
         if not attempts:
             yield "seg-cut" if then == "timed out" else "seg-wait", a, b
-        elif mark in ("failed", "lost"):
+        elif mark in ("failed", "lost", "ended"):
             yield "seg-backoff", a, b
         elif then == "began":
             yield "seg-queue", a, b

@@ -11,9 +11,13 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
+
+from ...core.lifecycle import ENDS
+from ...core.messages import EXTRA_BYTES, MOST_EXTRA_BYTES
 from ...core.state import RunState
 from ...errors import PayloadTooLarge
-from ...events import PLAIN, decode, encode
+from ...events import PLAIN, SHAPES, decode, encode
 from ...log import Ack, Entry, EntryTooLarge, Reader, Record, entry_of, record_of
 from ..clock import STEADY_MS
 from .ownership import Ownership
@@ -79,15 +83,29 @@ class Appending:
             if live is not None:
                 event["version"] = live.workflow.version
         value = encode(event)
-        if len(value) > self._max_value_bytes:
-            raise PayloadTooLarge(
-                f"{_record_in_words(event)} has {len(value):,} bytes, and {self._log.name} takes "
-                f"{self._max_value_bytes:,}: store what is large elsewhere and keep a reference to it"
-            )
+        if len(value) > self._max_value_bytes - MOST_EXTRA_BYTES:
+            self._check_size(run, event, len(value))
+        self.append(entry_of((run.id, value)))
+
+    def append(self, entry: Entry) -> None:
+        """Append a record as it is."""
         if not self._queue:
             self._wake.set()
-        self._queue.append(entry_of((run.id, value)))
-        self._queued_bytes += len(value)
+        self._queue.append(entry)
+        self._queued_bytes += len(entry.value)
+
+    def _check_size(self, run: RunState, event: dict[str, Any], size: int) -> None:
+        """Raise PayloadTooLarge for a record that the log would refuse, or whose message to another run it might refuse."""
+        largest = self._max_value_bytes
+        if SHAPES[event["type"]].passes_on:
+            largest -= EXTRA_BYTES
+        elif event["type"] in ENDS and run.parent is not None:
+            largest -= EXTRA_BYTES + len(orjson.dumps([*run.parent]))
+        if size > largest:
+            raise PayloadTooLarge(
+                f"{_record_in_words(event)} has {size:,} bytes, and {self._log.name} takes {largest:,}: store what is large "
+                "elsewhere and keep a reference to it"
+            )
 
     async def run(self, reader: Reader) -> None:
         """Append what is in the queue, until cancelled. Raises LogUnavailable."""

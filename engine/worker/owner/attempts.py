@@ -1,4 +1,4 @@
-"""Attempts of steps between a run's code and the worker: when one begins, what its end means, and when the next one follows.
+"""Attempts of steps and of checks of conditions: when one begins, what its end means, and when the next one follows.
 
 An attempt that must not run unnoticed is announced first (`attempt-started`); the worker gets it when that record is back. The
 worker reports how an attempt ended, and this module turns the report into a record.
@@ -15,7 +15,8 @@ import orjson
 
 from ...core.state import RunState
 from ...errors import ErrorInfo, PayloadTooLarge, StepInterrupted, roots
-from ...operations.step import OpenStep, StepCall
+from ...operations.attempted import AttemptsCall, OpenAttempts
+from ...operations.condition import ConditionCall, Final
 from ...replay.execution import Op
 from ...values.duration import LONGEST_MS, words
 from ...values.recorded import recorded_input
@@ -32,6 +33,12 @@ RESULT = "step-completed"
 """The most frequent record: it ends no run and sets no timer."""
 LOST_LIMIT = 8
 """A run is quarantined when one of its steps was lost with its worker this often in a row. A kill from outside looks the same."""
+_OF_ATTEMPTS = frozenset(
+    {"attempt-lost", "attempt-started", "step-failed", "condition-started", "condition-polled", "condition-timed-out"}
+)
+"""Accepted records, besides the most frequent one, that say something of an attempt."""
+DECIDED = -1
+"""In place of an elapsed time in `Op.ends`: the record that says that the time is up is on its way."""
 SUSPECT_AFTER = 2
 """A step that was lost this often in a row may be the step that kills workers, or a bystander. From then on its attempts are
 announced before they run, one at a time. An attempt that was not announced was then not lost, so only the culprit is counted.
@@ -48,11 +55,13 @@ class Attempts:
         self,
         ownership: Ownership,
         emit: Emit,
-        wake_at: Callable[[int, str, str], None],
+        wake_at: Callable[[int, str, str, int | None], None],
         contain: Callable[[RunState, BaseException], None],
         put_aside: Callable[[RunState, dict[str, Any]], None],
     ) -> None:
         self.unstarted: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, not started
+        # `Op.elapsed` and `Op.ends` by run and step, while the code of the run is not in memory
+        self._times: dict[str, dict[str, tuple[int | None, int | None]]] = {}
         self.loop = ownership.loop
         self._ownership = ownership
         self._worker = ownership.worker
@@ -66,22 +75,24 @@ class Attempts:
         self._put_aside = put_aside
 
     def begin(self, live: Live, op: Op, crashed: bool) -> bool:
-        """Start a step that the code requested. Returns False if the operation is another kind.
+        """Start a step or condition that the code requested. Returns False if the operation is another kind.
 
         If a record is needed first (lost attempts, announcements), the record starts the step when it has come back. `crashed`:
         the last owner of the run died.
         """
         call = op.call
-        if not isinstance(call, StepCall):
+        if not isinstance(call, AttemptsCall):
             return False
         run = live.run
         known = run.open.get(op.id)
         if known is None and not crashed:  # short path for nine steps in ten
             self._hand_out(live, op, call, None)
             return True
-        step = known if isinstance(known, OpenStep) else None
-        if step is not None and step.next_at is not None and step.next_at > self._clock.now():
-            self._wake_at(step.next_at, run.id, op.id)
+        step = known if isinstance(known, OpenAttempts) else None
+        if run.id in self._times:
+            self._recall_times(run.id, op)
+        if step is not None and step.next_at is not None and self._is_early(op, step.next_at):
+            self._wake_at(step.due_at or step.next_at, run.id, op.id, op.elapsed)
         elif step is not None and step.started and call.at_most_once:
             if (run.id, op.id, step.attempts + 1) in self.unstarted:
                 attempt = live.attempts[op.id] = Attempt(self, run, op, call, step)
@@ -104,7 +115,7 @@ class Attempts:
     def react(self, live: Live, event: dict[str, Any]) -> bool:
         """Go on after an accepted record of an attempt. Returns False if only an attempt starts, so that nothing else follows."""
         event_type = event["type"]
-        if event_type not in ("attempt-lost", "attempt-started", "step-failed"):
+        if event_type not in _OF_ATTEMPTS:
             return True
         step_id = event["step_id"]
         if event_type == "attempt-started":
@@ -113,7 +124,10 @@ class Attempts:
                 if not self._ownership.leaving:
                     self._pool.dispatch(attempt)
                 return False
-        self.over(live, step_id)
+        if event_type == "condition-timed-out" and event["attempt"] is None:
+            self.drop(live, step_id)
+        elif event_type != "condition-started":
+            self.over(live, step_id)
         op = live.execution.ops.get(step_id)
         if event_type == "attempt-lost" and op is not None:
             self.dispatch(live, op)
@@ -125,11 +139,56 @@ class Attempts:
         if attempt is not None:
             self._pool.withdraw(attempt)
 
+    def hold(self, run: RunState, step_id: str) -> bool:
+        """The next record ends an operation whose time is up: no other attempt begins before it is back.
+
+        Returns False if there is one already.
+        """
+        if not isinstance(run.open.get(step_id), OpenAttempts):
+            return True
+        live = self._ownership.live.get(run.id)
+        if live is None:
+            times = self._times.setdefault(run.id, {})
+            _, ends = times.get(step_id, (None, None))
+            times[step_id] = None, DECIDED
+            return ends != DECIDED
+        op = live.execution.ops.get(step_id)
+        if op is None:
+            return True
+        attempt = live.attempts.get(step_id)
+        if attempt is not None and attempt.over is None:
+            self.drop(live, step_id)
+        known, op.ends = op.ends, DECIDED
+        return known != DECIDED
+
     def withdraw(self, live: Live) -> None:
         """Nobody needs the attempts of a run any more."""
         attempts, live.attempts = live.attempts, {}
         for attempt in attempts.values():
             self._pool.withdraw(attempt)
+
+    def note_times(self, live: Live) -> None:
+        """The code of a run leaves memory: this owner goes on to measure its pauses, whatever the clock says meanwhile."""
+        times = {
+            op.id: (op.elapsed, op.ends)
+            for op in live.execution.ops.values()
+            if isinstance(op.call, AttemptsCall) and (op.elapsed is not None or op.ends is not None)
+        }
+        if times:
+            self._times[live.run.id] = times
+
+    def forget_times(self) -> None:
+        """The ownership has ended: the next one goes by the clock."""
+        self._times.clear()
+
+    def _recall_times(self, run_id: str, op: Op) -> None:
+        times = self._times[run_id]
+        op.elapsed, op.ends = times.pop(op.id, (None, None))
+        if not times:
+            del self._times[run_id]
+
+    def _is_early(self, op: Op, next_at: int) -> bool:
+        return next_at > self._clock.now() if op.elapsed is None else op.elapsed > self._clock.elapsed()
 
     def keep_unstarted(self) -> None:
         """Note the announced attempts that have not started, for the case that this worker owns the partition again."""
@@ -161,7 +220,7 @@ class Attempts:
         if attempt is not None and attempt.number == event["attempt"]:  # else nobody waits for it any more
             self.failed(attempt, error)
 
-    def _lost(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
+    def _lost(self, live: Live, op: Op, call: AttemptsCall, step: OpenAttempts | None) -> None:
         """The last owner died, maybe during this attempt: record the attempt as lost, or quarantine the run at the limit."""
         lost = step.lost if step is not None else 0
         if lost + 1 >= LOST_LIMIT:
@@ -171,12 +230,12 @@ class Attempts:
             )
             self._put_aside(live.run, ErrorInfo("StepInterrupted", message, step_id=op.id).to_json())
             return
-        op.recorded = True
         # while it is in `attempts`, no timer starts another
         attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
+        self._record_first(attempt)
         self._emit(live.run, "attempt-lost", step_id=op.id, attempt=attempt.number, **op.at_line)
 
-    def _interrupted(self, live: Live, op: Op, call: StepCall, step: OpenStep) -> None:
+    def _interrupted(self, live: Live, op: Op, call: AttemptsCall, step: OpenAttempts) -> None:
         """Fail an at_most_once attempt that was announced and has no result: it may have run."""
         error = StepInterrupted(
             f"the worker died while attempt {step.attempts + 1} of step {op.id!r} ran; whether it had an effect is unknown"
@@ -187,13 +246,23 @@ class Attempts:
     def dispatch(self, live: Live, op: Op) -> None:
         """Hand an attempt to the worker, or announce it first if its step requires that."""
         call = op.call
-        assert isinstance(call, StepCall)
+        assert isinstance(call, AttemptsCall)
         known = live.run.open.get(op.id)
-        self._hand_out(live, op, call, known if isinstance(known, OpenStep) else None)
+        self._hand_out(live, op, call, known if isinstance(known, OpenAttempts) else None)
 
-    def _hand_out(self, live: Live, op: Op, call: StepCall, step: OpenStep | None) -> None:
+    def _hand_out(self, live: Live, op: Op, call: AttemptsCall, step: OpenAttempts | None) -> None:
         if self._ownership.leaving or op.id in live.attempts:
             return
+        if type(call) is ConditionCall:
+            if op.ends == DECIDED:
+                return
+            left = self._left(op, call, step)
+            if left is not None and left <= 0 and step is not None and step.ends_at is not None:
+                self.hold(live.run, op.id)
+                ended_at = max(self._clock.now(), step.ends_at)
+                self._emit(live.run, "condition-timed-out", ended_at, step_id=op.id, **step.due_fields(by_log=False))
+                return
+            call = call.attempt(step, left)
         attempt = live.attempts[op.id] = Attempt(self, live.run, op, call, step)
         if call.at_most_once:
             self.announce(attempt)
@@ -209,13 +278,13 @@ class Attempts:
         if self._ownership.leaving or not self._expects(attempt):
             return
         known = attempt.run.open.get(attempt.op.id)
-        if isinstance(known, OpenStep) and known.started:  # announced by an owner that left before the attempt ran
+        if isinstance(known, OpenAttempts) and known.started:  # announced by an owner that left before the attempt ran
             self._pool.dispatch(attempt)
             return
-        attempt.op.recorded = True
         attempt.announced = True
         fields = attempt.op.at_line | (self._input(attempt) if attempt.call.record_input else {})
         try:
+            self._record_first(attempt)
             self._emit(attempt.run, "attempt-started", step_id=attempt.op.id, attempt=attempt.number, **fields)
         except Exception as error:  # noqa: BLE001  # it may be another run that gives this one its turn
             self._contain(attempt.run, error)
@@ -235,6 +304,11 @@ class Attempts:
     def completed(self, attempt: Attempt, result: bytes) -> None:
         """Record the success of an attempt; `result` is JSON. An attempt whose success cannot be recorded has failed."""
         if self._expects(attempt):
+            if type(attempt.call) is ConditionCall:
+                if type(result) is not Final:
+                    self._polled(attempt, attempt.call, result)
+                    return
+                result = bytes(result)  # orjson takes no subclass
             now, number, began = self._log.now(), attempt.number, attempt.began_at
             encoded = orjson.Fragment(result)
             try:
@@ -273,15 +347,51 @@ class Attempts:
         self._tell_failure(attempt, info, pause)
 
     def _record_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None, **heartbeat: Any) -> None:
-        now = self._clock.now()
+        now, elapsed, op = self._clock.now(), self._clock.elapsed(), attempt.op
+        self._record_first(attempt)
+        if op.ends is not None and op.ends <= elapsed:
+            pause = 0  # the time of its condition is up, which the next record says
         next_at = None if pause is None else within(now + pause)
         if pause is not None:
-            attempt.op.elapsed = self._clock.elapsed() + pause
+            op.elapsed = elapsed + pause if op.ends is None else min(elapsed + pause, op.ends)
         fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "error": info.to_json()}
         fields |= attempt.op.at_line | heartbeat | attempt.times
-        attempt.op.recorded = True
         attempt.ended_as = info.type
         self._emit(attempt.run, "step-failed", now, **fields, next_at=next_at)
+
+    def _polled(self, attempt: Attempt, call: ConditionCall, state: bytes) -> None:
+        """Record the state that a check has returned, and when the next one is due."""
+        run, op, now, elapsed = attempt.run, attempt.op, self._clock.now(), self._clock.elapsed()
+        known = run.open.get(op.id)
+        ends_at = None if op.ends is None else within(now + op.ends - elapsed)
+        ends_at = known.ends_at if isinstance(known, OpenAttempts) else ends_at
+        op.recorded = True
+        try:
+            event_type, fields, pause = call.polled(state, now, self._worker.random, ends_at)
+            if pause is not None:
+                op.elapsed = elapsed + pause if op.ends is None else min(elapsed + pause, op.ends)
+            fields |= op.at_line | attempt.times
+            self._emit(run, event_type, now, step_id=op.id, attempt=attempt.number, **fields)
+        except Exception as error:  # noqa: BLE001  # as for a result
+            self.failed(attempt, error)
+
+    def _record_first(self, attempt: Attempt) -> None:
+        """Note that the log will hold a record of the operation. A condition has one that comes before those of its attempts."""
+        op, call = attempt.op, attempt.call
+        if isinstance(call, ConditionCall) and not op.recorded:
+            now, left = self._clock.now(), self._left(op, call, None)
+            event_type, fields = call.first(None if left is None else within(now + left))
+            self._emit(attempt.run, event_type, now, step_id=op.id, **fields, **op.at_line)
+        op.recorded = True
+
+    def _left(self, op: Op, call: ConditionCall, known: OpenAttempts | None) -> int | None:
+        """How long a condition may last yet, in ms, whatever the clock says meanwhile; None: for ever."""
+        elapsed = self._clock.elapsed()
+        if op.ends is None and known is None and call.lasts_ms is not None:
+            op.ends = elapsed + call.lasts_ms
+        elif op.ends is None and known is not None and known.ends_at is not None:
+            op.ends = elapsed + known.ends_at - self._clock.now()
+        return None if op.ends is None else op.ends - elapsed
 
     def _tell_failure(self, attempt: Attempt, info: ErrorInfo, pause: int | None) -> None:
         run, step_id, number = attempt.run, attempt.op.id, attempt.number
@@ -321,11 +431,11 @@ class Attempts:
     def heartbeat(self, attempt: Attempt, details: orjson.Fragment) -> None:
         """Record the latest details of an attempt. Quarantines the run if they cannot be recorded."""
         if self._expects(attempt):
-            attempt.op.recorded = True
             at = attempt.heartbeat_at = within(max(self._log.now(), attempt.heartbeat_at + 1))
             fields: dict[str, Any] = {"step_id": attempt.op.id, "attempt": attempt.number, "details": details}
             fields |= attempt.op.at_line
             try:
+                self._record_first(attempt)
                 self._emit(attempt.run, "step-heartbeat", at, **fields)
             except Exception as error:  # noqa: BLE001  # any error concerns only this run
                 self._contain(attempt.run, error)

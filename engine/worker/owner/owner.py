@@ -40,6 +40,7 @@ from .live import Live
 from .recovery import Recovery
 from .residents import Residents
 from .running import Running
+from .sending import Sending
 from .timers import Timers
 
 logger = logging.getLogger("stepfold.worker")
@@ -79,6 +80,7 @@ class Owner:
             fold_one=self._fold_one,
         )
         self._told = Telling(log, worker.observer)
+        self._sending = Sending(self, self._appending.append, self._guard)
         self._checkpointing = Checkpointing(self, self._checkpoint, self._told)
         # the last owner that ran code; not this worker if it never learned that its claim was accepted
         self._previous: str | None = None
@@ -133,13 +135,14 @@ class Owner:
                 )
             ]
             self._recovering = tasks[2]
+            self._sending.look()
             await asyncio.shield(self._ended)
         finally:
             self._claiming.decided.set()
             self._down()
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *self._sending.stop(), return_exceptions=True)
             await reader.close()
 
     async def _guard(self, part: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -173,6 +176,7 @@ class Owner:
         for live in list(self.live.values()):
             self._code.close(live)
         self._appending.clear()
+        self._attempts.forget_times()
         self._timers.clear()
         self._residents.clear()
         self._code.paused.clear()
@@ -200,6 +204,7 @@ class Owner:
         if running:
             await asyncio.wait(running, timeout=grace_s)
             self._attempts.abandon()
+        self._sending.settle()
         await self._appending.flushed()
         if not self.active:
             return
@@ -226,7 +231,7 @@ class Owner:
         if change is not None and change.run is not None:
             if change.run.id not in self.live:
                 state.runs.note_idle(change.run.id, False)
-        elif change is not None and change.early is None:
+        elif change is not None and change.event["type"] == "claim":
             self._checkpoint.claimed = mark_of(record)
             if state.owner != self.worker.name:
                 self._previous = state.owner
@@ -279,6 +284,8 @@ class Owner:
                 self._residents.bring_in()
             if self._code.paused:
                 self._code.go_on()
+            if state.outbox.targets and self.active:
+                self._sending.look()
         finally:
             self.worker.pool.release()
         if self._checkpointing.schedule():
@@ -359,7 +366,7 @@ class Owner:
             return
         if op.when_due is None:
             self._code.contained(run, self._retry, step_id)
-        else:
+        elif self._attempts.hold(run, step_id):
             decided_at = at if by_log else max(self.clock.now(), at)
             self._code.contained(run, self.emit, op.when_due, decided_at, step_id=step_id, **op.due_fields(by_log))
 

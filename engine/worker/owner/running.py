@@ -42,7 +42,7 @@ class Running:
     """Runs the code of those runs of one partition whose code is in memory (`Ownership.live`)."""
 
     def __init__(
-        self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str], None], is_full: Callable[[], bool]
+        self, ownership: Ownership, emit: Emit, wake_at: Callable[[int, str, str, int | None], None], is_full: Callable[[], bool]
     ) -> None:
         self.live = ownership.live
         self.paused: list[Live] = []  # their code goes on when the append queue has room
@@ -192,7 +192,7 @@ class Running:
             return
         call = op.call
         now = self._clock.now()
-        first = call.begin(now, self._worker.ids)
+        first = call.begin(op.id, now, self._worker.ids)
         if first is not None:
             op.recorded = True
             if call.lasts_ms is not None:
@@ -326,6 +326,7 @@ class Running:
         if state is not None and not run.ended:
             state.runs.note_idle(run.id, self.is_idle(live))
             state.runs.note_executed(run.id, live.execution.seen)
+            self.attempts.note_times(live)
         self.attempts.withdraw(live)
         self.live.pop(run.id, None)
         self.shut(live)

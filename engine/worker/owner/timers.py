@@ -127,9 +127,9 @@ class Timers:
         if due is not None and self._queue.set(due, run_id, step_id, self._ownership.clock.elapsed() + max(due - log_now, 0)):
             self.start()
 
-    def wake_at(self, at: int, run_id: str, step_id: str) -> None:
-        """Set a timer that looks at an operation again at `at`, ms since 1970."""
-        if self._queue.set(at, run_id, step_id):
+    def wake_at(self, at: int, run_id: str, step_id: str, elapsed: int | None = None) -> None:
+        """Set a timer that looks at an operation again at `at`, ms since 1970; `elapsed` as of `TimerQueue.set`."""
+        if self._queue.set(at, run_id, step_id, elapsed):
             self.start()
 
     def add(self, at: int, run_id: str, step_id: str) -> None:
