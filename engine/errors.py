@@ -306,6 +306,8 @@ class ConditionTimedOut(StepfoldError, TimeoutError):
 
     def __init__(self, step_id: str, kind: str, polls: int, state: Any) -> None:
         why = f"after {polls} poll{'' if polls == 1 else 's'}" + ("" if kind == "attempts" else ", and its time is up")
+        if state is True:
+            why += "; its last check returned True, which is a state: a check whose condition holds returns Done(value)"
         super().__init__(f"condition {step_id!r} does not hold {why}")
         self.step_id = step_id
         self.kind = kind

@@ -32,7 +32,7 @@ class Branches:
     def _scoped(self, *names: str) -> Self:
         raise NotImplementedError
 
-    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any) -> None:
+    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any, method: str = "run") -> None:
         raise NotImplementedError
 
     async def map(

@@ -33,7 +33,7 @@ class Conditions:
     def _path(self, step_id: str) -> str:
         raise NotImplementedError
 
-    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any) -> None:
+    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any, method: str = "run") -> None:
         raise NotImplementedError
 
     async def _wait(self, step_id: str, call: Call, source: Source) -> Any:
@@ -87,7 +87,7 @@ class Conditions:
         type T. Raises ConditionTimedOut, and StepFailed when a check has failed for good; ValueError for a bad id, duration or
         number, ValueInvalid for an `initial` that would not come back as it was, and otherwise as `run` does.
         """
-        self._check_run(step_id, check, retry, timeout)
+        self._check_run(step_id, check, retry, timeout, "wait_for_condition")
         if max_attempts is not None:
             whole(max_attempts, "max_attempts", 1)
         backoff = every if isinstance(every, Backoff) else Backoff(every, 1, every)

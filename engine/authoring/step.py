@@ -306,7 +306,7 @@ class Step(Branches, Children, Conditions, Generic[Ext]):
         not used. The other arguments, and all errors, are those of `callback` and `run`. If the step fails, or the code stops
         waiting, the callback is over.
         """
-        _check_function(step_id, submit, retry)
+        _check_function(step_id, submit, retry, "wait_for_callback")
         call = self._callback_call(timeout, heartbeat, schema)
         return self._submit(self._path(step_id), call, submit, retry or _DEFAULT_RETRY, source_of_caller())
 
@@ -367,10 +367,10 @@ class Step(Branches, Children, Conditions, Generic[Ext]):
             raise _too_long(path)
         return type(self)(self._execution, self._ports, path)
 
-    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any) -> None:
-        """Raise for arguments that `run` would not take."""
+    def _check_run(self, step_id: str, fn: Any, retry: Any, timeout: Any, method: str = "run") -> None:
+        """Raise for arguments that `run` would not take; `method` is the one that the code has called."""
         self._path(step_id)
-        _check_function(step_id, fn, retry)
+        _check_function(step_id, fn, retry, method)
         if timeout is not None:
             duration_ms(timeout)
 
@@ -437,16 +437,16 @@ def _callee(fn: Callable[..., Any]) -> tuple[Codec, Pace]:
     return result_codec(fn), pace_of(fn)
 
 
-def _check_function(step_id: str, fn: object, retry: object) -> None:
+def _check_function(step_id: str, fn: object, retry: object, method: str) -> None:
     if not callable(fn):
-        raise _misused(step_id, fn, {})
+        raise _misused(step_id, fn, {}, method)
     if not isinstance(retry, Retry | None):
-        raise _no_retry(step_id, retry)
+        raise _no_retry(step_id, retry, method)
 
 
-def _no_retry(step_id: object, retry: object) -> TypeError:
+def _no_retry(step_id: object, retry: object, method: str = "run") -> TypeError:
     write = f"Retry({retry})" if type(retry) is int else "Retry()" if retry is Retry else "Retry(5)"
-    return TypeError(f"step.run({shown(step_id)}, retry={shown(retry)}): write retry={write}")
+    return TypeError(f"step.{method}({shown(step_id)}, retry={shown(retry)}): write retry={write}")
 
 
 def _made(codec: Codec, of: str, data: Any) -> Any:
@@ -470,22 +470,21 @@ def _made(codec: Codec, of: str, data: Any) -> Any:
     return made
 
 
-def _misused(step_id: str, fn: object, unexpected: dict[str, Any]) -> TypeError:
+def _misused(step_id: str, fn: object, unexpected: dict[str, Any], method: str = "run") -> TypeError:
+    call = f"step.{method}({step_id!r}"
     if unexpected:
         names = ", ".join(f"{name}=…" for name in unexpected)
         return TypeError(
-            f"step.run({step_id!r}) has no option {names}: it passes the arguments after the function on by position. To pass "
-            f"named arguments write step.run({step_id!r}, functools.partial({getattr(fn, '__name__', 'fn')}, {names}))"
+            f"{call}) has no option {names}: it passes the arguments after the function on by position. To pass "
+            f"named arguments write {call}, functools.partial({getattr(fn, '__name__', 'fn')}, {names}))"
         )
     if inspect.iscoroutine(fn):
         fn.close()
         name = fn.__name__
-        return TypeError(
-            f"step.run({step_id!r}) was given {name}(…), a call: pass the function, step.run({step_id!r}, {name}, …)"
-        )
+        return TypeError(f"{call}) was given {name}(…), a call: pass the function, {call}, {name}, …)")
     return TypeError(
-        f"step.run({step_id!r}) was given {shown(fn)} ({type(fn).__name__}), which is not a function. If a call returned it, "
-        f"pass the function, not its call: step.run({step_id!r}, f, …)"
+        f"{call}) was given {shown(fn)} ({type(fn).__name__}), which is not a function. If a call returned it, "
+        f"pass the function, not its call: {call}, f, …)"
     )
 
 

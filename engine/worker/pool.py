@@ -346,7 +346,7 @@ def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[
 
     Raises PayloadTooLarge, and ValueInvalid (which is not retried) for any error while the value is encoded.
     """
-    codec, step_id = attempt.call.codec, attempt.op.id
+    codec = attempt.call.codec
     try:
         data = codec.at_sight(value)
         if data is None:
@@ -356,10 +356,10 @@ def _encoded(attempt: Attempt, value: Any, limit: int, ask: Callable[[Callable[[
         if from_keyboard(error):
             raise
         why = "a method of its type does not return" if issubclass(type(error), Stuck) else message_of(error)
-        raise ValueInvalid(f"the result of step {step_id!r} cannot be recorded as JSON: {why}") from error
+        raise ValueInvalid(f"the result of {attempt.call.kind} {attempt.op.id!r} cannot be recorded as JSON: {why}") from error
     if len(data) > limit:
         raise PayloadTooLarge(
-            f"the result of step {step_id!r} is {len(data):,} bytes; the limit is {limit:,}. "
+            f"the result of {attempt.call.kind} {attempt.op.id!r} is {len(data):,} bytes; the limit is {limit:,}. "
             f"Store it elsewhere and return a reference to it"
         )
     return data

@@ -404,8 +404,8 @@ async def test_checks_without_annotations_and_of_every_sort() -> None:
         ({"max_attempts": 0}, ValueError, "max_attempts=0: it must be at least 1"),
         ({"max_attempts": 1.5}, TypeError, "whole number"),
         ({"timeout": -1}, ValueError, "not a duration"),
-        ({"retry": 3}, TypeError, "Retry"),
-        ({"check": 7}, TypeError, "7"),
+        ({"retry": 3}, TypeError, r"step.wait_for_condition\('c', retry=3\): write"),
+        ({"check": 7}, TypeError, r"step.wait_for_condition\('c'\) was given 7 \(int\), which"),
         ({"initial": "seven"}, ValueInvalid, "condition 'c': its initial state cannot be recorded as JSON"),
     ],
 )

@@ -193,6 +193,7 @@ def test_a_time_out_is_raised_with_the_last_state(polls: int, state: int) -> Non
     assert str(error).endswith(", and its time is up")
     again = stage.replayed()
     assert [(one.polls, one.state) for one in again.notes] == [(polls, state)]
+    assert "a state: a check whose condition holds returns Done(value)" in str(ConditionTimedOut("c", "attempts", 2, True))
     assert str(ConditionTimedOut("c", "attempts", 2, None)) == "condition 'c' does not hold after 2 polls"
 
 
