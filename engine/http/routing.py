@@ -172,7 +172,7 @@ def _endpoint(rows: Mapping[str, Row]) -> Callable[[Request], Awaitable[Response
         except Exception as error:  # every error becomes an answer
             refused = refusal(error)
             if refused.problem.status == 401 and row.page:
-                return login_form(_here(request), 401)
+                return login_form(request.scope.get("root_path", ""), _here(request), 401)
             if refused.problem.status == 500:
                 logger.exception("%s %s", row.method, row.path)
             return answer(refused, instance_of(row, request)) if row.show is None else row.show(refused, request)
@@ -213,7 +213,7 @@ def _model(model: type[BaseModel], data: Any, what: str) -> BaseModel:
 def _here(request: Request) -> str:
     """The page to show after the login: the one that the browser asked for, or the first page for other requests."""
     if request.method != "GET":
-        return "/"
+        return ""
     return _raw_path(request.scope) + (f"?{request.url.query}" if request.url.query else "")
 
 

@@ -81,13 +81,13 @@ class Login(BaseModel, extra="forbid"):
     """The login form: the token, and the path of the dashboard to show next."""
 
     token: str = Field(max_length=8192)
-    next: str = Field("/", max_length=8192)
+    next: str = Field("", max_length=8192)
 
 
 class LoginPage(BaseModel, extra="forbid"):
     """The query of the login page."""
 
-    next: str = Field("/", max_length=8192)
+    next: str = Field("", max_length=8192)
 
 
 def _sessions(call: HttpCall) -> Sessions:
@@ -97,22 +97,26 @@ def _sessions(call: HttpCall) -> Sessions:
     return sessions
 
 
+def _base(call: HttpCall) -> str:
+    return call.request.scope.get("root_path", "")
+
+
 async def get_login(call: HttpCall) -> Response:
-    return login_form(call.query.next)
+    return login_form(_base(call), call.query.next)
 
 
 async def log_in(call: HttpCall) -> Response:
     cookie = _sessions(call).begin(call.body.token)
     if cookie is None:
-        return login_form(call.body.next, 401, "This token is not valid.")
-    return _see(local_path(call.body.next), call, cookie)
+        return login_form(_base(call), call.body.next, 401, "This token is not valid.")
+    return _see(local_path(_base(call), call.body.next), call, cookie)
 
 
 async def log_out(call: HttpCall) -> Response:
     cookie = cookie_of(call.request.scope)
     if cookie is not None:
         _sessions(call).end(cookie)
-    return _see("/login", call, None)
+    return _see(f"{_base(call)}/login", call, None)
 
 
 def _see(path: str, call: HttpCall, cookie: str | None) -> Response:

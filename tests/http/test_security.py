@@ -15,7 +15,7 @@ import orjson
 import pytest
 from asked import Answered, ask
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 from stepfold import Client, Context, NonRetryable, Step
 from stepfold.http import Caller, Role, TokenFile, app
@@ -386,6 +386,21 @@ async def test_a_login_leads_to_the_page_that_was_asked_for(served: Served) -> N
             data = {"token": served.secrets[Role.VIEW], "next": html.unescape(following[1])}
             assert (await browser.post("/login", data=data)).headers["location"] == path
             browser.cookies.clear()
+
+
+async def test_below_a_path_a_login_stays_below_it(served: Served) -> None:
+    outer = Starlette(routes=[Mount("/flows", served.app)])
+    here = {"sec-fetch-site": "same-origin"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://localhost", headers=here) as browser:
+        form = (await browser.get("/flows/?state=failed")).text
+        [action], [following] = re.findall(r'action="([^"]*)"', form), re.findall(r'name="next" value="([^"]*)"', form)
+        data = {"token": served.secrets[Role.VIEW], "next": html.unescape(following)}
+        entered = await browser.post(action, data=data)
+        assert (action, entered.headers.get("location")) == ("/flows/login", "/flows/?state=failed"), entered.text
+        assert (await browser.get("/flows/?state=failed")).status_code == 200
+        left = await browser.post("/flows/logout", headers={"content-type": "application/x-www-form-urlencoded"})
+        assert left.headers.get("location") == "/flows/login", left.text
+        assert 'value="/flows/"' in (await browser.get("/flows/login")).text
 
 
 async def test_a_login_leads_to_this_server_only(served: Served) -> None:
