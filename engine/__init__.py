@@ -25,7 +25,7 @@ from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
 from .client.changing import Published, StateChanged
 from .client.client import Client
-from .client.run import Run
+from .client.run import ChildRun, Run
 from .client.status import RunStatus
 from .errors import (
     BatchFailed,
@@ -75,6 +75,7 @@ __all__ = [
     "CallbackTimedOut",
     "ChildCancelled",
     "ChildFailed",
+    "ChildRun",
     "ChildTimedOut",
     "Client",
     "Compensations",

@@ -15,6 +15,7 @@ from ..core.state import RunState
 from ..errors import ErrorInfo, ValueInvalid, WorkflowCancelled, WorkflowFailed
 from ..events import Event
 from ..log import Ack, Log
+from ..operations.child import Child, children_of
 from ..operations.publish import published_by
 from ..values.codec import Codec, describe, own, written
 from ..values.duration import Duration, duration_ms
@@ -128,6 +129,17 @@ class Run(Generic[Out]):
         history.found(log)
         return history.events
 
+    async def children(self, *, timeout: Duration | None = None) -> list[ChildRun]:
+        """Handles for the runs that this run has started, detached ones too, in the order in which its code started them.
+
+        Raises RunNotFound and LogUnavailable.
+        """
+        log = self._gateway.connected()
+        async with self._gateway.patience(timeout):
+            history = await read_run(log, self.id)
+        history.found(log)
+        return [ChildRun(self._gateway, child) for child in children_of(history.story())]
+
     @overload
     async def published(self, key: str, *, timeout: Duration | None = None) -> Any: ...
 
@@ -179,3 +191,23 @@ class Run(Generic[Out]):
         """
         async with self._gateway.patience(timeout):
             await self._gateway.cancel_run(self.id, reason if why is None else why, self._gateway.ids(), by)
+
+
+class ChildRun(Run[Any]):
+    """A handle for a child, with what the log of its parent says of it.
+
+    `workflow`: the id of its workflow; `step_id`: the operation of the parent that started it; `detached`: nobody waits for its
+    end. `state`: "open" while the parent waits for the end; "completed", "failed" or "cancelled" after it; "detached", where the
+    parent never hears of the end; "timed-out" or "dropped" where it waits no longer; "refused" where no child began, because
+    another start has the id. `status()` reads the log of the child itself.
+    """
+
+    def __init__(self, gateway: Gateway, child: Child) -> None:
+        super().__init__(gateway, child.id, None)
+        self.workflow = child.workflow
+        self.step_id = child.step_id
+        self.state = child.state
+        self.detached = child.detached
+
+    def __repr__(self) -> str:
+        return f"<ChildRun {self.id!r} {self.state}>"

@@ -25,7 +25,8 @@ class RunStatus:
 
     `waiting_on`: in words, what must happen next; `waits`: the same with since when, until when, who must act, what happened last
     and the command that moves it. `actions`: the requests that the run accepts now: "signal", "cancel", and "complete", "fail",
-    "heartbeat" while a callback is open.
+    "heartbeat" while a callback is open. `parent`, `parent_step`: the id of the run that started it, and the operation there;
+    None: no run did.
     """
 
     id: str
@@ -42,6 +43,8 @@ class RunStatus:
     steps_completed: int
     waits: list[Wait]
     actions: frozenset[str]
+    parent: str | None
+    parent_step: str | None
 
 
 def status_of(run: RunState, owned: bool) -> RunStatus:
@@ -61,6 +64,8 @@ def status_of(run: RunState, owned: bool) -> RunStatus:
         steps_completed=completed(run),
         waits=waits(run, owned),
         actions=actions(run),
+        parent=None if run.parent is None else run.parent.run_id,
+        parent_step=None if run.parent is None else run.parent.step_id,
     )
 
 
@@ -70,6 +75,8 @@ def status_json(run: RunState, owned: bool) -> dict[str, Any]:
         "id": run.id,
         "workflow": run.workflow,
         "version": run.version,
+        "parent": None if run.parent is None else run.parent.run_id,
+        "parent_step": None if run.parent is None else run.parent.step_id,
         "state": run_state(run, owned),
         "started_at": iso(run.started_at),
         "ended_at": iso(run.ended_at),

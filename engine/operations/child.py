@@ -8,8 +8,8 @@ names the child's own parent. A detached child is started in the same way, and n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import orjson
 
@@ -361,6 +361,7 @@ class ChildCall(Call):
 def _tell_scheduled(line: Line, event: ChildScheduled, at: int) -> None:
     line.points.append((at, "began"))
     line.child, line.until = event.child, event.timeout_at
+    line.workflow, line.detached = event.workflow, event.detached
 
 
 def _tell_timed_out(line: Line, event: ChildTimedOut, at: int) -> None:
@@ -379,6 +380,7 @@ def _tell_started(line: Line, value: Any, at: int) -> None:
 
 def _tell_over(line: Line, value: Any, at: int) -> None:
     _, (state, told) = value
+    line.ended_as = state
     line.became = "done" if state == "completed" else "failed"
     line.points.append((at, "ended" if state == "completed" else "failed"))
     if state == "completed":
@@ -388,13 +390,46 @@ def _tell_over(line: Line, value: Any, at: int) -> None:
 
 
 def _tell_refused(line: Line, value: Any, at: int) -> None:
-    line.became = "failed"
+    line.became, line.ended_as = "failed", "refused"
     line.points.append((at, "failed"))
     line.error = ErrorInfo("RunAlreadyExists", "another start has this run id")
 
 
 def _tell_timeout(line: Line, value: Any, at: int) -> None:
-    line.became = "timed out"
+    line.became, line.ended_as = "timed out", "timed-out"
+
+
+ChildState = Literal["open", "detached", "completed", "failed", "cancelled", "refused", "timed-out", "dropped"]
+
+
+class Child(NamedTuple):
+    """A child, as far as the log of its parent says. `workflow`, `step_id`: the workflow, and the operation that started it.
+
+    `state`: "open" while the parent waits for the end; "completed", "failed" or "cancelled" after it; "detached" if nobody
+    waits, so the end will not be known here; "timed-out" or "dropped" if the parent waits no longer; "refused" if no child
+    began because another start has the id.
+    """
+
+    id: str
+    workflow: str
+    step_id: str
+    state: ChildState
+    detached: bool
+
+
+def children_of(lines: Iterable[Line]) -> list[Child]:
+    """The children among the operations of a run, in the order in which the code started them."""
+    return [
+        Child(line.child, line.workflow or "", line.step_id, _state(line), line.detached)
+        for line in lines
+        if line.child is not None
+    ]
+
+
+def _state(line: Line) -> ChildState:
+    if line.detached:
+        return "detached"
+    return cast(ChildState, line.ended_as or ("open" if line.became == "open" else "dropped"))
 
 
 def _note(line: Line, now_ms: int, beside: Beside) -> str:

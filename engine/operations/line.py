@@ -19,6 +19,8 @@ class Line:
         "became",
         "by",
         "child",
+        "detached",
+        "ended_as",
         "error",
         "heartbeat",
         "heartbeat_at",
@@ -42,6 +44,7 @@ class Line:
         "until",
         "why",
         "worker",
+        "workflow",
     )
 
     def __init__(self, step_id: str, kind: str) -> None:
@@ -69,6 +72,9 @@ class Line:
         self.heartbeat_by: int | None = None  # when the next heartbeat must have come, by the log's clock
         self.until: int | None = None  # the end of a sleep, or the time-out of a wait, callback, condition or child
         self.child: str | None = None  # the run id of a child
+        self.workflow: str | None = None  # of the child
+        self.detached = False  # nobody waits for the end of the child
+        self.ended_as: str | None = None  # the state in which the child ended, or why there is no child
         self.signal: str | None = None  # the name of the signal that a wait waits for
         self.at_line: str | None = None  # the line of the code that asked for it
         self.request: str | None = None  # the id of the request that ended it

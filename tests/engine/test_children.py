@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,18 @@ from local_logs import NewLog
 from one_run import LIMIT_S
 from pydantic import BaseModel
 
-from stepfold import ChildFailed, ChildTimedOut, Client, Context, InputInvalid, Run, Step, Workflow, WorkflowCancelled
+from stepfold import (
+    ChildFailed,
+    ChildTimedOut,
+    Client,
+    Context,
+    InputInvalid,
+    Run,
+    RunNotFound,
+    Step,
+    Workflow,
+    WorkflowCancelled,
+)
 from stepfold.core.messages import OUTBOX_KEY
 from stepfold.drivers import MemoryDriver, SQLiteDriver
 from stepfold.errors import LogUnavailable
@@ -173,6 +185,43 @@ async def test_a_detached_child_goes_on_without_its_parent(client: Client) -> No
             await eventually(lambda child=child: exists(client.run(child)))
             await client.run(child).signal("go")
             assert await client.run(child).result(LIMIT_S) == f"{data} lasted"
+
+
+async def test_a_parent_lists_its_children_and_each_child_names_its_parent(client: Client) -> None:
+    ship, last = shipping(client), lasting(client)
+
+    @client.workflow(id="order")
+    async def order(ctx: Context[Any], step: Step) -> None:
+        await step.run("before", halved, 2)
+        await step.invoke_workflow("ship", ship, Parcel(weight=2), run_id="parcel")
+        with contextlib.suppress(ChildFailed):
+            await step.invoke_workflow("heavy", ship, Parcel(weight=-1), run_id="balloon")
+        await step.start_workflow("mail", last, "a", run_id="mail")
+        async with step.scope("inner") as inner:
+            await inner.invoke_workflow("last", last, "x", run_id="kid")
+
+    async with client.worker():
+        run = await client.start_workflow(order, run_id="o")
+        await eventually(lambda: exists(client.run("kid")))
+        kids = await run.children()
+        assert [(kid.id, kid.workflow, kid.step_id, kid.state, kid.detached) for kid in kids] == [
+            ("parcel", "ship", "ship", "completed", False),
+            ("balloon", "ship", "heavy", "failed", False),
+            ("mail", "last", "mail", "detached", True),
+            ("kid", "last", "inner/last", "open", False),
+        ]
+        assert (repr(kids[0]), await kids[0].result(LIMIT_S)) == ("<ChildRun 'parcel' completed>", 1)
+        status = await kids[3].status()
+        assert (status.parent, status.parent_step, status.state) == ("o", "inner/last", "waiting")
+        await eventually(lambda: exists(client.run("mail")))
+        assert (await kids[2].status()).parent == "o"
+        assert (await run.status()).parent is (await run.status()).parent_step is None
+        await kids[3].signal("go")
+        await run.result(LIMIT_S)
+        assert [kid.state for kid in await run.children()] == ["completed", "failed", "detached", "completed"]
+        assert await kids[0].children() == []
+        with pytest.raises(RunNotFound):
+            await client.run("nobody").children()
 
 
 async def test_cancelling_the_root_ends_a_deep_tree(client: Client) -> None:

@@ -16,6 +16,7 @@ from stepfold import (
     Backoff,
     BatchResult,
     Callback,
+    ChildRun,
     Client,
     Completion,
     Context,
@@ -162,6 +163,8 @@ async def use() -> None:
     assert_type((await run.history(timeout=5))[0].time, datetime | None)
     assert_type(await run.published("progress"), Any)
     assert_type(await run.published(timeout=5), dict[str, Any])
+    assert_type(await run.children(timeout=5), list[ChildRun])
+    assert_type((await run.status()).parent, str | None)
     async for change in run.watch(after=7):
         assert_type(change, Published | StateChanged)
         assert_type(change.position, int)

@@ -18,7 +18,8 @@ from stepfold.core.messages import digest_of_start
 from stepfold.core.snapshot import pack, unpack
 from stepfold.errors import ChildCancelled, ChildFailed, ChildTimedOut, ConfigError, NonDeterminism, PayloadTooLarge
 from stepfold.events import parse
-from stepfold.operations.child import ChildCall, OpenChild, child_id
+from stepfold.operations.child import Child, ChildCall, ChildState, OpenChild, child_id, children_of
+from stepfold.operations.line import Line
 
 ERROR = {"type": "ValueError", "message": "no"}
 CHILD: dict[str, Any] = {
@@ -444,6 +445,35 @@ def test_a_detached_start_is_done() -> None:
     events = [parse(event, record.offset, record.timestamp) for record, event in decoded(ledger)]
     [line] = story(ledger.run, events)
     assert (line.became, line_note(line, START_MS, lambda at, _: f"{at}")) == ("done", "run kid")
+    assert children_of([line]) == [Child("kid", "w", "ship", "detached", True)]
+
+
+KNOWN: list[tuple[Any, ChildState]] = [
+    (None, "open"),
+    (("child-ended", {"state": "completed", "result": 3}), "completed"),
+    (("child-ended", {"state": "failed", "error": ERROR}), "failed"),
+    (("child-ended", {"state": "cancelled", "reason": "enough"}), "cancelled"),
+    (("child-refused", {}), "refused"),
+    (("child-timed-out", {}), "timed-out"),
+    (("failed", {"error": ERROR}), "dropped"),
+]
+
+
+@pytest.mark.parametrize(("end", "state"), KNOWN)
+def test_a_parent_lists_its_child_with_the_state_that_its_log_knows(end: Any, state: ChildState) -> None:
+    ledger = scheduled(timeout_at=START_MS + 60_000)
+    run = ledger.run
+    if end is not None:
+        kind, fields = end
+        all_fields: dict[str, Any] = {"at": START_MS + 60_000} | fields
+        if kind != "failed":
+            all_fields["step_id"] = "ship"
+        if kind in ("child-ended", "child-refused"):
+            all_fields |= told(ledger)
+        ledger.accepts(kind, **all_fields)
+    events = [parse(event, record.offset, record.timestamp) for record, event in decoded(ledger)]
+    assert children_of(story(run, events)) == [Child("kid", "w", "ship", state, False)]
+    assert children_of([Line("other", "step")]) == []
 
 
 def decoded(ledger: Ledger) -> list[tuple[Any, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stepfold.client.status import status_json, status_of, waiting_line
+from stepfold.core.messages import Parent
 from stepfold.core.state import Delivery, RunState
 from stepfold.operations.signal import OpenWait
 
@@ -19,6 +20,15 @@ def test_a_run_that_waits() -> None:
     assert (told["started_at"], told["ended_at"], told["input"]) == ("1970-01-01T00:00:01.000Z", None, {"n": 1})
     assert waiting_line(run, owned=True) == "waits for signal 'go' (step 'c')"
     assert waiting_line(run, owned=False) == "waits for signal 'go' (step 'c') (no worker serves its partition)"
+
+
+def test_a_child_names_its_parent() -> None:
+    run = RunState("r", "w", None, None, 0, 1_000)
+    status, told = status_of(run, owned=True), status_json(run, owned=True)
+    assert (status.parent, status.parent_step) == (told["parent"], told["parent_step"]) == (None, None)
+    run.parent = Parent("order-1", "0123", "ship")
+    status, told = status_of(run, owned=True), status_json(run, owned=True)
+    assert (status.parent, status.parent_step) == (told["parent"], told["parent_step"]) == ("order-1", "ship")
 
 
 def test_a_run_that_has_ended_waits_for_nothing() -> None:
