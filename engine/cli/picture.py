@@ -137,6 +137,8 @@ def run_picture(
     facts.add_column(overflow="fold")
     verb = "took" if run.ended else "for"
     facts.add_row("started", f"{local(run.started_at)} {zone()}, {verb} {span(max(end - run.started_at, 0))}")
+    if run.parent is not None:
+        facts.add_row("parent", f"{run.parent.run_id} (step {run.parent.step_id}{', detached' * run.parent.detached})")
     if said := sender(who.get("by"), who.get("why")):
         facts.add_row("asked", said)
     facts.add_row("input", short(run.input, 200))

@@ -42,6 +42,7 @@ from .output import (
 )
 from .output import show as draw
 from .picture import (
+    STATE_STYLE,
     WINDOW,
     chosen,
     event_line,
@@ -246,6 +247,23 @@ def history(run_id: RunId, app: AppOption = None, url: UrlOption = None, output:
             history = await read_run(client.log, checked_run_id(run_id))
             history.found(client.log)
             print_rows(output, [event_json(event) for event in history.events], history_table(history.events))
+
+    run_async(go())
+
+
+@app.command()
+def children(run_id: RunId, app: AppOption = None, url: UrlOption = None, output: OutputOption = Format.TABLE) -> None:
+    """List the runs that a run has started, as far as its own history knows them."""
+    client = client_of(app, url)
+
+    async def go() -> None:
+        async with connected(client):
+            found = await client.run(checked_run_id(run_id)).children()
+        made = table("child", "workflow", "step", "state")
+        for child in found:
+            made.add_row(child.id, child.workflow, child.step_id, Text(child.state, STATE_STYLE.get(child.state, "")))
+        rows = [{name: getattr(child, name) for name in ("id", "workflow", "step_id", "state", "detached")} for child in found]
+        print_rows(output, rows, made, nothing=f"run {run_id} has started no runs")
 
     run_async(go())
 

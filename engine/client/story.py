@@ -116,10 +116,10 @@ def line_json(line: Line) -> dict[str, Any]:
 
     An open step has, as far as the log knows: `next_at`, when its next attempt is due, or `running_since`; the `worker` of the
     attempt; the last `heartbeat` with its time; and the last `error`. `input`: the recorded arguments of the last attempt;
-    `input_note`: what is missing there. `until`: the end of a sleep, or the time-out of a wait or callback. An open callback may
-    have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come. `queued_ms`, `ran_ms`: how long
-    the last attempt that is over waited for a slot, and ran. `at_line`: the line of the code. `by`, `why`: of the signal or
-    answer that ended it.
+    `input_note`: what is missing there. `until`: the end of a sleep, or the time-out of a wait or callback. `child`: the run id
+    of a child. An open callback may have the time of the last heartbeat, and `heartbeat_by`, when the next one must have come.
+    `queued_ms`, `ran_ms`: how long the last attempt that is over waited for a slot, and ran. `at_line`: the line of the code.
+    `by`, `why`: of the signal or answer that ended it.
     """
     return {
         "step_id": line.step_id,
@@ -141,6 +141,7 @@ def line_json(line: Line) -> dict[str, Any]:
         "heartbeat_at": iso(line.heartbeat_at),
         "heartbeat_by": iso(line.heartbeat_by),
         "until": iso(line.until),
+        "child": line.child,
         "input": line.input,
         "input_note": line.input_note,
         "error": None if line.error is None else line.error.to_json(),

@@ -48,6 +48,7 @@ class StepNow(BaseModel):
     heartbeat_at: datetime | None
     heartbeat_by: datetime | None
     until: datetime | None
+    child: str | None
     input: Any
     input_note: str | None
     error: dict[str, Any] | None

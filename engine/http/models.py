@@ -87,11 +87,13 @@ class WaitNow(BaseModel):
 
 class RunNow(BaseModel):
     """The state of a run after the record at `offset`. Payloads are null for callers who may not see them. `reason`: why the run
-    was cancelled."""
+    was cancelled. `parent`, `parent_step`: the run that started this one, and the operation there; null: no run did."""
 
     id: str
     workflow: str
     version: str | None
+    parent: str | None
+    parent_step: str | None
     state: State
     partition: int
     offset: int
