@@ -19,7 +19,7 @@ PATH = "/v1/runs/o%2F1/children"
 
 @pytest.fixture
 async def browser(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A log with a parent that has ended, its awaited child, and one that it does not wait for."""
+    """A log with a parent that has ended, its awaited child, and two that it does not wait for."""
     client = Client(f"sqlite:///{tmp_path}/log.db")
 
     @client.workflow(id="ship")
@@ -30,6 +30,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     async def order(ctx: Context[int], step: Step) -> int:
         total = await step.invoke_workflow("ship", ship, ctx.input.data)
         await step.start_workflow("later", ship, 0, run_id="<b>")
+        await step.start_workflow("last", ship, 0, run_id="u")
         return total
 
     async with served(client, authenticate=CALLERS.get) as browser, client.worker():
@@ -45,14 +46,14 @@ async def test_the_children_of_a_run(browser: httpx.AsyncClient) -> None:
     shown = (await browser.get(PATH)).json()
     events = (await browser.get("/v1/runs/o%2F1/history")).json()["events"]
     assert (shown["id"], shown["offset"]) == ("o/1", events[-1]["offset"])
-    [shipped, later] = shown["children"]
+    shipped, later, _ = shown["children"]
     child = shipped.pop("id")
     assert child.startswith("o/1/ship~")
     assert shipped == {"workflow": "ship", "step_id": "ship", "state": "completed", "detached": False}
     assert later == {"id": "<b>", "workflow": "ship", "step_id": "later", "state": "detached", "detached": True}
     assert (await browser.get("/v1/runs/nobody/children")).status_code == 404
     steps = (await browser.get("/v1/runs/o%2F1/steps")).json()["steps"]
-    assert [step["child"] for step in steps] == [child, "<b>"]
+    assert [step["child"] for step in steps] == [child, "<b>", "u"]
 
     of_child = f"/v1/runs/{child.replace('/', '%2F')}"
     assert (await browser.get(f"{of_child}/children")).json()["children"] == []
@@ -75,9 +76,11 @@ async def test_the_children_as_they_were(browser: httpx.AsyncClient) -> None:
 async def test_the_pages_of_parent_and_child_lead_to_each_other(browser: httpx.AsyncClient, role: str) -> None:
     browser.headers["Authorization"] = f"Bearer {role}"
     steps = (await browser.get("/runs/o%2F1")).text.partition('id="run-steps"')[2].partition("</section>")[0]
-    links = re.findall(r'<td class="note">[^<]*<a href="([^"]*)">([^<]*)</a>', steps)
-    assert [name for _, name in links] == [(await browser.get(PATH)).json()["children"][0]["id"], "&lt;b&gt;"]
-    for path, name in links:
+    links = re.findall(r'<td class="note">([^<]*)<a href="([^"]*)">([^<]*)</a>([^<]*)', steps)
+    child = (await browser.get(PATH)).json()["children"][0]["id"]
+    assert [(before, name) for before, _, name, _ in links] == [("run ", child), ("run ", "&lt;b&gt;"), ("run ", "u")]
+    assert ("; 6" in links[0][3], " at test_parents.py:" in links[0][3]) == (role == "payload", role == "view")
+    for _, path, name, _ in links:
         page = await browser.get(path)
         assert page.status_code == 200 and f"<h1>{name}</h1>" in page.text
         head = page.text.partition('id="run-head"')[2].partition("</dl>")[0]

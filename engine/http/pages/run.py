@@ -18,6 +18,7 @@ from ...errors import ErrorInfo
 from ...operations.line import Line
 from ...operations.publish import published_by
 from ...values.text import shown_json
+from ...values.words import joined
 from ..payload import waits_for
 from ..problems import HttpRefusal
 from ..routing import HttpCall, Role
@@ -104,6 +105,8 @@ async def view(call: HttpCall) -> dict[str, Any]:
         "cancelled_by": asked["cancelled_by"],
         "at_line": asked["at_line"] if payload else None,
         "past": past,
+        "parent": run.parent,
+        "parent_path": None if run.parent is None else run_path(run.parent.run_id),
         "partition": then.state.partition,
         "last": then.events.offset(-1),
         "waits": waits_for(call.caller, waits(run, then.owner is not None)),
@@ -189,6 +192,7 @@ def _steps(then: Moment, now_ms: int, first: int | None, payload: bool) -> dict[
 
 def _line(line: Line, now_ms: int, payload: bool) -> dict[str, Any]:
     scope, slash, name = line.step_id.rpartition("/")
+    words = note(line, now_ms, beside) if payload else ""
     return {
         "id": line.step_id,
         "scope": scope + slash,
@@ -198,9 +202,16 @@ def _line(line: Line, now_ms: int, payload: bool) -> dict[str, Any]:
         "attempts": attempts_in_words(line),
         "queued": line.queued_ms,
         "ran": line.ran_ms,
-        "note": note(line, now_ms, beside) if payload else "",
+        "note": words,
+        "child": None if line.child is None else _linked(words, line.child),
         "where": line.at_line or "",
     }
+
+
+def _linked(words: str, child: str) -> dict[str, str]:
+    """A note with a link to the run `child`: the words before and behind it."""
+    before, found, after = words.partition(f"run {child}")
+    return {"id": child, "path": run_path(child), "before": f"{before}run " if found else joined(words, "run "), "after": after}
 
 
 def _events(then: Moment, query: RunQuery, payload: bool) -> dict[str, Any]:
