@@ -366,3 +366,77 @@ async def scheduled_at(run: Run[Any]) -> int:
     [offset] = [event.offset for event in await run.history() if event.type == "child-scheduled"]
     assert offset is not None
     return offset
+
+
+async def test_a_parent_whose_child_has_no_worker_says_who_must_act(new_log: NewLog) -> None:
+    first = Client(driver=new_log())
+
+    @first.workflow(id="order")
+    async def order(ctx: Context[Any], step: Step) -> int:
+        return await step.invoke_workflow("ship", "ship", {"weight": 4}, run_id="parcel")
+
+    async with first, first.worker():
+        run, kid = await first.start_workflow(order, run_id="o"), first.run("parcel")
+
+        async def pending() -> bool:
+            found = (await run._gateway.views.read("parcel")).run  # pyright: ignore[reportPrivateUsage]  # may not be there yet
+            return found is not None and found.awaits_worker
+
+        await eventually(pending)
+        [wait] = (await run.status()).waits
+        assert (wait.kind, wait.step_id, wait.command) == ("child", "ship", "stepfold run show parcel")
+        assert "'parcel'" in wait.on and "workflow 'ship'" in wait.who
+        [child] = await run.children()
+        assert (child.state, (await child.status()).state) == ("open", "pending")
+        [wait] = (await kid.status()).waits
+        assert "'ship'" in f"{wait.on} {wait.who}"
+    second = Client(driver=new_log())
+    shipping(second)
+    second.workflow(id="order")(order.handler)
+    async with second, second.worker():
+        assert await second.run("o").result(LIMIT_S) == 2
+
+
+async def test_an_abandoned_child_outlives_its_cancelled_parent(client: Client) -> None:
+    last = lasting(client)
+
+    @client.workflow(id="order")
+    async def order(ctx: Context[Any], step: Step) -> None:
+        await asyncio.gather(
+            step.invoke_workflow("kept", last, "kept", run_id="kept", on_parent_close="abandon"),
+            step.invoke_workflow("ended", last, "ended", run_id="ended"),
+        )
+
+    async with client.worker():
+        run, kept, ended = await client.start_workflow(order, run_id="o"), client.run("kept"), client.run("ended")
+        for child in (kept, ended):
+            await eventually(lambda child=child: exists(child))
+        await run.cancel("enough")
+        await eventually(lambda: is_cleaning(ended))
+        await ended.signal("clean")
+        with pytest.raises(WorkflowCancelled, match="enough"):
+            await run.result(LIMIT_S)
+        with pytest.raises(WorkflowCancelled, match="its parent"):
+            await ended.result(LIMIT_S)
+        assert [(child.id, child.state) for child in await run.children()] == [("kept", "dropped"), ("ended", "cancelled")]
+        await kept.signal("go")
+        assert await kept.result(LIMIT_S) == "kept lasted"
+
+
+async def test_a_taken_id_is_said_with_the_run_that_has_it(client: Client) -> None:
+    last = lasting(client)
+
+    @client.workflow(id="order")
+    async def order(ctx: Context[Any], step: Step) -> str:
+        try:
+            return await step.invoke_workflow("last", last, "x", run_id="foreign")
+        except ChildFailed as error:
+            return str(error)
+
+    async with client.worker():
+        await client.start_workflow(last, "a", run_id="foreign")
+        run = await client.start_workflow(order, run_id="o")
+        said = await run.result(LIMIT_S)
+        assert "there is a run 'foreign' already, which this one did not start" in said
+        assert [child.state for child in await run.children()] == ["refused"]
+        assert (await client.run("foreign").status()).parent is None
