@@ -45,6 +45,42 @@ announced before they run, one at a time. An attempt that was not announced was 
 """
 
 
+class Away:
+    """The pauses of runs whose code is not in memory: this owner goes on to measure them, whatever the clock says meanwhile."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, dict[str, tuple[int | None, int | None]]] = {}  # `Op.elapsed` and `Op.ends` by run and step
+
+    def note(self, live: Live) -> None:
+        """The code of a run leaves memory."""
+        times = {
+            op.id: (op.elapsed, op.ends)
+            for op in live.execution.ops.values()
+            if isinstance(op.call, AttemptsCall) and (op.elapsed is not None or op.ends is not None)
+        }
+        if times:
+            self._times[live.run.id] = times
+
+    def recall(self, run_id: str, op: Op) -> None:
+        """The code of a run has come back, and asks for an operation."""
+        times = self._times.get(run_id)
+        if times is not None:
+            op.elapsed, op.ends = times.pop(op.id, (None, None))
+            if not times:
+                del self._times[run_id]
+
+    def decide(self, run_id: str, step_id: str) -> bool:
+        """The time of an operation is up. Returns False if this has been said before."""
+        times = self._times.setdefault(run_id, {})
+        _, ends = times.get(step_id, (None, None))
+        times[step_id] = None, DECIDED
+        return ends != DECIDED
+
+    def clear(self) -> None:
+        """The ownership has ended: the next one goes by the clock."""
+        self._times.clear()
+
+
 class Attempts:
     """The attempts of one partition's runs, which are in `Live.attempts`. It is the `Reports` of its attempts.
 
@@ -60,8 +96,7 @@ class Attempts:
         put_aside: Callable[[RunState, dict[str, Any]], None],
     ) -> None:
         self.unstarted: set[tuple[str, str, int]] = set()  # run, step, attempt: announced by this owner, not started
-        # `Op.elapsed` and `Op.ends` by run and step, while the code of the run is not in memory
-        self._times: dict[str, dict[str, tuple[int | None, int | None]]] = {}
+        self.away = Away()
         self.loop = ownership.loop
         self._ownership = ownership
         self._worker = ownership.worker
@@ -89,8 +124,7 @@ class Attempts:
             self._hand_out(live, op, call, None)
             return True
         step = known if isinstance(known, OpenAttempts) else None
-        if run.id in self._times:
-            self._recall_times(run.id, op)
+        self.away.recall(run.id, op)
         if step is not None and step.next_at is not None and self._is_early(op, step.next_at):
             self._wake_at(step.due_at or step.next_at, run.id, op.id, op.elapsed)
         elif step is not None and step.started and call.at_most_once:
@@ -148,10 +182,7 @@ class Attempts:
             return True
         live = self._ownership.live.get(run.id)
         if live is None:
-            times = self._times.setdefault(run.id, {})
-            _, ends = times.get(step_id, (None, None))
-            times[step_id] = None, DECIDED
-            return ends != DECIDED
+            return self.away.decide(run.id, step_id)
         op = live.execution.ops.get(step_id)
         if op is None:
             return True
@@ -166,26 +197,6 @@ class Attempts:
         attempts, live.attempts = live.attempts, {}
         for attempt in attempts.values():
             self._pool.withdraw(attempt)
-
-    def note_times(self, live: Live) -> None:
-        """The code of a run leaves memory: this owner goes on to measure its pauses, whatever the clock says meanwhile."""
-        times = {
-            op.id: (op.elapsed, op.ends)
-            for op in live.execution.ops.values()
-            if isinstance(op.call, AttemptsCall) and (op.elapsed is not None or op.ends is not None)
-        }
-        if times:
-            self._times[live.run.id] = times
-
-    def forget_times(self) -> None:
-        """The ownership has ended: the next one goes by the clock."""
-        self._times.clear()
-
-    def _recall_times(self, run_id: str, op: Op) -> None:
-        times = self._times[run_id]
-        op.elapsed, op.ends = times.pop(op.id, (None, None))
-        if not times:
-            del self._times[run_id]
 
     def _is_early(self, op: Op, next_at: int) -> bool:
         return next_at > self._clock.now() if op.elapsed is None else op.elapsed > self._clock.elapsed()

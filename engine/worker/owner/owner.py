@@ -176,7 +176,7 @@ class Owner:
         for live in list(self.live.values()):
             self._code.close(live)
         self._appending.clear()
-        self._attempts.forget_times()
+        self._attempts.away.clear()
         self._timers.clear()
         self._residents.clear()
         self._code.paused.clear()

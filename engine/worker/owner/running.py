@@ -326,7 +326,7 @@ class Running:
         if state is not None and not run.ended:
             state.runs.note_idle(run.id, self.is_idle(live))
             state.runs.note_executed(run.id, live.execution.seen)
-            self.attempts.note_times(live)
+            self.attempts.away.note(live)
         self.attempts.withdraw(live)
         self.live.pop(run.id, None)
         self.shut(live)
