@@ -25,6 +25,7 @@ from .authoring.step import RunningStep, Signal, Step, current_step
 from .authoring.workflow import Workflow
 from .client.changing import Published, StateChanged
 from .client.client import Client
+from .client.inspecting import Inspection
 from .client.run import ChildRun, Run
 from .client.status import RunStatus
 from .errors import (
@@ -44,6 +45,8 @@ from .errors import (
     NonRetryable,
     PayloadTooLarge,
     ProjectionFailed,
+    QueryFailed,
+    QueryUnknown,
     RetryAfter,
     RunAlreadyExists,
     RunEnded,
@@ -55,6 +58,7 @@ from .errors import (
     ValueInvalid,
     WorkflowCancelled,
     WorkflowFailed,
+    WorkflowUnknown,
 )
 from .events import Event
 from .logs import prepare_loggers
@@ -88,12 +92,15 @@ __all__ = [
     "Event",
     "Input",
     "InputInvalid",
+    "Inspection",
     "LogUnavailable",
     "NonDeterminism",
     "NonRetryable",
     "PayloadTooLarge",
     "ProjectionFailed",
     "Published",
+    "QueryFailed",
+    "QueryUnknown",
     "RaceResult",
     "Retry",
     "RetryAfter",
@@ -116,6 +123,7 @@ __all__ = [
     "Workflow",
     "WorkflowCancelled",
     "WorkflowFailed",
+    "WorkflowUnknown",
     "current_step",
 ]
 

@@ -17,6 +17,9 @@ StepfoldError
 ├── ChildFailed             a child run failed, or its id was taken (.run_id, .error)
 ├── ChildCancelled          a child run was cancelled (.run_id, .reason)
 ├── ChildTimedOut           a child run did not end in time (.run_id)
+├── WorkflowUnknown         the code of a run's workflow is not registered here (.workflow, .version)
+├── QueryUnknown            the workflow of a run has no query of this name (.query)
+├── QueryFailed             a query raised an error, or did more than to read (.query, .error)
 ├── ProjectionFailed        a projection could not apply an event (.projection, .partition, .offset)
 ├── NonDeterminism          the code asked for other operations than the history holds (.expected, .found)
 └── StepError               the errors of steps
@@ -352,6 +355,36 @@ class NonDeterminism(StepfoldError):
         self.expected = expected
         self.found = found
         self.source = source
+
+
+class WorkflowUnknown(StepfoldError):
+    """The code of a run's workflow is not registered with this client. `version`: that of the run; None before it has begun."""
+
+    def __init__(self, message: str, *, workflow: str, version: str | None) -> None:
+        super().__init__(message)
+        self.workflow = workflow
+        self.version = version
+
+
+class QueryUnknown(StepfoldError):
+    """The workflow of a run has no query of this name; the message names those that it has."""
+
+    def __init__(self, message: str, *, query: str) -> None:
+        super().__init__(message)
+        self.query = query
+
+
+class QueryFailed(StepfoldError):
+    """A query raised an error, waited, asked for an operation, or did not return. `error` says which; `at`: the line of its code.
+
+    The run is as it was.
+    """
+
+    def __init__(self, run_id: str, query: str, error: ErrorInfo, at: str | None = None) -> None:
+        super().__init__(f"query {query!r} of run {run_id!r} failed: {error}{f' (at {at})' if at else ''}")
+        self.run_id = run_id
+        self.query = query
+        self.error = error
 
 
 class ProjectionFailed(StepfoldError):

@@ -26,10 +26,19 @@ async def load(first: int, last: int) -> int:
 @client.workflow(id="import-rows")
 async def import_rows(ctx: Context[int], step: Step) -> int:
     rows, done = ctx.input.data, 0
+    batches: list[int] = []
+    ctx.state.batches = batches  # for queries
     for first in range(0, rows, 4):
         done += await step.run("load", load, first, min(first + 4, rows))
+        batches.append(first)
         await step.publish("progress", {"done": done, "of": rows})
     return done
+
+
+@import_rows.query
+async def loaded(ctx: Context[int]) -> list[int]:
+    """The first rows of the batches that are done: nobody publishes them, a replay of the code tells."""
+    return ctx.state.batches
 
 
 def seen() -> int:
@@ -52,6 +61,7 @@ async def main() -> None:
             print(shown(change), flush=True)
             keep(change.position)
         print("last:", await run.published("progress"))
+        print("batches:", await client.inspect(run.id).query(loaded))
 
 
 asyncio.run(main())

@@ -23,7 +23,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,19 +31,18 @@ from typing import Any, BinaryIO, Literal, NamedTuple, cast
 
 import orjson
 
-from stepfold.authoring.step import StepPorts
 from stepfold.authoring.workflow import Registry, Workflow
 from stepfold.client.client import Client
+from stepfold.client.local import LocalReplay
 from stepfold.client.view import RunHistory, RunView, state_for
 from stepfold.core.ended import REMEMBER_MS
 from stepfold.core.fold import PartitionState
 from stepfold.core.state import RunState
-from stepfold.errors import ConfigError, ErrorInfo, NonDeterminism, disagreement
+from stepfold.errors import ErrorInfo, NonDeterminism, disagreement
 from stepfold.log import CLAIM_KEY, Log, Record
 from stepfold.replay.execution import Execution, Outcome
 from stepfold.worker.interrupts import from_keyboard
-from stepfold.worker.owner.live import named, stuck
-from stepfold.worker.watchdog import Asked, Stuck, Watch, Watchdog
+from stepfold.worker.watchdog import Stuck, Watchdog
 
 FORMAT = 1
 _BEGINNING = "0" * 64
@@ -440,19 +439,13 @@ def replay(file: FilePath | BinaryIO, workflows: Client | Registry) -> Replay:
         return Replay(
             "unknown", f"no workflow {run.workflow!r}{version} is registered; import the code that registers it", run.id
         )
-    ports, ctx_ext = _extensions(workflows.log if isinstance(workflows, Client) else None)
-    execution = Execution(run, lambda execution: workflow.start(execution, ports, ctx_ext), len(run.journal))
-    watch = Watchdog()
-    watch.start()
-    try:
-        replayed = partial(_replayed, history, run, workflow, execution)
-        return watch.run(Asked(partial(named, run)), partial(watch.new_context().run, replayed))
-    except Stuck:
-        execution.interrupted()
-        return _diverging(stuck(run, watch), history, run, execution)
-    finally:
-        _close(execution, run, watch)
-        watch.stop()
+    log = workflows.log if isinstance(workflows, Client) else None
+    with LocalReplay(run, workflow, log, Watchdog()) as local:
+        execution = local.execution
+        try:
+            return local.watched(partial(_replayed, history, run, workflow, execution))
+        except NonDeterminism as stuck:
+            return _diverging(stuck, history, run, execution)
 
 
 def _replayed(history: _History, run: RunState, workflow: Workflow[Any, Any], execution: Execution) -> Replay:
@@ -473,34 +466,6 @@ def _diverging(error: NonDeterminism, history: _History, run: RunState, executio
     said = disagreement(error)
     where = _where(history, execution)
     return Replay("diverges", said["message"], run.id, said["expected"], said["found"], tuple(said["source"]), where)
-
-
-def _close(execution: Execution, run: RunState, watch: Watch) -> None:
-    try:
-        watch.ask(partial(named, run), execution.close)
-    except BaseException as error:  # the result of the replay stands
-        if from_keyboard(error):
-            raise
-        execution.interrupted()
-
-
-class _Missing:
-    """In place of `step.ext` and `ctx.ext` if the client is not connected."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ConfigError(f"the code asks its driver for {name!r}; replay with a client, inside `async with client:`")
-
-
-def _extensions(log: Log | None) -> tuple[StepPorts, Callable[[str], object]]:
-    async def send_signal(*_: Any) -> None:
-        raise AssertionError("a replay executes no step")
-
-    missing = _Missing()
-    if log is None:
-        return StepPorts(lambda _: missing, send_signal), lambda _: missing
-    return StepPorts(log.step_ext, send_signal), log.ctx_ext if log.partitions else lambda _: missing
 
 
 def _where(history: _History, execution: Execution) -> int | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from datetime import datetime
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Generic, cast
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from ..values.times import utc
 from .step import RunLog, logger
 
 In = TypeVar("In", default=Any)
+State = TypeVar("State", default=SimpleNamespace)
 
 
 class ReplayLog(RunLog):
@@ -44,10 +47,10 @@ class Input(Generic[In]):
         self.time = time
 
 
-class Context(Generic[In]):
-    """A run as its own code sees it."""
+class Context(Generic[In, State]):
+    """A run as its own code sees it: `Context[Order]` has that input, `Context[Order, Cart]` also a `state` of that class."""
 
-    def __init__(self, execution: Execution, data: In, ext: object) -> None:
+    def __init__(self, execution: Execution, data: In, ext: object, state: Callable[[], State]) -> None:
         run = execution.run
         trigger = cast(dict[str, Any], run.trigger or {})
         self._execution = execution
@@ -62,12 +65,25 @@ class Context(Generic[In]):
             utc(run.started_at),
         )
         self.log: logging.LoggerAdapter[logging.Logger] = ReplayLog(execution, {"run_id": run.id, "workflow": run.workflow})
+        self._state: list[State] = []  # one, when it has been made
+        self._make_state = state
         self._random: Random | None = None
         self._ids: Random | None = None
 
     def now(self) -> datetime:
         """The run's time, in UTC: the log's time of the last delivery to the code, at first that of the start."""
         return utc(self._execution.loop.now_ms)
+
+    @property
+    def state(self) -> State:
+        """One object for all code of the run: the workflow changes it, queries read it.
+
+        Nothing records it: each replay makes it anew, and the code brings it to the same state. It is a SimpleNamespace, or an
+        object of the class that `@client.workflow(state=...)` names, made without arguments when the code first asks for it.
+        """
+        if not self._state:
+            self._state.append(self._make_state())
+        return self._state[0]
 
     @property
     def cancelling(self) -> bool:

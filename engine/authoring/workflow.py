@@ -6,7 +6,8 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Generic, get_args, get_origin
+from types import SimpleNamespace
+from typing import Any, Concatenate, Generic, ParamSpec, get_args, get_origin
 
 import orjson
 from pydantic import ValidationError
@@ -18,11 +19,18 @@ from ..values.annotations import annotations_of, name_of
 from ..values.codec import Codec, Written, describe, dumps, limited
 from ..values.digits import loads
 from ..values.names import quoted, valid_name
+from ..values.same import shown
 from .context import Context
+from .query import QueryTable
 from .step import Step, StepPorts
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Keep = Callable[[Context[Any, Any]], None]
+"""Gets the context of a run when its code begins."""
 
 DEFAULT_VERSION = "1"
 _NUMBER = re.compile("([0-9]+)")
@@ -34,7 +42,12 @@ class Workflow(Generic[In, Out]):
     """A registered workflow. Start it with `client.start_workflow(workflow, data)`."""
 
     def __init__(
-        self, handler: Callable[[Any, Any], Coroutine[Any, Any, Out]], id: str, version: str, input_schema: Any = None
+        self,
+        handler: Callable[[Any, Any], Coroutine[Any, Any, Out]],
+        id: str,
+        version: str,
+        input_schema: Any = None,
+        state: Callable[[], Any] | None = None,
     ) -> None:
         name = name_of(handler)
         if not inspect.iscoroutinefunction(handler):
@@ -56,9 +69,21 @@ class Workflow(Generic[In, Out]):
             f"the input of workflow {id!r}",
         )
         self.output = Codec(annotations.get("return", Any), f"the result of workflow {id!r}", name)
+        _check_state(id, name, annotations.get(first), state)
+        self.state: Callable[[], Any] = SimpleNamespace if state is None else state
+        self.queries = QueryTable(id)
 
     def __repr__(self) -> str:
         return f"<Workflow {self.id!r} version {self.version!r}>"
+
+    def query(self, fn: Callable[Concatenate[Context[In, Any], P], T]) -> Callable[Concatenate[Context[In, Any], P], T]:
+        """Register a function as a query: `client.inspect(run_id).query("its name", ...)` replays the run, then calls it.
+
+        It gets the run's context and the arguments of the call, and only reads: it may be async, and may not wait. Its
+        annotations type arguments and answer. Raises ConfigError.
+        """
+        self.queries.add(fn)
+        return fn
 
     def encode_input(self, data: Any) -> bytes:
         """The input as JSON. Raises InputInvalid.
@@ -127,13 +152,17 @@ class Workflow(Generic[In, Out]):
         encoded = self.encode_input(self.decode_input(value))
         return None if orjson.loads(encoded) == value else encoded
 
-    def start(self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object]) -> Coroutine[Any, Any, Out]:
+    def start(
+        self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object], keep: Keep | None = None
+    ) -> Coroutine[Any, Any, Out]:
         """The handler's coroutine for one run. The coroutine raises InputInvalid for bad input, so that the run fails."""
-        return self._run(execution, ports, ctx_ext)
+        return self._run(execution, ports, ctx_ext, keep)
 
-    async def _run(self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object]) -> Out:
+    async def _run(self, execution: Execution, ports: StepPorts, ctx_ext: Callable[[str], object], keep: Keep | None) -> Out:
         data = self.decode_input(execution.run.input)
-        context: Context[Any] = Context(execution, data, ctx_ext(execution.run.id))
+        context: Context[Any, Any] = Context(execution, data, ctx_ext(execution.run.id), self.state)
+        if keep is not None:
+            keep(context)
         return await self.handler(context, Step(execution, ports))
 
 
@@ -144,6 +173,19 @@ def _takes_two(handler: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     return len(signature.parameters) == 2
+
+
+def _check_state(id: str, name: str, annotation: Any, state: object) -> None:
+    if state is not None and not callable(state):
+        raise ConfigError(
+            f"workflow {id!r}: state={shown(state)} is not a class; give the class of ctx.state, such as state=Cart"
+        )
+    kinds = get_args(annotation)[1:] if get_origin(annotation) is Context else ()
+    if state is None and kinds and kinds[0] not in (Any, SimpleNamespace):
+        of = getattr(kinds[0], "__name__", str(kinds[0]))
+        raise ConfigError(
+            f"workflow {id!r}: {name} takes a Context with a state of {of}: write @client.workflow(..., state={of})"
+        )
 
 
 def _input_annotation(handler: Callable[..., Any], annotation: Any) -> Any:

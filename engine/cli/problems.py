@@ -6,7 +6,7 @@ Commands raise `Problem` with an exit code, or let an error pass; `problem_of` g
     0  done
     1  done, and the answer is no: the run failed, the file was altered, the topics are wrong
     2  the command cannot be understood: an option, JSON, APP, a URL
-    3  the run, workflow or dead letter does not exist
+    3  the run, workflow, query or dead letter does not exist
     4  the log, or a file, cannot be used: no answer, no such file, topics missing, no room
     5  code of a step has ended the worker
     70  a bug in stepfold
@@ -29,8 +29,10 @@ from ..errors import (
     InputInvalid,
     LogUnavailable,
     PayloadTooLarge,
+    QueryUnknown,
     RunNotFound,
     StepfoldError,
+    WorkflowUnknown,
 )
 
 TRACEBACK = "STEPFOLD_TRACEBACK"
@@ -77,7 +79,7 @@ def problem_of(error: BaseException) -> Problem:
 
 def _code_of(error: StepfoldError) -> Exit:
     match error:
-        case RunNotFound():
+        case RunNotFound() | WorkflowUnknown() | QueryUnknown():
             return Exit.NOT_FOUND
         case LogUnavailable():
             return Exit.LOG

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import orjson
 import typer
@@ -21,6 +22,7 @@ from ..errors import ErrorInfo, WorkflowCancelled, WorkflowFailed
 from ..operations.publish import published_by
 from ..values import times
 from ..values.codec import Written
+from ..values.digits import loads, raw
 from ..values.words import iso, short, span
 from .audit import RunId, export, replay, verify
 from .cancel import cancel
@@ -67,7 +69,7 @@ Data = Annotated[
 ]
 
 
-def json_of(data: str | None, option: str = "--data") -> Any:
+def json_of(data: str | None, option: str = "--data") -> Written | None:
     """The value of an option with data. Raises Problem."""
     where = option
     text: str | bytes | None = data
@@ -297,6 +299,47 @@ def published(
             raise Problem(f"run {run_id} has published nothing under {key!r}", Exit.NOT_FOUND)
 
     run_async(go())
+
+
+@app.command()
+def query(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The query's name.", show_default=False)],
+    app: Annotated[
+        str, typer.Option("--app", "-a", metavar="APP", help="The client that has the run's workflow: [bold]module:client[/].")
+    ],
+    arguments: Annotated[
+        str | None,
+        typer.Argument(metavar="[ARGUMENTS]", help="A JSON list, or a JSON object by name; or @file, or - for stdin."),
+    ] = None,
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="OFFSET", min=0, help="Answer for the run as it was after this record.")
+    ] = None,
+    url: UrlOption = None,
+) -> None:
+    """Answer a query of a run's workflow, as JSON: replays the run's code in this process.
+
+    Executes no step, needs no worker and writes nothing.
+    """
+    args, kwargs = _arguments(json_of(arguments, "ARGUMENTS"))
+    client = client_of(app, url)
+
+    async def go() -> bytes:
+        async with connected(client):
+            with contextlib.redirect_stdout(sys.stderr):  # of the code that is replayed
+                return (await client.inspect(run_id, until=until).answer(name, args, kwargs)).json
+
+    say(json_text(orjson.Fragment(run_async(go()))))
+
+
+def _arguments(data: Written | None) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a query, by position and by name. Raises Problem."""
+    value: object = [] if data is None else loads(data.json)
+    if isinstance(value, list):
+        return [Written(raw(one)) for one in cast("list[Any]", value)], {}
+    if isinstance(value, dict):
+        return [], {name: Written(raw(one)) for name, one in cast("dict[str, Any]", value).items()}
+    raise Problem("ARGUMENTS must be a JSON list, or a JSON object by name: '[10]' or '{\"limit\": 10}'")
 
 
 @app.command()

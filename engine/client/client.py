@@ -38,6 +38,7 @@ from ..worker.watchdog import Watchdog
 from ..worker.worker import Worker
 from . import bulk, callbacks
 from .asking import ask
+from .inspecting import Inspection
 from .observing import observing
 from .patience import Patience
 from .requests import (
@@ -58,6 +59,7 @@ from .tracing import provider_of, trace_now
 
 In = TypeVar("In", default=Any)
 Out = TypeVar("Out", default=Any)
+State = TypeVar("State", default=Any)
 
 logger = logging.getLogger("stepfold.worker")
 
@@ -127,15 +129,33 @@ class Client:
         self, id: str, *, version: str = DEFAULT_VERSION, input_schema: type[In]
     ) -> Callable[[Callable[[Context[Any], Step[Any]], Coroutine[Any, Any, Out]]], Workflow[In, Out]]: ...
 
-    def workflow(self, id: str, *, version: str = DEFAULT_VERSION, input_schema: Any = None) -> Any:
+    @overload
+    def workflow(
+        self, id: str, *, version: str = DEFAULT_VERSION, state: Callable[[], State]
+    ) -> Callable[[Callable[[Context[In, State], Step[Any]], Coroutine[Any, Any, Out]]], Workflow[In, Out]]: ...
+
+    @overload
+    def workflow(
+        self, id: str, *, version: str = DEFAULT_VERSION, input_schema: type[In], state: Callable[[], State]
+    ) -> Callable[[Callable[[Context[Any, State], Step[Any]], Coroutine[Any, Any, Out]]], Workflow[In, Out]]: ...
+
+    def workflow(
+        self,
+        id: str,
+        *,
+        version: str = DEFAULT_VERSION,
+        input_schema: Any = None,
+        state: Callable[[], Any] | None = None,
+    ) -> Any:
         """Register `async def handler(ctx: Context[Model], step: Step)` as a workflow.
 
-        The input of a run is validated as `Model`, or as `input_schema`. Raises ConfigError for a handler or annotation that
-        cannot work, and for an id and version that are registered already.
+        The input of a run is validated as `Model`, or as `input_schema`. `state`: the class of `ctx.state`, made without
+        arguments, for a handler that takes a `Context[Model, Class]`. Raises ConfigError for a handler or annotation that cannot
+        work, and for an id and version that are registered already.
         """
 
         def register(handler: Callable[[Any, Any], Coroutine[Any, Any, Any]]) -> Workflow[Any, Any]:
-            workflow: Workflow[Any, Any] = Workflow(handler, users_own(id), version, input_schema)
+            workflow: Workflow[Any, Any] = Workflow(handler, users_own(id), version, input_schema, state)
             self.registry.add(workflow)
             return workflow
 
@@ -285,6 +305,16 @@ class Client:
     def run(self, run_id: str) -> Run[Any]:
         """A handle for an existing run. The methods of the handle raise RunNotFound if the run does not exist."""
         return Run(self, checked_run_id(run_id), None)
+
+    def inspect(self, run_id: str, *, until: int | None = None) -> Inspection:
+        """A run to ask queries about: `await client.inspect(run_id).query("progress")` replays the run's code in this process.
+
+        `until`: the offset of the last record to read, for the run as it was then; None: as it is now. Raises ConfigError for a
+        bad id, TypeError and ValueError for a bad offset.
+        """
+        if until is not None:
+            whole(until, "until", 0)
+        return Inspection(self, self.registry, checked_run_id(run_id), until)
 
     def result_codec(self, run: RunState) -> Codec:
         """The codec for the result of a run: that of its workflow if it is registered here, else one for any JSON."""

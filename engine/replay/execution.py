@@ -113,8 +113,7 @@ class Execution:
         self._counts: dict[str, int] = {}
         self._last: Op | None = None
         self._swallowed = 0
-        # Task -> the future that it waited for right after its cancellation.
-        self._cancelled_while_waiting: dict[DeterministicTask[Any], Any] = {}
+        self._cancelled_while_waiting: dict[DeterministicTask[Any], Any] = {}  # task -> the future that it then waited for
         self._checked = False
         self._leaves: set[str] = set()  # operations whose end a cancellation waits for
         self.cancelling = False
@@ -224,7 +223,7 @@ class Execution:
         """
         if not self.loop.is_running():
             raise _outside(self.run, f"step {base_id!r}")
-        if (self.cancelling or self.loop.abandoned) and not self._goes_on():
+        if (self.cancelling or self.loop.abandoned or self.loop.asked) and not self._goes_on(f"step {base_id!r}"):
             return Op(base_id, call, source, self.loop.create_future(), None)
         count = self._counts.get(base_id, 0) + 1
         op_id = base_id if count == 1 else f"{base_id}#{count}"
@@ -251,7 +250,7 @@ class Execution:
         loop = self.loop
         if not loop.is_running():
             raise _outside(self.run, f"{notice.kind} {notice.name!r}")
-        if (self.cancelling or loop.abandoned) and not self._goes_on():
+        if (self.cancelling or loop.abandoned or loop.asked) and not self._goes_on(f"{notice.kind} {notice.name!r}"):
             await loop.create_future()
         self.notices.add(notice)
         await asyncio.sleep(0)
@@ -267,9 +266,11 @@ class Execution:
 
     # -- inside
 
-    def _goes_on(self) -> bool:
-        """Whether the code may ask for something and go on, although it is being cancelled or dropped; else its task shall wait
-        for something that never comes. Raises CancelledError for the main task of a cancelled run outside a shield."""
+    def _goes_on(self, asked: str) -> bool:
+        """Whether code that is being cancelled or dropped may ask for something and go on; else its task shall wait for ever.
+        Raises CancelledError for the main task of a cancelled run outside a shield, and NonDeterminism while a query reads."""
+        if self.loop.asked and not self.loop.abandoned:
+            raise self.loop.query_refusal(asked)
         if self.loop.abandoned:
             return False
         task = asyncio.current_task()

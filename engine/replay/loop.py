@@ -151,6 +151,7 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
         self._running = False
         self._outer = _NOTHING  # while it runs: the outer loop, its task and its two async generator hooks
         self._abandoned = False
+        self.asked = False  # a query reads the state of the code: nothing may be requested any more
         self.foreign = ""  # the cause outside the run that has made a callback ready, in words
 
     # Called by the owner.
@@ -398,6 +399,10 @@ class DeterministicLoop(asyncio.AbstractEventLoop):
     def client_refusal(self) -> NonDeterminism:
         """The error for a call of a client's method, which each replay would repeat. Adds it to the violations."""
         return self._violation(refusals.CLIENT)
+
+    def query_refusal(self, asked: str) -> NonDeterminism:
+        """The error for a request while a query reads the state of the code. Adds it to the violations."""
+        return self._violation(refusals.in_query(asked))
 
     def shared(self, frames: Iterable[FrameType]) -> NonDeterminism:
         """The error for an asyncio object that several runs or loops use. Adds it to the violations."""

@@ -59,6 +59,15 @@ def spins(turns: int) -> CodeRefusal:
     )
 
 
+def in_query(asked: str) -> CodeRefusal:
+    """A query that asks for something, or that makes the workflow's code go on, which then does: `asked`, in words."""
+    return CodeRefusal(
+        f"it asked for {asked}, or made the code of the workflow go on, which asked for it: a query only reads; return what "
+        "`ctx` and `ctx.state` hold, and let the workflow do the rest when it gets a signal",
+        asked,
+    )
+
+
 def woken(cause: str) -> CodeRefusal:
     """An awaitable of the code that something outside the run completed: `cause`, in words."""
     return CodeRefusal(

@@ -94,6 +94,7 @@ class Watch:
         self.armed = False  # an interruption is announced
         self.lines: tuple[str, ...] = ()  # source lines of the interrupted code
         self.interruptions = 0
+        self.gave_up = False  # the code cannot be interrupted
         self._sending = False  # the watchdog is deciding whether to send
         self._sent = False
         self._kind: Any = Stuck
@@ -250,6 +251,7 @@ class Watchdog(Watch):
                     self._send(mark, insist=asked == 2)
                 elif asked == 2 and over_s >= GIVE_UP_S:
                     asked += 1
+                    self.gave_up = True
                     name, extra = what.named()
                     logger.error(
                         "%s does not release the worker's loop and cannot be interrupted, at %s; end the process to continue",

@@ -1,4 +1,4 @@
-"""`examples/progress.py`: an import whose progress is streamed, over the death of its process."""
+"""`examples/progress.py`: an import whose progress is streamed and queried, over the death of its process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from repository import ROOT
 
 PROGRESS = ROOT / "examples" / "progress.py"
-SHOWN = ["4 of 12", "8 of 12", "12 of 12", "completed", "last: {'done': 12, 'of': 12}"]
+SHOWN = ["4 of 12", "8 of 12", "12 of 12", "completed", "last: {'done': 12, 'of': 12}", "batches: [0, 4, 8]"]
 
 
 def shown(folder: Path, *arguments: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, assert_type
 
 from pydantic import BaseModel
@@ -21,6 +22,7 @@ from stepfold import (
     Completion,
     Context,
     Done,
+    Inspection,
     Published,
     RaceResult,
     Run,
@@ -127,6 +129,46 @@ async def typed(ctx: Context[Order], step: Step) -> Receipt:
     return Receipt(total=1)
 
 
+class Cart:
+    items: int = 0
+
+
+@client.workflow(id="stateful", state=Cart)
+async def stateful(ctx: Context[Order, Cart], step: Step) -> None:
+    assert_type(ctx.state, Cart)
+
+
+@client.workflow(id="stateful-explicit", state=Cart, input_schema=Order)
+async def stateful_explicit(ctx: Context[Any, Cart], step: Step) -> int:
+    return ctx.state.items
+
+
+@stateful.query
+async def in_cart(ctx: Context[Order, Cart], limit: int, *, above: int = 0) -> list[Order]:
+    return [ctx.input.data][:limit]
+
+
+@stateful.query
+def is_empty(ctx: Context[Order, Cart]) -> bool:
+    return not ctx.state.items
+
+
+@typed.query
+async def loose(ctx: Context[Order]) -> Any:
+    assert_type(ctx.state, SimpleNamespace)
+    return ctx.state.anything
+
+
+@typed.query  # pyright: ignore[reportArgumentType]  # must be an error
+async def of_another_input(ctx: Context[int]) -> None:
+    pass
+
+
+@client.workflow(id="no-class")  # pyright: ignore[reportArgumentType]  # must be an error
+async def no_class(ctx: Context[Order, Cart], step: Step) -> None:
+    pass
+
+
 @client.workflow(id="bare")
 async def bare(ctx: Context, step: Step) -> None:
     assert_type(ctx.input.data, Any)
@@ -161,6 +203,15 @@ async def use() -> None:
     assert_type(client.run("r"), Run[Any])
     assert_type((await run.status(timeout=5)).ended_at, datetime | None)
     assert_type((await run.history(timeout=5))[0].time, datetime | None)
+    inspection = client.inspect("r", until=7)
+    assert_type(stateful, Workflow[Order, None])
+    assert_type(stateful_explicit, Workflow[Order, int])
+    assert_type(inspection, Inspection)
+    assert_type(await inspection.query("in_cart", 1, above=2), Any)
+    assert_type(await inspection.query(in_cart, 1, above=2), list[Order])
+    assert_type(await inspection.query(is_empty), bool)
+    await inspection.query(in_cart)  # pyright: ignore[reportCallIssue]  # must be an error
+    await inspection.query(in_cart, "one")  # pyright: ignore[reportCallIssue, reportArgumentType]  # must be an error
     assert_type(await run.published("progress"), Any)
     assert_type(await run.published(timeout=5), dict[str, Any])
     assert_type(await run.children(timeout=5), list[ChildRun])
